@@ -1,0 +1,58 @@
+"""The rule: a fixed number of connections, and the network shape that follows from it.
+
+Pure integer and rational arithmetic on *structures* (how the effective weight matrix is sparse); it imports
+nothing of the program's own but its errors. With S tokens, C channels and expansion factors g_t, g_c, a Mixer
+has effective width m = S·C and, per effective weight matrix,
+
+    Omega = C·S·(h_t + h_c) / 2        h_t = max(1, round(g_t·S)),  h_c = max(1, round(g_c·C))
+
+connections (Hayase & Karakida 2024, section 4.1, eqs 13-15; a single-layer Mixer has h_t = S, h_c = C). Its
+width is at most (Omega / g)^(2/3), reached at S = C. A sparse-weight MLP has Omega nonzeros in each of its
+matrices and any width from sqrt(Omega / g) on; a dense MLP has the one width sqrt(Omega / g).
+
+``solve`` turns a ``Request`` into an ``Architecture`` or raises a ``UserError`` that says what would fit.
+"""
+
+from __future__ import annotations
+
+import math
+
+from mixersweep.budget.counts import count, mixer_matrices, mlp_matrices
+from mixersweep.budget.expansion import expansion_of
+from mixersweep.budget.mixer import mixer_shape, widest
+from mixersweep.budget.mlp import mlp_shape
+from mixersweep.budget.terms import DEFAULT_CONNECTIONS, TOLERANCE, Architecture, Request, Structure
+
+__all__ = ["DEFAULT_CONNECTIONS", "TOLERANCE", "Architecture", "Request", "Structure", "solve", "warnings", "widest"]
+
+
+def solve(request: Request) -> Architecture:
+    """The network that the request means, with every size and count (``Architecture``).
+
+    Raises ``UserError`` for a contradictory or insufficient request, and for one that no integer sizes meet
+    within 2%; the message names the settings and the nearest that works.
+    """
+    expansion = expansion_of(request)
+    if request.structure in ("kronecker", "block_diagonal"):
+        shape = mixer_shape(request, expansion)
+        return count(request, shape, mixer_matrices(request, shape), shape.channels)
+    shape = mlp_shape(request, expansion)
+    embedding_channels = -(-shape.width // request.patches)
+    return count(request, shape, mlp_matrices(request, shape), embedding_channels)
+
+
+def warnings(architecture: Architecture, structure: Structure, classes: int) -> list[str]:
+    """What a reader of this network's accuracy has to know, one sentence each."""
+    found = []
+    if architecture.channels is not None and architecture.channels < classes:
+        found.append(
+            f"channels={architecture.channels} is below the {classes} classes: "
+            "the head is rank-limited, so a loss here is not one of width"
+        )
+    if structure == "sparse" and architecture.mean_fan_in < 4:
+        inputs = architecture.mean_fan_in / max(architecture.density, 1e-300)
+        share = math.exp(inputs * math.log1p(-min(architecture.density, 1 - 1e-12)))
+        found.append(
+            f"mean fan-in {architecture.mean_fan_in:.3g} is below 4: about {share:.1%} of the units have no input"
+        )
+    return found

@@ -1,0 +1,112 @@
+"""What a network of a given shape has: nonzeros, trainable weights and multiply-adds, part by part."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+from mixersweep.budget.terms import Architecture, Request, Shape
+from mixersweep.errors import UserError
+
+
+class _Matrix(NamedTuple):
+    """One effective weight matrix: its nonzeros, the trainable weights behind them, its trainable biases."""
+
+    connections: int
+    weights: int
+    biases: int
+
+
+def mixer_matrices(request: Request, shape: Shape) -> list[_Matrix]:
+    tokens, channels = shape.tokens, shape.channels
+    tied = request.structure == "kronecker"
+
+    def matrix(blocks: int, outputs: int, inputs: int) -> _Matrix:
+        copies = 1 if tied else blocks
+        return _Matrix(blocks * outputs * inputs, copies * outputs * inputs, copies * outputs)
+
+    matrices = []
+    for block in range(request.depth):
+        inputs = request.patches if block == 0 and request.stem == "patch" else tokens
+        if request.hidden:
+            matrices += [
+                matrix(channels, shape.token_hidden, inputs),
+                matrix(channels, tokens, shape.token_hidden),
+                matrix(tokens, shape.channel_hidden, channels),
+                matrix(tokens, channels, shape.channel_hidden),
+            ]
+        else:
+            matrices += [matrix(channels, tokens, inputs), matrix(tokens, channels, channels)]
+    return matrices
+
+
+def mlp_matrices(request: Request, shape: Shape) -> list[_Matrix]:
+    connections = int(shape.connections)
+    layer = [_Matrix(connections, connections, shape.width)]
+    if request.hidden:
+        layer = [_Matrix(connections, connections, shape.hidden_width), *layer]
+    return layer * (request.layers_per_block * request.depth)
+
+
+def count(request: Request, shape: Shape, matrices: list[_Matrix], embedding_channels: int) -> Architecture:
+    mixer = shape.tokens > 0
+    resized = mixer and request.stem == "resize"
+    skip = mixer and not resized and _has_skip_layer(request, shape.tokens)
+    norm_size = 2 * (shape.channels if mixer else shape.width)  # a LayerNorm's scale and shift
+    mixing_layers = request.layers_per_block * request.depth
+
+    stem = request.patch_values * embedding_channels
+    resize = shape.tokens * request.patches
+    features = embedding_channels if request.head == "pool" else shape.width
+    head = features * request.classes
+    total = sum(matrix.connections for matrix in matrices)
+    weights = sum(matrix.weights for matrix in matrices)
+    stem_parameters = stem + resize * resized
+    skip_parameters = resize * skip
+    biases = embedding_channels + request.classes
+    biases += sum(matrix.biases for matrix in matrices) if request.bias else 0
+    norms = norm_size * (mixing_layers + 1 + skip)  # one before each mixing layer, the last, the skip layer's
+    connections = shape.connections
+    return Architecture(
+        width=shape.width,
+        width_target=shape.width_target,
+        hidden_width=shape.hidden_width,
+        tokens=shape.tokens or None,
+        channels=shape.channels or None,
+        token_hidden=shape.token_hidden or None,
+        channel_hidden=shape.channel_hidden or None,
+        embedding_channels=embedding_channels,
+        patches=request.patches,
+        expansion=shape.expansion,
+        depth=request.depth,
+        mixing_layers=mixing_layers,
+        connections=int(connections) if connections.denominator == 1 else float(connections),
+        connections_target=shape.connections_target,
+        connections_counted=total / len(matrices),
+        total_connections=total,
+        density=_density(shape, mixer),
+        mean_fan_in=float(connections / (shape.hidden_width if request.hidden else shape.width)),
+        parameters=stem_parameters + weights + skip_parameters + head + biases + norms,
+        stem_parameters=stem_parameters,
+        mixing_parameters=weights,
+        head_parameters=head,
+        skip_parameters=skip_parameters,
+        skip_connections=embedding_channels * resize if skip else 0,
+        flops_per_image=2 * (request.patches * stem + embedding_channels * resize * (skip or resized) + total + head),
+    )
+
+
+def _density(shape: Shape, mixer: bool) -> float:
+    """p = Omega / (g·m²); for an MLP with the hidden size that integers gave."""
+    if mixer:
+        return float(shape.connections / (Fraction(shape.expansion) * shape.width**2))
+    return float(shape.connections / (shape.width * shape.hidden_width))
+
+
+def _has_skip_layer(request: Request, tokens: int) -> bool:
+    if request.skip_layer == "never" and tokens != request.patches:
+        raise UserError(
+            f"model.skip_layer=never: the first skip is then an identity, which needs tokens={request.patches} "
+            f"(the patches of the image), not {tokens}; use model.skip_layer=auto, or tokens={request.patches}"
+        )
+    return request.skip_layer == "always" or tokens != request.patches

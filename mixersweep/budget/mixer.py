@@ -1,0 +1,201 @@
+"""The shape of a Mixer: the integer pair (tokens, channels) that meets a width and a number of connections."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import lru_cache
+
+from mixersweep.budget.expansion import Expansion, expansion_from_shape, without_density
+from mixersweep.budget.terms import DEFAULT_CONNECTIONS, TOLERANCE, Request, Shape, exact, relative, rounded_root
+from mixersweep.errors import UserError
+
+
+def widest(connections: int, token_expansion: float = 1.0, channel_expansion: float = 1.0) -> int:
+    """The largest effective width of a Mixer: round(Omega^(2/3) / (g_t·g_c)^(1/3)), in exact arithmetic."""
+    cube = Fraction(connections) ** 2 / (exact(token_expansion) * exact(channel_expansion))
+    return max(1, rounded_root(cube, 3))
+
+
+def mixer_shape(request: Request, expansion: Expansion | None) -> Shape:
+    if expansion is None:
+        expansion = expansion_from_shape(request)
+    request = without_density(request, expansion)
+    tokens, channels = request.tokens, request.channels
+    if request.width is not None and (tokens is None) != (channels is None):
+        given = "tokens" if tokens is not None else "channels"
+        known = tokens if tokens is not None else channels
+        assert known is not None
+        other, rest = divmod(request.width, known)
+        if rest or not other:
+            nearest = max(1, round(request.width / known)) * known
+            raise UserError(f"width={request.width}: not a multiple of {given}={known}; the nearest that is: {nearest}")
+        tokens, channels = (known, other) if given == "tokens" else (other, known)
+    if tokens is not None and channels is not None:
+        _check_agreement(request, expansion, tokens, channels)
+        return _shape_of(expansion, tokens, channels, request.width, request.connections)
+    connections = request.connections or DEFAULT_CONNECTIONS
+    if tokens is not None or channels is not None:
+        tokens, channels = _complete(expansion, connections, tokens, channels)
+        return _shape_of(expansion, tokens, channels, None, connections)
+    limit = widest(connections, float(expansion.token), float(expansion.channel))
+    width = request.width or limit
+    if width > limit:
+        best = _solve_pair(limit, connections, expansion, request.branch)
+        at = f" ({_pair_text(*best)})" if best else ""
+        raise UserError(
+            f"width={width}: the widest mixer with connections={connections} and {expansion} is {limit}{at}. "
+            "Lower width, or raise connections"
+        )
+    pair = _solve_pair(width, connections, expansion, request.branch)
+    if pair is None:
+        raise _no_pair(request, width, connections, expansion)
+    return _shape_of(expansion, *pair, width, connections)
+
+
+def _shape_of(
+    expansion: Expansion, tokens: int, channels: int, width_target: int | None, connections_target: int | None
+) -> Shape:
+    token_hidden, channel_hidden = expansion.sizes(tokens, channels)
+    connections = Fraction(expansion.twice_connections(tokens, channels), 2)
+    hidden_width = max(channels * token_hidden, tokens * channel_hidden) if expansion.hidden else tokens * channels
+    factor = float(expansion.token)
+    if expansion.token != expansion.channel:  # the one factor that gives the same formula with gamma·(S + C)
+        factor = float((expansion.token * tokens + expansion.channel * channels) / (tokens + channels))
+    return Shape(
+        width=tokens * channels,
+        width_target=width_target or tokens * channels,
+        hidden_width=hidden_width,
+        tokens=tokens,
+        channels=channels,
+        token_hidden=token_hidden,
+        channel_hidden=channel_hidden,
+        expansion=factor,
+        connections=connections,
+        connections_target=connections_target or round(connections),
+    )
+
+
+def _check_agreement(request: Request, expansion: Expansion, tokens: int, channels: int) -> None:
+    pair = _pair_text(tokens, channels)
+    if request.width is not None and relative(tokens * channels, request.width) > TOLERANCE:
+        raise UserError(f"width={request.width}: contradicts {pair}, whose width is {tokens * channels}; leave one out")
+    has = Fraction(expansion.twice_connections(tokens, channels), 2)
+    if request.connections is not None and relative(has, request.connections) > TOLERANCE:
+        freed = " or, with expansion=auto, let the expansion follow" if expansion.hidden else ""
+        raise UserError(
+            f"connections={request.connections}: contradicts {pair} with {expansion}, "
+            f"which has {float(has):.12g}; leave connections out (connections=auto){freed}"
+        )
+
+
+def _complete(expansion: Expansion, connections: int, tokens: int | None, channels: int | None) -> tuple[int, int]:
+    """The missing one of tokens and channels: the rounded root of g_t·C·S² + g_c·C²·S = 2·Omega."""
+    known = tokens if tokens is not None else channels
+    assert known is not None
+    own, other = (expansion.token, expansion.channel)
+    if tokens is not None:
+        own, other = other, own
+    # own·known·x² + other·known²·x = 2·Omega; compare at the half-integers to round exactly
+    start = (math.sqrt(float(other) ** 2 * known**2 + 8 * float(own) * connections / known) - float(other) * known) / (
+        2 * float(own)
+    )
+
+    def below(x: Fraction) -> bool:
+        return own * known * x * x + other * known**2 * x <= 2 * connections
+
+    root = max(0, round(start))
+    while root and not below(Fraction(2 * root - 1, 2)):
+        root -= 1
+    while below(Fraction(2 * root + 1, 2)):
+        root += 1
+    name = "tokens" if tokens is not None else "channels"
+    pair = (known, root) if tokens is not None else (root, known)
+    if root and relative(Fraction(expansion.twice_connections(*pair), 2), connections) <= TOLERANCE:
+        return pair
+    nearest = _nearest_side(expansion, connections, name, known)
+    raise UserError(
+        f"{name}={known}: no mixer with {expansion} comes within 2% of connections={connections} there; "
+        + (f"the nearest {name} with one: {nearest}" if nearest else "raise connections")
+    )
+
+
+def _nearest_side(expansion: Expansion, connections: int, name: str, known: int) -> int | None:
+    """The value of tokens or channels nearest to ``known`` for which a Mixer with these connections exists."""
+    sides = set()
+    for branch in ("tall", "wide"):
+        for tokens, channels in _pairs_near(connections, expansion, branch):
+            sides.add(tokens if name == "tokens" else channels)
+    return min(sides, key=lambda side: (abs(side - known), side), default=None)
+
+
+def _sides(branch: str, narrow: int, long: int) -> tuple[int, int]:
+    """(tokens, channels) of a tall (tokens >= channels) or wide pair."""
+    return (long, narrow) if branch == "tall" else (narrow, long)
+
+
+def _ranges_near(connections: int, expansion: Expansion, branch: str) -> Iterator[tuple[int, range]]:
+    """For every narrow side, the long sides whose connections lie within 2% (connections rise with the side)."""
+    low = math.ceil(2 * connections * (1 - TOLERANCE))
+    high = math.floor(2 * connections * (1 + TOLERANCE))
+    for narrow in range(1, connections + 2):
+
+        def twice(long: int, narrow: int = narrow) -> int:
+            return expansion.twice_connections(*_sides(branch, narrow, long))
+
+        if twice(narrow) > high:
+            return
+        longs = range(narrow, high // (2 * narrow) + 1)
+        first = bisect_left(longs, low, key=twice)
+        last = bisect_right(longs, high, key=twice)
+        if first < last:
+            yield narrow, longs[first:last]
+
+
+def _pairs_near(connections: int, expansion: Expansion, branch: str) -> Iterator[tuple[int, int]]:
+    for narrow, longs in _ranges_near(connections, expansion, branch):
+        for long in longs:
+            yield _sides(branch, narrow, long)
+
+
+@lru_cache(maxsize=4096)
+def _solve_pair(width: int, connections: int, expansion: Expansion, branch: str) -> tuple[int, int] | None:
+    """The integer pair with the smallest larger relative error of S·C against width and Omega against connections.
+
+    Ties go to the smaller error in Omega, then to the smaller |S - C|. None where that error exceeds 2%.
+    """
+    best: tuple[tuple[Fraction, Fraction, int], tuple[int, int]] | None = None
+    low, high = width * (1 - TOLERANCE), width * (1 + TOLERANCE)
+    for narrow, longs in _ranges_near(connections, expansion, branch):
+        first = max(longs.start, math.ceil(low / narrow))
+        for long in range(first, min(longs.stop, math.floor(high / narrow) + 1)):
+            tokens, channels = pair = _sides(branch, narrow, long)
+            of_width = relative(tokens * channels, width)
+            of_connections = relative(expansion.twice_connections(tokens, channels), 2 * connections)
+            key = (max(of_width, of_connections), of_connections, abs(tokens - channels))
+            if best is None or key < best[0]:
+                best = key, pair
+    return best[1] if best else None
+
+
+def _no_pair(request: Request, width: int, connections: int, expansion: Expansion) -> UserError:
+    """The refusal where no pair lies within 2%, with the nearest width or the nearest connections that has one."""
+    limit = widest(connections, float(expansion.token), float(expansion.channel))
+    near = [(s, c) for s, c in _pairs_near(connections, expansion, request.branch) if s * c <= limit]
+    asked = f"width={width}" if request.width is not None else f"connections={connections}"
+    if near:
+        tokens, channels = min(near, key=lambda pair: (abs(pair[0] * pair[1] - width), abs(pair[0] - pair[1])))
+        fits = f"the nearest width with one: {tokens * channels} ({_pair_text(tokens, channels)})"
+    else:
+        side = max(1, round((connections / float((expansion.token + expansion.channel) / 2)) ** (1 / 3)))
+        squares = [Fraction(expansion.twice_connections(s, s), 2) for s in (max(1, side - 1), side, side + 1)]
+        fits = f"nearest connections with one: {math.ceil(min(squares, key=lambda has: abs(has - connections)))}"
+    return UserError(
+        f"{asked}: no mixer with {expansion} comes within 2% of width={width} and connections={connections}; {fits}"
+    )
+
+
+def _pair_text(tokens: int, channels: int) -> str:
+    return f"tokens=channels={tokens}" if tokens == channels else f"tokens={tokens}, channels={channels}"

@@ -1,0 +1,122 @@
+"""The words of the rule: what is asked for, what comes out, and the exact arithmetic between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+DEFAULT_CONNECTIONS = 2**15
+TOLERANCE = Fraction(2, 100)
+"""How far what integers allow may lie from what was asked, for width and connections alike."""
+
+Structure = Literal["kronecker", "block_diagonal", "sparse", "dense"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for (None: left open), and the facts of data and wiring that the counts depend on."""
+
+    structure: Structure
+    hidden: bool = False
+    width: int | None = None
+    connections: int | None = None
+    tokens: int | None = None
+    channels: int | None = None
+    density: float | None = None
+    expansion: float | None = 1.0
+    token_expansion: float | None = None
+    channel_expansion: float | None = None
+    branch: Literal["tall", "wide"] = "tall"
+    match: Literal["none", "mixer"] = "none"
+    depth: int = 4
+    layers_per_block: int = 2
+    patches: int = 64
+    patch_values: int = 16
+    classes: int = 10
+    stem: Literal["patch", "resize"] = "patch"
+    head: Literal["pool", "linear"] = "pool"
+    skip_layer: Literal["auto", "always", "never"] = "auto"
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Integer sizes and counts of one network; the keys of ``result.json`` that are known before training.
+
+    ``connections`` is the rule's formula for square layers, ``connections_counted`` the mean over the matrices
+    that are really there. ``*_parameters`` are trainable weights of that part; ``parameters`` is all that is
+    trainable, biases and norms included. Sizes that a structure does not have are None.
+    """
+
+    width: int
+    width_target: int
+    hidden_width: int
+    tokens: int | None
+    channels: int | None
+    token_hidden: int | None
+    channel_hidden: int | None
+    embedding_channels: int
+    patches: int
+    expansion: float
+    depth: int
+    mixing_layers: int
+    connections: int | float
+    connections_target: int
+    connections_counted: float
+    total_connections: int
+    density: float
+    mean_fan_in: float
+    parameters: int
+    stem_parameters: int
+    mixing_parameters: int
+    head_parameters: int
+    skip_parameters: int
+    skip_connections: int
+    flops_per_image: int
+
+    @property
+    def residual(self) -> float:
+        """The larger relative distance of width and connections from their targets."""
+        return max(abs(self.width / self.width_target - 1), abs(self.connections / self.connections_target - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes of a network, before its parts are counted; zero where a structure has no such size."""
+
+    width: int
+    width_target: int
+    hidden_width: int
+    tokens: int = 0
+    channels: int = 0
+    token_hidden: int = 0
+    channel_hidden: int = 0
+    expansion: float
+    connections: Fraction
+    connections_target: int
+
+
+def exact(number: float) -> Fraction:
+    """The decimal as it was written: 4.1 is 41/10."""
+    return Fraction(repr(number))
+
+
+def scaled(factor: Fraction, size: int) -> int:
+    """max(1, round(factor·size)), halves to the even neighbour as Python's round."""
+    return max(1, round(Fraction(factor.numerator * size, factor.denominator)))
+
+
+def rounded_root(value: Fraction, degree: int) -> int:
+    """round(value^(1/degree)) exactly: the integer n with (n - 1/2)^degree <= value < (n + 1/2)^degree."""
+    guess: int = max(0, round(float(value) ** (1 / degree)))
+    while guess and Fraction(2 * guess - 1, 2) ** degree > value:
+        guess -= 1
+    while Fraction(2 * guess + 1, 2) ** degree <= value:
+        guess += 1
+    return guess
+
+
+def relative(achieved: int | Fraction, target: int | Fraction) -> Fraction:
+    """|achieved / target - 1|, exact."""
+    return Fraction(abs(Fraction(achieved) / Fraction(target) - 1))

@@ -1,0 +1,193 @@
+"""From a composed mapping to a ``Config``, or to one line that says which setting cannot be and what can.
+
+Imports pydantic, which checks types and bounds, only when a mapping is parsed: completion needs the keys alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from mixersweep.config.schema import SGD, VARIANTS, Config, RandomPermutations
+from mixersweep.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(values: Mapping[str, Any]) -> Config:
+    """Check a composed mapping against the schema.
+
+    Raises ``UserError`` in one line that names the key, the value, the reason and the nearest valid choice.
+    """
+    values = dict(values)
+    for group, variants in VARIANTS.items():
+        name = (values.get(group) or {}).get("name")
+        if name not in variants:
+            raise UserError(f"{group}={name}: no such {group}; there are {', '.join(variants)}")
+    schema = {group: variants[values[group]["name"]] for group, variants in VARIANTS.items()}
+    _check_keys(values, schema)
+    parts: dict[str, Any] = {group: _validated(cls, values[group], f"{group}.") for group, cls in schema.items()}
+    config = _validated(Config, values, "", parts)
+    _check_values(config)
+    return config
+
+
+def keys(config_class: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of the schema with its annotation, those of all variants included (perhaps repeatedly)."""
+    for name, annotation in typing.get_type_hints(config_class, include_extras=True).items():
+        if typing.get_origin(annotation) is ClassVar or name.startswith("__"):
+            continue
+        if not prefix and name in VARIANTS:
+            yield name, Literal[tuple(VARIANTS[name])]
+            for variant in VARIANTS[name].values():
+                yield from keys(variant, f"{name}.")
+        elif dataclasses.is_dataclass(annotation):
+            yield name, annotation
+            yield from keys(typing.cast(type, annotation), f"{name}.")
+        else:
+            yield prefix + name, annotation
+
+
+def owners(key: str) -> list[str]:
+    """The choices of a group that have the setting ``key``, e.g. the families with ``model.tied``."""
+    group, _, name = key.partition(".")
+    return [choice for choice, cls in VARIANTS.get(group, {}).items() if name in _fields(cls)]
+
+
+def check_key(key: str, value: object, choice: str | None = None) -> None:
+    """Refuse a dotted key that no schema has, or that the chosen variant of its group has not."""
+    known = dict(keys())
+    if key in known and (choice is None or not owners(key) or choice in owners(key)):
+        return
+    text = f"{key}={json.dumps(value) if isinstance(value, (dict, list, bool)) or value is None else value}"
+    if key in known:
+        group, _, name = key.partition(".")
+        others = ", ".join(owners(key))
+        mine = ", ".join(f for f in _fields(VARIANTS[group][typing.cast(str, choice)]) if f != "name")
+        raise UserError(f"{text}: {choice} has no setting {name} ({others} have). It has {mine}")
+    tail = {k.rpartition(".")[2]: k for k in known}
+    near = difflib.get_close_matches(key, known, 1) or [
+        tail[k] for k in difflib.get_close_matches(key.rpartition(".")[2], tail, 1)
+    ]
+    raise UserError(f"{text}: no such setting" + (f"; the nearest is {near[0]}" if near else ""))
+
+
+def describe(annotation: Any) -> str:
+    """What a setting takes, in words: ``a whole number, at least 1, or auto``."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        bounds = {Ge: "at least {0.ge:g}", Gt: "above {0.gt:g}", Le: "at most {0.le:g}", Lt: "below {0.lt:g}"}
+        said = [text.format(m) for m in arguments[1:] for kind, text in bounds.items() if isinstance(m, kind)]
+        return ", ".join([describe(arguments[0]), " and ".join(said)])
+    if origin is Literal:
+        return " or ".join(str(choice) for choice in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(describe(part) for part in arguments)
+    if origin is list:
+        return f"a list such as [1,2] of {describe(arguments[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
+    return words.get(annotation, str(annotation))
+
+
+def _fields(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def _check_keys(values: Mapping[str, Any], schema: Mapping[str, type]) -> None:
+    """Refuse unknown keys, and name the first that is missing."""
+    hints = typing.get_type_hints(Config)
+    for name, value in values.items():
+        cls = schema.get(name, hints.get(name))
+        if cls is None or not dataclasses.is_dataclass(cls):
+            check_key(name, value)
+            continue
+        choice = value.get("name") if name in VARIANTS else None
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name}={value}: a group of settings; choose one of its files, or set {name}.<setting>")
+        for inner, deep in value.items():
+            check_key(f"{name}.{inner}", deep, choice)
+
+
+def _validated(cls: type[T], values: Mapping[str, Any], prefix: str, parts: Mapping[str, Any] | None = None) -> T:
+    import pydantic
+
+    plain = {name: value for name, value in values.items() if name not in (parts or {})}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    done = dict(parts or {})
+    for name, f in fields.items():
+        if name in done:
+            continue
+        if name not in plain:
+            if f.default is dataclasses.MISSING:
+                raise UserError(f"{prefix}{name}: missing; it takes {describe(hints[name])}")
+            continue
+        if dataclasses.is_dataclass(hints[name]):
+            done[name] = _validated(typing.cast(type, hints[name]), plain[name], f"{prefix}{name}.")
+            continue
+        try:
+            done[name] = _adapter(typing.cast(Any, cls), name).validate_python(_power(plain[name]))
+        except pydantic.ValidationError:
+            raise UserError(_expects(f"{prefix}{name}", plain[name], hints[name])) from None
+    return cls(**done)
+
+
+@cache
+def _adapter(cls: type, name: str) -> Any:
+    import pydantic
+
+    annotation = typing.get_type_hints(cls, include_extras=True)[name]
+    return pydantic.TypeAdapter(annotation, config={"strict": True, "allow_inf_nan": False})
+
+
+def _power(value: Any) -> Any:
+    """2**15 as people write budgets; anything else as it is."""
+    if isinstance(value, str):
+        base, stars, exponent = value.partition("**")
+        if stars and base.isdigit() and exponent.isdigit() and len(base) <= 3 and len(exponent) <= 2:
+            return int(base) ** int(exponent)
+    return value
+
+
+def _expects(key: str, value: Any, annotation: Any) -> str:
+    text = f"{key}={'null' if value is None else value}: expects {describe(annotation)}"
+    choices = [str(c) for part in _parts(annotation) for c in typing.get_args(part) if isinstance(c, str)]
+    near = difflib.get_close_matches(str(value), choices, 1) if isinstance(value, str) else []
+    return text + (f"; the nearest is {near[0]}" if near else "")
+
+
+def _parts(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [inner for part in typing.get_args(annotation) for inner in _parts(part)]
+    return [annotation] if typing.get_origin(annotation) is Literal else []
+
+
+def _check_values(config: Config) -> None:
+    """What no type can say: settings that are each fine and impossible together."""
+    if config.image_size % config.patch_size:
+        sizes = [p for p in range(1, config.image_size + 1) if config.image_size % p == 0]
+        nearest = min(sizes, key=lambda size: abs(size - config.patch_size))
+        raise UserError(
+            f"patch_size={config.patch_size}: does not divide image_size={config.image_size}; the nearest is {nearest}"
+        )
+    if config.image_size < config.data.native_size:
+        raise UserError(
+            f"image_size={config.image_size}: {config.data.name} has images of {config.data.native_size} pixels, "
+            f"which are padded and never shrunk; use {config.data.native_size} or more"
+        )
+    optim = config.optim
+    if isinstance(optim, SGD) and optim.nesterov and not optim.momentum:
+        raise UserError("optim.momentum=0: Nesterov needs momentum; set optim.nesterov=false, or 0.9")
+    if optim.warmup_epochs > config.epochs:
+        raise UserError(f"optim.warmup_epochs={optim.warmup_epochs:g}: longer than epochs={config.epochs}")
+    blocks = config.model.random_blocks if isinstance(config.model, RandomPermutations) else "all"
+    if not isinstance(blocks, str) and any(block >= config.depth for block in blocks):
+        raise UserError(f"model.random_blocks={blocks}: depth={config.depth} has the blocks 0 to {config.depth - 1}")

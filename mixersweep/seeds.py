@@ -1,0 +1,17 @@
+"""One seed for each purpose, so that no random choice depends on another or on a global state."""
+
+from __future__ import annotations
+
+import hashlib
+
+PURPOSES = ("initialization", "structure", "split", "order", "augmentation")
+"""Weights; masks and permutations; the validation split; the order of batches; crops and flips."""
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose, e.g. ``derive(0, "initialization", "blocks.0.token_mixing")``.
+
+    Distinct purposes give independent streams, whatever else the program draws.
+    """
+    text = "/".join(str(part) for part in (seed, *purpose))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
