@@ -5,7 +5,7 @@ The values live in ``configs/*.yaml``; the classes here only say what may stand 
 
 A setting that is added later is declared with ``neutral(value)``, the value that means "as before this setting
 existed": it is left out of the fingerprint while it has it. ``execution()`` marks what never changes the numbers of
-an experiment (where and how it runs), which is never in the fingerprint.
+an experiment (where and how it runs), ``asked()`` what only led to other settings: neither is in the fingerprint.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ def neutral(value: T) -> T:
 def execution() -> Any:
     """A setting of where and how a run is executed: not part of the experiment, not in the fingerprint."""
     return field(metadata={"execution": True})
+
+
+def asked() -> Any:
+    """A setting that only says how others were asked for; what came of it is in the fingerprint instead."""
+    return field(metadata={"asked": True})
 
 
 # --- families: one class each ------------------------------------------------------------------------------------
@@ -108,8 +113,8 @@ class Mixer(MixerFamily):
     """MLP-Mixer: mixing layers with a hidden layer (eqs 1-4)."""
 
     name: Literal["mixer"]
-    token_expansion: Positive | Auto
-    channel_expansion: Positive | Auto
+    token_expansion: Positive | Auto = asked()
+    channel_expansion: Positive | Auto = asked()
     hidden: ClassVar[bool] = True
     tied: ClassVar[bool] = True
 
@@ -120,8 +125,8 @@ class RPMixer(RandomPermutations):
 
     name: Literal["rp_mixer"]
     random_layers: Literal["token", "channel", "both"]
-    token_expansion: Positive | Auto
-    channel_expansion: Positive | Auto
+    token_expansion: Positive | Auto = asked()
+    channel_expansion: Positive | Auto = asked()
     hidden: ClassVar[bool] = True
     tied: ClassVar[bool] = True
 
@@ -133,8 +138,8 @@ class PK(RandomPermutations):
     name: Literal["pk"]
     hidden: bool
     tied: bool
-    token_expansion: Positive | Auto
-    channel_expansion: Positive | Auto
+    token_expansion: Positive | Auto = asked()
+    channel_expansion: Positive | Auto = asked()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +194,8 @@ class Data:
     test_images: Count
     mean: list[float]
     std: list[Positive]
-    crop_padding: Whole
-    flip: bool
+    crop_padding: Whole = asked()
+    flip: bool = asked()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,14 +267,14 @@ class Config:
     """One training run as it was asked for. ``--cfg job`` shows it, ``configs/train.yaml`` comments on it."""
 
     model: AnyModel
-    width: Count | Auto
-    connections: Count | Auto
-    tokens: Count | Auto
-    channels: Count | Auto
-    density: Density | Auto
-    expansion: Positive | Auto
-    branch: Literal["tall", "wide"]
-    match: Literal["none", "mixer"]
+    width: Count | Auto = asked()
+    connections: Count | Auto = asked()
+    tokens: Count | Auto = asked()
+    channels: Count | Auto = asked()
+    density: Density | Auto = asked()
+    expansion: Positive | Auto = asked()
+    branch: Literal["tall", "wide"] = asked()
+    match: Literal["none", "mixer"] = asked()
     depth: Count
     image_size: Count
     patch_size: Count
