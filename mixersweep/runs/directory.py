@@ -1,0 +1,203 @@
+"""One run, one directory: the only meeting place of training, sweeps, reports and mirrors.
+
+runs/<readable name>-<16 hex of the fingerprint>/
+    config.yaml      resolved and frozen: what `train run_dir=DIR` reads, and nothing else
+    status.json      state, host, pid, heartbeat, error (``status``)
+    metrics.jsonl    a row an epoch
+    checkpoint.pt    model, optimiser and the rows so far
+    predictions.npz  of the test images, at the end
+    result.json      the record (``record``)
+    tracking.json    the id of its mirror
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixersweep.budget import Architecture
+from mixersweep.config import Config, architecture, parse
+from mixersweep.errors import UserError
+from mixersweep.runs.files import read_json, write_json, write_text
+from mixersweep.runs.fingerprint import fingerprint
+from mixersweep.runs.status import Status, read_status, set_status
+
+SCHEMA_VERSION = 1
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a run was asked for: never part of the experiment, always part of its record."""
+
+    experiment: str | None = None
+    sweep: str | None = None
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A solved config: everything that is known of a run before it trains."""
+
+    config: Config
+    architecture: Architecture
+    origin: Origin
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """A readable name and the first 16 hex digits of the fingerprint."""
+        sizes = f"w{self.architecture.width}-c{self.architecture.connections}"
+        return f"{self.config.model.name}-{sizes}-{self.config.data.name}-s{self.config.seed}-{self.fingerprint[:16]}"
+
+
+def solve(config: Config, origin: Origin | None = None) -> Run:
+    """Ask the rule for the network and name the run; raises ``UserError`` where there is no such network."""
+    sizes = architecture(config)
+    solved = dataclasses.replace(
+        config,
+        width=sizes.width,
+        connections=sizes.connections if isinstance(sizes.connections, int) else "auto",
+        tokens=sizes.tokens or "auto",
+        channels=sizes.channels or "auto",
+        density="auto",
+        expansion=sizes.expansion if config.expansion == "auto" else config.expansion,
+        run_dir=None,
+    )
+    return Run(solved, sizes, origin or Origin(), fingerprint(solved, sizes))
+
+
+class RunDirectory:
+    """A run's files. ``create`` makes the directory (or finds it), ``open`` takes one that is there."""
+
+    def __init__(self, path: Path, run: Run) -> None:
+        self.path = path
+        self.run = run
+
+    @classmethod
+    def create(cls, run: Run, runs_dir: Path) -> RunDirectory:
+        """The directory of this experiment, made whole if it is new; what it froze before stays.
+
+        The settings of where and how it runs are the new ones, since they are not part of the experiment.
+        """
+        path = runs_dir.expanduser().absolute() / run.name
+        if not (path / "config.yaml").exists():
+            _make(path, run)
+        stored = cls.open(path).run
+        if stored.fingerprint != run.fingerprint:
+            raise UserError(f"{path}: holds another experiment ({stored.fingerprint}, not {run.fingerprint})")
+        now = {f.name: getattr(run.config, f.name) for f in dataclasses.fields(Config) if f.metadata.get("execution")}
+        return cls(path, dataclasses.replace(stored, config=dataclasses.replace(stored.config, **now)))
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The run frozen in ``path/config.yaml``; raises ``UserError`` where there is none that can be read."""
+        try:
+            stored = yaml.load((path / "config.yaml").read_text(), Loader=_Loader)
+        except OSError:
+            raise UserError(f"run_dir={path}: no run directory, it has no config.yaml") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"run_dir={path}: config.yaml cannot be read: {' '.join(str(error).split())}") from None
+        if not isinstance(stored, dict) or stored.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(f"run_dir={path}: config.yaml is not of schema_version {SCHEMA_VERSION}")
+        try:
+            sizes, origin = Architecture(**stored["architecture"]), Origin(**stored["origin"])
+            run = Run(parse(stored["config"]), sizes, origin, stored["fingerprint"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"run_dir={path}: config.yaml is incomplete: {error}") from None
+        if run.fingerprint != fingerprint(run.config, run.architecture):
+            raise UserError(
+                f"run_dir={path}: config.yaml was changed by hand, or is of a mixersweep with other numbers; "
+                "start the run anew from its settings, or restore the file"
+            )
+        return cls(path, run)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint stands."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def predictions(self) -> Path:
+        """Where the predictions on the test images stand."""
+        return self.path / "predictions.npz"
+
+    def status(self) -> Status:
+        """State and holder as stored."""
+        return read_status(self.path)
+
+    def result(self) -> dict[str, Any] | None:
+        """The record of a completed run, or None."""
+        return None if self.status().state != "completed" else read_json(self.path / "result.json")
+
+    def write_result(self, record: Mapping[str, Any]) -> Path:
+        """Write ``result.json`` whole."""
+        write_json(self.path / "result.json", record)
+        return self.path / "result.json"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``; a line that a crash left half is none."""
+        return read_rows(self.path / "metrics.jsonl")
+
+    def append_row(self, row: Mapping[str, Any]) -> None:
+        """Append one epoch's row, on disk when this returns."""
+        with (self.path / "metrics.jsonl").open("ab") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def restore_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Make ``metrics.jsonl`` agree with the rows that a checkpoint holds."""
+        content = b"".join(_line(row) for row in rows)
+        path = self.path / "metrics.jsonl"
+        if not path.exists() or path.read_bytes() != content:
+            write_text(path, content.decode())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a ``metrics.jsonl``; empty where there is none."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def _make(path: Path, run: Run) -> None:
+    """Make the directory beside its place and move it there, so that it appears whole."""
+    stored = {
+        "schema_version": SCHEMA_VERSION,
+        "name": run.name,
+        "fingerprint": run.fingerprint,
+        "origin": dataclasses.asdict(run.origin),
+        "config": dataclasses.asdict(run.config),
+        "architecture": dataclasses.asdict(run.architecture),
+    }
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"runs_dir={path.parent}: cannot be written: {error.strerror}") from None
+    try:
+        write_text(temporary / "config.yaml", yaml.safe_dump(stored, sort_keys=False))
+        set_status(temporary, Status("planned"))
+        write_json(temporary / "tracking.json", {"id": f"{run.fingerprint[:16]}-{secrets.token_hex(2)}"})
+        temporary.rename(path)
+    except OSError:
+        if not (path / "config.yaml").exists():  # otherwise another process made it first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

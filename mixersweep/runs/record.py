@@ -1,0 +1,89 @@
+"""``result.json``: the flat record of a completed run that status, reports and mirrors read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mixersweep.runs.directory import SCHEMA_VERSION, Run
+
+VOLATILE = (
+    "seconds",
+    "images_per_second",
+    "peak_memory_bytes",
+    "started",
+    "finished",
+    "environment",
+    "versions",
+    "git_commit",
+)
+"""What two runs of the same experiment may differ in."""
+
+_ARCHITECTURE = [
+    "width",
+    "width_target",
+    "hidden_width",
+    "tokens",
+    "channels",
+    "expansion",
+    "depth",
+    "mixing_layers",
+    "connections",
+    "connections_target",
+    "connections_counted",
+    "total_connections",
+    "density",
+    "parameters",
+    "stem_parameters",
+    "mixing_parameters",
+    "head_parameters",
+    "skip_parameters",
+    "skip_connections",
+    "flops_per_image",
+]
+_MEASURED = [
+    "epochs",
+    "best_epoch",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "best_validation_test_accuracy",
+    "images_per_second",
+    "seconds",
+    "peak_memory_bytes",
+    "started",
+    "finished",
+    "environment",
+    "versions",
+    "git_commit",
+]
+
+
+def planned(run: Run) -> dict[str, Any]:
+    """The keys of a record that are known before training, in the order of the record."""
+    sizes = dataclasses.asdict(run.architecture)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": run.fingerprint,
+        "name": run.name,
+        "model": run.config.model.name,
+        "dataset": run.config.data.name,
+        "seed": run.config.seed,
+        **dataclasses.asdict(run.origin),
+        **{key: sizes[key] for key in _ARCHITECTURE},
+    }
+
+
+def completed(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole record; ``measured`` has exactly the keys that training adds (null where there is none)."""
+    assert set(measured) == set(_MEASURED), set(measured) ^ set(_MEASURED)
+    return {**planned(run), **{key: measured[key] for key in _MEASURED}}
+
+
+def same_experiment_same_numbers(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records agree in all that the experiment decides."""
+    return {k: v for k, v in one.items() if k not in VOLATILE} == {k: v for k, v in other.items() if k not in VOLATILE}

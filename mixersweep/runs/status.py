@@ -1,0 +1,178 @@
+"""The state of a run and who holds it: ``status.json``, read and changed under a lock.
+
+A process that trains a run *holds* it: its host, pid and heartbeat stand in the status. The hold of a process that
+is gone (seen at once on its own host, by its silent heartbeat from any other) is taken over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+
+from mixersweep.errors import INTERRUPTED, RunDiverged, RunHeld, RunStopped
+from mixersweep.runs.files import read_json, write_json
+
+STORED_STATES = (
+    "planned",
+    "queued",
+    "running",
+    "interrupted",
+    "preempted",
+    "completed",
+    "failed",
+    "diverged",
+    "cancelled",
+)
+FINAL_STATES = ("completed", "diverged", "cancelled")
+"""What the same command does not take up again."""
+
+BEAT_EVERY = 10.0
+DEAD_AFTER = 60.0
+"""Seconds between heartbeats, and of silence after which another host takes a run for lost."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """``status.json``: ``state`` is one of ``STORED_STATES``; times are seconds since the epoch, UTC."""
+
+    state: str
+    host: str | None = None
+    pid: int | None = None
+    pid_started: float | None = None
+    since: float | None = None
+    heartbeat: float | None = None
+    error: str | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process that holds the run is there, as far as this host can tell."""
+        if self.state != "running" or self.pid is None or self.heartbeat is None:
+            return False
+        if self.host == this_host():
+            return self.pid_started == _started(self.pid)
+        return time.time() - self.heartbeat < DEAD_AFTER
+
+    @property
+    def shown(self) -> str:
+        """The state as people see it: a running run whose process is gone is ``lost``."""
+        return "lost" if self.state == "running" and not self.alive else self.state
+
+    @property
+    def holder(self) -> str:
+        """Who holds the run, in words."""
+        since = datetime.fromtimestamp(self.since or 0, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return f"pid {self.pid} on {(self.host or '').partition('/')[0]} since {since}"
+
+
+def this_host() -> str:
+    """Host and process-id namespace: the reach within which a pid means something."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()}/{namespace}"
+
+
+def read_status(run_dir: Path) -> Status:
+    """The stored status; a directory without one is ``planned``."""
+    stored = read_json(run_dir / "status.json")
+    return Status(**stored) if stored else Status("planned")
+
+
+def set_status(run_dir: Path, status: Status) -> None:
+    """Replace the stored status."""
+    assert status.state in STORED_STATES, status.state
+    write_json(run_dir / "status.json", dataclasses.asdict(status))
+
+
+class Hold:
+    """The right of this process to train in a run directory, kept alive by a heartbeat."""
+
+    def __init__(self, run_dir: Path, status: Status) -> None:
+        self._run_dir = run_dir
+        self._status = status
+        self._over = threading.Event()
+        self._lost_to: Status | None = None
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise ``RunHeld`` where another process took the run over, as after a long suspension of this one."""
+        if self._lost_to is not None:
+            raise RunHeld(f"{self._run_dir}: taken over by {self._lost_to.holder} while this process was silent")
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_EVERY):
+            self._store(dataclasses.replace(self._status, heartbeat=time.time()))
+
+    def _store(self, status: Status) -> None:
+        with _guard(self._run_dir):
+            stored = read_status(self._run_dir)
+            if (stored.host, stored.pid, stored.since) == (status.host, status.pid, status.since):
+                set_status(self._run_dir, status)
+            else:
+                self._lost_to = stored
+
+    def _end(self, state: str, error: str | None) -> None:
+        self._over.set()
+        self._thread.join()
+        self._store(dataclasses.replace(self._status, state=state, heartbeat=time.time(), error=error))
+
+
+@contextmanager
+def hold(run_dir: Path) -> Iterator[Hold]:
+    """Hold the run while the block trains it; how the block ends becomes the state of the run.
+
+    Raises ``RunHeld`` where a live process holds it already, with host, pid and since when.
+    """
+    pid = os.getpid()
+    now = time.time()
+    mine = Status("running", this_host(), pid, _started(pid), since=now, heartbeat=now)
+    with _guard(run_dir):
+        status = read_status(run_dir)
+        if status.alive:
+            raise RunHeld(f"{run_dir}: held by {status.holder}; wait for it, or stop that process")
+        set_status(run_dir, mine)
+    held = Hold(run_dir, mine)
+    state, error = "failed", None
+    try:
+        yield held
+        state = "completed"
+    except RunStopped as stopped:
+        state = "interrupted" if stopped.exit_code == INTERRUPTED else "preempted"
+        raise
+    except KeyboardInterrupt:
+        state = "interrupted"
+        raise
+    except RunDiverged as diverged:
+        state, error = "diverged", str(diverged)
+        raise
+    except BaseException as exception:
+        error = f"{type(exception).__name__}: {exception}"
+        raise
+    finally:
+        held._end(state, error)
+
+
+def _guard(run_dir: Path) -> FileLock:
+    return FileLock(run_dir / ".lock", timeout=30)
+
+
+def _started(pid: int) -> float | None:
+    """When the process began, which tells it from a later one with the same pid; None where there is none."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
