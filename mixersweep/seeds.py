@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mixersweep.config import Config
 
 PURPOSES = ("initialization", "structure", "split", "order", "augmentation")
 """Weights; masks and permutations; the validation split; the order of batches; crops and flips."""
@@ -15,3 +19,10 @@ def derive(seed: int, *purpose: str | int) -> int:
     """
     text = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def seed_of(config: Config, purpose: str) -> int:
+    """The run's seed for one of ``PURPOSES``: as set under ``seeds``, or derived from ``seed``."""
+    assert purpose in PURPOSES, purpose
+    chosen: int | None = getattr(config.seeds, purpose)
+    return derive(config.seed, purpose) if chosen is None else chosen

@@ -92,11 +92,23 @@ def _check_agreement(request: Request, expansion: Expansion, tokens: int, channe
 
 
 def _complete(expansion: Expansion, connections: int, tokens: int | None, channels: int | None) -> tuple[int, int]:
-    """The missing one of tokens and channels: the rounded root of g_t·C·S² + g_c·C²·S = 2·Omega."""
-    known = tokens if tokens is not None else channels
+    """The pair with the missing one of tokens and channels, or the refusal that names the nearest that has one."""
+    name, known = ("tokens", tokens) if tokens is not None else ("channels", channels)
     assert known is not None
+    pair = _completed(expansion, connections, name, known)
+    if pair is not None:
+        return pair
+    nearest = _nearest_side(expansion, connections, name, known)
+    raise UserError(
+        f"{name}={known}: no mixer with {expansion} comes within 2% of connections={connections} there; "
+        + (f"the nearest {name} with one: {nearest}" if nearest else "raise connections")
+    )
+
+
+def _completed(expansion: Expansion, connections: int, name: str, known: int) -> tuple[int, int] | None:
+    """The other side is the rounded root of g_t·C·S² + g_c·C²·S = 2·Omega; None where that is off by over 2%."""
     own, other = (expansion.token, expansion.channel)
-    if tokens is not None:
+    if name == "tokens":
         own, other = other, own
     # own·known·x² + other·known²·x = 2·Omega; compare at the half-integers to round exactly
     start = (math.sqrt(float(other) ** 2 * known**2 + 8 * float(own) * connections / known) - float(other) * known) / (
@@ -111,15 +123,10 @@ def _complete(expansion: Expansion, connections: int, tokens: int | None, channe
         root -= 1
     while below(Fraction(2 * root + 1, 2)):
         root += 1
-    name = "tokens" if tokens is not None else "channels"
-    pair = (known, root) if tokens is not None else (root, known)
-    if root and relative(Fraction(expansion.twice_connections(*pair), 2), connections) <= TOLERANCE:
+    pair = (known, root) if name == "tokens" else (root, known)
+    if root and relative(expansion.twice_connections(*pair), 2 * connections) <= TOLERANCE:
         return pair
-    nearest = _nearest_side(expansion, connections, name, known)
-    raise UserError(
-        f"{name}={known}: no mixer with {expansion} comes within 2% of connections={connections} there; "
-        + (f"the nearest {name} with one: {nearest}" if nearest else "raise connections")
-    )
+    return None
 
 
 def _nearest_side(expansion: Expansion, connections: int, name: str, known: int) -> int | None:
@@ -128,7 +135,8 @@ def _nearest_side(expansion: Expansion, connections: int, name: str, known: int)
     for branch in ("tall", "wide"):
         for tokens, channels in _pairs_near(connections, expansion, branch):
             sides.add(tokens if name == "tokens" else channels)
-    return min(sides, key=lambda side: (abs(side - known), side), default=None)
+    by_distance = sorted(sides, key=lambda side: (abs(side - known), side))
+    return next((side for side in by_distance if _completed(expansion, connections, name, side)), None)
 
 
 def _sides(branch: str, narrow: int, long: int) -> tuple[int, int]:
@@ -136,28 +144,24 @@ def _sides(branch: str, narrow: int, long: int) -> tuple[int, int]:
     return (long, narrow) if branch == "tall" else (narrow, long)
 
 
-def _ranges_near(connections: int, expansion: Expansion, branch: str) -> Iterator[tuple[int, range]]:
-    """For every narrow side, the long sides whose connections lie within 2% (connections rise with the side)."""
+def _near(connections: int, expansion: Expansion, branch: str, narrow: int, longs: range) -> range:
+    """Those of the long sides whose connections lie within 2% (connections rise with the side)."""
+
+    def twice(long: int) -> int:
+        return expansion.twice_connections(*_sides(branch, narrow, long))
+
     low = math.ceil(2 * connections * (1 - TOLERANCE))
     high = math.floor(2 * connections * (1 + TOLERANCE))
+    return longs[bisect_left(longs, low, key=twice) : bisect_right(longs, high, key=twice)]
+
+
+def _ranges_near(connections: int, expansion: Expansion, branch: str) -> Iterator[tuple[int, range]]:
+    """Every narrow side with the long sides whose connections lie within 2%."""
+    high = math.floor(2 * connections * (1 + TOLERANCE))
     for narrow in range(1, connections + 2):
-
-        def twice(long: int, narrow: int = narrow) -> int:
-            return expansion.twice_connections(*_sides(branch, narrow, long))
-
-        if twice(narrow) > high:
+        if expansion.twice_connections(narrow, narrow) > high:
             return
-        longs = range(narrow, high // (2 * narrow) + 1)
-        first = bisect_left(longs, low, key=twice)
-        last = bisect_right(longs, high, key=twice)
-        if first < last:
-            yield narrow, longs[first:last]
-
-
-def _pairs_near(connections: int, expansion: Expansion, branch: str) -> Iterator[tuple[int, int]]:
-    for narrow, longs in _ranges_near(connections, expansion, branch):
-        for long in longs:
-            yield _sides(branch, narrow, long)
+        yield narrow, _near(connections, expansion, branch, narrow, range(narrow, high // (2 * narrow) + 1))
 
 
 @lru_cache(maxsize=4096)
@@ -166,18 +170,29 @@ def _solve_pair(width: int, connections: int, expansion: Expansion, branch: str)
 
     Ties go to the smaller error in Omega, then to the smaller |S - C|. None where that error exceeds 2%.
     """
-    best: tuple[tuple[Fraction, Fraction, int], tuple[int, int]] | None = None
+
+    def errors(pair: tuple[int, int]) -> tuple[Fraction, Fraction, int]:
+        tokens, channels = pair
+        of_width = relative(tokens * channels, width)
+        of_connections = relative(expansion.twice_connections(tokens, channels), 2 * connections)
+        return max(of_width, of_connections), of_connections, abs(tokens - channels)
+
+    best: tuple[int, int] | None = None
     low, high = width * (1 - TOLERANCE), width * (1 + TOLERANCE)
-    for narrow, longs in _ranges_near(connections, expansion, branch):
-        first = max(longs.start, math.ceil(low / narrow))
-        for long in range(first, min(longs.stop, math.floor(high / narrow) + 1)):
-            tokens, channels = pair = _sides(branch, narrow, long)
-            of_width = relative(tokens * channels, width)
-            of_connections = relative(expansion.twice_connections(tokens, channels), 2 * connections)
-            key = (max(of_width, of_connections), of_connections, abs(tokens - channels))
-            if best is None or key < best[0]:
-                best = key, pair
-    return best[1] if best else None
+    for narrow in range(1, math.isqrt(math.floor(high)) + 1):
+        within = range(max(narrow, math.ceil(low / narrow)), math.floor(high / narrow) + 1)
+        longs = _near(connections, expansion, branch, narrow, within)
+
+        def rises(long: int, narrow: int = narrow) -> bool:
+            return errors(_sides(branch, narrow, long))[0] <= errors(_sides(branch, narrow, long + 1))[0]
+
+        # each error falls and then rises with the long side, and so does the larger: two sides at most share its least
+        turn = bisect_left(longs[:-1], True, key=rises)
+        for long in longs[turn : turn + 2]:
+            pair = _sides(branch, narrow, long)
+            if best is None or errors(pair) < errors(best):
+                best = pair
+    return best
 
 
 def _no_pair(request: Request, width: int, connections: int, expansion: Expansion) -> UserError:
@@ -189,12 +204,29 @@ def _no_pair(request: Request, width: int, connections: int, expansion: Expansio
         tokens, channels = min(near, key=lambda pair: (abs(pair[0] * pair[1] - width), abs(pair[0] - pair[1])))
         fits = f"the nearest width with one: {tokens * channels} ({_pair_text(tokens, channels)})"
     else:
-        side = max(1, round((connections / float((expansion.token + expansion.channel) / 2)) ** (1 / 3)))
-        squares = [Fraction(expansion.twice_connections(s, s), 2) for s in (max(1, side - 1), side, side + 1)]
-        fits = f"nearest connections with one: {math.ceil(min(squares, key=lambda has: abs(has - connections)))}"
+        fits = f"the nearest connections with one: {_nearest_connections(request, connections, expansion)}"
     return UserError(
         f"{asked}: no mixer with {expansion} comes within 2% of width={width} and connections={connections}; {fits}"
     )
+
+
+def _nearest_connections(request: Request, connections: int, expansion: Expansion) -> int:
+    """The connections nearest to those asked for at which a Mixer of the asked width (or the widest) exists.
+
+    Only small networks leave the 2% around some connections empty, so a few small pairs are all that can be near.
+    """
+    found = set()
+    for narrow in range(1, 33):
+        for long in range(narrow, max(request.width or 0, 33) // narrow + 1):
+            twice = expansion.twice_connections(*_sides(request.branch, narrow, long))
+            low, high = Fraction(twice, 2) / (1 + TOLERANCE), Fraction(twice, 2) / (1 - TOLERANCE)
+            found |= {math.ceil(Fraction(twice, 2)), min(max(connections, math.ceil(low)), math.floor(high))}
+    for has in sorted(found - {0}, key=lambda has: (abs(has - connections), has)):
+        limit = widest(has, float(expansion.token), float(expansion.channel))
+        width = request.width or limit
+        if width <= limit and _solve_pair(width, has, expansion, request.branch):
+            return has
+    raise AssertionError("a mixer of one token and one channel always has its own connections")
 
 
 def _pair_text(tokens: int, channels: int) -> str:

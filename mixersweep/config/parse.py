@@ -72,7 +72,7 @@ def check_key(key: str, value: object, choice: str | None = None) -> None:
         group, _, name = key.partition(".")
         others = ", ".join(owners(key))
         mine = ", ".join(f for f in _fields(VARIANTS[group][typing.cast(str, choice)]) if f != "name")
-        raise UserError(f"{text}: {choice} has no setting {name} ({others} have). It has {mine}")
+        raise UserError(f"{text}: {choice} has no setting {name} (it belongs to {others}). It has {mine}")
     tail = {k.rpartition(".")[2]: k for k in known}
     near = difflib.get_close_matches(key, known, 1) or [
         tail[k] for k in difflib.get_close_matches(key.rpartition(".")[2], tail, 1)

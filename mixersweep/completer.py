@@ -1,0 +1,58 @@
+"""What a shell is offered behind ``mixersweep train``: keys, then their choices; run directories for ``run_dir=``.
+
+Reads the schema and the names of files, and imports neither Hydra nor torch.
+"""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+from mixersweep.paths import groups
+
+
+def overrides(prefix: str, **_: object) -> list[str]:
+    """The completions of one override as typed so far, e.g. ``mod`` or ``model=s_``."""
+    key, equals, value = prefix.partition("=")
+    if not equals:
+        return [name for name in _keys() if name.startswith(key)]
+    done, comma, last = value.rpartition(",")  # a sweep: the values before stay
+    return [f"{key}={done}{comma}{choice}" for choice in _values(key) if choice.startswith(last)]
+
+
+def data_sets(prefix: str, **_: object) -> list[str]:
+    """The data sets."""
+    return [name for name in groups()["data"] if name.startswith(prefix)]
+
+
+def _keys() -> list[str]:
+    from mixersweep.config import keys
+
+    known = {key for key, _ in keys()} - {"tracking.name", "data.name", "model.name", "optim.name"}
+    names = {key + ("" if typing.get_origin(key) else "=") for key in known}
+    return sorted(names)
+
+
+def _values(key: str) -> Iterator[str]:
+    from mixersweep.config import keys
+
+    if key in groups():
+        yield from groups()[key]
+    elif key == "run_dir":
+        runs = Path(os.environ.get("MIXERSWEEP_RUNS", "runs"))
+        yield from (str(path) for path in sorted(runs.glob("*-*")) if (path / "config.yaml").exists())
+    else:
+        found = dict.fromkeys(choice for name, hint in keys() if name == key for choice in _choices(hint))
+        yield from found
+
+
+def _choices(annotation: object) -> Iterator[str]:
+    if annotation is bool:
+        yield from ("true", "false")
+    for part in typing.get_args(annotation):
+        if isinstance(part, (str, int)):
+            yield str(part).lower()
+        else:
+            yield from _choices(part)

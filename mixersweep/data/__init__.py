@@ -1,0 +1,133 @@
+"""The data sets: which there are, what is prepared on this machine, and their images in memory.
+
+``load`` never touches the network; ``prepare`` (the command ``mixersweep data prepare NAME``) gets a data set once.
+A further data set is one module with a ``Source`` and one line in ``REGISTRY``. Imports neither torch nor torchvision,
+so ``mixersweep data list`` answers at once; ``batches`` puts the images on a device.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mixersweep.data import fashion_mnist
+from mixersweep.data.source import Damaged, Fetch, Images, Report, Source, is_ready, is_whole, pair, read, write
+from mixersweep.errors import DataMissing, UserError
+
+__all__ = ["REGISTRY", "Images", "Row", "Source", "listing", "load", "prepare"]
+
+REGISTRY: dict[str, Source] = {
+    "fashion_mnist": fashion_mnist.WHOLE,
+    "fashion_mnist_10k": fashion_mnist.SUBSET,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One data set in ``mixersweep data list``.
+
+    ``size_bytes`` is its size on disk, or about what it will be; ``where`` its file, or the command that gets it.
+    """
+
+    name: str
+    ready: bool
+    size_bytes: int
+    where: str
+
+
+def load(name: str, data_dir: Path) -> tuple[Images, Images]:
+    """The training and the test images of a data set that is on this machine; never downloads.
+
+    Raises ``DataMissing`` where it is not there and ``UserError`` where it is damaged, both with what mends it, and
+    ``UserError`` for an unknown name.
+    """
+    source, path = _find(name, data_dir)
+    if source.fetch and not path.exists():
+        raise DataMissing(f"data={name}: not in {path.parent}; get it with: {_command(name, data_dir)}")
+    try:
+        return pair(read(path, source.sha256))
+    except Damaged as error:
+        remedy = f"mend it with: {_command(name, data_dir)}" if source.fetch else "reinstall mixersweep"
+        raise UserError(f"data={name}: {path} is damaged ({error}); {remedy}") from None
+
+
+def prepare(name: str, data_dir: Path, report: Report) -> Path:
+    """Put a data set into ``data_dir`` if it is not there whole, and return its file; ``report`` gets lines to show.
+
+    Safe to repeat and to start many times at once: one does the work, the others wait for it. Raises ``UserError``
+    where the data cannot be had or written, with what to do about it.
+    """
+    source, path = _find(name, data_dir)
+    if not source.fetch:
+        report(f"{name}: ships with the program, nothing to prepare")
+        return path
+    if is_whole(path):
+        report(f"{name}: ready in {path}")
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            report(f"{name}: another process is preparing it, waiting")
+            lock.acquire()
+        try:
+            _prepare(name, source.fetch, path, report)
+        finally:
+            lock.release()
+    except OSError as error:
+        raise UserError(f"data_dir={data_dir}: {name} cannot be written there ({error})") from error
+    return path
+
+
+def listing(data_dir: Path) -> list[Row]:
+    """Every data set there is, prepared or not; looks at names and sizes, reads no images."""
+    rows = []
+    for name in REGISTRY:
+        source, path = _find(name, data_dir)
+        ready = is_ready(path, source.sha256)
+        size = path.stat().st_size if ready else source.size_bytes
+        rows.append(Row(name, ready, size, str(path) if ready else _command(name, data_dir)))
+    return rows
+
+
+def _prepare(name: str, fetch: Fetch, path: Path, report: Report) -> None:
+    """With the lock held: fetch and write the file, unless another process just did."""
+    if is_whole(path):
+        report(f"{name}: ready in {path}")
+        return
+    if path.exists():
+        report(f"{name}: {path} is damaged, making it again")
+    scratch = path.with_name(f".{name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    scratch.mkdir()
+    try:
+        write(path, fetch(scratch, report), scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    report(f"{name}: written to {path}")
+
+
+def _find(name: str, data_dir: Path) -> tuple[Source, Path]:
+    """A data set's source and the file that it is loaded from."""
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, 1)
+        rest = f"the nearest is {near[0]}" if near else f"there are {', '.join(REGISTRY)}"
+        raise UserError(f"data={name}: no such data set; {rest}")
+    source = REGISTRY[name]
+    folder = data_dir.expanduser() if source.fetch else Path(__file__).parent
+    return source, folder / f"{name}.npz"
+
+
+def _command(name: str, data_dir: Path) -> str:
+    """What to type to get a data set into ``data_dir``."""
+    usual = Path(os.environ.get("MIXERSWEEP_DATA", "~/.cache/mixersweep")).expanduser()
+    folder = data_dir.expanduser()
+    return f"mixersweep data prepare {name}" + ("" if folder == usual else f" --data-dir {shlex.quote(str(folder))}")

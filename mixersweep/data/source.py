@@ -1,0 +1,128 @@
+"""What a data set is: where its arrays come from, the one file that they become, and its images in memory.
+
+The file is ``NAME.npz`` with uint8 ``train_images`` and ``test_images``, (N, size, size) or (N, channels, size, size),
+and ``train_labels`` and ``test_labels``, (N,). Its sha256 stands beside it in ``NAME.npz.sha256``, as ``sha256sum``
+writes it, or in the program for a file that ships with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays = dict[str, npt.NDArray[np.uint8]]
+Report = Callable[[str], None]
+Fetch = Callable[[Path, Report], Arrays]
+
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The time that a zip file gives its members here, so that equal arrays make equal bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images and their classes: uint8 (N, image_channels, native_size, native_size) and int64 (N,)."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: npt.NDArray[np.int64]) -> Images:
+        """The images at ``indices``, int64 (n,), in that order; a copy."""
+        return Images(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from.
+
+    ``fetch`` gets its arrays, through an empty scratch folder where it has to download; None for a data set that
+    ships with the program, whose file then has this ``sha256``. ``size_bytes`` is about the size of the file.
+    """
+
+    size_bytes: int
+    fetch: Fetch | None = None
+    sha256: str | None = None
+
+
+class Damaged(Exception):
+    """A file that is not what was written; the message says in a few words why."""
+
+
+def read(path: Path, sha256: str | None = None) -> Arrays:
+    """The arrays of a file whose bytes have the given sha256, or the one that stands beside it; else ``Damaged``."""
+    _check(path, sha256)
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is there and every byte is as the sha256 beside it says."""
+    try:
+        _check(path)
+    except Damaged:
+        return False
+    return True
+
+
+def is_ready(path: Path, sha256: str | None = None) -> bool:
+    """Whether the file is there with its checksum and, at a glance, whole; reads a few bytes only."""
+    return zipfile.is_zipfile(path) and (sha256 is not None or _sidecar(path).is_file())
+
+
+def write(path: Path, arrays: Arrays, scratch: Path) -> None:
+    """Write the file and its checksum through ``scratch``, a folder on the same disk: each appears whole or not."""
+    part = scratch / path.name
+    write_npz(part, arrays)
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _sidecar(part).write_text(f"{digest}  {path.name}\n")
+    for done, target in ((_sidecar(part), _sidecar(path)), (part, path)):
+        with done.open("rb") as file:
+            os.fsync(file.fileno())
+        done.replace(target)
+
+
+def write_npz(path: Path, arrays: Arrays, compression: int = zipfile.ZIP_STORED) -> None:
+    """``numpy.savez`` without the time of day: the same arrays make the same bytes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for key, array in arrays.items():
+            member = zipfile.ZipInfo(f"{key}.npy", EPOCH)
+            member.compress_type = compression
+            with archive.open(member, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def pair(arrays: Arrays) -> tuple[Images, Images]:
+    """The training and the test images of a file's arrays."""
+    return _images(arrays, "train"), _images(arrays, "test")
+
+
+def _check(path: Path, sha256: str | None = None) -> None:
+    """Raises ``Damaged`` unless the file is what was written."""
+    try:
+        expected = sha256 or _sidecar(path).read_text().split()[0]
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, IndexError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error
+    if found != expected:
+        raise Damaged(f"sha256 {found[:12]} instead of {expected[:12]}")
+
+
+def _images(arrays: Arrays, part: str) -> Images:
+    images: npt.NDArray[Any] = arrays[f"{part}_images"]
+    return Images(images if images.ndim == 4 else images[:, None], arrays[f"{part}_labels"].astype(np.int64))
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")

@@ -1,0 +1,24 @@
+"""Linear maps whose effective matrix is sparse. They know nothing of configs, Hydra or runs.
+
+Each has ``in_width``, ``out_width``, ``connections`` (nonzeros of the effective matrix), ``weights`` (trainable
+numbers behind them, biases apart), ``initialize(generator)`` and ``to_dense()``, the (out_width, in_width) matrix
+that every fast path is tested against.
+"""
+
+from mixersweep.layers.base import SparseMap
+from mixersweep.layers.dense import Dense
+from mixersweep.layers.kronecker import PermutedKronecker
+from mixersweep.layers.permutation import Commutation, Identity, Permutation, RandomPermutation
+from mixersweep.layers.sparse import SparseWeights, draw_mask
+
+__all__ = [
+    "Commutation",
+    "Dense",
+    "Identity",
+    "Permutation",
+    "PermutedKronecker",
+    "RandomPermutation",
+    "SparseMap",
+    "SparseWeights",
+    "draw_mask",
+]

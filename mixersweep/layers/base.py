@@ -1,0 +1,48 @@
+"""What all layers have in common."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class SparseMap(nn.Module, ABC):
+    """y = M x + b on the last axis, M of shape (out_width, in_width) and mostly zero."""
+
+    in_width: int
+    out_width: int
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    @property
+    @abstractmethod
+    def connections(self) -> int:
+        """Nonzeros of the effective matrix, counting structural ones whatever their value."""
+
+    @property
+    def weights(self) -> int:
+        """Trainable weights behind the connections; biases are not counted."""
+        return self.weight.numel()
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """The effective matrix (out_width, in_width)."""
+
+    @abstractmethod
+    def dense_bias(self) -> Tensor:
+        """The effective bias (out_width,), zero where there is none."""
+
+    @property
+    def weight_std(self) -> float:
+        """Standard deviation of a fresh weight: 1/sqrt(mean effective fan-in)."""
+        return math.sqrt(self.out_width / max(1, self.connections))
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw weights from N(0, weight_std²) on the CPU, so that every device starts from the same; biases 0."""
+        with torch.no_grad():
+            self.weight.copy_(torch.randn(self.weight.shape, generator=generator) * self.weight_std)
+            if self.bias is not None:
+                self.bias.zero_()

@@ -1,0 +1,69 @@
+"""The permuted-Kronecker map J2 (I_n1 x W) J1 (paper, section 5.1), tied or with a matrix for each block."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from mixersweep.layers.base import SparseMap
+from mixersweep.layers.permutation import Identity, Permutation
+
+
+class PermutedKronecker(SparseMap):
+    """``blocks`` blocks of in_size features each, mapped to out_size features, between two permutations.
+
+    Tied: one W (out_size, in_size) and one bias (out_size,) serve all blocks. Untied: W (blocks, out_size, in_size),
+    bias (blocks, out_size).
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        in_size: int,
+        out_size: int,
+        *,
+        tied: bool = True,
+        bias: bool = True,
+        before: Permutation | None = None,
+        after: Permutation | None = None,
+    ) -> None:
+        super().__init__()
+        self.blocks, self.in_size, self.out_size, self.tied = blocks, in_size, out_size, tied
+        self.in_width, self.out_width = blocks * in_size, blocks * out_size
+        self.before = before or Identity(self.in_width)
+        self.after = after or Identity(self.out_width)
+        assert (self.before.width, self.after.width) == (self.in_width, self.out_width)
+        copies = () if tied else (blocks,)
+        self.weight = nn.Parameter(torch.zeros(*copies, out_size, in_size))
+        self.bias = nn.Parameter(torch.zeros(*copies, out_size)) if bias else None
+
+    @property
+    def connections(self) -> int:
+        """blocks·out_size·in_size."""
+        return self.blocks * self.out_size * self.in_size
+
+    def to_dense(self) -> Tensor:
+        """J2 (I x W) J1, written out from its definition."""
+        blocks = self.weight.expand(self.blocks, self.out_size, self.in_size)
+        middle: Tensor = torch.block_diag(*blocks)
+        return self.after.to_dense().to(middle) @ middle @ self.before.to_dense().to(middle)
+
+    def dense_bias(self) -> Tensor:
+        """J2 applied to the biases of the blocks."""
+        if self.bias is None:
+            return self.weight.new_zeros(self.out_width)
+        return self.bias.expand(self.blocks, self.out_size).reshape(-1)[self.after.indices().to(self.bias.device)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_width) to (batch, out_width)."""
+        x_bni = self.before(x).view(-1, self.blocks, self.in_size)
+        if self.tied:
+            y = F.linear(x_bni, self.weight, self.bias)
+        else:
+            y_nbo = torch.bmm(x_bni.transpose(0, 1), self.weight.transpose(1, 2))
+            y = y_nbo.transpose(0, 1)
+            if self.bias is not None:
+                y = y + self.bias
+        permuted: Tensor = self.after(y.reshape(-1, self.out_width))
+        return permuted

@@ -1,0 +1,90 @@
+"""Permutations of m features: the identity, the commutation matrix J_c, and random ones fixed for life."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Permutation(nn.Module):
+    """y = J x on the last axis of size ``width``; the base class is the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def indices(self) -> Tensor:
+        """y = x[..., indices]; int64, on the CPU."""
+        return torch.arange(self.width)
+
+    def to_dense(self) -> Tensor:
+        """The permutation matrix (width, width)."""
+        return torch.eye(self.width, dtype=torch.float64)[self.indices()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, width) to (batch, width)."""
+        return x
+
+
+Identity = Permutation
+
+
+class Commutation(Permutation):
+    """J_c: the features of a (rows, columns) matrix, stored row by row, in the order of its transpose (eq 8)."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__(rows * columns)
+        self.rows, self.columns = rows, columns
+
+    def indices(self) -> Tensor:
+        """The transpose of the table of positions."""
+        return torch.arange(self.width).view(self.rows, self.columns).t().reshape(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, rows·columns) to (batch, columns·rows): a strided copy."""
+        return x.reshape(-1, self.rows, self.columns).transpose(1, 2).reshape(-1, self.width)
+
+
+class RandomPermutation(Permutation):
+    """A uniformly random permutation, frozen (section 5.2). Forward and backward are both gathers."""
+
+    forward_indices: Tensor
+    inverse_indices: Tensor
+
+    def __init__(self, width: int, generator: torch.Generator) -> None:
+        super().__init__(width)
+        forward = torch.randperm(width, generator=generator)
+        # structure is drawn anew from its seed, never stored: not part of the state dict
+        self.register_buffer("forward_indices", forward, persistent=False)
+        self.register_buffer("inverse_indices", forward.argsort(), persistent=False)
+
+    def indices(self) -> Tensor:
+        """The drawn permutation."""
+        return self.forward_indices.cpu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, width) to (batch, width)."""
+        permuted: Tensor = _Gather.apply(x, self.forward_indices, self.inverse_indices)
+        return permuted
+
+
+class _Gather(torch.autograd.Function):
+    """x[..., indices], whose gradient is a gather by the inverse permutation and not a scatter."""
+
+    @staticmethod
+    def forward(x: Tensor, indices: Tensor, inverse: Tensor) -> Tensor:
+        del inverse
+        return x.index_select(-1, indices)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        del output
+        _, ctx.indices, ctx.inverse = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        back: Tensor = _Gather.apply(gradient, ctx.inverse, ctx.indices)
+        return back, None, None

@@ -1,0 +1,172 @@
+"""The sparse-weight map M o A with a static random mask M (paper, section 3.4), as wide as its nonzeros allow.
+
+The trainable parameter is the vector of nonzeros, row by row: masked weights do not exist, so that nothing can
+revive them, and a checkpoint is O(connections) whatever way the product is computed. That way is ``storage``:
+
+- ``sparse``: CSR products, O(batch·connections) time and no (out_width, in_width) tensor anywhere;
+- ``dense``: the nonzeros are written into a matrix at each step; faster where the mask is dense.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from mixersweep.layers.base import SparseMap
+
+Mask = Literal["exact", "bernoulli", "fixed_fan_in"]
+Rescale = Literal["init", "forward", "none"]
+
+
+def draw_mask(rows: int, columns: int, connections: int, kind: Mask, generator: torch.Generator) -> Tensor:
+    """Sorted flat positions (int64) of the nonzeros of a random (rows, columns) mask.
+
+    ``exact``: that many, uniform over all such masks. ``bernoulli``: each independently with the mean density.
+    ``fixed_fan_in``: floor or ceil of the mean in every row (which rows have one more is random), uniform within it.
+    """
+    size = rows * columns
+    if kind == "bernoulli":  # a binomial number of nonzeros, then uniform: the same law as independent entries
+        density = torch.tensor(connections / size, dtype=torch.float64)
+        count = torch.tensor(float(size), dtype=torch.float64)
+        connections = int(torch.binomial(count, density, generator=generator))
+    if kind != "fixed_fan_in":
+        return _subset(size, connections, generator)
+    fan_in, extra = divmod(connections, rows)
+    fan_ins = torch.full((rows,), fan_in)
+    fan_ins[torch.randperm(rows, generator=generator)[:extra]] += 1
+    return torch.cat([row * columns + _subset(columns, int(n), generator) for row, n in enumerate(fan_ins)])
+
+
+def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` of the first ``size`` integers, sorted, uniform over all subsets, in O(count) memory."""
+    if count > size // 2:
+        keep = torch.ones(size, dtype=torch.bool)
+        keep[_subset(size, size - count, generator)] = False
+        return keep.nonzero().squeeze(1)
+    drawn = torch.empty(0, dtype=torch.int64)
+    while drawn.numel() < count:  # distinct draws are a uniform subset of their own size
+        more = torch.randint(size, (count - drawn.numel() + count // 8 + 16,), generator=generator)
+        drawn = torch.cat([drawn, more]).unique()
+    return drawn[torch.randperm(drawn.numel(), generator=generator)[:count]].sort().values
+
+
+class SparseWeights(SparseMap):
+    """y = (M o A) x + b with the nonzeros of M at ``positions``."""
+
+    rows: Tensor
+    columns: Tensor
+    row_starts: Tensor
+    column_starts: Tensor
+    by_column: Tensor
+
+    def __init__(
+        self,
+        in_width: int,
+        out_width: int,
+        positions: Tensor,
+        *,
+        bias: bool = True,
+        rescale: Rescale = "init",
+        storage: Literal["sparse", "dense"] = "sparse",
+    ) -> None:
+        super().__init__()
+        self.in_width, self.out_width = in_width, out_width
+        self.rescale, self.storage = rescale, storage
+        rows, columns = positions // in_width, positions % in_width
+        by_column = torch.argsort(columns, stable=True)
+        kind = torch.int32 if max(positions.numel(), in_width, out_width) < 2**31 else torch.int64
+        # structure is drawn anew from its seed, never stored: not part of the state dict
+        for name, indices in (
+            ("rows", rows),
+            ("columns", columns),
+            ("row_starts", _starts(rows, out_width)),
+            ("column_starts", _starts(columns, in_width)),
+            ("by_column", by_column),
+        ):
+            self.register_buffer(name, indices if name == "by_column" else indices.to(kind), persistent=False)
+        self.weight = nn.Parameter(torch.zeros(positions.numel()))
+        self.bias = nn.Parameter(torch.zeros(out_width)) if bias else None
+
+    @property
+    def connections(self) -> int:
+        """The nonzeros of the mask."""
+        return self.weight.numel()
+
+    @property
+    def density(self) -> float:
+        """p, as drawn."""
+        return self.connections / (self.in_width * self.out_width)
+
+    @property
+    def weight_std(self) -> float:
+        """``init``: 1/sqrt(mean fan-in); ``forward`` and ``none``: 1/sqrt(in_width) (section 4.3)."""
+        return super().weight_std if self.rescale == "init" else 1 / math.sqrt(self.in_width)
+
+    def values(self) -> Tensor:
+        """The nonzeros as they act: with ``rescale=forward`` divided by sqrt(density)."""
+        return self.weight / math.sqrt(self.density) if self.rescale == "forward" else self.weight
+
+    def to_dense(self) -> Tensor:
+        """The effective matrix, zeros and all."""
+        matrix = self.weight.new_zeros(self.out_width, self.in_width)
+        return matrix.index_put((self.rows.long(), self.columns.long()), self.values())
+
+    def dense_bias(self) -> Tensor:
+        """The bias."""
+        return self.weight.new_zeros(self.out_width) if self.bias is None else self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_width) to (batch, out_width)."""
+        if self.storage == "dense":
+            return F.linear(x, self.to_dense(), self.bias)
+        y: Tensor = _SparseProduct.apply(x, self.values(), self)
+        return y if self.bias is None else y + self.bias
+
+    def _csr(self, values: Tensor) -> Tensor:
+        return _csr(self.row_starts, self.columns, values, (self.out_width, self.in_width))
+
+    def _csr_transposed(self, values: Tensor) -> Tensor:
+        columns = self.rows.index_select(0, self.by_column)
+        return _csr(
+            self.column_starts, columns, values.index_select(0, self.by_column), (self.in_width, self.out_width)
+        )
+
+
+class _SparseProduct(torch.autograd.Function):
+    """x (batch, in) times the transposed sparse matrix, with both gradients in O(batch·connections)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, layer: SparseWeights) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(x, values)
+        return (layer._csr(values) @ x.t()).t()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (gradient,) = gradients
+        x, values = ctx.saved_tensors
+        gradient_of_x = gradient_of_values = None
+        gradient_t = gradient.t()
+        if ctx.needs_input_grad[0]:
+            gradient_of_x = (ctx.layer._csr_transposed(values) @ gradient_t).t()
+        if ctx.needs_input_grad[1]:
+            pattern = ctx.layer._csr(torch.zeros_like(values))
+            gradient_of_values = torch.sparse.sampled_addmm(pattern, gradient_t.contiguous(), x, beta=0.0).values()
+        return gradient_of_x, gradient_of_values, None
+
+
+def _starts(sorted_or_not: Tensor, size: int) -> Tensor:
+    """Where each row begins: cumulated counts, (size + 1,)."""
+    counts = torch.bincount(sorted_or_not, minlength=size)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():  # said once a process by torch, of a format that it has had since 1.10
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)

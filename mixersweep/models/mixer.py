@@ -1,0 +1,137 @@
+"""MLP-Mixers as permuted-Kronecker networks: S-Mixer, MLP-Mixer, their random-permutation and untied versions.
+
+Hayase & Karakida 2024, sections 2.2, 5.1 and 5.2, appendices A.1-A.2. With features X (tokens S, channels C)
+stored row by row, channel mixing is I_S x V with no permutation and token mixing J_cᵀ (I_C x W) J_c (eqs 6-10, S.21);
+RP-Mixers have independent random permutations in their place. A block with skip connections and LayerNorms is
+
+    U = skip(X) + token(LN(X)),   Y = U + channel(LN(U)),
+
+token(x) = act(J2 (I x W) J1 x), or J2 (I x W2) act((I x W1) J1 x) where layers have a hidden layer. The first token
+mixing maps the S0 patches to S tokens; its skip is then LN(W̃ X) (appendix A.2.4).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mixersweep.budget import Architecture
+from mixersweep.config import AnyMixer
+from mixersweep.layers import Commutation, Dense, Permutation, PermutedKronecker, RandomPermutation
+from mixersweep.models.parts import ACTIVATIONS, PatchEmbedding, StructureSeed
+
+
+class MixerNetwork(nn.Module):
+    """Patch embedding, ``depth`` blocks, LN, head: (B, ch, H, W) to logits (B, classes)."""
+
+    def __init__(
+        self,
+        settings: AnyMixer,
+        architecture: Architecture,
+        *,
+        patch_size: int,
+        patch_values: int,
+        classes: int,
+        structure: StructureSeed,
+    ) -> None:
+        super().__init__()
+        tokens, channels = architecture.tokens, architecture.channels
+        assert tokens is not None and channels is not None
+        self.pooled = settings.head == "pool"
+        self.embedding = PatchEmbedding(patch_size, patch_values, channels)
+        resized = settings.stem == "resize"
+        self.resize = TokenMap(architecture.patches, tokens) if resized else nn.Identity()
+        self.blocks = nn.Sequential()
+        for block in range(architecture.depth):
+            first = block == 0 and not resized
+            inputs = architecture.patches if first else tokens
+            skip = first and architecture.skip_parameters > 0
+            self.blocks.append(MixerBlock(settings, architecture, block, inputs, skip=skip, structure=structure))
+        self.norm = nn.LayerNorm(channels, eps=settings.norm_eps)
+        self.head = Dense(channels if self.pooled else tokens * channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, ch, H, W) to (B, classes)."""
+        x_bsc = self.norm(self.blocks(self.resize(self.embedding(images))))
+        logits: Tensor = self.head(x_bsc.mean(1) if self.pooled else x_bsc.flatten(1))
+        return logits
+
+
+class MixerBlock(nn.Module):
+    """Token mixing and channel mixing with their skips: (B, inputs, C) to (B, S, C)."""
+
+    def __init__(
+        self,
+        settings: AnyMixer,
+        architecture: Architecture,
+        block: int,
+        inputs: int,
+        *,
+        skip: bool,
+        structure: StructureSeed,
+    ) -> None:
+        super().__init__()
+        tokens, channels = architecture.tokens, architecture.channels
+        assert tokens is not None and channels is not None
+        eps = settings.norm_eps
+        self.skip = nn.Sequential(TokenMap(inputs, tokens), nn.LayerNorm(channels, eps=eps)) if skip else nn.Identity()
+        self.token_norm = nn.LayerNorm(channels, eps=eps)
+        self.token_mixing = _mixing(settings, architecture, "token", block, inputs, structure)
+        self.channel_norm = nn.LayerNorm(channels, eps=eps)
+        self.channel_mixing = _mixing(settings, architecture, "channel", block, channels, structure)
+
+    def forward(self, x_btc: Tensor) -> Tensor:
+        """(B, inputs, C) to (B, S, C)."""
+        u_bsc = self.skip(x_btc)
+        u_bsc = u_bsc + self.token_mixing(self.token_norm(x_btc).flatten(1)).view_as(u_bsc)
+        y_bsc: Tensor = u_bsc + self.channel_mixing(self.channel_norm(u_bsc).flatten(1)).view_as(u_bsc)
+        return y_bsc
+
+
+class TokenMap(nn.Module):
+    """X to W̃ X, (B, inputs, C) to (B, tokens, C): the skip of a first token mixing, or the resizing stem."""
+
+    def __init__(self, inputs: int, tokens: int) -> None:
+        super().__init__()
+        self.map = Dense(inputs, tokens, bias=False)
+
+    def forward(self, x_btc: Tensor) -> Tensor:
+        """(B, inputs, C) to (B, tokens, C)."""
+        return torch.matmul(self.map.weight, x_btc)
+
+
+def _mixing(
+    settings: AnyMixer,
+    architecture: Architecture,
+    layer: Literal["token", "channel"],
+    block: int,
+    inputs: int,
+    structure: StructureSeed,
+) -> nn.Sequential:
+    """One mixing layer on vectorised features: one permuted-Kronecker map and an activation, or two around it."""
+    tokens, channels = architecture.tokens, architecture.channels
+    hidden = architecture.token_hidden if layer == "token" else architecture.channel_hidden
+    assert tokens is not None and channels is not None and hidden is not None
+    blocks, outputs = (channels, tokens) if layer == "token" else (tokens, channels)
+    before: Permutation | None = None
+    after: Permutation | None = None
+    if settings.is_random(layer, block):
+        name = f"blocks.{block}.{layer}_mixing"
+        before = RandomPermutation(blocks * inputs, structure.generator(f"{name}.before"))
+        after = RandomPermutation(blocks * outputs, structure.generator(f"{name}.after"))
+    elif layer == "token":
+        before, after = Commutation(inputs, channels), Commutation(channels, tokens)
+
+    def kronecker(
+        sizes: tuple[int, int], before: Permutation | None = None, after: Permutation | None = None
+    ) -> PermutedKronecker:
+        return PermutedKronecker(blocks, *sizes, tied=settings.tied, bias=settings.bias, before=before, after=after)
+
+    activation = ACTIVATIONS[settings.activation]()
+    if settings.hidden:
+        return nn.Sequential(
+            kronecker((inputs, hidden), before=before), activation, kronecker((hidden, outputs), after=after)
+        )
+    return nn.Sequential(kronecker((inputs, outputs), before, after), activation)

@@ -1,0 +1,82 @@
+"""What all families share: patches in, classes out, and a generator for every random choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mixersweep.layers import Dense
+from mixersweep.seeds import derive
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+
+
+@dataclass(frozen=True)
+class StructureSeed:
+    """Seeds the masks and permutations, each from its own name, so that no layer depends on another's draws."""
+
+    seed: int
+
+    def generator(self, name: str) -> torch.Generator:
+        """A fresh CPU generator for the structure called ``name``."""
+        return torch.Generator().manual_seed(derive(self.seed, "structure", name))
+
+
+class PatchEmbedding(nn.Module):
+    """Cut an image into patches and map each by one matrix: (B, ch, H, W) to (B, patches, channels) (A.1).
+
+    Patches come row by row, the values of one as (ch, row, column): the order of a convolution with stride P.
+    """
+
+    def __init__(self, patch_size: int, patch_values: int, channels: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = Dense(patch_values, channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, ch, H, W) to (B, H·W/P², channels)."""
+        batch, ch, height, width = images.shape
+        p = self.patch_size
+        patches = images.reshape(batch, ch, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+        embedded: Tensor = self.projection(patches.reshape(batch, (height // p) * (width // p), ch * p * p))
+        return embedded
+
+
+class KeptEntries(nn.Module):
+    """The m entries of a vectorised (patches, channels) embedding that an MLP of width m keeps, and their way back.
+
+    channels = ceil(m / patches). Where that is more than m, every patch keeps floor(m / patches) or one more of its
+    entries; which patches have one more, and which entries go, is random.
+    """
+
+    kept: Tensor
+    place: Tensor
+    patches_of_channel: Tensor
+
+    def __init__(self, patches: int, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.patches, self.width, self.channels = patches, width, -(-width // patches)
+        fewer, more = divmod(width, patches)
+        keep = torch.ones(patches, self.channels, dtype=torch.bool)
+        if more:
+            for patch in torch.randperm(patches, generator=generator)[more:].tolist():
+                keep[patch, torch.randperm(self.channels, generator=generator)[: self.channels - fewer]] = False
+        place = torch.full((patches * self.channels,), width)  # one past the end: the entry that is always zero
+        kept = keep.view(-1).nonzero().squeeze(1)
+        place[kept] = torch.arange(width)
+        self.register_buffer("kept", kept, persistent=False)
+        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("patches_of_channel", keep.sum(0).clamp(min=1).float(), persistent=False)
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        """(B, patches, channels) to (B, width)."""
+        flat = embedded.flatten(1)
+        return flat if self.width == flat.shape[1] else flat.index_select(1, self.kept)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Each channel's mean over the patches that keep it: (B, width) to (B, channels)."""
+        if self.width < self.place.numel():
+            features = nn.functional.pad(features, (0, 1)).index_select(1, self.place)
+        return features.view(-1, self.patches, self.channels).sum(1) / self.patches_of_channel

@@ -1,0 +1,1 @@
+"""One training run: its loop, optimiser, checkpoint, signals and device."""

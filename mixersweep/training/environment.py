@@ -1,0 +1,87 @@
+"""Where a run runs, as far as it can change the last digits of its numbers; and what else its record tells of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixersweep.config import Config
+from mixersweep.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is a GPU where there is one; raises ``UserError`` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name}: no such device; there are auto, cpu, cuda, cuda:1, ...") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name}: runs are trained on cpu or cuda; device=auto takes what is there")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"device={name}: torch sees {count} GPUs here; device=auto takes what is there")
+    return device
+
+
+def choose_threads(asked: int | str) -> int:
+    """The CPU threads of torch; ``auto`` is the cores that this process may use."""
+    if isinstance(asked, int):
+        return asked
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_environment(device: torch.device, threads: int, storage: str) -> dict[str, Any]:
+    """Runs of one fingerprint are bit-identical where this is equal."""
+    return {
+        "device_kind": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "compile": False,
+        "storage": storage,
+        "world_size": 1,
+        "torch": torch.__version__,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the program was made of."""
+    packages = ("mixersweep", "torch", "torchvision", "numpy", "hydra-core", "omegaconf")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that the program runs from, ``-dirty`` with changes; None where it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that tensors took on a GPU, or this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def set_threads(config: Config, kept: int | None) -> int:
+    """Set and return torch's threads: those that the run began with, else those asked for."""
+    threads = kept or choose_threads(config.threads)
+    torch.set_num_threads(threads)
+    return threads

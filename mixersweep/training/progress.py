@@ -1,0 +1,51 @@
+"""What a person sees of a training run, on stderr: a bar on a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """Counts steps and tells of epochs; it never asks the device for a value."""
+
+    def __init__(self, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
+        self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self._began, self._done = time.monotonic(), 0
+        self._left = (epochs - first_epoch + 1) * steps_per_epoch
+        console = Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console)
+            completed = (first_epoch - 1) * steps_per_epoch
+            self._task = self._bar.add_task("first epoch", total=epochs * steps_per_epoch, completed=completed)
+            self._bar.start()
+
+    def step(self) -> None:
+        """One batch is trained."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """One epoch is trained and evaluated."""
+        text = f"epoch {row['epoch']}/{self._epochs}  loss {row['train_loss']:.4f}"
+        if row["validation_accuracy"] is not None:
+            text += f"  validation {row['validation_accuracy']:.4f}"
+        text += f"  test {row['test_accuracy']:.4f}  {row['images_per_second']:,.0f} images/s"
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        else:
+            left = (time.monotonic() - self._began) / max(1, self._done) * (self._left - self._done)
+            print(f"{text}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,41 @@
+"""A signal sets a flag, and the loop acts on it at the end of the step it is in."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+from mixersweep.errors import INTERRUPTED, PREEMPTED, RunStopped
+
+_EXIT_CODES = {
+    signal.SIGINT: INTERRUPTED,
+    signal.SIGHUP: INTERRUPTED,
+    signal.SIGTERM: PREEMPTED,
+    signal.SIGUSR1: PREEMPTED,
+    signal.SIGUSR2: PREEMPTED,
+}
+
+
+class StopSignals:
+    """Takes over the signals that ask a run to stop; a second Ctrl-C does not wait for the step to end."""
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+
+    def install(self) -> StopSignals:
+        """Take over the handlers of this process (its main thread must call)."""
+        for number in _EXIT_CODES:
+            signal.signal(number, self._handle)
+        return self
+
+    def check(self) -> None:
+        """Raise ``RunStopped``, with the exit code that says which kind of stop, where one was asked for."""
+        if self._received is not None:
+            word = "interrupted" if _EXIT_CODES[self._received] == INTERRUPTED else "preempted"
+            raise RunStopped(f"{word} by {self._received.name}", _EXIT_CODES[self._received])
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self._received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self._received = signal.Signals(number)
