@@ -1,0 +1,179 @@
+"""Every layer against its own dense matrix, written out from the definition: forward and all gradients, float64."""
+
+import math
+
+import pytest
+import torch
+
+from mixersweep.layers import (
+    Commutation,
+    Dense,
+    Identity,
+    PermutedKronecker,
+    RandomPermutation,
+    SparseMap,
+    SparseWeights,
+    draw_mask,
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def kronecker(tied: bool, permuted: str, bias: bool = True) -> PermutedKronecker:
+    blocks, inputs, outputs = 5, 7, 3
+    before, after = {
+        "identity": (None, None),
+        "commutation": (Commutation(inputs, blocks), Commutation(blocks, outputs)),
+        "random": (RandomPermutation(blocks * inputs, seeded(1)), RandomPermutation(blocks * outputs, seeded(2))),
+    }[permuted]
+    return PermutedKronecker(blocks, inputs, outputs, tied=tied, bias=bias, before=before, after=after)
+
+
+def sparse(mask: str = "exact", storage: str = "sparse", rescale: str = "init", bias: bool = True) -> SparseWeights:
+    positions = draw_mask(11, 13, 37, mask, seeded(3))  # type: ignore[arg-type]
+    return SparseWeights(13, 11, positions, storage=storage, rescale=rescale, bias=bias)  # type: ignore[arg-type]
+
+
+LAYERS = {
+    "dense": lambda: Dense(6, 4),
+    "dense without bias": lambda: Dense(6, 4, bias=False),
+    **{
+        f"kronecker {permuted} {'tied' if tied else 'untied'}": lambda tied=tied, permuted=permuted: kronecker(
+            tied, permuted
+        )
+        for permuted in ("identity", "commutation", "random")
+        for tied in (True, False)
+    },
+    "kronecker without bias": lambda: kronecker(True, "random", bias=False),
+    "kronecker untied without bias": lambda: kronecker(False, "random", bias=False),
+    **{
+        f"sparse {mask} {storage} {rescale}": lambda mask=mask, storage=storage, rescale=rescale: sparse(
+            mask, storage, rescale
+        )
+        for mask in ("exact", "bernoulli", "fixed_fan_in")
+        for storage in ("sparse", "dense")
+        for rescale in ("init", "forward", "none")
+    },
+    "sparse without bias": lambda: sparse(bias=False),
+}
+
+
+def ready(name: str) -> SparseMap:
+    layer = LAYERS[name]().double()
+    layer.initialize(seeded(4))
+    with torch.no_grad():  # biases start at zero: give them values that a test can see
+        if layer.bias is not None:
+            layer.bias.copy_(torch.randn(layer.bias.shape, generator=seeded(5)))
+    return layer
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("name", LAYERS)
+def test_forward_and_gradients_equal_those_of_the_dense_matrix(name: str, batch: int) -> None:
+    layer = ready(name)
+    x = torch.randn(batch, layer.in_width, dtype=torch.float64, generator=seeded(6)).requires_grad_()
+    upstream = torch.randn(batch, layer.out_width, dtype=torch.float64, generator=seeded(7))
+    inputs = [x, layer.weight] + ([layer.bias] if layer.bias is not None else [])
+
+    fast = layer(x)
+    slow = x @ layer.to_dense().t() + layer.dense_bias()
+
+    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+    of_fast = torch.autograd.grad(fast, inputs, upstream)
+    of_slow = torch.autograd.grad(slow, inputs, upstream)
+    for one, other in zip(of_fast, of_slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_connections_are_the_counted_nonzeros_and_weights_the_counted_parameters(name: str) -> None:
+    layer = ready(name)
+    matrix = layer.to_dense()
+    assert matrix.shape == (layer.out_width, layer.in_width)
+    assert int((matrix != 0).sum()) == layer.connections
+    assert layer.weights == sum(p.numel() for key, p in layer.named_parameters() if key == "weight")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_draws_the_same_weights_from_the_same_seed_and_nothing_from_the_global_state(name: str) -> None:
+    before = torch.get_rng_state()
+    one, other = ready(name), ready(name)
+    assert torch.equal(one.weight, other.weight)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_commutation_matrix_transposes() -> None:
+    table = torch.arange(12.0).view(3, 4)
+    assert torch.equal(Commutation(3, 4)(table.view(1, 12)), table.t().reshape(1, 12))
+
+
+@pytest.mark.parametrize("permutation", [Identity(12), Commutation(3, 4), RandomPermutation(12, seeded())])
+def test_a_permutation_equals_its_matrix_and_its_indices(permutation: Identity) -> None:
+    x = torch.randn(5, 12, dtype=torch.float64, generator=seeded(1)).requires_grad_()
+    matrix = permutation.to_dense()
+    assert torch.equal(matrix @ matrix.t(), torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close(permutation(x), x @ matrix.t())
+    assert torch.equal(permutation(x), x[:, permutation.indices()])
+
+
+def test_the_gather_of_a_random_permutation_has_first_and_second_derivatives() -> None:
+    permutation = RandomPermutation(6, seeded())
+    x = torch.randn(2, 6, dtype=torch.float64, generator=seeded(1)).requires_grad_()
+    assert torch.autograd.gradcheck(permutation, x)
+    assert torch.autograd.gradgradcheck(lambda y: permutation(y) ** 2, x)
+
+
+@pytest.mark.parametrize("connections", [0, 1, 9, 40, 100, 142, 143])
+def test_an_exact_mask_has_exactly_its_connections(connections: int) -> None:
+    positions = draw_mask(11, 13, connections, "exact", seeded(connections))
+    assert positions.numel() == positions.unique().numel() == connections
+    assert bool((positions.sort().values == positions).all())
+    assert connections == 0 or (0 <= int(positions.min()) and int(positions.max()) < 143)
+
+
+def test_an_exact_mask_is_uniform_over_positions_and_over_pairs() -> None:
+    rows, columns, connections, trials = 3, 4, 5, 6000
+    hits = torch.zeros(12, 12)
+    generator = seeded()
+    for _ in range(trials):
+        drawn = torch.zeros(12)
+        drawn[draw_mask(rows, columns, connections, "exact", generator)] = 1
+        hits += torch.outer(drawn, drawn)
+    singles = hits.diagonal() / trials
+    pairs = hits[~torch.eye(12, dtype=torch.bool)] / trials
+    assert (singles - 5 / 12).abs().max() < 5 * math.sqrt(5 / 12 * 7 / 12 / trials)
+    assert (pairs - 5 / 12 * 4 / 11).abs().max() < 5 * math.sqrt(0.15 * 0.85 / trials)
+
+
+def test_a_bernoulli_mask_has_a_binomial_number_of_connections() -> None:
+    generator = seeded()
+    counts = torch.tensor([draw_mask(20, 30, 120, "bernoulli", generator).numel() for _ in range(2000)]).double()
+    assert abs(counts.mean() - 120) < 5 * math.sqrt(96 / 2000)
+    assert abs(counts.var() / 96 - 1) < 0.2
+
+
+def test_a_fixed_fan_in_mask_gives_each_row_floor_or_ceil_and_the_exact_total() -> None:
+    positions = draw_mask(7, 10, 24, "fixed_fan_in", seeded())
+    per_row = torch.bincount(positions // 10, minlength=7)
+    assert sorted(per_row.tolist()) == [3, 3, 3, 3, 4, 4, 4]
+
+
+def test_masks_far_wider_than_memory_are_drawn_from_their_nonzeros_alone() -> None:
+    positions = draw_mask(2**20, 2**20, 1000, "exact", seeded())
+    layer = SparseWeights(2**20, 2**20, positions)
+    layer.initialize(seeded())
+    x = torch.randn(1, 2**20, generator=seeded())
+    y = layer(x)
+    expected = torch.zeros(2**20).index_add(0, positions // 2**20, layer.weight * x[0, positions % 2**20])
+    torch.testing.assert_close(y[0], expected)
+
+
+@pytest.mark.parametrize(("rescale", "std"), [("init", 1.0), ("forward", 1.0), ("none", math.sqrt(0.05))])
+def test_the_rescalings_give_the_output_variance_they_promise(rescale: str, std: float) -> None:
+    width, connections = 400, 8000  # density 0.05
+    layer = SparseWeights(width, width, draw_mask(width, width, connections, "exact", seeded()), rescale=rescale)  # type: ignore[arg-type]
+    layer.initialize(seeded(1))
+    y = layer(torch.randn(500, width, generator=seeded(2)))
+    assert float(y.detach().std()) == pytest.approx(std, rel=0.03)
