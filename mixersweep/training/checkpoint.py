@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,13 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path, fingerprint: str, device: torch.device) -> Checkpoint | None:
-    """The checkpoint at ``path``, None where there is none; one of another experiment is refused by name."""
+    """The checkpoint at ``path``, None where there is none; a broken one, or one of another experiment, is refused."""
     if not path.exists():
         return None
-    content = torch.load(path, map_location=device, weights_only=True)
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); move it away to start anew") from None
     if content.pop("format", None) != FORMAT:
         raise UserError(f"{path}: a checkpoint of another version of mixersweep; move it away to start anew")
     if content["fingerprint"] != fingerprint:

@@ -49,7 +49,7 @@ def describe_environment(device: torch.device, threads: int, storage: str) -> di
         "compile": False,
         "storage": storage,
         "world_size": 1,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
 
 

@@ -50,7 +50,7 @@ class Loopback:
             def do_GET(self) -> None:
                 self._serve()
 
-            do_POST = do_PUT = do_GET
+            do_POST = do_PUT = do_GET  # noqa: N815
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -129,8 +129,17 @@ class Loopback:
         inserted = name not in self.runs
         run = self.runs.setdefault(name, StoredRun())
         run.upserts.append(variables)
-        project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": variables.get("entity") or "me"}}
-        bucket = {"id": "storage", "name": name, "displayName": variables.get("displayName") or name, "project": project}
+        project = {
+            "id": "p",
+            "name": variables["project"],
+            "entity": {"id": "e", "name": variables.get("entity") or "me"},
+        }
+        bucket = {
+            "id": "storage",
+            "name": name,
+            "displayName": variables.get("displayName") or name,
+            "project": project,
+        }
         return 200, {"data": {"upsertBucket": {"bucket": bucket, "inserted": inserted}}}
 
     def _CreateRunFiles(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
@@ -138,7 +147,8 @@ class Loopback:
         return 200, {"data": {"createRunFiles": {"runID": "storage", "uploadHeaders": [], "files": files}}}
 
     def _Viewer(self, _: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
-        return 200, {"data": {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}}
+        viewer = {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
+        return 200, {"data": {"viewer": viewer}}
 
     def _other(self, _: dict[str, Any]) -> tuple[int, Any]:
         return 200, {"data": {}}
