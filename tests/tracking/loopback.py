@@ -8,7 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Mode = Literal["ok", "error", "hang"]
+Mode = Literal["ok", "error", "hang", "refuse"]
 
 
 class StoredRun:
@@ -90,6 +90,8 @@ class Loopback:
     def answer(self, path: str, body: bytes) -> tuple[int, Any]:
         """Status and JSON document for one request."""
         streamed = re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", path)
+        if streamed and self.mode == "refuse":
+            return 404, {"error": "run not found"}
         if streamed:
             self._stream(self.runs[streamed[3]], json.loads(body))
             return 200, {}

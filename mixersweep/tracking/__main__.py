@@ -1,0 +1,9 @@
+"""``python -m mixersweep.tracking RUN_DIR``: the process that mirrors one run (``mirror``)."""
+
+from __future__ import annotations
+
+import sys
+
+from mixersweep.tracking.mirror import main
+
+sys.exit(main())
