@@ -120,15 +120,11 @@ def _summary(directory: RunDirectory) -> str:
 
 def data_list(options: argparse.Namespace) -> int:
     """``data list``: which data sets are ready, where, and how large."""
-    from rich.console import Console
-    from rich.table import Table
-
     from mixersweep.data import listing
 
-    table = Table("data", "ready", "size", "where", box=None)
+    print(f"{'data':18} {'ready':6} {'size':>9}  where")
     for row in listing(options.data_dir):
-        table.add_row(row.name, "yes" if row.ready else "no", f"{row.size_bytes / 1e6:.1f} MB", row.where)
-    Console().print(table)
+        print(f"{row.name:18} {'yes' if row.ready else 'no':6} {row.size_bytes / 1e6:6.1f} MB  {row.where}")
     return DONE
 
 

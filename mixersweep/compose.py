@@ -39,7 +39,8 @@ def run_app(arguments: list[str], job: Job, failed: Callable[[Exception], None])
     In a multirun an exception of one job goes to ``failed`` and the others go on; a stop by a signal ends all.
     Returns whether it was a multirun. Raises ``UserError`` for settings that cannot be.
     """
-    parsed = get_args_parser().parse_args(arguments)
+    sys.argv = ["mixersweep train", *arguments]
+    parsed = get_args_parser().parse_intermixed_args(arguments)
     overrides, multirun = list(parsed.overrides), bool(parsed.multirun)
     _check_overrides(overrides, multirun=multirun)
 
@@ -56,13 +57,18 @@ def run_app(arguments: list[str], job: Job, failed: Callable[[Exception], None])
             failed(error)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["mixersweep train", *arguments]
+    flags = list(arguments)
+    for override in overrides:
+        flags.remove(override)
+    sys.argv = ["mixersweep train", *overrides, *flags]  # Hydra's own parser wants them apart
     try:
         app()
     except KeyboardInterrupt:
         if not ended:
             raise
         raise ended[0] from None
+    except ValueError as error:  # two flags that exclude each other; what jobs raise is kept above
+        raise UserError(_one_line(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         for job_overrides in _jobs(overrides, multirun=multirun):
             _check_against_choices(job_overrides)
@@ -82,7 +88,10 @@ def _job_of(composed: DictConfig) -> tuple[Config, Origin]:
 
 
 def _plain(composed: DictConfig) -> dict[str, Any]:
-    values = OmegaConf.to_container(composed, resolve=True)
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

@@ -41,8 +41,8 @@ def solve(request: Request) -> Architecture:
     return count(request, shape, mlp_matrices(request, shape), embedding_channels)
 
 
-def warnings(architecture: Architecture, structure: Structure, classes: int) -> list[str]:
-    """What a reader of this network's accuracy has to know, one sentence each."""
+def warnings(architecture: Architecture, structure: Structure, classes: int, mask: str = "exact") -> list[str]:
+    """What a reader of this network's accuracy has to know, one sentence each; ``mask`` is that of a sparse one."""
     found = []
     if architecture.channels is not None and architecture.channels < classes:
         found.append(
@@ -52,6 +52,8 @@ def warnings(architecture: Architecture, structure: Structure, classes: int) -> 
     if structure == "sparse" and architecture.mean_fan_in < 4:
         inputs = architecture.mean_fan_in / max(architecture.density, 1e-300)
         share = math.exp(inputs * math.log1p(-min(architecture.density, 1 - 1e-12)))
+        if mask == "fixed_fan_in":  # every unit has the fan-in's floor or ceiling
+            share = max(0.0, 1 - architecture.mean_fan_in)
         found.append(
             f"mean fan-in {architecture.mean_fan_in:.3g} is below 4: about {share:.1%} of the units have no input"
         )

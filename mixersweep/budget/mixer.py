@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -158,10 +159,16 @@ def _near(connections: int, expansion: Expansion, branch: str, narrow: int, long
 def _ranges_near(connections: int, expansion: Expansion, branch: str) -> Iterator[tuple[int, range]]:
     """Every narrow side with the long sides whose connections lie within 2%."""
     high = math.floor(2 * connections * (1 + TOLERANCE))
-    for narrow in range(1, connections + 2):
+    for narrow in itertools.count(1):
         if expansion.twice_connections(narrow, narrow) > high:
             return
         yield narrow, _near(connections, expansion, branch, narrow, range(narrow, high // (2 * narrow) + 1))
+
+
+def _pairs_near(connections: int, expansion: Expansion, branch: str) -> Iterator[tuple[int, int]]:
+    for narrow, longs in _ranges_near(connections, expansion, branch):
+        for long in longs:
+            yield _sides(branch, narrow, long)
 
 
 @lru_cache(maxsize=4096)
@@ -204,13 +211,14 @@ def _no_pair(request: Request, width: int, connections: int, expansion: Expansio
         tokens, channels = min(near, key=lambda pair: (abs(pair[0] * pair[1] - width), abs(pair[0] - pair[1])))
         fits = f"the nearest width with one: {tokens * channels} ({_pair_text(tokens, channels)})"
     else:
-        fits = f"the nearest connections with one: {_nearest_connections(request, connections, expansion)}"
+        nearest = _nearest_connections(request, connections, expansion)
+        fits = f"the nearest connections with one: {nearest}" if nearest else "give tokens and channels instead"
     return UserError(
         f"{asked}: no mixer with {expansion} comes within 2% of width={width} and connections={connections}; {fits}"
     )
 
 
-def _nearest_connections(request: Request, connections: int, expansion: Expansion) -> int:
+def _nearest_connections(request: Request, connections: int, expansion: Expansion) -> int | None:
     """The connections nearest to those asked for at which a Mixer of the asked width (or the widest) exists.
 
     Only small networks leave the 2% around some connections empty, so a few small pairs are all that can be near.
@@ -226,7 +234,7 @@ def _nearest_connections(request: Request, connections: int, expansion: Expansio
         width = request.width or limit
         if width <= limit and _solve_pair(width, has, expansion, request.branch):
             return has
-    raise AssertionError("a mixer of one token and one channel always has its own connections")
+    return None
 
 
 def _pair_text(tokens: int, channels: int) -> str:

@@ -16,6 +16,8 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
     if expansion is None:
         expansion = expansion_from_shape(request)
     factor = (expansion.token + expansion.channel) / 2
+    if request.structure == "dense" and request.density not in (None, 1):
+        raise UserError(f"density={request.density:g}: a dense mlp has density 1. Use density=auto, or model=sw_mlp")
     reference = _reference_mixer(request, expansion)
     if reference is not None:
         width, width_target = reference.width, reference.width_target

@@ -29,9 +29,10 @@ def parse(values: Mapping[str, Any]) -> Config:
     """
     values = dict(values)
     for group, variants in VARIANTS.items():
-        name = (values.get(group) or {}).get("name")
-        if name not in variants:
-            raise UserError(f"{group}={name}: no such {group}; there are {', '.join(variants)}")
+        chosen = values.get(group)
+        name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
+        if not isinstance(chosen, Mapping) or not isinstance(name, str) or name not in variants:
+            raise UserError(f"{group}={_shown(name)}: no such {group}; there are {', '.join(variants)}")
     schema = {group: variants[values[group]["name"]] for group, variants in VARIANTS.items()}
     _check_keys(values, schema)
     parts: dict[str, Any] = {group: _validated(cls, values[group], f"{group}.") for group, cls in schema.items()}
@@ -64,10 +65,10 @@ def owners(key: str) -> list[str]:
 
 def check_key(key: str, value: object, choice: str | None = None) -> None:
     """Refuse a dotted key that no schema has, or that the chosen variant of its group has not."""
-    known = dict(keys())
+    known = _known()
     if key in known and (choice is None or not owners(key) or choice in owners(key)):
         return
-    text = f"{key}={json.dumps(value) if isinstance(value, (dict, list, bool)) or value is None else value}"
+    text = f"{key}={_shown(value)}"
     if key in known:
         group, _, name = key.partition(".")
         others = ", ".join(owners(key))
@@ -93,8 +94,27 @@ def describe(annotation: Any) -> str:
         return ", or ".join(describe(part) for part in arguments)
     if origin is list:
         return f"a list such as [1,2] of {describe(arguments[0])}"
+    if dataclasses.is_dataclass(annotation):
+        return "a group of settings"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
     return words.get(annotation, str(annotation))
+
+
+def _shown(value: object) -> str:
+    """A value as people write it in an override, on one line."""
+    if isinstance(value, (dict, list, bool)) or value is None:
+        return json.dumps(value, default=str)
+    return " ".join(str(value).split())
+
+
+@cache
+def _known() -> dict[str, Any]:
+    return dict(keys())
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _fields(cls: type) -> list[str]:
@@ -103,7 +123,7 @@ def _fields(cls: type) -> list[str]:
 
 def _check_keys(values: Mapping[str, Any], schema: Mapping[str, type]) -> None:
     """Refuse unknown keys, and name the first that is missing."""
-    hints = typing.get_type_hints(Config)
+    hints = _hints(Config)
     for name, value in values.items():
         cls = schema.get(name, hints.get(name))
         if cls is None or not dataclasses.is_dataclass(cls):
@@ -111,7 +131,9 @@ def _check_keys(values: Mapping[str, Any], schema: Mapping[str, type]) -> None:
             continue
         choice = value.get("name") if name in VARIANTS else None
         if not isinstance(value, Mapping):
-            raise UserError(f"{name}={value}: a group of settings; choose one of its files, or set {name}.<setting>")
+            raise UserError(
+                f"{name}={_shown(value)}: a group of settings; choose one of its files, or set {name}.<setting>"
+            )
         for inner, deep in value.items():
             check_key(f"{name}.{inner}", deep, choice)
 
@@ -120,7 +142,7 @@ def _validated(cls: type[T], values: Mapping[str, Any], prefix: str, parts: Mapp
     import pydantic
 
     plain = {name: value for name, value in values.items() if name not in (parts or {})}
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _hints(typing.cast(Any, cls))
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     done = dict(parts or {})
     for name, f in fields.items():
@@ -144,7 +166,7 @@ def _validated(cls: type[T], values: Mapping[str, Any], prefix: str, parts: Mapp
 def _adapter(cls: type, name: str) -> Any:
     import pydantic
 
-    annotation = typing.get_type_hints(cls, include_extras=True)[name]
+    annotation = _hints(cls)[name]
     return pydantic.TypeAdapter(annotation, config={"strict": True, "allow_inf_nan": False})
 
 
@@ -152,13 +174,13 @@ def _power(value: Any) -> Any:
     """2**15 as people write budgets; anything else as it is."""
     if isinstance(value, str):
         base, stars, exponent = value.partition("**")
-        if stars and base.isdigit() and exponent.isdigit() and len(base) <= 3 and len(exponent) <= 2:
+        if stars and base.isdecimal() and exponent.isdecimal() and len(base) <= 3 and len(exponent) <= 2:
             return int(base) ** int(exponent)
     return value
 
 
 def _expects(key: str, value: Any, annotation: Any) -> str:
-    text = f"{key}={'null' if value is None else value}: expects {describe(annotation)}"
+    text = f"{key}={_shown(value)}: expects {describe(annotation)}"
     choices = [str(c) for part in _parts(annotation) for c in typing.get_args(part) if isinstance(c, str)]
     near = difflib.get_close_matches(str(value), choices, 1) if isinstance(value, str) else []
     return text + (f"; the nearest is {near[0]}" if near else "")

@@ -147,7 +147,7 @@ class MLPFamily(Family):
     """Networks on vectors of m features, with a mixing layer for each of a Mixer's (section 3.4)."""
 
     hidden: bool
-    layers_per_block: Literal[1, 2]
+    layers_per_block: Annotated[int, Ge(1), Le(2)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +310,8 @@ def architecture(config: Config) -> budget.Architecture:
 
 def warnings(config: Config, solved: budget.Architecture) -> list[str]:
     """What a reader of this run's accuracy has to know."""
-    return budget.warnings(solved, structure(config.model), config.data.classes)
+    mask = config.model.mask if isinstance(config.model, SWMLP) else "exact"
+    return budget.warnings(solved, structure(config.model), config.data.classes, mask)
 
 
 def structure(model: AnyModel) -> budget.Structure:

@@ -20,47 +20,16 @@ VOLATILE = (
 )
 """What two runs of the same experiment may differ in."""
 
-_ARCHITECTURE = [
-    "width",
-    "width_target",
-    "hidden_width",
-    "tokens",
-    "channels",
-    "expansion",
-    "depth",
-    "mixing_layers",
-    "connections",
-    "connections_target",
-    "connections_counted",
-    "total_connections",
-    "density",
-    "parameters",
-    "stem_parameters",
-    "mixing_parameters",
-    "head_parameters",
-    "skip_parameters",
-    "skip_connections",
-    "flops_per_image",
-]
-_MEASURED = [
-    "epochs",
-    "best_epoch",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "best_validation_test_accuracy",
-    "images_per_second",
-    "seconds",
-    "peak_memory_bytes",
-    "started",
-    "finished",
-    "environment",
-    "versions",
-    "git_commit",
-]
+_ARCHITECTURE = (
+    "width width_target hidden_width tokens channels expansion depth mixing_layers connections connections_target "
+    "connections_counted total_connections density parameters stem_parameters mixing_parameters head_parameters "
+    "skip_parameters skip_connections flops_per_image"
+).split()
+_MEASURED = (
+    "epochs best_epoch train_loss train_accuracy validation_loss validation_accuracy test_loss test_accuracy "
+    "best_validation_test_accuracy images_per_second seconds peak_memory_bytes started finished environment versions "
+    "git_commit"
+).split()
 
 
 def planned(run: Run) -> dict[str, Any]:

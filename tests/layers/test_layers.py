@@ -130,7 +130,7 @@ def test_an_exact_mask_has_exactly_its_connections(connections: int) -> None:
     positions = draw_mask(11, 13, connections, "exact", seeded(connections))
     assert positions.numel() == positions.unique().numel() == connections
     assert bool((positions.sort().values == positions).all())
-    assert connections == 0 or (0 <= int(positions.min()) and int(positions.max()) < 143)
+    assert connections == 0 or (int(positions.min()) >= 0 and int(positions.max()) < 143)
 
 
 def test_an_exact_mask_is_uniform_over_positions_and_over_pairs() -> None:

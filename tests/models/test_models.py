@@ -54,9 +54,7 @@ def images(count: int = 3) -> torch.Tensor:
 
 def mixing_maps(network: nn.Module) -> list[SparseMap]:
     parts = network.blocks if isinstance(network, MixerNetwork) else network.layers
-    return [
-        layer for name, layer in parts.named_modules() if isinstance(layer, SparseMap) and "skip" not in name
-    ]
+    return [layer for name, layer in parts.named_modules() if isinstance(layer, SparseMap) and "skip" not in name]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

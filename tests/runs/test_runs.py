@@ -182,7 +182,8 @@ def test_a_directory_appears_whole_and_is_found_again(tmp_path: Path) -> None:
 def test_many_processes_may_make_the_same_directory_at_once(tmp_path: Path) -> None:
     code = (
         "import sys; from mixersweep.compose import config_of; from mixersweep.runs import *; from pathlib import Path;"
-        "r = RunDirectory.create(solve(config_of([])), Path(sys.argv[1])); print((r.path / 'tracking.json').read_text())"
+        "r = RunDirectory.create(solve(config_of([])), Path(sys.argv[1]));"
+        "print((r.path / 'tracking.json').read_text())"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
@@ -328,9 +329,7 @@ def test_a_pid_that_was_given_to_another_process_is_not_the_holder(directory: Ru
         pass
 
 
-def test_the_heart_beats_and_a_run_taken_over_notices(
-    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_heart_beats_and_a_run_taken_over_notices(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "BEAT_EVERY", 0.05)
     with pytest.raises(RunHeld, match="taken over by pid 7 on far"), hold(directory.path) as held:
         first = directory.status().heartbeat
@@ -379,7 +378,7 @@ def test_the_record_has_exactly_the_promised_keys_in_order() -> None:
 
 
 def test_two_records_are_equal_when_they_agree_in_what_the_experiment_decides() -> None:
-    one = {key: 0 for key in CONTRACT}
+    one = dict.fromkeys(CONTRACT, 0)
     assert same_experiment_same_numbers(one, {**one, **dict.fromkeys(VOLATILE, 1)})
     assert not same_experiment_same_numbers(one, {**one, "test_loss": 1e-9})
 

@@ -1,0 +1,496 @@
+"""From what Hydra composes to a Config, or to one line that names the setting, its value, why not, and what can be."""
+
+import copy
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra import compose
+from omegaconf import OmegaConf
+
+from mixersweep import config as schema
+from mixersweep.config import parse
+from mixersweep.config.parse import check_key, describe, keys, owners
+from mixersweep.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+DATA_SETS = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
+
+
+def composed(*overrides):
+    """The plain mapping that an invocation means."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS.resolve())):
+        return OmegaConf.to_container(compose(config_name="train", overrides=list(overrides)), resolve=True)
+
+
+DEFAULTS = {family: composed(f"model={family}") for family in schema.FAMILIES}
+ADAMW = composed("optim=adamw")
+
+
+def with_value(key, value, base=None):
+    """The default mapping with one dotted key set."""
+    values = copy.deepcopy(DEFAULTS["pk"] if base is None else base)
+    *groups, last = key.split(".")
+    inner = values
+    for group in groups:
+        inner = inner[group]
+    inner[last] = value
+    return values
+
+
+def without(key, base=None):
+    values = with_value(key, None, base)
+    *groups, last = key.split(".")
+    inner = values
+    for group in groups:
+        inner = inner[group]
+    del inner[last]
+    return values
+
+
+def refusal(values):
+    with pytest.raises(UserError) as refused:
+        parse(values)
+    message = refused.value.args[0]
+    assert "\n" not in message
+    return message
+
+
+def value_of(config, key):
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+# --- every file --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", schema.FAMILIES)
+@pytest.mark.parametrize("data", DATA_SETS)
+def test_every_family_is_a_network_on_every_data_set_as_it_stands(family, data):
+    config = parse(composed(f"model={family}", f"data={data}"))
+    assert (config.model.name, config.data.name) == (family, data)
+    network = schema.architecture(config)
+    assert network.connections_target == 2**15
+    assert network.patches == config.patches == (config.image_size // config.patch_size) ** 2
+    stem = config.data.image_channels * config.patch_size**2 * network.embedding_channels
+    assert network.stem_parameters == stem
+    assert schema.warnings(config, network) == []
+
+
+def test_every_family_class_has_a_file_and_every_file_a_class():
+    assert {path.stem for path in (CONFIGS / "model").glob("*.yaml")} == set(schema.FAMILIES)
+    assert {path.stem for path in (CONFIGS / "optim").glob("*.yaml")} == set(schema.OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [f"{group}={path.stem}" for group in ("optim", "augment", "tracking") for path in (CONFIGS / group).glob("*")],
+)
+def test_every_choice_of_the_other_groups_parses(choice):
+    parse(composed(choice))
+
+
+@pytest.mark.parametrize(
+    ("family", "expansion"), [("s_mixer", 1), ("mixer", 2), ("rp_mixer", 2), ("pk", 1), ("sw_mlp", 1), ("mlp", 1)]
+)
+def test_a_family_sets_its_own_expansion_and_the_command_line_overrides_it(family, expansion):
+    assert parse(DEFAULTS[family]).expansion == expansion
+    assert parse(composed(f"model={family}", "expansion=3")).expansion == 3
+
+
+def test_the_defaults_of_the_whole_are_the_widest_s_mixer():
+    found = schema.architecture(parse(composed()))
+    assert (found.tokens, found.channels, found.connections) == (32, 32, 2**15)
+
+
+# --- what a Config means -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "structure", "width"),
+    [
+        (["model=s_mixer", "connections=2**18", "width=3616"], "kronecker", 3616),
+        (["model=pk", "model.tied=false"], "block_diagonal", 1024),
+        (["model=sw_mlp", "width=2048"], "sparse", 2048),
+        (["model=mlp"], "dense", 181),
+        (["model=mixer", "tokens=20", "channels=10", "model.token_expansion=0.5"], "kronecker", 200),
+    ],
+)
+def test_overrides_reach_the_rule(overrides, structure, width):
+    config = parse(composed(*overrides))
+    assert schema.structure(config.model) == structure
+    assert schema.architecture(config).width == width
+
+
+def test_an_expansion_set_apart_reaches_the_rule():
+    config = parse(composed("model=mixer", "tokens=20", "channels=10", "model.token_expansion=0.5"))
+    found = schema.architecture(config)
+    assert (found.token_hidden, found.channel_hidden) == (10, 20)
+
+
+def test_the_rule_is_told_of_the_head_the_stem_the_skip_layer_and_biases():
+    plain = schema.architecture(parse(composed("tokens=20", "channels=10")))
+    linear = schema.architecture(parse(composed("tokens=20", "channels=10", "model.head=linear")))
+    assert (plain.head_parameters, linear.head_parameters) == (100, 2000)
+    resize = schema.architecture(parse(composed("tokens=20", "channels=10", "model.stem=resize")))
+    assert (resize.skip_parameters, resize.connections_counted) == (0, resize.connections)
+    assert plain.skip_parameters == 20 * 64
+    bare = schema.architecture(parse(composed("tokens=20", "channels=10", "model.bias=false")))
+    assert plain.parameters - bare.parameters == 4 * (20 + 10)
+    with pytest.raises(UserError, match="skip_layer=never"):
+        schema.architecture(parse(composed("tokens=20", "channels=10", "model.skip_layer=never")))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["tokens=64", "channels=4"], "channels=4 is below the 10 classes"),
+        (["model=sw_mlp", "width=20000", "connections=20000"], "about 36.8% of the units have no input"),
+        (["model=sw_mlp", "width=20000", "connections=20000", "model.mask=fixed_fan_in"], "about 0.0% of the units"),
+    ],
+)
+def test_warnings_say_what_a_reader_has_to_know(overrides, said):
+    config = parse(composed(*overrides))
+    (warning,) = schema.warnings(config, schema.architecture(config))
+    assert said in warning
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks", "random"),
+    [
+        ("none", "all", {}),
+        ("both", "all", {(layer, block) for layer in ("token", "channel") for block in (0, 1)}),
+        ("token", "all", {("token", 0), ("token", 1)}),
+        ("channel", "[1]", {("channel", 1)}),
+        ("both", "[]", {}),
+    ],
+)
+def test_random_permutations_stand_in_the_layers_and_blocks_asked_for(layers, blocks, random):
+    """model.random_layers and model.random_blocks (Fig. S.4)."""
+    model = parse(composed(f"model.random_layers={layers}", f"model.random_blocks={blocks}", "depth=2")).model
+    places = [(layer, block) for layer in ("token", "channel") for block in (0, 1)]
+    assert {place for place in places if model.is_random(*place)} == set(random)
+
+
+def test_a_family_without_random_permutations_has_none():
+    assert not parse(DEFAULTS["s_mixer"]).model.is_random("token", 0)
+
+
+# --- types, bounds and choices -----------------------------------------------------------------------------------
+
+WHOLE = "a whole number, at least 1"
+WRONG = {
+    ("width", "connections", "tokens", "channels", "threads"): (
+        [
+            0,
+            -1,
+            1.0,
+            1e5,
+            True,
+            False,
+            None,
+            "wide",
+            [1],
+            {},
+            math.nan,
+            "2**",
+            "**3",
+            "2**-1",
+            "2**²",
+            "1234**2",
+            "2**100",
+        ],
+        f"{WHOLE}, or auto",
+    ),
+    ("depth", "epochs", "batch_size", "image_size", "patch_size"): ([0, -1, 2.5, True, None, "auto", "four"], WHOLE),
+    ("seed", "augment.crop_padding"): ([-1, 0.0, False, None, "auto"], "a whole number, at least 0"),
+    ("seeds.split", "seeds.structure"): ([-1, 1.5, True, "auto"], "a whole number, at least 0, or null"),
+    ("density",): (
+        [0, 0.0, -0.5, 1.01, 2, True, None, math.nan, math.inf, "0.5x"],
+        "a number, above 0 and at most 1, or auto",
+    ),
+    ("expansion", "model.token_expansion", "model.channel_expansion"): (
+        [0, -2.0, True, None, math.nan, math.inf, -math.inf, "double"],
+        "a number, above 0, or auto",
+    ),
+    ("validation", "optim.momentum", "optim.label_smoothing"): (
+        [-0.1, 1, 1.0, False, None, math.nan, "auto"],
+        "a number, at least 0 and below 1",
+    ),
+    ("optim.lr", "model.norm_eps"): ([0, -1.0, True, None, math.nan, math.inf, "1e-3x"], "a number, above 0"),
+    ("optim.weight_decay", "optim.warmup_epochs", "tracking.timeout"): (
+        [-1e-9, True, None, math.inf, "no"],
+        "a number, at least 0",
+    ),
+    ("optim.clip_norm",): ([0, -1, True, math.nan, "auto"], "a number, above 0, or null"),
+    ("model.bias", "model.tied", "model.hidden", "augment.flip", "optim.nesterov"): (
+        [0, 1, 1.0, "yes", "true", None],
+        "true or false",
+    ),
+    ("device", "runs_dir", "data_dir", "tracking.project"): ([0, True, None, ["cpu"]], "a text"),
+    ("run_dir", "tracking.entity"): ([0, True, 1.5], "a text, or null"),
+    ("data.mean",): ([0.3, "0.3", None, [math.nan], [True], ["x"]], "a list such as [1,2] of a number"),
+    ("data.std",): ([[0], [-1.0]], "a list such as [1,2] of a number, above 0"),
+    ("data.classes",): ([1, 2.0], "a whole number, at least 2"),
+    ("model.random_blocks",): (
+        ["some", [-1], [0.5], [True], 0, None],
+        "all, or a list such as [1,2] of a whole number, at least 0",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "takes"),
+    [(key, value, takes) for several, (values, takes) in WRONG.items() for key in several for value in values],
+    ids=lambda part: str(part)[:20],
+)
+def test_a_wrong_value_is_refused_with_what_the_setting_takes(key, value, takes):
+    message = refusal(with_value(key, value))
+    assert message.startswith(f"{key}=")
+    assert message.partition(": expects ")[2].partition("; the nearest")[0] == takes
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        assert message.startswith(f"{key}={value}:")
+
+
+CHOICES = {
+    "branch": ("pk", {"tal": "tall", "wid": "wide", "Tall": "tall"}),
+    "match": ("pk", {"mixr": "mixer", "non": "none"}),
+    "model.head": ("pk", {"pol": "pool", "linaer": "linear"}),
+    "model.activation": ("pk", {"gleu": "gelu", "rellu": "relu"}),
+    "model.stem": ("pk", {"pach": "patch", "resise": "resize"}),
+    "model.skip_layer": ("pk", {"nevr": "never", "allways": "always"}),
+    "model.random_layers": ("pk", {"tokens": "token", "chanel": "channel"}),
+    "model.random_blocks": ("pk", {"al": "all"}),
+    "model.mask": ("sw_mlp", {"exakt": "exact", "fixed_fanin": "fixed_fan_in"}),
+    "model.rescale": ("sw_mlp", {"forwards": "forward"}),
+    "model.storage": ("sw_mlp", {"sparce": "sparse"}),
+    "optim.schedule": ("pk", {"cosin": "cosine"}),
+    "tracking.name": ("pk", {"wandbb": "wandb"}),
+    "width": ("pk", {"aut": "auto"}),
+    "expansion": ("pk", {"autoo": "auto"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "family", "wrong", "nearest"),
+    [(key, family, wrong, right) for key, (family, pairs) in CHOICES.items() for wrong, right in pairs.items()],
+)
+def test_a_misspelt_choice_is_refused_with_the_nearest(key, family, wrong, nearest):
+    message = refusal(with_value(key, wrong, DEFAULTS[family]))
+    assert message.startswith(f"{key}={wrong}: expects ")
+    assert message.endswith(f"; the nearest is {nearest}")
+
+
+def test_a_choice_that_resembles_none_lists_them():
+    assert refusal(with_value("branch", "zzz")) == "branch=zzz: expects tall or wide"
+
+
+@pytest.mark.parametrize("value", [0, 3, 2.0, True, "1"])
+def test_layers_per_block_are_one_or_two(value):
+    message = refusal(with_value("model.layers_per_block", value, DEFAULTS["sw_mlp"]))
+    assert "expects a whole number, at least 1 and at most 2" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("model.tied", None), ("model.bias", 1), ("branch", "a\nb"), ("device", ["a\nb"])]
+)
+def test_a_refusal_is_one_line_in_the_words_of_an_override(key, value):
+    shown = refusal(with_value(key, value)).partition(": ")[0].partition("=")[2]
+    assert shown == {None: "null", 1: "1", "a\nb": "a b"}.get(value if not isinstance(value, list) else 0, '["a\\nb"]')
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "means"),
+    [
+        ("connections", "2**15", 32768),
+        ("width", "2**10", 1024),
+        ("seed", "10**3", 1000),
+        ("optim.lr", 1, 1.0),
+        ("optim.clip_norm", 5, 5.0),
+        ("optim.clip_norm", None, None),
+        ("expansion", 2, 2.0),
+        ("density", 1, 1.0),
+        ("width", "auto", "auto"),
+        ("validation", 0, 0.0),
+        ("seeds.split", 0, 0),
+        ("run_dir", "runs/a", "runs/a"),
+        ("model.random_blocks", [0, 3], [0, 3]),
+        ("optim.warmup_epochs", 30, 30.0),
+    ],
+)
+def test_values_are_taken_as_people_write_them(key, value, means):
+    found = value_of(parse(with_value(key, value)), key)
+    assert found == means
+    assert type(found) is type(means)
+
+
+def test_the_mapping_that_was_given_is_left_as_it_was():
+    values = copy.deepcopy(DEFAULTS["pk"])
+    parse(values)
+    assert values == DEFAULTS["pk"]
+
+
+# --- keys --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("widht", "width"),
+        ("conections", "connections"),
+        ("model.tiedd", "model.tied"),
+        ("model.hiden", "model.hidden"),
+        ("optim.lrr", "optim.lr"),
+        ("seeds.spilt", "seeds.split"),
+        ("data.clases", "data.classes"),
+        ("momentum", "optim.momentum"),
+        ("tracking.projekt", "tracking.project"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_the_nearest(key, nearest):
+    assert refusal(with_value(key, 5)) == f"{key}=5: no such setting; the nearest is {nearest}"
+
+
+def test_an_unknown_setting_that_resembles_none_is_refused_alone():
+    assert refusal(with_value("qqqq", {"a": None})) == 'qqqq={"a": null}: no such setting'
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "base", "mine", "theirs"),
+    [
+        ("model.tied", False, "sw_mlp", "sw_mlp", ["pk"]),
+        ("model.mask", "exact", "pk", "pk", ["sw_mlp"]),
+        ("model.token_expansion", 2, "s_mixer", "s_mixer", ["pk", "mixer", "rp_mixer"]),
+        ("model.random_layers", "both", "mixer", "mixer", ["pk", "rp_s_mixer", "rp_mixer"]),
+        ("model.stem", "patch", "mlp", "mlp", ["pk", "s_mixer", "rp_s_mixer", "mixer", "rp_mixer"]),
+        ("optim.beta1", 0.9, "pk", "sgd", ["adamw"]),
+    ],
+)
+def test_a_setting_of_another_choice_is_refused_with_those_that_have_it(key, value, base, mine, theirs):
+    message = refusal(with_value(key, value, DEFAULTS[base]))
+    shown = {True: "true", False: "false"}.get(value, value) if isinstance(value, bool) else value
+    assert message.startswith(f"{key}={shown}: {mine} has no setting {key.partition('.')[2]}")
+    assert f"({', '.join(theirs)})" in message.replace("it belongs to ", "")
+    assert owners(key) == theirs
+
+
+@pytest.mark.parametrize(
+    ("key", "takes"),
+    [
+        ("width", "a whole number, at least 1, or auto"),
+        ("seed", "a whole number, at least 0"),
+        ("model.tied", "true or false"),
+        ("model.head", "pool or linear"),
+        ("optim.lr", "a number, above 0"),
+        ("seeds.split", "a whole number, at least 0, or null"),
+        ("data.name", "a text"),
+        ("data", "a group of settings"),
+        ("seeds", "a group of settings"),
+    ],
+)
+def test_a_missing_setting_is_named(key, takes):
+    assert refusal(without(key)) == f"{key}: missing; it takes {takes}"
+
+
+@pytest.mark.parametrize("group", ["model", "optim"])
+@pytest.mark.parametrize("value", ["pkk", None, {}, {"name": None}, {"name": ["pk"]}, {"name": "pkk"}, 3])
+def test_a_choice_of_a_group_that_does_not_exist_is_refused_with_those_that_do(group, value):
+    message = refusal(with_value(group, value))
+    assert message.startswith(f"{group}=")
+    assert all(choice in message for choice in schema.VARIANTS[group])
+    assert refusal(without(group)).startswith(f"{group}=")
+
+
+@pytest.mark.parametrize("group", ["data", "augment", "tracking", "seeds"])
+@pytest.mark.parametrize("value", ["all", None, 3])
+def test_a_group_is_no_single_value(group, value):
+    shown = "null" if value is None else value
+    assert refusal(with_value(group, value)).startswith(f"{group}={shown}: a group of settings")
+
+
+# --- impossible together -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"patch_size": 5}, "patch_size=5: does not divide image_size=32; the nearest is 4"),
+        ({"patch_size": 33}, "patch_size=33: does not divide image_size=32; the nearest is 32"),
+        ({"patch_size": 8, "image_size": 30}, "patch_size=8: does not divide image_size=30; the nearest is 6"),
+        ({"image_size": 16}, "image_size=16: fashion_mnist_10k has images of 28 pixels"),
+        ({"optim.momentum": 0}, "optim.momentum=0: Nesterov needs momentum; set optim.nesterov=false"),
+        ({"optim.warmup_epochs": 31}, "optim.warmup_epochs=31: longer than epochs=30"),
+        ({"optim.warmup_epochs": 0.5, "epochs": 1}, None),
+        ({"optim.momentum": 0, "optim.nesterov": False}, None),
+        ({"image_size": 28, "patch_size": 28}, None),
+        ({"model.random_blocks": [0, 4]}, "model.random_blocks=[0, 4]: depth=4 has the blocks 0 to 3"),
+        ({"model.random_blocks": [0, 3]}, None),
+    ],
+)
+def test_settings_that_are_impossible_together_are_refused(changes, said):
+    values = DEFAULTS["pk"]
+    for key, value in changes.items():
+        values = with_value(key, value, values)
+    if said is None:
+        parse(values)
+    else:
+        assert refusal(values).startswith(said)
+
+
+def test_adamw_has_no_momentum_to_miss():
+    assert parse(ADAMW).optim.name == "adamw"
+
+
+# --- the schema as completion and help see it --------------------------------------------------------------------
+
+
+def flat(values, prefix=""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_keys_are_those_of_the_files_and_no_others():
+    composed_keys = {key for values in [*DEFAULTS.values(), ADAMW] for key in flat(values)}
+    groups = {"model", "optim", "data", "augment", "tracking", "seeds"}
+    assert {key for key, _ in keys()} == composed_keys | groups
+
+
+@pytest.mark.parametrize("key", ["width", "data.name", "nothing", "model.nothing", "seeds.split"])
+def test_settings_that_no_choice_decides_have_no_owners(key):
+    assert owners(key) == []
+
+
+def test_settings_that_every_choice_has_are_owned_by_all():
+    assert owners("model.head") == list(schema.FAMILIES)
+    assert owners("optim.lr") == ["sgd", "adamw"]
+
+
+@pytest.mark.parametrize(
+    ("key", "choice"), [("width", None), ("model.tied", "pk"), ("model.tied", None), ("data.mean", "x")]
+)
+def test_keys_that_exist_pass(key, choice):
+    check_key(key, 1, choice)
+
+
+def test_every_setting_is_described_in_words():
+    described = {key: describe(annotation) for key, annotation in keys()}
+    assert not [text for text in described.values() if re.search(r"[<>]|class|typing|None|Literal", text)]
+    assert described["model"] == "pk or s_mixer or rp_s_mixer or mixer or rp_mixer or sw_mlp or mlp"
+    assert described["optim"] == "sgd or adamw"
+
+
+@pytest.mark.parametrize("module", ["mixersweep.config", "mixersweep.budget"])
+def test_planning_imports_nothing_heavy(module):
+    """Completion, --help and plan answer at once."""
+    heavy = ["torch", "hydra", "wandb", "pydantic", "numpy", "omegaconf"]
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

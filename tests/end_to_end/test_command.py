@@ -1,0 +1,117 @@
+"""The other verbs, help and completion: fast, and without what they do not need."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "mixersweep"]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def completed(line: str, cwd: Path | None = None) -> list[str]:
+    """What a shell is offered at the end of ``line``, asked as the shell asks."""
+    code = "import os, sys\nos.dup2(1, 8)\nos.execv(sys.executable, [sys.executable, '-m', 'mixersweep'])"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    asked |= {"_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked}, cwd=cwd
+    )
+    return done.stdout.split("\n")
+
+
+def cpu_seconds(arguments: list[str], **environment: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run(*arguments, **environment).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_tells_of_every_verb() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for verb in ("train", "data", "completion"):
+        assert verb in done.stdout
+    assert run().returncode == 2
+    assert run("--version").stdout.startswith("mixersweep ")
+
+
+def test_the_help_of_train_has_examples_choices_and_settings() -> None:
+    done = run("train", "--help")
+    assert done.returncode == 0
+    for text in ("mixersweep train model=pk width=1024", "model: mixer, mlp, pk", "connections: auto", "Exit codes"):
+        assert text in done.stdout
+
+
+def test_cfg_job_prints_the_settings_and_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "train", "model=sw_mlp", "--cfg", "job"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0
+    assert "name: sw_mlp" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["nonsense", "data nonsense", "data prepare", "completion tcsh"])
+def test_a_wrong_verb_is_a_user_mistake(verb: str) -> None:
+    done = run(*verb.split())
+    assert done.returncode == 2
+    assert "usage: mixersweep" in done.stderr
+
+
+def test_data_list_names_the_sets_and_where_they_are(tmp_path: Path) -> None:
+    done = run("data", "list", MIXERSWEEP_DATA=str(tmp_path))
+    assert done.returncode == 0
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert "fashion_mnist_10k.npz" in lines["fashion_mnist_10k"]
+    assert "mixersweep data prepare fashion_mnist" in lines["fashion_mnist"]
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest() -> None:
+    done = run("data", "prepare", "fashion_mnst")
+    assert done.returncode == 2
+    assert "fashion_mnist" in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_what_the_shell_sources(shell: str) -> None:
+    done = run("completion", shell)
+    assert done.returncode == 0
+    assert "mixersweep" in done.stdout
+
+
+def test_completion_knows_verbs_keys_choices_and_runs(tmp_path: Path) -> None:
+    assert {"train", "data", "completion"} <= set(completed("mixersweep "))
+    assert "connections=" in completed("mixersweep train con")
+    assert "model.tied=" in completed("mixersweep train model.")
+    assert completed("mixersweep train model=sw") == ["model=sw_mlp"]
+    assert completed("mixersweep train -m model=pk,sw") == ["model=pk,sw_mlp"]
+    assert set(completed("mixersweep train model.mask=")) == {
+        f"model.mask={k}" for k in ("exact", "bernoulli", "fixed_fan_in")
+    }
+    assert set(completed("mixersweep train model.tied=")) == {"model.tied=true", "model.tied=false"}
+    assert "fashion_mnist" in completed("mixersweep data prepare fash")
+    (tmp_path / "runs" / "pk-w1-c1-x-s0-0123456789abcdef").mkdir(parents=True)
+    (tmp_path / "runs" / "pk-w1-c1-x-s0-0123456789abcdef" / "config.yaml").write_text("")
+    assert completed("mixersweep train run_dir=", tmp_path) == ["run_dir=runs/pk-w1-c1-x-s0-0123456789abcdef"]
+
+
+def test_help_and_completion_import_nothing_heavy() -> None:
+    code = "import sys; from mixersweep import completer, cli; cli._parser(); completer.overrides('model=')\n"
+    code += "completer.overrides('con')\n"
+    code += "heavy = {'hydra', 'omegaconf', 'torch', 'wandb', 'pydantic', 'numpy'} & set(sys.modules)\n"
+    code += "assert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_costs_little() -> None:
+    """The promise is 0.5 s and 1.5 s of CPU; twice that is allowed here, since CI machines are noisy."""
+    assert min(cpu_seconds(["--help"]) for _ in range(3)) < 1.0
+    assert min(cpu_seconds(["train", "--help"]) for _ in range(3)) < 3.0
