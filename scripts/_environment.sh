@@ -45,7 +45,7 @@ prepare_environment() {
 }
 
 install_into() {
-  local python log=$VENV.log
+  local python log=$VENV/pip.log
   if [ ! -x "$VENV/bin/python" ]; then
     python=$(find_python)
     say "making $VENV"

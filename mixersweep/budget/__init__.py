@@ -41,13 +41,19 @@ def solve(request: Request) -> Architecture:
     return count(request, shape, mlp_matrices(request, shape), embedding_channels)
 
 
-def warnings(architecture: Architecture, structure: Structure, classes: int, mask: str = "exact") -> list[str]:
-    """What a reader of this network's accuracy has to know, one sentence each; ``mask`` is that of a sparse one."""
+def warnings(
+    architecture: Architecture, structure: Structure, classes: int, *, mask: str = "exact", pooled: bool = True
+) -> list[str]:
+    """What a reader of this network's accuracy has to know, one sentence each.
+
+    ``mask`` is the kind of a sparse network's masks; ``pooled`` says that the head averages over tokens or patches.
+    """
     found = []
-    if architecture.channels is not None and architecture.channels < classes:
+    if pooled and architecture.embedding_channels < classes:
+        name = "channels" if architecture.channels is not None else "embedding channels"
         found.append(
-            f"channels={architecture.channels} is below the {classes} classes: "
-            "the head is rank-limited, so a loss here is not one of width"
+            f"{name}={architecture.embedding_channels} is below the {classes} classes: "
+            "the pooled head is rank-limited, so a loss here is not one of width"
         )
     if structure == "sparse" and architecture.mean_fan_in < 4:
         inputs = architecture.mean_fan_in / max(architecture.density, 1e-300)

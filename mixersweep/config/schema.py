@@ -310,8 +310,9 @@ def architecture(config: Config) -> budget.Architecture:
 
 def warnings(config: Config, solved: budget.Architecture) -> list[str]:
     """What a reader of this run's accuracy has to know."""
-    mask = config.model.mask if isinstance(config.model, SWMLP) else "exact"
-    return budget.warnings(solved, structure(config.model), config.data.classes, mask)
+    model = config.model
+    mask = model.mask if isinstance(model, SWMLP) else "exact"
+    return budget.warnings(solved, structure(model), config.data.classes, mask=mask, pooled=model.head == "pool")
 
 
 def structure(model: AnyModel) -> budget.Structure:

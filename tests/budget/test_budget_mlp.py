@@ -163,6 +163,15 @@ def test_a_mixer_with_fewer_channels_than_classes_has_a_rank_limited_head(channe
         assert "10 classes" in found[0]
 
 
+@pytest.mark.parametrize(("width", "warned"), [(576, True), (577, False)])
+def test_an_mlp_with_fewer_embedding_channels_than_classes_has_a_rank_limited_pooled_head(width, warned):
+    mlp = solve(sparse(width=width, connections=10 * width))  # 64 patches: 9 or 10 channels
+    assert len(warnings(mlp, "sparse", 10)) == warned
+    assert warnings(mlp, "sparse", 10, pooled=False) == []
+    if warned:
+        assert "embedding channels=9 is below the 10 classes" in warnings(mlp, "sparse", 10)[0]
+
+
 def units_without_input(width, hidden_width, connections, mask):
     """Their share in one random mask, drawn."""
     generator = np.random.default_rng(0)
@@ -187,7 +196,7 @@ def test_the_warned_share_of_units_without_input_is_that_of_a_drawn_mask(mask, f
     connections = int(fan_in * width * (2 if hidden else 1))
     mlp = solve(sparse(width=width, connections=connections, **hidden))
     assert mlp.mean_fan_in == pytest.approx(fan_in, rel=1e-3)
-    (warning,) = warnings(mlp, "sparse", 10, mask)
+    (warning,) = warnings(mlp, "sparse", 10, mask=mask)
     assert f"mean fan-in {fan_in:.3g}" in warning
     share = float(warning.partition("about ")[2].partition("%")[0]) / 100
     assert share == pytest.approx(units_without_input(width, mlp.hidden_width, connections, mask), abs=0.025)
@@ -195,11 +204,11 @@ def test_the_warned_share_of_units_without_input_is_that_of_a_drawn_mask(mask, f
 
 def test_from_a_mean_fan_in_of_four_on_there_is_no_warning():
     assert warnings(solve(sparse(width=1500, connections=6000)), "sparse", 10) == []
-    assert warnings(solve(dense(connections=9)), "dense", 10) == []
+    assert warnings(solve(dense(connections=10**6)), "dense", 10) == []
 
 
 @pytest.mark.parametrize("connections", [1, 4])
 def test_a_full_mask_leaves_no_unit_without_input(connections):
     mlp = solve(sparse(width=math.isqrt(connections), connections=connections))
-    (warning,) = warnings(mlp, "sparse", 10)
+    (warning,) = warnings(mlp, "sparse", 10, pooled=False)
     assert "about 0.0% of the units" in warning
