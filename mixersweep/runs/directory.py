@@ -196,8 +196,8 @@ def _make(path: Path, run: Run) -> None:
         set_status(temporary, Status("planned"))
         write_json(temporary / "tracking.json", {"id": f"{run.fingerprint[:16]}-{secrets.token_hex(2)}"})
         temporary.rename(path)
-    except OSError:
+    except OSError as error:
         if not (path / "config.yaml").exists():  # otherwise another process made it first
-            raise
+            raise UserError(f"{path}: cannot be made ({error.strerror}); move away what is there") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

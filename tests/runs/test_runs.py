@@ -225,6 +225,15 @@ def test_a_runs_dir_that_cannot_be_written_is_refused_by_name(tmp_path: Path) ->
         RunDirectory.create(run_of(), tmp_path / "file")
 
 
+def test_something_else_in_its_place_is_refused_by_name(tmp_path: Path) -> None:
+    run = run_of()
+    (tmp_path / run.name).mkdir()
+    (tmp_path / run.name / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="move away what is there"):
+        RunDirectory.create(run, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
+
+
 # --- files -------------------------------------------------------------------------------------------------------
 
 
