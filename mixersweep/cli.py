@@ -136,6 +136,27 @@ def data_prepare(options: argparse.Namespace) -> int:
     return DONE
 
 
+def bench(options: argparse.Namespace) -> int:
+    """``bench SUITE``: measure layers or steps against their named alternatives."""
+    import json
+
+    import torch
+
+    from mixersweep.bench import SUITES, measure
+    from mixersweep.training.environment import choose_device, choose_threads
+
+    device = choose_device(options.device)
+    torch.set_num_threads(choose_threads("auto"))
+    for case in SUITES[options.suite](options.all):
+        record = measure(case, device)
+        if options.json:
+            print(json.dumps(record), flush=True)
+            continue
+        sizes = " ".join(f"{key}={value}" for key, value in case.sizes.items() if value is not None)
+        print(f"{record['ratio']:8.3g}x  {case.benchmark:28} {case.mode:9} {sizes}", flush=True)
+    return DONE
+
+
 def completion(options: argparse.Namespace) -> int:
     """``completion SHELL``: print what the shell has to source."""
     import argcomplete
@@ -166,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
     action = actions.add_parser("prepare", parents=[directory], help="fetch, check and convert a data set")
     action.add_argument("name", metavar="NAME").completer = completer.data_sets  # type: ignore[attr-defined]
     action.set_defaults(run=data_prepare)
+
+    verb = verbs.add_parser("bench", help="measure speed against named alternatives")
+    verb.add_argument("suite", choices=("layers", "step"))
+    verb.add_argument("--json", action="store_true", help="one object a line and nothing else")
+    verb.add_argument("--all", action="store_true", help="also what takes minutes")
+    verb.add_argument("--device", default="auto")
+    verb.set_defaults(run=bench)
 
     verb = verbs.add_parser("completion", help='for the shell: eval "$(mixersweep completion bash)"')
     verb.add_argument("shell", choices=("bash", "zsh", "fish"))

@@ -8,22 +8,43 @@ has effective width m = S·C and, per effective weight matrix,
 
 connections (Hayase & Karakida 2024, section 4.1, eqs 13-15; a single-layer Mixer has h_t = S, h_c = C). Its
 width is at most (Omega / g)^(2/3), reached at S = C. A sparse-weight MLP has Omega nonzeros in each of its
-matrices and any width from sqrt(Omega / g) on; a dense MLP has the one width sqrt(Omega / g).
+matrices and any width from sqrt(Omega / g) on; a dense MLP has the one width sqrt(Omega / g). Networks that are a
+list of layers, of unequal sizes, have a rule of their own (``layered``).
+
+``budget=parameters`` holds the trainable weights fixed instead, as Golubeva et al. (2021) do: (S·h_t + C·h_c) / 2
+behind a Mixer's shared matrices, so that its width is at most Pi / g; elsewhere they are the connections.
 
 ``solve`` turns a ``Request`` into an ``Architecture`` or raises a ``UserError`` that says what would fit.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from mixersweep.budget.counts import count, mixer_matrices, mlp_matrices
 from mixersweep.budget.expansion import expansion_of
+from mixersweep.budget.layered import SFC, Layered, ResNet18, TwoLayerMLP, solve_layered, water_filling
 from mixersweep.budget.mixer import mixer_shape, widest
 from mixersweep.budget.mlp import mlp_shape
 from mixersweep.budget.terms import DEFAULT_CONNECTIONS, TOLERANCE, Architecture, Request, Structure
+from mixersweep.errors import UserError
 
-__all__ = ["DEFAULT_CONNECTIONS", "TOLERANCE", "Architecture", "Request", "Structure", "solve", "warnings", "widest"]
+__all__ = [
+    "DEFAULT_CONNECTIONS",
+    "SFC",
+    "TOLERANCE",
+    "Architecture",
+    "Layered",
+    "Request",
+    "ResNet18",
+    "Structure",
+    "TwoLayerMLP",
+    "solve",
+    "warnings",
+    "water_filling",
+    "widest",
+]
 
 
 def solve(request: Request) -> Architecture:
@@ -32,13 +53,36 @@ def solve(request: Request) -> Architecture:
     Raises ``UserError`` for a contradictory or insufficient request, and for one that no integer sizes meet
     within 2%; the message names the settings and the nearest that works.
     """
+    if request.layered is not None:
+        return solve_layered(request, request.layered)
+    request = _with_one_budget(request)
     expansion = expansion_of(request)
     if request.structure in ("kronecker", "block_diagonal"):
         shape = mixer_shape(request, expansion)
-        return count(request, shape, mixer_matrices(request, shape), shape.channels)
+        embedded = 0 if request.stem == "none" else shape.channels
+        return count(request, shape, mixer_matrices(request, shape), embedded)
     shape = mlp_shape(request, expansion)
     embedding_channels = -(-shape.width // request.patches)
     return count(request, shape, mlp_matrices(request, shape), embedding_channels)
+
+
+def _with_one_budget(request: Request) -> Request:
+    """Connections or weights, never both; where no weights are shared, a number of weights is one of connections."""
+    if request.budget == "connections":
+        if request.weights is not None:
+            raise UserError(
+                f"weights={request.weights}: budget=connections fixes the connections; "
+                "set budget=parameters to fix the trainable weights of a mixing layer"
+            )
+        return request
+    if request.weights is None:
+        raise UserError("budget=parameters: needs weights=..., the mean trainable weights of a mixing layer")
+    for name in ("connections", "density"):
+        value = getattr(request, name)
+        if value is not None:
+            raise UserError(f"{name}={value:g}: budget=parameters fixes the weights, and {name} follows; leave it out")
+    shared = request.structure == "kronecker"
+    return request if shared else dataclasses.replace(request, connections=request.weights)
 
 
 def warnings(

@@ -9,7 +9,7 @@ from mixersweep.budget.terms import Architecture, Request, Shape
 from mixersweep.errors import UserError
 
 
-class _Matrix(NamedTuple):
+class Matrix(NamedTuple):
     """One effective weight matrix: its nonzeros, the trainable weights behind them, its trainable biases."""
 
     connections: int
@@ -17,13 +17,13 @@ class _Matrix(NamedTuple):
     biases: int
 
 
-def mixer_matrices(request: Request, shape: Shape) -> list[_Matrix]:
+def mixer_matrices(request: Request, shape: Shape) -> list[Matrix]:
     tokens, channels = shape.tokens, shape.channels
     tied = request.structure == "kronecker"
 
-    def matrix(blocks: int, outputs: int, inputs: int) -> _Matrix:
+    def matrix(blocks: int, outputs: int, inputs: int) -> Matrix:
         copies = 1 if tied else blocks
-        return _Matrix(blocks * outputs * inputs, copies * outputs * inputs, copies * outputs)
+        return Matrix(blocks * outputs * inputs, copies * outputs * inputs, copies * outputs)
 
     matrices = []
     for block in range(request.depth):
@@ -40,18 +40,20 @@ def mixer_matrices(request: Request, shape: Shape) -> list[_Matrix]:
     return matrices
 
 
-def mlp_matrices(request: Request, shape: Shape) -> list[_Matrix]:
+def mlp_matrices(request: Request, shape: Shape) -> list[Matrix]:
     connections = int(shape.connections)
-    layer = [_Matrix(connections, connections, shape.width)]
+    layer = [Matrix(connections, connections, shape.width)]
     if request.hidden:
-        layer = [_Matrix(connections, connections, shape.hidden_width), *layer]
+        layer = [Matrix(connections, connections, shape.hidden_width), *layer]
     return layer * (request.layers_per_block * request.depth)
 
 
-def count(request: Request, shape: Shape, matrices: list[_Matrix], embedding_channels: int) -> Architecture:
+def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_channels: int) -> Architecture:
+    """Add up the parts of a network with these mixing matrices; every number of an ``Architecture``."""
     mixer = shape.tokens > 0
+    embedded = request.stem != "none"
     resized = mixer and request.stem == "resize"
-    skip = mixer and not resized and _has_skip_layer(request, shape.tokens)
+    skip = mixer and embedded and not resized and _has_skip_layer(request, shape.tokens)
     norm_size = 2 * (shape.channels if mixer else shape.width)  # a LayerNorm's scale and shift
     mixing_layers = request.layers_per_block * request.depth
 
@@ -63,10 +65,13 @@ def count(request: Request, shape: Shape, matrices: list[_Matrix], embedding_cha
     weights = sum(matrix.weights for matrix in matrices)
     stem_parameters = stem + resize * resized
     skip_parameters = resize * skip
-    biases = embedding_channels + request.classes
+    biases = embedding_channels * embedded + request.classes
     biases += sum(matrix.biases for matrix in matrices) if request.bias else 0
-    norms = norm_size * (mixing_layers + 1 + skip)  # one before each mixing layer, the last, the skip layer's
-    connections = shape.connections
+    before_layers = request.layers_per_block if request.norms_per_block is None else request.norms_per_block
+    norms = norm_size * (before_layers * request.depth + embedded + skip)  # the last one, the skip layer's
+    connections = behind = shape.connections
+    if request.structure == "kronecker":
+        behind = Fraction(shape.tokens * shape.token_hidden + shape.channels * shape.channel_hidden, 2)
     return Architecture(
         width=shape.width,
         width_target=shape.width_target,
@@ -84,6 +89,8 @@ def count(request: Request, shape: Shape, matrices: list[_Matrix], embedding_cha
         connections_target=shape.connections_target,
         connections_counted=total / len(matrices),
         total_connections=total,
+        weights=int(behind) if behind.denominator == 1 else float(behind),
+        weights_target=request.weights,
         density=_density(shape, mixer),
         mean_fan_in=float(connections / (shape.hidden_width if request.hidden else shape.width)),
         parameters=stem_parameters + weights + skip_parameters + head + biases + norms,

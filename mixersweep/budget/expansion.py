@@ -28,6 +28,11 @@ class Expansion(NamedTuple):
         token_hidden, channel_hidden = self.sizes(tokens, channels)
         return tokens * channels * (token_hidden + channel_hidden)
 
+    def twice_weights(self, tokens: int, channels: int) -> int:
+        """Two times the mean trainable weights of a matrix whose blocks share theirs: S·h_t + C·h_c."""
+        token_hidden, channel_hidden = self.sizes(tokens, channels)
+        return tokens * token_hidden + channels * channel_hidden
+
     def __str__(self) -> str:
         if self.token == self.channel:
             return f"expansion={float(self.token):g}"

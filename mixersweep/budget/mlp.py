@@ -25,7 +25,7 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
     else:
         request = without_density(request, expansion)
         connections = connections_target = request.connections or DEFAULT_CONNECTIONS
-        width = width_target = request.width or 0
+        width = width_target = request.width or connections // 4  # the widest with a mean fan-in of 4
     if request.structure == "dense":
         one = max(1, rounded_root(connections_target / factor, 2))
         if request.width not in (None, one):
@@ -67,7 +67,7 @@ def _reference_mixer(request: Request, expansion: Expansion) -> Shape | None:
     sized = request.tokens is not None or request.channels is not None
     if sized:
         return mixer_shape(request, expansion)
-    if request.structure == "dense":
+    if request.structure == "dense" or request.budget == "parameters":
         return None
     if request.width is None and request.density is None:
         return mixer_shape(request, expansion)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mixersweep.budget.layered import Layered
 
 DEFAULT_CONNECTIONS = 2**15
 TOLERANCE = Fraction(2, 100)
 """How far what integers allow may lie from what was asked, for width and connections alike."""
 
-Structure = Literal["kronecker", "block_diagonal", "sparse", "dense"]
+Structure = Literal["kronecker", "block_diagonal", "sparse", "dense", "layered"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,9 @@ class Request:
     """What was asked for (None: left open), and the facts of data and wiring that the counts depend on."""
 
     structure: Structure
+    layered: Layered | None = None
+    budget: Literal["connections", "parameters"] = "connections"
+    weights: int | None = None
     hidden: bool = False
     width: int | None = None
     connections: int | None = None
@@ -31,10 +37,11 @@ class Request:
     match: Literal["none", "mixer"] = "none"
     depth: int = 4
     layers_per_block: int = 2
+    norms_per_block: int | None = None
     patches: int = 64
     patch_values: int = 16
     classes: int = 10
-    stem: Literal["patch", "resize"] = "patch"
+    stem: Literal["patch", "resize", "none"] = "patch"
     head: Literal["pool", "linear"] = "pool"
     skip_layer: Literal["auto", "always", "never"] = "auto"
     bias: bool = True
@@ -65,6 +72,8 @@ class Architecture:
     connections_target: int
     connections_counted: float
     total_connections: int
+    weights: int | float
+    weights_target: int | None
     density: float
     mean_fan_in: float
     parameters: int

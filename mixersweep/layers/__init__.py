@@ -6,18 +6,21 @@ that every fast path is tested against.
 """
 
 from mixersweep.layers.base import SparseMap
+from mixersweep.layers.convolution import SparseConv
 from mixersweep.layers.dense import Dense
 from mixersweep.layers.kronecker import PermutedKronecker
-from mixersweep.layers.permutation import Commutation, Identity, Permutation, RandomPermutation
+from mixersweep.layers.permutation import Commutation, Identity, IndexPermutation, Permutation, RandomPermutation
 from mixersweep.layers.sparse import SparseWeights, draw_mask
 
 __all__ = [
     "Commutation",
     "Dense",
     "Identity",
+    "IndexPermutation",
     "Permutation",
     "PermutedKronecker",
     "RandomPermutation",
+    "SparseConv",
     "SparseMap",
     "SparseWeights",
     "draw_mask",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ class SparseMap(nn.Module, ABC):
     out_width: int
     weight: nn.Parameter
     bias: nn.Parameter | None
+    distribution: Literal["normal", "uniform"] = "normal"
+    """Of fresh weights; ``uniform`` is PyTorch's own, for biases too, at the effective fan-in (Golubeva et al.)."""
 
     @property
     @abstractmethod
@@ -41,8 +44,17 @@ class SparseMap(nn.Module, ABC):
         return math.sqrt(self.out_width / max(1, self.connections))
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw weights from N(0, weight_std²) on the CPU, so that every device starts from the same; biases 0."""
+        """Draw weights from N(0, weight_std²) on the CPU, so that every device starts from the same; biases 0.
+
+        With a uniform distribution both come from ±1/sqrt(mean effective fan-in).
+        """
         with torch.no_grad():
+            if self.distribution == "uniform":
+                bound = math.sqrt(self.out_width / max(1, self.connections))
+                for parameter in (self.weight, self.bias):
+                    if parameter is not None:
+                        parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
+                return
             self.weight.copy_(torch.randn(self.weight.shape, generator=generator) * self.weight_std)
             if self.bias is not None:
                 self.bias.zero_()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
-from mixersweep.layers.permutation import Identity, Permutation
+from mixersweep.layers.permutation import Commutation, Identity, Permutation
 
 
 class PermutedKronecker(SparseMap):
@@ -55,8 +57,19 @@ class PermutedKronecker(SparseMap):
             return self.weight.new_zeros(self.out_width)
         return self.bias.expand(self.blocks, self.out_size).reshape(-1)[self.after.indices().to(self.bias.device)]
 
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether it is J_cᵀ (I x W) J_c, which multiplies the matrix of features by W from the left."""
+        before, after = self.before, self.after
+        if not (self.tied and isinstance(before, Commutation) and isinstance(after, Commutation)):
+            return False
+        return (before.rows, after.rows) == (self.in_size, self.blocks)
+
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_width) to (batch, out_width)."""
+        if self.mixes_rows:
+            rows: Tensor = _LeftProduct.apply(self.weight, x.view(-1, self.in_size, self.blocks), self.bias)
+            return rows.view(-1, self.out_width)
         x_bni = self.before(x).view(-1, self.blocks, self.in_size)
         if self.tied:
             y = F.linear(x_bni, self.weight, self.bias)
@@ -67,3 +80,33 @@ class PermutedKronecker(SparseMap):
                 y = y + self.bias
         permuted: Tensor = self.after(y.reshape(-1, self.out_width))
         return permuted
+
+
+class _LeftProduct(torch.autograd.Function):
+    """W (out, in) times each X (in, blocks) of a batch, plus a bias (out,) on its rows: nothing is transposed.
+
+    The gradient of W is one product over batch and blocks together; autograd's own would first write out one a batch
+    item, or reduce over strided views.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, x)
+        ctx.has_bias = bias is not None
+        batched = weight.expand(x.shape[0], *weight.shape)
+        if bias is None:
+            return torch.bmm(batched, x)
+        return torch.baddbmm(bias[:, None], batched, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (g,) = gradients
+        weight, x = ctx.saved_tensors
+        of_weight = of_x = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_weight = g.transpose(0, 1).flatten(1) @ x.transpose(0, 1).flatten(1).t()
+        if ctx.needs_input_grad[1]:
+            of_x = torch.bmm(weight.t().expand(x.shape[0], *weight.t().shape), g)
+        if ctx.has_bias:
+            of_bias = g.sum((0, 2))
+        return of_weight, of_x, of_bias

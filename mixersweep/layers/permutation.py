@@ -1,4 +1,4 @@
-"""Permutations of m features: the identity, the commutation matrix J_c, and random ones fixed for life."""
+"""Permutations of m features: the identity, the commutation matrix J_c, any by its indices, and random ones."""
 
 from __future__ import annotations
 
@@ -47,27 +47,35 @@ class Commutation(Permutation):
         return x.reshape(-1, self.rows, self.columns).transpose(1, 2).reshape(-1, self.width)
 
 
-class RandomPermutation(Permutation):
-    """A uniformly random permutation, frozen (section 5.2). Forward and backward are both gathers."""
+class IndexPermutation(Permutation):
+    """y = x[..., indices], fixed for life. Forward and backward are both gathers."""
 
     forward_indices: Tensor
     inverse_indices: Tensor
 
-    def __init__(self, width: int, generator: torch.Generator) -> None:
-        super().__init__(width)
-        forward = torch.randperm(width, generator=generator)
+    def __init__(self, indices: Tensor) -> None:
+        super().__init__(indices.numel())
+        inverse = indices.argsort()
+        assert torch.equal(indices[inverse], torch.arange(self.width)), "each of 0, 1, ..., width - 1 once"
         # structure is drawn anew from its seed, never stored: not part of the state dict
-        self.register_buffer("forward_indices", forward, persistent=False)
-        self.register_buffer("inverse_indices", forward.argsort(), persistent=False)
+        self.register_buffer("forward_indices", indices, persistent=False)
+        self.register_buffer("inverse_indices", inverse, persistent=False)
 
     def indices(self) -> Tensor:
-        """The drawn permutation."""
+        """As given."""
         return self.forward_indices.cpu()
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, width) to (batch, width)."""
         permuted: Tensor = _Gather.apply(x, self.forward_indices, self.inverse_indices)
         return permuted
+
+
+class RandomPermutation(IndexPermutation):
+    """A uniformly random permutation (section 5.2)."""
+
+    def __init__(self, width: int, generator: torch.Generator) -> None:
+        super().__init__(torch.randperm(width, generator=generator))
 
 
 class _Gather(torch.autograd.Function):

@@ -63,6 +63,7 @@ class SparseWeights(SparseMap):
     row_starts: Tensor
     column_starts: Tensor
     by_column: Tensor
+    rows_by_column: Tensor
 
     def __init__(
         self,
@@ -87,8 +88,9 @@ class SparseWeights(SparseMap):
             ("row_starts", _starts(rows, out_width)),
             ("column_starts", _starts(columns, in_width)),
             ("by_column", by_column),
+            ("rows_by_column", rows[by_column]),
         ):
-            self.register_buffer(name, indices if name == "by_column" else indices.to(kind), persistent=False)
+            self.register_buffer(name, indices.to(kind), persistent=False)
         self.weight = nn.Parameter(torch.zeros(positions.numel()))
         self.bias = nn.Parameter(torch.zeros(out_width)) if bias else None
 
@@ -121,42 +123,45 @@ class SparseWeights(SparseMap):
         return self.weight.new_zeros(self.out_width) if self.bias is None else self.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_width) to (batch, out_width)."""
+        """(batch, in_width) to (batch, out_width).
+
+        The CSR kernels want features first, so with ``sparse`` storage the result is a transposed view: an activation
+        keeps that layout, and a second sparse layer behind it copies nothing.
+        """
         if self.storage == "dense":
             return F.linear(x, self.to_dense(), self.bias)
-        y: Tensor = _SparseProduct.apply(x, self.values(), self)
-        return y if self.bias is None else y + self.bias
+        y_mb: Tensor = _SparseProduct.apply(x.t().contiguous(), self.values(), self)
+        return y_mb.t() if self.bias is None else (y_mb + self.bias[:, None]).t()
 
-    def _csr(self, values: Tensor) -> Tensor:
+    def csr(self, values: Tensor) -> Tensor:
+        """The matrix with these nonzeros, (out_width, in_width)."""
         return _csr(self.row_starts, self.columns, values, (self.out_width, self.in_width))
 
-    def _csr_transposed(self, values: Tensor) -> Tensor:
-        columns = self.rows.index_select(0, self.by_column)
-        return _csr(
-            self.column_starts, columns, values.index_select(0, self.by_column), (self.in_width, self.out_width)
-        )
+    def csr_transposed(self, values: Tensor) -> Tensor:
+        """Its transpose, (in_width, out_width)."""
+        values = values.index_select(0, self.by_column)
+        return _csr(self.column_starts, self.rows_by_column, values, (self.in_width, self.out_width))
 
 
 class _SparseProduct(torch.autograd.Function):
-    """x (batch, in) times the transposed sparse matrix, with both gradients in O(batch·connections)."""
+    """The sparse matrix times x (in_width, batch), with both gradients in O(batch·connections)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, layer: SparseWeights) -> Tensor:
         ctx.layer = layer
         ctx.save_for_backward(x, values)
-        return (layer._csr(values) @ x.t()).t()
+        return layer.csr(values) @ x
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (gradient,) = gradients
         x, values = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
         gradient_of_x = gradient_of_values = None
-        gradient_t = gradient.t()
         if ctx.needs_input_grad[0]:
-            gradient_of_x = (ctx.layer._csr_transposed(values) @ gradient_t).t()
+            gradient_of_x = ctx.layer.csr_transposed(values) @ gradient
         if ctx.needs_input_grad[1]:
-            pattern = ctx.layer._csr(torch.zeros_like(values))
-            gradient_of_values = torch.sparse.sampled_addmm(pattern, gradient_t.contiguous(), x, beta=0.0).values()
+            pattern = ctx.layer.csr(torch.zeros_like(values))
+            gradient_of_values = torch.sparse.sampled_addmm(pattern, gradient, x.t(), beta=0.0).values()
         return gradient_of_x, gradient_of_values, None
 
 

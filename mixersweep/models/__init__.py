@@ -9,22 +9,31 @@ from torch import nn
 
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, MixerFamily, MLPFamily
+from mixersweep.config.schema import SFC, GolubevaMLP, GolubevaResNet18, Monarch, Shallow
 from mixersweep.layers import SparseMap
+from mixersweep.models.golubeva import GolubevaMLPNetwork, GolubevaResNet18Network
 from mixersweep.models.mixer import MixerNetwork
 from mixersweep.models.mlp import MLPNetwork
+from mixersweep.models.monarch import MonarchNetwork, ShallowNetwork
 from mixersweep.models.parts import StructureSeed
+from mixersweep.models.s_fc import SFCNetwork
 from mixersweep.seeds import derive, seed_of
 
 NETWORKS: dict[type, Any] = {
     MixerFamily: MixerNetwork,
+    Monarch: MonarchNetwork,
+    Shallow: ShallowNetwork,
     MLPFamily: MLPNetwork,
+    GolubevaMLP: GolubevaMLPNetwork,
+    GolubevaResNet18: GolubevaResNet18Network,
+    SFC: SFCNetwork,
 }
-"""A family takes the network of the class that its settings derive from."""
+"""A family takes the network of its settings' class, or of the nearest class that this derives from."""
 
 
 def build(config: Config, architecture: Architecture) -> nn.Module:
     """The network of a run on the CPU in float32, with its structure and weights drawn from the run's seeds."""
-    network_class = next(network for family, network in NETWORKS.items() if isinstance(config.model, family))
+    network_class = next(NETWORKS[family] for family in type(config.model).__mro__ if family in NETWORKS)
     network: nn.Module = network_class(
         config.model,
         architecture,

@@ -23,8 +23,41 @@ from mixersweep.layers import Commutation, Dense, Permutation, PermutedKronecker
 from mixersweep.models.parts import ACTIVATIONS, PatchEmbedding, StructureSeed
 
 
+class MixerBlock(nn.Module):
+    """Token mixing and channel mixing with their skips: (B, inputs, C) to (B, S, C)."""
+
+    def __init__(
+        self,
+        settings: AnyMixer,
+        architecture: Architecture,
+        block: int,
+        inputs: int,
+        *,
+        skip: bool,
+        structure: StructureSeed,
+    ) -> None:
+        super().__init__()
+        tokens, channels = architecture.tokens, architecture.channels
+        assert tokens is not None and channels is not None
+        eps = settings.norm_eps
+        self.skip = skip_layer(inputs, tokens, channels, eps) if skip else nn.Identity()
+        self.token_norm = nn.LayerNorm(channels, eps=eps)
+        self.token_mixing = _mixing(settings, architecture, "token", block, inputs, structure)
+        self.channel_norm = nn.LayerNorm(channels, eps=eps)
+        self.channel_mixing = _mixing(settings, architecture, "channel", block, channels, structure)
+
+    def forward(self, x_btc: Tensor) -> Tensor:
+        """(B, inputs, C) to (B, S, C)."""
+        u_bsc = self.skip(x_btc)
+        u_bsc = u_bsc + self.token_mixing(self.token_norm(x_btc).flatten(1)).view_as(u_bsc)
+        y_bsc: Tensor = u_bsc + self.channel_mixing(self.channel_norm(u_bsc).flatten(1)).view_as(u_bsc)
+        return y_bsc
+
+
 class MixerNetwork(nn.Module):
     """Patch embedding, ``depth`` blocks, LN, head: (B, ch, H, W) to logits (B, classes)."""
+
+    block_class: type[nn.Module] = MixerBlock
 
     def __init__(
         self,
@@ -48,7 +81,7 @@ class MixerNetwork(nn.Module):
             first = block == 0 and not resized
             inputs = architecture.patches if first else tokens
             skip = first and architecture.skip_parameters > 0
-            self.blocks.append(MixerBlock(settings, architecture, block, inputs, skip=skip, structure=structure))
+            self.blocks.append(self.block_class(settings, architecture, block, inputs, skip=skip, structure=structure))
         self.norm = nn.LayerNorm(channels, eps=settings.norm_eps)
         self.head = Dense(channels if self.pooled else tokens * channels, classes)
 
@@ -57,37 +90,6 @@ class MixerNetwork(nn.Module):
         x_bsc = self.norm(self.blocks(self.resize(self.embedding(images))))
         logits: Tensor = self.head(x_bsc.mean(1) if self.pooled else x_bsc.flatten(1))
         return logits
-
-
-class MixerBlock(nn.Module):
-    """Token mixing and channel mixing with their skips: (B, inputs, C) to (B, S, C)."""
-
-    def __init__(
-        self,
-        settings: AnyMixer,
-        architecture: Architecture,
-        block: int,
-        inputs: int,
-        *,
-        skip: bool,
-        structure: StructureSeed,
-    ) -> None:
-        super().__init__()
-        tokens, channels = architecture.tokens, architecture.channels
-        assert tokens is not None and channels is not None
-        eps = settings.norm_eps
-        self.skip = nn.Sequential(TokenMap(inputs, tokens), nn.LayerNorm(channels, eps=eps)) if skip else nn.Identity()
-        self.token_norm = nn.LayerNorm(channels, eps=eps)
-        self.token_mixing = _mixing(settings, architecture, "token", block, inputs, structure)
-        self.channel_norm = nn.LayerNorm(channels, eps=eps)
-        self.channel_mixing = _mixing(settings, architecture, "channel", block, channels, structure)
-
-    def forward(self, x_btc: Tensor) -> Tensor:
-        """(B, inputs, C) to (B, S, C)."""
-        u_bsc = self.skip(x_btc)
-        u_bsc = u_bsc + self.token_mixing(self.token_norm(x_btc).flatten(1)).view_as(u_bsc)
-        y_bsc: Tensor = u_bsc + self.channel_mixing(self.channel_norm(u_bsc).flatten(1)).view_as(u_bsc)
-        return y_bsc
 
 
 class TokenMap(nn.Module):
@@ -100,6 +102,11 @@ class TokenMap(nn.Module):
     def forward(self, x_btc: Tensor) -> Tensor:
         """(B, inputs, C) to (B, tokens, C)."""
         return torch.matmul(self.map.weight, x_btc)
+
+
+def skip_layer(inputs: int, tokens: int, channels: int, eps: float) -> nn.Sequential:
+    """LN(W̃ X): the skip of a block that maps ``inputs`` to ``tokens`` (A.2.4)."""
+    return nn.Sequential(TokenMap(inputs, tokens), nn.LayerNorm(channels, eps=eps))
 
 
 def _mixing(
@@ -131,7 +138,10 @@ def _mixing(
 
     activation = ACTIVATIONS[settings.activation]()
     if settings.hidden:
+        to_rows = to_blocks = None  # between the two matrices, tokens stay rows: J_c and its inverse cancel
+        if isinstance(before, Commutation):
+            to_rows, to_blocks = Commutation(channels, hidden), Commutation(hidden, channels)
         return nn.Sequential(
-            kronecker((inputs, hidden), before=before), activation, kronecker((hidden, outputs), after=after)
+            kronecker((inputs, hidden), before, to_rows), activation, kronecker((hidden, outputs), to_blocks, after)
         )
     return nn.Sequential(kronecker((inputs, outputs), before, after), activation)

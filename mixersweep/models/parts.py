@@ -44,6 +44,23 @@ class PatchEmbedding(nn.Module):
         return embedded
 
 
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over a batch, and places if there are any: (B, channels) or (B, channels, H, W).
+
+    A last batch that is a single value a channel has no variance: it is normalised by the running statistics.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        assert input.dim() in (2, 4), input.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        if self.training and x.numel() == x.shape[1]:
+            running = (self.running_mean, self.running_var)
+            return nn.functional.batch_norm(x, *running, self.weight, self.bias, training=False, eps=self.eps)
+        return super().forward(x)
+
+
 class KeptEntries(nn.Module):
     """The m entries of a vectorised (patches, channels) embedding that an MLP of width m keeps, and their way back.
 

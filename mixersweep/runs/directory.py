@@ -20,16 +20,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from mixersweep.budget import Architecture
-from mixersweep.config import Config, architecture, parse
+from mixersweep.config import AnyModel, Config, Pretrainable, architecture, parse
 from mixersweep.errors import UserError
-from mixersweep.runs.files import read_json, write_json, write_text
+from mixersweep.runs.files import read_json, sha256_of, write_json, write_text
 from mixersweep.runs.fingerprint import fingerprint
 from mixersweep.runs.status import Status, read_status, set_status
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -65,8 +67,11 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
     sizes = architecture(config)
     solved = dataclasses.replace(
         config,
+        model=_with_content(config.model),
         width=sizes.width,
+        budget="connections",  # tokens, channels and connections say it all
         connections=sizes.connections if isinstance(sizes.connections, int) else "auto",
+        weights="auto",
         tokens=sizes.tokens or "auto",
         channels=sizes.channels or "auto",
         density="auto",
@@ -74,6 +79,34 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
         run_dir=None,
     )
     return Run(solved, sizes, origin or Origin(), fingerprint(solved, sizes))
+
+
+def _with_content(model: AnyModel) -> AnyModel:
+    """The settings of a family with the content of the file that it starts from, which is what makes its numbers."""
+    if not isinstance(model, Pretrainable):
+        return model
+    expected = model.pretrained_sha256
+    if model.pretrained is None:
+        if expected is not None:
+            raise UserError(f"model.pretrained_sha256={expected}: is of model.pretrained, which is null")
+        return model
+    path = Path(model.pretrained).expanduser().absolute()
+    content = sha256_of(path, "model.pretrained")
+    if expected not in (None, content):
+        raise UserError(f"model.pretrained_sha256={expected}: the sha256 of {path} is {content}")
+    return dataclasses.replace(model, pretrained=str(path), pretrained_sha256=content)
+
+
+def _executed_as(stored: T, now: T) -> T:
+    """The settings of a stored experiment, with those of where and how it runs as they are now."""
+    changed = {}
+    for setting in dataclasses.fields(stored):  # type: ignore[arg-type]
+        frozen, asked = getattr(stored, setting.name), getattr(now, setting.name)
+        if setting.metadata.get("execution"):
+            changed[setting.name] = asked
+        elif dataclasses.is_dataclass(frozen):
+            changed[setting.name] = _executed_as(frozen, asked)
+    return dataclasses.replace(stored, **changed)  # type: ignore[type-var]
 
 
 class RunDirectory:
@@ -95,8 +128,7 @@ class RunDirectory:
         stored = cls.open(path).run
         if stored.fingerprint != run.fingerprint:
             raise UserError(f"{path}: holds another experiment ({stored.fingerprint}, not {run.fingerprint})")
-        now = {f.name: getattr(run.config, f.name) for f in dataclasses.fields(Config) if f.metadata.get("execution")}
-        return cls(path, dataclasses.replace(stored, config=dataclasses.replace(stored.config, **now)))
+        return cls(path, dataclasses.replace(stored, config=_executed_as(stored.config, run.config)))
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
+
+from mixersweep.errors import UserError
 
 
 @contextmanager
@@ -42,3 +46,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+
+
+def sha256_of(path: Path, setting: str) -> str:
+    """The sha256 (64 hex digits) of a file that a setting names; raises ``UserError`` where it cannot be read."""
+    try:
+        stat = path.stat()
+        return _sha256(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"{setting}={path}: cannot be read: {error.strerror}") from None
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Read once for all the runs of a sweep, and again where the file has changed."""
+    del size, mtime_ns
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

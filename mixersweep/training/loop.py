@@ -18,11 +18,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from mixersweep.config import Pretrainable
 from mixersweep.data import load
 from mixersweep.data.batches import DeviceImages, split
 from mixersweep.errors import RunDiverged
 from mixersweep.models import build
 from mixersweep.models.mlp import choose_storage
+from mixersweep.models.timm import start_from
 from mixersweep.runs import Hold, RunDirectory, completed, hold
 from mixersweep.runs.files import written_whole
 from mixersweep.seeds import derive, seed_of
@@ -36,7 +38,7 @@ from mixersweep.training.environment import (
     set_threads,
     versions,
 )
-from mixersweep.training.optimizer import learning_rate, make_optimizer
+from mixersweep.training.optimizer import learning_rate, make_optimizer, pruned
 from mixersweep.training.progress import TrainingProgress
 from mixersweep.training.signals import StopSignals
 
@@ -103,6 +105,9 @@ class Training:
             if {k: v for k, v in before.items() if k != "mixed_environment"} != environment:
                 self.state.environment = {**environment, "mixed_environment": True}
                 report("the environment differs from the one this run began in: its last digits may differ too")
+        elif isinstance(config.model, Pretrainable):
+            for note in start_from(self.network, config.model):
+                report(f"note: {note}")
 
     def run(self) -> Path:
         """Train the epochs that are left, evaluate, and write predictions and record."""
@@ -162,6 +167,7 @@ class Training:
             "validation_accuracy": validation_accuracy,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
+            **pruned(self.optimizer),
             "images_per_second": len(self.train_images) / seconds,
             "seconds": seconds,
         }

@@ -45,7 +45,7 @@ def test_help_tells_of_every_verb() -> None:
 def test_the_help_of_train_has_examples_choices_and_settings() -> None:
     done = run("train", "--help")
     assert done.returncode == 0
-    for text in ("mixersweep train model=pk width=1024", "model: mixer, mlp, pk", "connections: auto", "Exit codes"):
+    for text in ("mixersweep train model=pk width=1024", "rp_mixer, rp_s_mixer", "connections: auto", "Exit codes"):
         assert text in done.stdout
 
 

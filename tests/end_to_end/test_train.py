@@ -165,8 +165,14 @@ def test_a_run_that_diverged_says_so_and_is_not_taken_up_again(run: Callable, tm
     [
         (["widht=512"], "widht=512: no such setting; the nearest is width"),
         (["+model.tiedd=true"], "model.tiedd=true: no such setting; the nearest is model.tied"),
-        (["model=sw_mlp", "model.tied=false"], "model.tied=false: sw_mlp has no setting tied (it belongs to pk)"),
-        (["model=sw_mlp", "+model.tied=false"], "model.tied=false: sw_mlp has no setting tied (it belongs to pk)"),
+        (
+            ["model=sw_mlp", "model.tied=false"],
+            "model.tied=false: sw_mlp has no setting tied (it belongs to pk, monarch)",
+        ),
+        (
+            ["model=sw_mlp", "+model.tied=false"],
+            "model.tied=false: sw_mlp has no setting tied (it belongs to pk, monarch)",
+        ),
         (["model=s_mixr"], "model=s_mixr: no such model; the nearest is s_mixer"),
         (["epochs=none"], "epochs=none: expects a whole number, at least 1"),
         (["seed=-1"], "seed=-1: expects a whole number, at least 0"),

@@ -31,6 +31,10 @@ NETWORKS = {
     "pk untied": ["model.tied=false"],
     "pk untied hidden": ["model.tied=false", "model.hidden=true", "expansion=2"],
     "pk untied random": ["model.tied=false", "model.random_layers=both"],
+    "monarch": [],
+    "monarch tied inner": ["model.tied=true", "model.inner_activation=true", "tokens=16"],
+    "shallow_monarch": ["tokens=auto", "channels=auto", "image_size=28", "patch_size=4"],
+    "shallow_kronecker": ["tokens=auto", "channels=auto", "image_size=28", "patch_size=4", "depth=3"],
     "sw_mlp": [],
     "sw_mlp hidden": ["model.hidden=true", "expansion=2"],
     "sw_mlp narrow": ["tokens=auto", "channels=auto", "width=13", "connections=100"],
@@ -48,12 +52,12 @@ def made(name: str, *more: str) -> tuple:
     return run, build(run.config, run.architecture)
 
 
-def images(count: int = 3) -> torch.Tensor:
-    return torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(8))
+def images(count: int = 3, size: int = 32) -> torch.Tensor:
+    return torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(8))
 
 
 def mixing_maps(network: nn.Module) -> list[SparseMap]:
-    parts = network.blocks if isinstance(network, MixerNetwork) else network.layers
+    parts = network.blocks if hasattr(network, "blocks") else network.layers
     return [layer for name, layer in parts.named_modules() if isinstance(layer, SparseMap) and "skip" not in name]
 
 
@@ -84,20 +88,21 @@ def test_flops_are_those_that_torch_counts(name: str) -> None:
     if any(isinstance(layer, SparseWeights) for layer in network.modules()):
         pytest.skip("torch counts a masked matrix as if it were full, and CSR products not at all")
     with FlopCounterMode(display=False) as counter:
-        network(images(1))
+        network(images(1, run.config.image_size))
     assert counter.get_total_flops() == run.architecture.flops_per_image
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_maps_images_to_logits_whatever_the_batch_and_repeats_itself(name: str) -> None:
     before = torch.get_rng_state()
-    _, network = made(name)
+    run, network = made(name)
     _, again = made(name)
-    logits = network(images())
+    x = images(size=run.config.image_size)
+    logits = network(x)
     assert logits.shape == (3, 10)
     assert torch.isfinite(logits).all()
-    assert torch.equal(logits, again(images()))
-    torch.testing.assert_close(network(images()[:1]), logits[:1])
+    assert torch.equal(logits, again(x))
+    torch.testing.assert_close(network(x[:1]), logits[:1])
     logits.sum().backward()
     assert all(p.grad is not None for p in network.parameters())
     assert torch.equal(torch.get_rng_state(), before)
@@ -192,6 +197,60 @@ def test_a_block_is_the_papers_block(name: str) -> None:
         y = u + mixed
         torch.testing.assert_close(block(x), y, rtol=1e-12, atol=1e-12)
         x = y
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_monarch_block_is_the_product_of_two_block_diagonal_factors(tied: bool) -> None:
+    """x + act(L R LN(x)), R of C blocks S x S and L of S blocks C x C (eq 12)."""
+    _, network = made("monarch", f"model.tied={str(tied).lower()}", "model.bias=false")
+    block = network.double().blocks[1]
+    x = torch.randn(2, 9, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    right = block.mixing[0].weight.expand(14, 9, 9)
+    left = block.mixing[2].weight.expand(9, 14, 14)
+    mixed = torch.einsum("cst,btc->bsc", right, block.norm(x))
+    mixed = torch.einsum("sdc,bsc->bsd", left, mixed)
+    torch.testing.assert_close(block(x), x + nn.functional.gelu(mixed), rtol=1e-12, atol=1e-12)
+    _, active = made("monarch", f"model.tied={str(tied).lower()}", "model.bias=false", "model.inner_activation=true")
+    mixed = nn.functional.gelu(torch.einsum("cst,btc->bsc", right, block.norm(x)))
+    mixed = torch.einsum("sdc,bsc->bsd", left, mixed)
+    torch.testing.assert_close(active.double().blocks[1](x), x + nn.functional.gelu(mixed), rtol=1e-12, atol=1e-12)
+
+
+def test_a_shallow_kronecker_net_multiplies_pixels_from_both_sides() -> None:
+    """B = V x W on vec(X) is W X Vᵀ (eq 6); ReLU between the two products, a dense classifier behind them."""
+    run, network = made("shallow_kronecker", "depth=2", "model.bias=false")
+    network = network.double()
+    x = images(2, 28).double()
+    w1, v1, w2, v2 = (layer.weight for layer in network.layers if isinstance(layer, SparseMap))
+    pixels = x.squeeze(1)
+    features = w2 @ torch.relu(w1 @ pixels @ v1.t()) @ v2.t()
+    torch.testing.assert_close(network(x), features.flatten(1) @ network.head.weight.t(), rtol=1e-12, atol=1e-12)
+    assert (run.architecture.width, run.architecture.connections) == (784, 28**3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "total", "connections", "hidden_width"),
+    [
+        (["model=mixer_ss_8"], 255.9e6, None, 986 * 64),
+        (["model=mixer_ss_w"], 255.4e6, None, None),
+        (["model=mixer_ss_w", "model.as_printed=true"], 276.3e6, None, 487 * 256),
+        (["model=mixer_b16"], None, 2.601e8, 3072 * 196),
+        (["model=mixer_b_w"], None, 2.60e8, 6.2e5),
+        (["model=mixer_b_w", "model.as_printed=true"], None, 290217984, None),
+    ],
+)
+def test_the_published_sizes_have_the_connections_of_their_tables(
+    overrides: list[str], total: float | None, connections: float | None, hidden_width: float | None
+) -> None:
+    run = solve(config_of([*overrides, "data.image_channels=3"]))
+    a = run.architecture
+    if total:  # the upper table counts all layers and the patch FC
+        patch_fc = a.patches * 3 * run.config.patch_size**2 * a.embedding_channels
+        assert a.total_connections + patch_fc == pytest.approx(total, rel=3e-4)
+    if connections:
+        assert a.connections == pytest.approx(connections, rel=2e-3)
+    if hidden_width:
+        assert a.hidden_width == pytest.approx(hidden_width, rel=5e-3)
 
 
 def test_a_random_permutation_layer_has_the_singular_values_of_the_normal_one() -> None:

@@ -1,0 +1,109 @@
+"""Measuring two ways of doing the same: in turns, warmed up, by their medians.
+
+Machines are noisy and each has its own speed, so nothing here is an absolute claim: subject and reference alternate in
+one process, and what counts is the ratio of their medians. Peak memory is taken in a fresh process for each, since
+nothing else tells a CPU's.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+
+Make = Callable[[torch.device], Callable[[], object]]
+"""Sets something up on a device and returns what is to be timed."""
+
+REPETITIONS, FEWEST, LONG_SECONDS = 10, 3, 3.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. ``sizes`` name it; ``scale`` turns the reference's seconds into those of the same work."""
+
+    benchmark: str
+    sizes: dict[str, Any]
+    subject: Make
+    reference: Make
+    mode: str = "eager"
+    memory: bool = False
+    scale: float = 1.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def measure(case: Case, device: torch.device) -> dict[str, Any]:
+    """The flat record of one comparison; ``ratio`` is reference over subject, above 1 where the subject is faster."""
+    both = [case.subject(device), case.reference(device)]
+    for run in both:
+        _seconds(run, device)  # what is allocated, compiled or drawn once
+    once = [_seconds(run, device) for run in both]
+    repetitions = FEWEST if max(once) > LONG_SECONDS else REPETITIONS
+    times: list[list[float]] = [[], []]
+    for _ in range(repetitions):
+        for mine, run in zip(times, both, strict=True):
+            mine.append(_seconds(run, device))
+    subject, reference = (statistics.median(mine) for mine in times)
+    record = {
+        "benchmark": case.benchmark,
+        **case.sizes,
+        "mode": case.mode,
+        "repetitions": repetitions,
+        "subject_seconds": subject,
+        "reference_seconds": reference * case.scale,
+        "ratio": reference * case.scale / subject,
+        **case.extra,
+    }
+    if case.memory:
+        del both
+        record["subject_peak_bytes"] = peak_bytes(case.subject, device)
+        record["reference_peak_bytes"] = peak_bytes(case.reference, device)
+    return record
+
+
+def peak_bytes(make: Make, device: torch.device) -> int:
+    """The most memory that setting up and running twice takes beyond what torch takes by itself."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run = make(device)
+        run()
+        run()
+        return int(torch.cuda.max_memory_allocated(device))
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_peak_of_a_process, args=(make, torch.get_num_threads(), sending))
+    process.start()
+    sending.close()
+    peak: int = receiving.recv()
+    process.join()
+    return peak
+
+
+def _peak_of_a_process(make: Make, threads: int, sending: Any) -> None:
+    torch.set_num_threads(threads)
+    before = psutil.Process().memory_info().rss
+    run = make(torch.device("cpu"))
+    run()
+    run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    sending.send(max(0, peak - before))
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

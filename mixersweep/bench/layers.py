@@ -1,0 +1,180 @@
+"""Layers and blocks, forward and backward: sparse against masked dense weights, Mixer blocks against GEMM and timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from mixersweep.bench.harness import Case
+from mixersweep.budget import Architecture
+from mixersweep.compose import config_of
+from mixersweep.layers import SparseWeights, draw_mask
+from mixersweep.models import initialize
+from mixersweep.models.mixer import MixerBlock
+from mixersweep.models.parts import StructureSeed
+from mixersweep.runs import Run, solve
+
+BATCH = 128
+SPARSE_SIZES = [(1024, 2**16), (4096, 2**18), (16384, 2**18)]
+MIXER_SIZES = [(64, 64), (128, 128), (226, 64)]
+
+
+def layer_cases(everything: bool) -> Iterator[Case]:
+    """All comparisons of layers and blocks; ``everything`` adds sizes that take minutes."""
+    for width, connections in SPARSE_SIZES:
+        sizes = {"model": "sw_mlp", "width": width, "connections": connections, "batch_size": BATCH}
+        sparse, dense = SparseLayer(width, connections, "sparse"), MaskedDense(width, connections)
+        yield Case("sw_mlp_vs_masked_dense", sizes, sparse, dense, memory=width == SPARSE_SIZES[-1][0])
+    for family in ("s_mixer", "mixer"):
+        for tokens, channels in MIXER_SIZES:
+            for compiled in (False, True):
+                yield from _block_cases(family, tokens, channels, compiled)
+    if everything:
+        for width, connections in [(256, 2**15), (512, 2**15), (1024, 2**15), (2048, 2**17)]:
+            sizes = {"model": "sw_mlp", "width": width, "connections": connections, "batch_size": BATCH}
+            storages = SparseLayer(width, connections, "sparse"), SparseLayer(width, connections, "dense")
+            yield Case("sparse_vs_dense_storage", sizes, *storages)
+
+
+def _block_cases(family: str, tokens: int, channels: int, compiled: bool) -> Iterator[Case]:
+    block = Block(family, tokens, channels, compiled)
+    sizes = {"model": family, "width": tokens * channels, "connections": block.connections}
+    sizes |= {"tokens": tokens, "channels": channels, "batch_size": BATCH}
+    mode = "compiled" if compiled else "eager"
+    multiply_adds = block.multiply_adds * BATCH * 3  # forward, and backward to inputs and weights
+    yield Case("mixer_vs_gemm", sizes, block, gemm, mode, scale=multiply_adds / GEMM_SIZE**3)
+    if family == "mixer":
+        yield Case("mixer_vs_timm", sizes, block, TimmBlock(tokens, channels, compiled), mode)
+
+
+GEMM_SIZE = 1024
+
+
+def gemm(device: torch.device) -> Callable[[], object]:
+    """One square matrix product, by whose rate this machine is judged."""
+    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, device=device) for _ in range(2))
+    return lambda: a @ b
+
+
+@dataclass(frozen=True)
+class SparseLayer:
+    """Forward and both backward products of a sparse-weight layer."""
+
+    width: int
+    connections: int
+    storage: str
+
+    def __call__(self, device: torch.device) -> Callable[[], object]:
+        """Set it up on a device."""
+        generator = torch.Generator().manual_seed(0)
+        positions = draw_mask(self.width, self.width, self.connections, "exact", generator)
+        layer = SparseWeights(self.width, self.width, positions, bias=False, storage=self.storage)  # type: ignore[arg-type]
+        layer.initialize(generator)
+        layer.to(device)
+        return _forward_and_backward(layer, torch.randn(BATCH, self.width, device=device))
+
+
+@dataclass(frozen=True)
+class MaskedDense:
+    """What everybody else does: ``linear(x, W * mask)``."""
+
+    width: int
+    connections: int
+
+    def __call__(self, device: torch.device) -> Callable[[], object]:
+        """Set it up on a device."""
+        generator = torch.Generator().manual_seed(0)
+        layer = _Masked(self.width, draw_mask(self.width, self.width, self.connections, "exact", generator))
+        return _forward_and_backward(layer.to(device), torch.randn(BATCH, self.width, device=device))
+
+
+class _Masked(nn.Module):
+    mask: Tensor
+
+    def __init__(self, width: int, positions: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, width) / width**0.5)
+        self.register_buffer("mask", torch.zeros(width, width))
+        self.mask.view(-1)[positions] = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.mask)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A Mixer block of this program, square."""
+
+    family: str
+    tokens: int
+    channels: int
+    compiled: bool
+
+    @property
+    def connections(self) -> int:
+        """Per matrix."""
+        return int(self._architecture().connections)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of one image forward."""
+        return self._architecture().total_connections
+
+    def __call__(self, device: torch.device) -> Callable[[], object]:
+        """Set it up on a device."""
+        config = self._run().config
+        block = MixerBlock(
+            config.model,  # type: ignore[arg-type]
+            self._architecture(),
+            0,
+            self.tokens,
+            skip=False,
+            structure=StructureSeed(0),
+        )
+        initialize(block, 0)
+        block.to(device)
+        x = torch.randn(BATCH, self.tokens, self.channels, device=device)
+        return _forward_and_backward(block, x, compiled=self.compiled)
+
+    def _run(self) -> Run:
+        sizes = [f"tokens={self.tokens}", f"channels={self.channels}", "depth=1", "model.stem=resize"]
+        return solve(config_of([f"model={self.family}", *sizes]))
+
+    def _architecture(self) -> Architecture:
+        return self._run().architecture
+
+
+@dataclass(frozen=True)
+class TimmBlock:
+    """timm's ``MixerBlock`` of the same sizes."""
+
+    tokens: int
+    channels: int
+    compiled: bool
+
+    def __call__(self, device: torch.device) -> Callable[[], object]:
+        """Set it up on a device."""
+        from timm.models.mlp_mixer import MixerBlock as TimmMixerBlock
+
+        ratios = (2 * self.tokens / self.channels, 2.0)  # timm sizes the hidden tokens by the channels
+        block = TimmMixerBlock(self.channels, self.tokens, mlp_ratio=ratios).to(device)
+        x = torch.randn(BATCH, self.tokens, self.channels, device=device)
+        return _forward_and_backward(block, x, compiled=self.compiled)
+
+
+def _forward_and_backward(layer: nn.Module, x: Tensor, *, compiled: bool = False) -> Callable[[], object]:
+    x.requires_grad_()
+    upstream = torch.randn_like(x)
+    parameters = [x, *layer.parameters()]
+    forward = torch.compile(layer) if compiled else layer
+
+    def run() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        forward(x).backward(upstream)
+
+    return run

@@ -1,0 +1,117 @@
+"""Golubeva, Neyshabur & Gur-Ari 2021: networks that widen at a fixed number of weights.
+
+Each weight tensor keeps what water-filling leaves it (``budget.water_filling``), at uniformly random places drawn once
+and static; norms and biases are dense and not counted. Weights, and biases, start from U(-b, b) with
+b = 1/sqrt(fan-in · connectivity), PyTorch's own at the effective fan-in.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from mixersweep.budget import Architecture, water_filling
+from mixersweep.config.schema import GolubevaMLP, GolubevaResNet18
+from mixersweep.layers import Dense, SparseConv, SparseMap, SparseWeights, draw_mask
+from mixersweep.models.parts import BatchNorm, StructureSeed
+
+
+class GolubevaMLPNetwork(nn.Module):
+    """All pixels, one hidden ReLU layer: (B, ch, H, W) to logits (B, classes)."""
+
+    def __init__(
+        self,
+        settings: GolubevaMLP,
+        architecture: Architecture,
+        *,
+        patch_size: int,
+        patch_values: int,
+        classes: int,
+        structure: StructureSeed,
+    ) -> None:
+        del settings, patch_size
+        super().__init__()
+        pixels, width = architecture.patches * patch_values, architecture.width
+        hidden, head = water_filling([width * pixels, classes * width], architecture.total_connections)
+        self.hidden = _linear(pixels, width, hidden, structure, "hidden")
+        self.head = _linear(width, classes, head, structure, "head")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, ch, H, W) to (B, classes)."""
+        logits: Tensor = self.head(self.hidden(images.flatten(1)).relu())
+        return logits
+
+
+class GolubevaResNet18Network(nn.Module):
+    """ResNet-18 with a 3x3 first convolution and no max-pool: (B, ch, H, W) to logits (B, classes)."""
+
+    def __init__(
+        self,
+        settings: GolubevaResNet18,
+        architecture: Architecture,
+        *,
+        patch_size: int,
+        patch_values: int,
+        classes: int,
+        structure: StructureSeed,
+    ) -> None:
+        del settings
+        super().__init__()
+        width = architecture.width
+        image_channels = patch_values // patch_size**2
+        stages = [width * 2**stage for stage in range(4)]
+        blocks = list(itertools.pairwise([width, *(channels for channels in stages for _ in range(2))]))
+        kernels = [(image_channels, width, 3)]
+        for inputs, outputs in blocks:
+            kernels += [(inputs, outputs, 3), (outputs, outputs, 3)]
+            kernels += [(inputs, outputs, 1)] if inputs != outputs else []
+        sizes = [inputs * outputs * size**2 for inputs, outputs, size in kernels]
+        kept = iter(water_filling([*sizes, stages[-1] * classes], architecture.total_connections))
+
+        def convolution(name: str, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
+            positions = draw_mask(outputs, inputs * size**2, next(kept), "exact", structure.generator(name))
+            kernel = SparseConv(inputs, outputs, size, positions, stride=stride)
+            kernel.distribution = "uniform"
+            return nn.Sequential(kernel, BatchNorm(outputs))
+
+        self.stem = convolution("stem", image_channels, width)
+        self.blocks = nn.Sequential()
+        for block, (inputs, outputs) in enumerate(blocks):
+            name, stride = f"blocks.{block}", 1 if inputs == outputs else 2
+            first = convolution(f"{name}.first", inputs, outputs, stride=stride)
+            second = convolution(f"{name}.second", outputs, outputs)
+            skip = convolution(f"{name}.skip", inputs, outputs, 1, stride) if inputs != outputs else nn.Identity()
+            self.blocks.append(ResidualBlock(first, second, skip))
+        self.head = _linear(stages[-1], classes, next(kept), structure, "head")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, ch, H, W) to (B, classes)."""
+        x_bchw = self.blocks(self.stem(images).relu())
+        logits: Tensor = self.head(x_bchw.mean((2, 3)))
+        return logits
+
+
+class ResidualBlock(nn.Module):
+    """relu(skip(x) + second(relu(first(x)))), each a convolution and a norm."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, skip: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.skip = first, second, skip
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W), or half the size where the channels double."""
+        return F.relu(self.skip(x_bchw) + self.second(F.relu(self.first(x_bchw))))
+
+
+def _linear(in_width: int, out_width: int, kept: int, structure: StructureSeed, name: str) -> SparseMap:
+    layer: SparseMap
+    if kept == in_width * out_width:
+        layer = Dense(in_width, out_width)
+    else:
+        layer = SparseWeights(
+            in_width, out_width, draw_mask(out_width, in_width, kept, "exact", structure.generator(name))
+        )
+    layer.distribution = "uniform"
+    return layer

@@ -1,0 +1,99 @@
+"""Monarch matrices M = J_cᵀ L J_c R: in place of a Mixer's two layers, and in the shallow nets on pixels.
+
+Hayase & Karakida 2024, section 3.3, eq 12 and Corollary 3.4; Dao et al. 2022. R is C blocks S x S (a Mixer's token
+mixing, one matrix a channel), L is S blocks C x C (its channel mixing, one matrix a token). Tied, all blocks of a
+factor are one, and M is the Kronecker product of a Mixer without its inner activation.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mixersweep.budget import Architecture
+from mixersweep.config.schema import Monarch, Shallow
+from mixersweep.layers import Commutation, Dense, PermutedKronecker
+from mixersweep.models.mixer import MixerNetwork, skip_layer
+from mixersweep.models.parts import ACTIVATIONS, StructureSeed
+
+
+class MonarchBlock(nn.Module):
+    """skip(X) + act(L act?(R LN(X))): (B, inputs, C) to (B, S, C)."""
+
+    def __init__(
+        self,
+        settings: Monarch,
+        architecture: Architecture,
+        block: int,
+        inputs: int,
+        *,
+        skip: bool,
+        structure: StructureSeed,
+    ) -> None:
+        super().__init__()
+        del block, structure  # nothing is random here but the weights
+        tokens, channels = architecture.tokens, architecture.channels
+        assert tokens is not None and channels is not None
+        self.skip = skip_layer(inputs, tokens, channels, settings.norm_eps) if skip else nn.Identity()
+        self.norm = nn.LayerNorm(channels, eps=settings.norm_eps)
+        right, left = monarch_factors(inputs, tokens, channels, tied=settings.tied, bias=settings.bias)
+        activation = ACTIVATIONS[settings.activation]()
+        inner = activation if settings.inner_activation else nn.Identity()
+        self.mixing = nn.Sequential(right, inner, left, activation)
+
+    def forward(self, x_btc: Tensor) -> Tensor:
+        """(B, inputs, C) to (B, S, C)."""
+        u_bsc = self.skip(x_btc)
+        y_bsc: Tensor = u_bsc + self.mixing(self.norm(x_btc).flatten(1)).view_as(u_bsc)
+        return y_bsc
+
+
+class MonarchNetwork(MixerNetwork):
+    """A Mixer's stem and head around Monarch blocks."""
+
+    block_class = MonarchBlock
+
+
+class ShallowNetwork(nn.Module):
+    """x to B_c B_L act(... act(B_1 x)) on the pixels, without skips and norms (Fig. 2d has L = 2)."""
+
+    def __init__(
+        self,
+        settings: Shallow,
+        architecture: Architecture,
+        *,
+        patch_size: int,
+        patch_values: int,
+        classes: int,
+        structure: StructureSeed,
+    ) -> None:
+        super().__init__()
+        del patch_size, patch_values, structure
+        tokens, channels = architecture.tokens, architecture.channels
+        assert tokens is not None and channels is not None
+        self.layers = nn.Sequential()
+        for layer in range(architecture.depth):
+            if layer:
+                self.layers.append(ACTIVATIONS[settings.activation]())
+            self.layers.extend(monarch_factors(tokens, tokens, channels, tied=settings.tied, bias=settings.bias))
+        self.head = Dense(architecture.width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, ch, H, W), as a matrix of ch·H rows and W columns, to (B, classes)."""
+        logits: Tensor = self.head(self.layers(images.flatten(1)))
+        return logits
+
+
+def monarch_factors(
+    inputs: int, tokens: int, channels: int, *, tied: bool, bias: bool
+) -> tuple[PermutedKronecker, PermutedKronecker]:
+    """(J_cᵀ R J_c, L) on features stored row by row: ``channels`` blocks tokens x inputs, then ``tokens`` blocks."""
+    right = PermutedKronecker(
+        channels,
+        inputs,
+        tokens,
+        tied=tied,
+        bias=bias,
+        before=Commutation(inputs, channels),
+        after=Commutation(channels, tokens),
+    )
+    return right, PermutedKronecker(tokens, channels, channels, tied=tied, bias=bias)

@@ -1,0 +1,41 @@
+"""S-FC: the fully-connected equivalent of a shallow convolutional network (Neyshabur 2020).
+
+A 9x9 convolution with stride 2 and alpha channels, written as a dense matrix, then 24·alpha units, then the classes;
+BatchNorm and ReLU after all but the last. ``optim=beta_lasso`` finds the sparsity that a convolution has by design.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mixersweep.budget import Architecture
+from mixersweep.config.schema import SFC
+from mixersweep.layers import Dense
+from mixersweep.models.parts import BatchNorm, StructureSeed
+
+
+class SFCNetwork(nn.Module):
+    """All pixels, two hidden layers: (B, ch, H, W) to logits (B, classes)."""
+
+    def __init__(
+        self,
+        settings: SFC,
+        architecture: Architecture,
+        *,
+        patch_size: int,
+        patch_values: int,
+        classes: int,
+        structure: StructureSeed,
+    ) -> None:
+        del patch_size, structure
+        super().__init__()
+        pixels, width, hidden = architecture.patches * patch_values, architecture.width, 24 * settings.alpha
+        self.layers = nn.Sequential()
+        for inputs, outputs in ((pixels, width), (width, hidden)):
+            self.layers.append(nn.Sequential(Dense(inputs, outputs, bias=False), BatchNorm(outputs), nn.ReLU()))
+        self.head = Dense(hidden, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, ch, H, W) to (B, classes)."""
+        logits: Tensor = self.head(self.layers(images.flatten(1)))
+        return logits

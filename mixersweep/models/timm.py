@@ -1,0 +1,205 @@
+"""Weights of timm's MLP-Mixers (``timm.models.mlp_mixer.MlpMixer``) for ``MixerNetwork``, and back. Needs no timm.
+
+The two compute the same function of the same numbers; ``settings_of`` says with which settings. Key by key:
+
+    timm                          MixerNetwork                            shape
+    stem.proj                     embedding.projection                    (C, ch, P, P), here (C, ch·P²)
+    blocks.N.norm1, norm2         blocks.N.token_norm, channel_norm       (C,)
+    blocks.N.mlp_tokens.fc1       blocks.N.token_mixing.0                 (h_t, S)
+    blocks.N.mlp_tokens.fc2       blocks.N.token_mixing.2                 (S, h_t)
+    blocks.N.mlp_channels.fc1     blocks.N.channel_mixing.0               (h_c, C)
+    blocks.N.mlp_channels.fc2     blocks.N.channel_mixing.2               (C, h_c)
+    norm, head                    norm, head                              (C,), (classes, C)
+
+each with its ``weight`` and ``bias``. timm's token hidden size is half of the channels (384 in B/16), whatever S is:
+here it is ``model.token_expansion`` = 384/196, which the rule rounds back to 384.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mixersweep.config import Pretrainable
+from mixersweep.errors import UserError
+from mixersweep.runs.files import sha256_of
+
+State = dict[str, Tensor]
+
+NORM_EPS = 1e-6
+"""Of every LayerNorm of timm's Mixers; it is in no checkpoint."""
+
+OUTER = {"stem.proj": "embedding.projection", "norm": "norm", "head": "head"}
+INNER = {
+    "norm1": "token_norm",
+    "mlp_tokens.fc1": "token_mixing.0",
+    "mlp_tokens.fc2": "token_mixing.2",
+    "norm2": "channel_norm",
+    "mlp_channels.fc1": "channel_mixing.0",
+    "mlp_channels.fc2": "channel_mixing.2",
+}
+
+
+def from_timm(state: Mapping[str, Tensor]) -> State:
+    """timm's state dict under the names and in the shapes of ``MixerNetwork``; the tensors share their memory.
+
+    Raises ``UserError`` with the first key that an MLP-Mixer of timm has not.
+    """
+    converted = {}
+    for key, value in state.items():
+        ours = _renamed(key, OUTER, INNER, "timm's MlpMixer")
+        if key == "stem.proj.weight":
+            if value.dim() != 4:
+                raise UserError(f"{key}: expects the shape (channels, image channels, P, P), not {_shape(value)}")
+            value = value.flatten(1)
+        converted[ours] = value
+    return converted
+
+
+def to_timm(state: Mapping[str, Tensor], patch_size: int) -> State:
+    """The inverse of ``from_timm``; ``patch_size`` says how a row of the stem is cut into ch·P·P values.
+
+    Raises ``UserError`` with the first key that timm's MLP-Mixers have no place for: a skip or resizing layer.
+    """
+    outer, inner = ({ours: theirs for theirs, ours in names.items()} for names in (OUTER, INNER))
+    converted = {}
+    for key, value in state.items():
+        theirs = _renamed(key, outer, inner, "a MixerNetwork with timm's shapes")
+        if value.dim() == 3:
+            raise UserError(f"{key}: one matrix for each block (model.tied=false), which timm's MlpMixer has not")
+        if theirs == "stem.proj.weight":
+            if value.shape[1] % patch_size**2:
+                raise UserError(f"{key}: {value.shape[1]} values a patch are not those of patch_size={patch_size}")
+            value = value.unflatten(1, (-1, patch_size, patch_size))
+        converted[theirs] = value
+    return converted
+
+
+def settings_of(state: Mapping[str, Tensor]) -> dict[str, str | int | float]:
+    """The settings, as overrides of ``model=mixer``, whose network computes what a timm checkpoint means.
+
+    ``data.classes`` is left out where it has no head. Raises ``UserError`` with the key that is missing, or that no
+    such network has: patches or images that are not square.
+    """
+    stem, token, channel = (
+        _weight(state, name) for name in ("stem.proj", "blocks.0.mlp_tokens.fc1", "blocks.0.mlp_channels.fc1")
+    )
+    if stem.dim() != 4 or stem.shape[2] != stem.shape[3]:
+        raise UserError(f"stem.proj.weight: {_shape(stem)} are no square patches")
+    (channels, image_channels, patch_size, _), (token_hidden, tokens) = stem.shape, token.shape
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise UserError(f"blocks.0.mlp_tokens.fc1.weight: {tokens} patches are no square, and images are square here")
+    return {
+        "depth": len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
+        "tokens": tokens,
+        "channels": channels,
+        "model.token_expansion": token_hidden / tokens,
+        "model.channel_expansion": channel.shape[0] / channels,
+        "model.skip_layer": "never",
+        "model.norm_eps": NORM_EPS,
+        "image_size": math.isqrt(tokens) * patch_size,
+        "patch_size": patch_size,
+        "data.image_channels": image_channels,
+        **({"data.classes": state["head.weight"].shape[0]} if "head.weight" in state else {}),
+    }
+
+
+def read_checkpoint(path: Path, sha256: str) -> State:
+    """timm's state dict in a ``.safetensors`` file or one of ``torch.save``, whose bytes have this sha256.
+
+    Nothing in the file is executed. Raises ``UserError`` that names the file.
+    """
+    named = f"model.pretrained={path}"
+    if sha256_of(path, "model.pretrained") != sha256:
+        raise UserError(f"{named}: its content is not what the run was started with (sha256 {sha256[:16]}...)")
+    try:
+        if path.suffix == ".safetensors":
+            content: object = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{named}: cannot be read as a checkpoint ({_first_line(error)})") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]  # as timm's own training script saves it
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{named}: holds no state dict, a mapping of names to tensors")
+    return content
+
+
+def start_from(network: nn.Module, settings: Pretrainable) -> list[str]:
+    """Give a network the weights of ``model.pretrained``, if that is set; return what a reader has to know of it.
+
+    A head of another shape is left as it was drawn. Raises ``UserError`` with the first key that does not fit.
+    """
+    if settings.pretrained is None or settings.pretrained_sha256 is None:
+        return []
+    named = f"model.pretrained={settings.pretrained}"
+    state = read_checkpoint(Path(settings.pretrained), settings.pretrained_sha256)
+    own = network.state_dict()
+    notes = []
+    try:
+        weights = from_timm(state)
+    except UserError as error:
+        raise UserError(f"{named}: {error}") from None
+    theirs, ours = weights.get("head.weight"), own["head.weight"]
+    if theirs is None or theirs.shape != ours.shape:
+        shape = "not there" if theirs is None else _shape(theirs)
+        notes.append(f"{named}: its head is {shape}, not {_shape(ours)}; this run starts with a fresh one")
+        weights |= {key: own[key] for key in ("head.weight", "head.bias")}
+    eps = {layer.eps for layer in network.modules() if isinstance(layer, nn.LayerNorm)} - {NORM_EPS}
+    if eps:
+        notes.append(f"{named}: was trained with model.norm_eps={NORM_EPS:g}, not {max(eps):g}")
+    for key in [*own, *weights]:
+        if key not in weights:
+            raise UserError(f"{named}: has no {key}; {_fits(state)}")
+        if key not in own:
+            raise UserError(f"{named}: has {key}, which this network has not; {_fits(state)}")
+        if own[key].shape != weights[key].shape:
+            raise UserError(
+                f"{named}: its {key} is {_shape(weights[key])}, this network's {_shape(own[key])}; {_fits(state)}"
+            )
+    network.load_state_dict(weights)
+    return notes
+
+
+def _renamed(key: str, outer: Mapping[str, str], inner: Mapping[str, str], owner: str) -> str:
+    layer, _, kind = key.rpartition(".")
+    block = re.match(r"blocks\.\d+\.", layer)
+    names, start = (inner, block.group()) if block else (outer, "")
+    renamed = names.get(layer[len(start) :])
+    if renamed is None or kind not in ("weight", "bias"):
+        raise UserError(f"{key}: {owner} has no such weights")
+    return f"{start}{renamed}.{kind}"
+
+
+def _weight(state: Mapping[str, Tensor], layer: str) -> Tensor:
+    weight = state.get(f"{layer}.weight")
+    if weight is None:
+        raise UserError(f"{layer}.weight: missing, so this is no MlpMixer of timm's")
+    return weight
+
+
+def _fits(state: Mapping[str, Tensor]) -> str:
+    """What would fit, in the words of an override."""
+    try:
+        settings = settings_of(state)
+    except UserError as error:
+        return str(error)
+    wanted = {key: value for key, value in settings.items() if key not in ("data.classes", "model.norm_eps")}
+    return "it fits " + " ".join(f"{key}={value}" for key, value in wanted.items())
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
