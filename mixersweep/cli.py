@@ -143,8 +143,9 @@ def bench(options: argparse.Namespace) -> int:
     import torch
 
     from mixersweep.bench import SUITES, measure
-    from mixersweep.training.environment import choose_device, choose_threads
+    from mixersweep.training.environment import choose_device, choose_threads, keep_freed_memory
 
+    keep_freed_memory()
     device = choose_device(options.device)
     torch.set_num_threads(choose_threads("auto"))
     for case in SUITES[options.suite](options.all):

@@ -1,22 +1,17 @@
-"""The schema of all settings (``schema``) and the way into it (``parse``)."""
+"""All settings of a run and of the families, the way into them (``parse``) and on to the rule (``network``)."""
 
-from mixersweep.config.parse import check_key, keys, owners, parse
-from mixersweep.config.schema import (
+from mixersweep.config.families import (
     FAMILIES,
-    OPTIMIZERS,
-    VARIANTS,
     AnyMixer,
     AnyModel,
-    Config,
-    Data,
     LayeredFamily,
     MixerFamily,
     MLPFamily,
     Pretrainable,
-    architecture,
-    structure,
-    warnings,
 )
+from mixersweep.config.network import architecture, structure, warnings
+from mixersweep.config.parse import check_key, keys, owners, parse
+from mixersweep.config.schema import OPTIMIZERS, VARIANTS, Config, Data
 
 __all__ = [
     "FAMILIES",

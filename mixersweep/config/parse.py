@@ -16,7 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mixersweep.config.schema import SGD, VARIANTS, Config, RandomPermutations
+from mixersweep.config.families import RandomPermutations
+from mixersweep.config.schema import SGD, VARIANTS, Config
 from mixersweep.errors import UserError
 
 T = TypeVar("T")

@@ -37,9 +37,29 @@ def draw_mask(rows: int, columns: int, connections: int, kind: Mask, generator: 
     if kind != "fixed_fan_in":
         return _subset(size, connections, generator)
     fan_in, extra = divmod(connections, rows)
-    fan_ins = torch.full((rows,), fan_in)
-    fan_ins[torch.randperm(rows, generator=generator)[:extra]] += 1
-    return torch.cat([row * columns + _subset(columns, int(n), generator) for row, n in enumerate(fan_ins)])
+    fewer = torch.ones(rows, dtype=torch.bool)
+    fewer[torch.randperm(rows, generator=generator)[:extra]] = False
+    chosen = _distinct_in_rows(rows, columns, min(fan_in + 1, columns), generator)
+    keep = torch.ones_like(chosen, dtype=torch.bool)
+    keep[fewer, fan_in:] = False
+    return (chosen + columns * torch.arange(rows)[:, None])[keep].sort().values
+
+
+def _distinct_in_rows(rows: int, columns: int, count: int, generator: torch.Generator) -> Tensor:
+    """(rows, count): in each row distinct columns in random order, uniform, in O(rows·count²) at most."""
+    if count**2 > columns:  # the largest of random keys, a few rows at a time
+        some = max(1, 2**22 // columns)
+        keys = (
+            torch.rand(min(some, rows - r), columns, generator=generator, dtype=torch.float64)
+            for r in range(0, rows, some)
+        )
+        return torch.cat([key.topk(count).indices for key in keys])
+    drawn = torch.randint(columns, (rows, count), generator=generator)
+    while True:  # a row with a column drawn twice is drawn anew as a whole
+        again = (drawn.sort().values.diff() == 0).any(1).nonzero().squeeze(1)
+        if not again.numel():
+            return drawn
+        drawn[again] = torch.randint(columns, (again.numel(), count), generator=generator)
 
 
 def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:

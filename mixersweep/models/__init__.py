@@ -9,7 +9,7 @@ from torch import nn
 
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, MixerFamily, MLPFamily
-from mixersweep.config.schema import SFC, GolubevaMLP, GolubevaResNet18, Monarch, Shallow
+from mixersweep.config.families import SFC, GolubevaMLP, GolubevaResNet18, Monarch, Shallow
 from mixersweep.layers import SparseMap
 from mixersweep.models.golubeva import GolubevaMLPNetwork, GolubevaResNet18Network
 from mixersweep.models.mixer import MixerNetwork

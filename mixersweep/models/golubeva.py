@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture, water_filling
-from mixersweep.config.schema import GolubevaMLP, GolubevaResNet18
+from mixersweep.config.families import GolubevaMLP, GolubevaResNet18
 from mixersweep.layers import Dense, SparseConv, SparseMap, SparseWeights, draw_mask
 from mixersweep.models.parts import BatchNorm, StructureSeed
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
 from mixersweep.config import MLPFamily
-from mixersweep.config.schema import MLP, SWMLP
+from mixersweep.config.families import MLP, SWMLP
 from mixersweep.layers import Dense, SparseMap, SparseWeights, draw_mask
 from mixersweep.models.parts import ACTIVATIONS, KeptEntries, PatchEmbedding, StructureSeed
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config.schema import Monarch, Shallow
+from mixersweep.config.families import Monarch, Shallow
 from mixersweep.layers import Commutation, Dense, PermutedKronecker
 from mixersweep.models.mixer import MixerNetwork, skip_layer
 from mixersweep.models.parts import ACTIVATIONS, StructureSeed

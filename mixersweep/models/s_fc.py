@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config.schema import SFC
+from mixersweep.config.families import SFC
 from mixersweep.layers import Dense
 from mixersweep.models.parts import BatchNorm, StructureSeed
 

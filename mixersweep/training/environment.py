@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 import resource
@@ -38,6 +40,21 @@ def choose_threads(asked: int | str) -> int:
     if isinstance(asked, int):
         return asked
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep the memory of freed tensors for the next ones.
+
+    It gives blocks of 32 MB and more back to the system at once, and at every step the system clears their pages anew:
+    at width 65,536 and batch 128 that is most of the time of an elementwise operation. Elsewhere this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        glibc = ctypes.CDLL("libc.so.6")
+        glibc.mallopt(_M_MMAP_MAX, 0)
+        glibc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def describe_environment(device: torch.device, threads: int, storage: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from mixersweep.training.environment import (
     choose_device,
     describe_environment,
     git_commit,
+    keep_freed_memory,
     peak_memory_bytes,
     set_threads,
     versions,
@@ -72,6 +73,7 @@ class Training:
         self.device = device = choose_device(config.device)
         kept = load_checkpoint(directory.checkpoint, run.fingerprint, device)
         before = kept.environment if kept else {}
+        keep_freed_memory()
         threads = set_threads(config, before.get("threads"))
 
         train, test = load(config.data.name, Path(config.data_dir).expanduser())

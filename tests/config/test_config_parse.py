@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 from mixersweep import config as schema
 from mixersweep.config import parse
+from mixersweep.config.families import NamedMixer, PrintedMixer, Shallow
 from mixersweep.config.parse import check_key, describe, keys, owners
-from mixersweep.config.schema import NamedMixer, PrintedMixer, Shallow
 from mixersweep.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

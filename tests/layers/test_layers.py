@@ -160,6 +160,19 @@ def test_a_fixed_fan_in_mask_gives_each_row_floor_or_ceil_and_the_exact_total() 
     assert sorted(per_row.tolist()) == [3, 3, 3, 3, 4, 4, 4]
 
 
+@pytest.mark.parametrize(("columns", "connections"), [(5, 12), (40, 12)])  # by random keys, by drawing anew
+def test_a_fixed_fan_in_mask_is_uniform_within_a_row(columns: int, connections: int) -> None:
+    trials = 4000
+    hits = torch.zeros(6, columns)
+    generator = seeded()
+    for _ in range(trials):
+        positions = draw_mask(6, columns, connections + 3, "fixed_fan_in", generator)
+        assert positions.unique().numel() == connections + 3
+        hits[positions // columns, positions % columns] += 1
+    share = (connections + 3) / (6 * columns)
+    assert (hits / trials - share).abs().max() < 5 * math.sqrt(share / trials)
+
+
 def test_masks_far_wider_than_memory_are_drawn_from_their_nonzeros_alone() -> None:
     positions = draw_mask(2**20, 2**20, 1000, "exact", seeded())
     layer = SparseWeights(2**20, 2**20, positions)

@@ -119,7 +119,8 @@ def test_a_numbers_version_makes_other_experiments(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_setting_at_its_neutral_value_is_left_out() -> None:
-    from mixersweep.config.schema import Augment, neutral
+    from mixersweep.config.kinds import neutral
+    from mixersweep.config.schema import Augment
     from mixersweep.runs.fingerprint import _content
 
     @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,78 @@
+"""From settings to the rule: the network that a ``Config`` means."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mixersweep import budget
+from mixersweep.config.families import SWMLP, AnyModel, LayeredFamily, MixerFamily, MLPFamily, PrintedMixer, Shallow
+from mixersweep.config.schema import Config
+
+
+def architecture(config: Config) -> budget.Architecture:
+    """The network that the rule gives for this config; raises ``UserError`` where there is none."""
+    return budget.solve(_request(config))
+
+
+def warnings(config: Config, solved: budget.Architecture) -> list[str]:
+    """What a reader of this run's accuracy has to know."""
+    model = config.model
+    mask = model.mask if isinstance(model, SWMLP) else "exact"
+    return budget.warnings(solved, structure(model), config.data.classes, mask=mask, pooled=model.head == "pool")
+
+
+def structure(model: AnyModel) -> budget.Structure:
+    """How the effective weight matrices of a family are sparse."""
+    if isinstance(model, LayeredFamily):
+        return "layered"
+    if isinstance(model, MLPFamily):
+        return "sparse" if isinstance(model, SWMLP) else "dense"
+    return "kronecker" if model.tied else "block_diagonal"
+
+
+def _request(config: Config) -> budget.Request:
+    def given(value: Any) -> Any:
+        return None if value == "auto" else value
+
+    model = config.model
+    request = budget.Request(
+        structure=structure(model),
+        hidden=model.hidden,
+        budget=config.budget,
+        weights=given(config.weights),
+        width=given(config.width),
+        connections=given(config.connections),
+        tokens=given(config.tokens),
+        channels=given(config.channels),
+        density=given(config.density),
+        expansion=given(config.expansion),
+        branch=config.branch,
+        match=config.match,
+        depth=config.depth,
+        layers_per_block=model.layers_per_block,
+        norms_per_block=model.norms_per_block,
+        patches=config.patches,
+        patch_values=config.data.image_channels * config.patch_size**2,
+        classes=config.data.classes,
+        head=model.head,
+        bias=model.bias,
+    )
+    if isinstance(model, MixerFamily):
+        request = dataclasses.replace(
+            request,
+            stem=model.stem,
+            skip_layer=model.skip_layer,
+            token_expansion=given(model.token_expansion),
+            channel_expansion=given(model.channel_expansion),
+        )
+    if isinstance(model, LayeredFamily):
+        layered = model.layered(config.data.image_channels, config.image_size, config.data.classes)
+        request = dataclasses.replace(request, layered=layered)
+    if isinstance(model, PrintedMixer):
+        open_sizes = {name: size for name, size in model.sizes.items() if getattr(request, name) is None}
+        request = dataclasses.replace(request, **open_sizes)  # type: ignore[arg-type]
+    if isinstance(model, Shallow):  # the pixels themselves, as a matrix
+        rows, columns = config.data.image_channels * config.image_size, config.image_size
+        request = dataclasses.replace(request, stem="none", tokens=rows, channels=columns, patches=rows, patch_values=0)
+    return request
