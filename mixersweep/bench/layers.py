@@ -75,7 +75,7 @@ class SparseLayer:
         layer = SparseWeights(self.width, self.width, positions, bias=False, storage=self.storage)  # type: ignore[arg-type]
         layer.initialize(generator)
         layer.to(device)
-        return _forward_and_backward(layer, torch.randn(BATCH, self.width, device=device))
+        return _forward_and_backward(layer, torch.randn(self.width, BATCH, device=device), layer.columns)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Block:
         initialize(block, 0)
         block.to(device)
         x = torch.randn(BATCH, self.tokens, self.channels, device=device)
-        return _forward_and_backward(block, x, compiled=self.compiled)
+        return _forward_and_backward(block, x, torch.compile(block) if self.compiled else None)
 
     def _run(self) -> Run:
         sizes = [f"tokens={self.tokens}", f"channels={self.channels}", "depth=1", "model.stem=resize"]
@@ -163,14 +163,17 @@ class TimmBlock:
         ratios = (2 * self.tokens / self.channels, 2.0)  # timm sizes the hidden tokens by the channels
         block = TimmMixerBlock(self.channels, self.tokens, mlp_ratio=ratios).to(device)
         x = torch.randn(BATCH, self.tokens, self.channels, device=device)
-        return _forward_and_backward(block, x, compiled=self.compiled)
+        return _forward_and_backward(block, x, torch.compile(block) if self.compiled else None)
 
 
-def _forward_and_backward(layer: nn.Module, x: Tensor, *, compiled: bool = False) -> Callable[[], object]:
+def _forward_and_backward(
+    layer: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[], object]:
+    """Both, of a layer or of another way into it, with gradients of the input and of all parameters."""
+    forward = forward or layer
     x.requires_grad_()
     upstream = torch.randn_like(x)
     parameters = [x, *layer.parameters()]
-    forward = torch.compile(layer) if compiled else layer
 
     def run() -> None:
         for parameter in parameters:

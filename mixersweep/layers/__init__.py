@@ -9,10 +9,12 @@ from mixersweep.layers.base import SparseMap
 from mixersweep.layers.convolution import SparseConv
 from mixersweep.layers.dense import Dense
 from mixersweep.layers.kronecker import PermutedKronecker
+from mixersweep.layers.norm import ColumnNorm
 from mixersweep.layers.permutation import Commutation, Identity, IndexPermutation, Permutation, RandomPermutation
 from mixersweep.layers.sparse import SparseWeights, draw_mask
 
 __all__ = [
+    "ColumnNorm",
     "Commutation",
     "Dense",
     "Identity",

@@ -34,3 +34,7 @@ class Dense(SparseMap):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_width) to (..., out_width)."""
         return F.linear(x, self.weight, self.bias)
+
+    def columns(self, x_mb: Tensor) -> Tensor:
+        """(in_width, batch) to (out_width, batch)."""
+        return self.weight @ x_mb if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x_mb)

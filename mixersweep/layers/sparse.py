@@ -78,8 +78,8 @@ def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
 class SparseWeights(SparseMap):
     """y = (M o A) x + b with the nonzeros of M at ``positions``."""
 
-    rows: Tensor
-    columns: Tensor
+    row_of: Tensor
+    column_of: Tensor
     row_starts: Tensor
     column_starts: Tensor
     by_column: Tensor
@@ -103,14 +103,15 @@ class SparseWeights(SparseMap):
         kind = torch.int32 if max(positions.numel(), in_width, out_width) < 2**31 else torch.int64
         # structure is drawn anew from its seed, never stored: not part of the state dict
         for name, indices in (
-            ("rows", rows),
-            ("columns", columns),
+            ("row_of", rows),
+            ("column_of", columns),
             ("row_starts", _starts(rows, out_width)),
             ("column_starts", _starts(columns, in_width)),
             ("by_column", by_column),
             ("rows_by_column", rows[by_column]),
         ):
-            self.register_buffer(name, indices.to(kind), persistent=False)
+            chosen = torch.int64 if name == "by_column" else kind  # a gather is faster so, the kernels want int32
+            self.register_buffer(name, indices.to(chosen), persistent=False)
         self.weight = nn.Parameter(torch.zeros(positions.numel()))
         self.bias = nn.Parameter(torch.zeros(out_width)) if bias else None
 
@@ -136,26 +137,29 @@ class SparseWeights(SparseMap):
     def to_dense(self) -> Tensor:
         """The effective matrix, zeros and all."""
         matrix = self.weight.new_zeros(self.out_width, self.in_width)
-        return matrix.index_put((self.rows.long(), self.columns.long()), self.values())
+        return matrix.index_put((self.row_of.long(), self.column_of.long()), self.values())
 
     def dense_bias(self) -> Tensor:
         """The bias."""
         return self.weight.new_zeros(self.out_width) if self.bias is None else self.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_width) to (batch, out_width).
-
-        The CSR kernels want features first, so with ``sparse`` storage the result is a transposed view: an activation
-        keeps that layout, and a second sparse layer behind it copies nothing.
-        """
+        """(batch, in_width) to (batch, out_width)."""
         if self.storage == "dense":
             return F.linear(x, self.to_dense(), self.bias)
-        y_mb: Tensor = _SparseProduct.apply(x.t().contiguous(), self.values(), self)
-        return y_mb.t() if self.bias is None else (y_mb + self.bias[:, None]).t()
+        return self.columns(x.t().contiguous()).t()
+
+    def columns(self, x_mb: Tensor) -> Tensor:
+        """(in_width, batch) to (out_width, batch), the layout that the CSR kernels want."""
+        if self.storage == "dense":
+            matrix = self.to_dense()
+            return matrix @ x_mb if self.bias is None else torch.addmm(self.bias[:, None], matrix, x_mb)
+        y_mb: Tensor = _SparseProduct.apply(x_mb, self.values(), self.bias, self)
+        return y_mb
 
     def csr(self, values: Tensor) -> Tensor:
         """The matrix with these nonzeros, (out_width, in_width)."""
-        return _csr(self.row_starts, self.columns, values, (self.out_width, self.in_width))
+        return _csr(self.row_starts, self.column_of, values, (self.out_width, self.in_width))
 
     def csr_transposed(self, values: Tensor) -> Tensor:
         """Its transpose, (in_width, out_width)."""
@@ -164,25 +168,33 @@ class SparseWeights(SparseMap):
 
 
 class _SparseProduct(torch.autograd.Function):
-    """The sparse matrix times x (in_width, batch), with both gradients in O(batch·connections)."""
+    """The sparse matrix times x (in_width, batch), plus a bias; all gradients in O(batch·connections)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, layer: SparseWeights) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: SparseWeights) -> Tensor:
         ctx.layer = layer
         ctx.save_for_backward(x, values)
-        return layer.csr(values) @ x
+        y = _product(layer.csr(values), x)
+        return y if bias is None else y.add_(bias[:, None])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, values = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        gradient_of_x = gradient_of_values = None
+        of_x = of_values = of_bias = None
         if ctx.needs_input_grad[0]:
-            gradient_of_x = ctx.layer.csr_transposed(values) @ gradient
+            of_x = _product(ctx.layer.csr_transposed(values), gradient)
         if ctx.needs_input_grad[1]:
-            pattern = ctx.layer.csr(torch.zeros_like(values))
-            gradient_of_values = torch.sparse.sampled_addmm(pattern, gradient, x.t(), beta=0.0).values()
-        return gradient_of_x, gradient_of_values, None
+            of_values = torch.sparse.sampled_addmm(ctx.layer.csr(values), gradient, x.t(), beta=0.0).values()
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum(1)
+        return of_x, of_values, of_bias, None
+
+
+def _product(matrix: Tensor, x: Tensor) -> Tensor:
+    """``matrix @ x`` into fresh memory: ``@`` would first fill it with zeros, and add."""
+    y = x.new_empty(matrix.shape[0], x.shape[1])
+    return torch.addmm(y, matrix, x, beta=0, out=y)
 
 
 def _starts(sorted_or_not: Tensor, size: int) -> Tensor:

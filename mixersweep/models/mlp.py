@@ -3,6 +3,8 @@
 Hayase & Karakida 2024, section 3.4 and appendix A.2.5: x + act((M o A) LN(x)) (S.16), or with two matrices a layer
 x + (M2 o W2) act((M1 o W1) LN(x)) (S.17, without its outer activation, as the Mixer it stands beside). Stem and head
 are those of a Mixer; a block is two such layers, as many as a Mixer's.
+
+Between stem and head the features come first, (m, B), because products with sparse matrices are fastest so.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from mixersweep.budget import Architecture
 from mixersweep.config import MLPFamily
 from mixersweep.config.families import MLP, SWMLP
-from mixersweep.layers import Dense, SparseMap, SparseWeights, draw_mask
+from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask
 from mixersweep.models.parts import ACTIVATIONS, KeptEntries, PatchEmbedding, StructureSeed
 
 
@@ -38,23 +40,23 @@ class MLPNetwork(nn.Module):
         self.layers = nn.Sequential()
         for layer in range(architecture.mixing_layers):
             self.layers.append(MLPLayer(settings, architecture, f"layers.{layer}", structure))
-        self.norm = nn.LayerNorm(width, eps=settings.norm_eps)
+        self.norm = ColumnNorm(width, eps=settings.norm_eps)
         self.head = Dense(architecture.embedding_channels if self.pooled else width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""
-        x_bm = self.norm(self.layers(self.entries(self.embedding(images))))
-        logits: Tensor = self.head(self.entries.pool(x_bm) if self.pooled else x_bm)
+        x_mb = self.norm(self.layers(self.entries(self.embedding(images))))
+        logits: Tensor = self.head(self.entries.pool(x_mb) if self.pooled else x_mb.t())
         return logits
 
 
 class MLPLayer(nn.Module):
-    """One mixing layer with its skip: (B, m) to (B, m)."""
+    """One mixing layer with its skip: (m, B) to (m, B)."""
 
     def __init__(self, settings: SWMLP | MLP, architecture: Architecture, name: str, structure: StructureSeed) -> None:
         super().__init__()
         width, hidden = architecture.width, architecture.hidden_width
-        self.norm = nn.LayerNorm(width, eps=settings.norm_eps)
+        self.norm = ColumnNorm(width, eps=settings.norm_eps)
         activation = ACTIVATIONS[settings.activation]()
         sizes = [(width, hidden), (hidden, width)] if settings.hidden else [(width, width)]
         maps = [
@@ -63,15 +65,18 @@ class MLPLayer(nn.Module):
         ]
         self.mixing = nn.Sequential(maps[0], activation, *maps[1:])
 
-    def forward(self, x_bm: Tensor) -> Tensor:
-        """(B, m) to (B, m)."""
-        mixed: Tensor = self.mixing(self.norm(x_bm)).contiguous()  # sparse layers leave features first
-        return x_bm + mixed
+    def forward(self, x_mb: Tensor) -> Tensor:
+        """(m, B) to (m, B)."""
+        y_mb = self.norm(x_mb)
+        for layer in self.mixing:
+            y_mb = layer.columns(y_mb) if isinstance(layer, Dense | SparseWeights) else layer(y_mb)
+        mixed: Tensor = x_mb + y_mb
+        return mixed
 
 
 def _map(
     settings: MLPFamily, architecture: Architecture, in_width: int, out_width: int, generator: torch.Generator
-) -> SparseMap:
+) -> Dense | SparseWeights:
     if not isinstance(settings, SWMLP):
         return Dense(in_width, out_width, bias=settings.bias)
     positions = draw_mask(out_width, in_width, int(architecture.connections), settings.mask, generator)

@@ -88,12 +88,12 @@ class KeptEntries(nn.Module):
         self.register_buffer("patches_of_channel", keep.sum(0).clamp(min=1).float(), persistent=False)
 
     def forward(self, embedded: Tensor) -> Tensor:
-        """(B, patches, channels) to (B, width)."""
-        flat = embedded.flatten(1)
-        return flat if self.width == flat.shape[1] else flat.index_select(1, self.kept)
+        """(B, patches, channels) to (width, B)."""
+        flat = embedded.flatten(1).t().contiguous()
+        return flat if self.width == flat.shape[0] else flat.index_select(0, self.kept)
 
     def pool(self, features: Tensor) -> Tensor:
-        """Each channel's mean over the patches that keep it: (B, width) to (B, channels)."""
+        """Each channel's mean over the patches that keep it: (width, B) to (B, channels)."""
         if self.width < self.place.numel():
-            features = nn.functional.pad(features, (0, 1)).index_select(1, self.place)
-        return features.view(-1, self.patches, self.channels).sum(1) / self.patches_of_channel
+            features = nn.functional.pad(features, (0, 0, 0, 1)).index_select(0, self.place)
+        return features.view(self.patches, self.channels, -1).sum(0).t() / self.patches_of_channel

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mixersweep.layers import (
+    ColumnNorm,
     Commutation,
     Dense,
     Identity,
@@ -85,6 +86,29 @@ def test_forward_and_gradients_equal_those_of_the_dense_matrix(name: str, batch:
     of_slow = torch.autograd.grad(slow, inputs, upstream)
     for one, other in zip(of_fast, of_slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if not name.startswith("kronecker")])
+def test_columns_are_the_same_map_with_features_first(name: str) -> None:
+    layer = ready(name)
+    x = torch.randn(5, layer.in_width, dtype=torch.float64, generator=seeded(6))
+    torch.testing.assert_close(layer.columns(x.t().contiguous()), layer(x).t(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 2, 33])
+def test_a_column_norm_is_a_layer_norm_with_features_first(width: int) -> None:
+    rows, columns = torch.nn.LayerNorm(width, eps=1e-3).double(), ColumnNorm(width, eps=1e-3).double()
+    for norm in (rows, columns):
+        torch.nn.init.normal_(norm.weight, generator=seeded(1))
+        torch.nn.init.normal_(norm.bias, generator=seeded(2))
+    x = torch.randn(6, width, dtype=torch.float64, generator=seeded(3)).requires_grad_()
+    upstream = torch.randn(6, width, dtype=torch.float64, generator=seeded(4))
+    slow, fast = rows(x), columns(x.t()).t()
+    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+    of_slow = torch.autograd.grad(slow, [x, rows.weight, rows.bias], upstream)
+    of_fast = torch.autograd.grad(fast, [x, columns.weight, columns.bias], upstream)
+    for one, other in zip(of_fast, of_slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", LAYERS)

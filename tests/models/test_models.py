@@ -280,7 +280,7 @@ def test_kept_entries_are_spread_evenly_and_pooled_by_channel(width: int) -> Non
     assert int(per_patch.max() - per_patch.min()) <= 1
     embedded = torch.randn(2, 16, entries.channels, generator=torch.Generator().manual_seed(1))
     features = entries(embedded)
-    assert features.shape == (2, width)
+    assert features.shape == (width, 2)
     pooled = entries.pool(features)
     for channel in range(entries.channels):
         patches = [int(k) // entries.channels for k in entries.kept if int(k) % entries.channels == channel]

@@ -1,0 +1,45 @@
+"""LayerNorm for features that come first, as the products with sparse matrices want them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ColumnNorm(nn.LayerNorm):
+    """The same numbers as ``nn.LayerNorm(width)``, on columns: (width, batch) to (width, batch)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps=eps)
+
+    def forward(self, x_mb: Tensor) -> Tensor:
+        """Normalise each column, then scale and shift each row."""
+        y_mb: Tensor = _ColumnNorm.apply(x_mb, self.weight, self.bias, self.eps)
+        return y_mb
+
+
+class _ColumnNorm(torch.autograd.Function):
+    """Few passes over (width, batch): sums over columns are products with a row vector."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        normed = x - x.mean(0)
+        inverse_std = (torch.linalg.vector_norm(normed, dim=0).square_() / x.shape[0] + eps).rsqrt()
+        normed *= inverse_std
+        ctx.save_for_backward(normed, inverse_std, weight)
+        return torch.addcmul(bias[:, None], normed, weight[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        (g,) = gradients
+        normed, inverse_std, weight = ctx.saved_tensors
+        width = normed.shape[0]
+        product = g * normed
+        of_weight, of_bias = product.sum(1), g.sum(1)
+        if not ctx.needs_input_grad[0]:
+            return None, of_weight, of_bias, None
+        of_x = torch.addcmul(-(weight @ g) / width, g, weight[:, None])
+        of_x = of_x.addcmul_(normed, weight @ product / width, value=-1).mul_(inverse_std)
+        return of_x, of_weight, of_bias, None
