@@ -9,7 +9,7 @@ has effective width m = S·C and, per effective weight matrix,
 connections (Hayase & Karakida 2024, section 4.1, eqs 13-15; a single-layer Mixer has h_t = S, h_c = C). Its
 width is at most (Omega / g)^(2/3), reached at S = C. A sparse-weight MLP has Omega nonzeros in each of its
 matrices and any width from sqrt(Omega / g) on; a dense MLP has the one width sqrt(Omega / g). Networks that are a
-list of layers, of unequal sizes, have a rule of their own (``layered``).
+list of layers, of unequal sizes, have a rule of their own (``layered``, ``solve_layered``).
 
 ``budget=parameters`` holds the trainable weights fixed instead, as Golubeva et al. (2021) do: (S·h_t + C·h_c) / 2
 behind a Mixer's shared matrices, so that its width is at most Pi / g; elsewhere they are the connections.
@@ -41,6 +41,7 @@ __all__ = [
     "Structure",
     "TwoLayerMLP",
     "solve",
+    "solve_layered",
     "warnings",
     "water_filling",
     "widest",
@@ -53,8 +54,6 @@ def solve(request: Request) -> Architecture:
     Raises ``UserError`` for a contradictory or insufficient request, and for one that no integer sizes meet
     within 2%; the message names the settings and the nearest that works.
     """
-    if request.layered is not None:
-        return solve_layered(request, request.layered)
     request = _with_one_budget(request)
     expansion = expansion_of(request)
     if request.structure in ("kronecker", "block_diagonal"):

@@ -18,6 +18,7 @@ class Matrix(NamedTuple):
 
 
 def mixer_matrices(request: Request, shape: Shape) -> list[Matrix]:
+    """The effective matrices of all blocks of a Mixer, the first of which maps patches to tokens."""
     tokens, channels = shape.tokens, shape.channels
     tied = request.structure == "kronecker"
 
@@ -41,6 +42,7 @@ def mixer_matrices(request: Request, shape: Shape) -> list[Matrix]:
 
 
 def mlp_matrices(request: Request, shape: Shape) -> list[Matrix]:
+    """The matrices of all mixing layers of an MLP."""
     connections = int(shape.connections)
     layer = [Matrix(connections, connections, shape.width)]
     if request.hidden:

@@ -13,6 +13,7 @@ from mixersweep.errors import UserError
 
 
 def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
+    """Solve a request for an MLP; raises ``UserError`` where its matrices cannot hold the connections."""
     if expansion is None:
         expansion = expansion_from_shape(request)
     factor = (expansion.token + expansion.channel) / 2

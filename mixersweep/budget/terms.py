@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from mixersweep.budget.layered import Layered
+from typing import Literal
 
 DEFAULT_CONNECTIONS = 2**15
 TOLERANCE = Fraction(2, 100)
@@ -21,7 +18,6 @@ class Request:
     """What was asked for (None: left open), and the facts of data and wiring that the counts depend on."""
 
     structure: Structure
-    layered: Layered | None = None
     budget: Literal["connections", "parameters"] = "connections"
     weights: int | None = None
     hidden: bool = False

@@ -12,7 +12,11 @@ from mixersweep.config.schema import Config
 
 def architecture(config: Config) -> budget.Architecture:
     """The network that the rule gives for this config; raises ``UserError`` where there is none."""
-    return budget.solve(_request(config))
+    request, model = _request(config), config.model
+    if isinstance(model, LayeredFamily):
+        layers = model.layered(config.data.image_channels, config.image_size, config.data.classes)
+        return budget.solve_layered(request, layers)
+    return budget.solve(request)
 
 
 def warnings(config: Config, solved: budget.Architecture) -> list[str]:
@@ -66,9 +70,6 @@ def _request(config: Config) -> budget.Request:
             token_expansion=given(model.token_expansion),
             channel_expansion=given(model.channel_expansion),
         )
-    if isinstance(model, LayeredFamily):
-        layered = model.layered(config.data.image_channels, config.image_size, config.data.classes)
-        request = dataclasses.replace(request, layered=layered)
     if isinstance(model, PrintedMixer):
         open_sizes = {name: size for name, size in model.sizes.items() if getattr(request, name) is None}
         request = dataclasses.replace(request, **open_sizes)  # type: ignore[arg-type]

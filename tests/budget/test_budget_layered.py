@@ -6,21 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixersweep.budget import SFC, Request, ResNet18, TwoLayerMLP, solve, water_filling
+from mixersweep.budget import SFC, Request, ResNet18, TwoLayerMLP, solve_layered, water_filling
 from mixersweep.errors import UserError
 
 
 def mlp(weights_total=3970, **asked):
-    return solve(Request(structure="layered", layered=TwoLayerMLP(1, 28, 10, weights_total), depth=1, **asked))
+    return solve_layered(Request(structure="layered", depth=1, **asked), TwoLayerMLP(1, 28, 10, weights_total))
 
 
 def resnet(base_width=8, image_channels=3, image_size=32, **asked):
     kind = ResNet18(image_channels, image_size, 10, base_width)
-    return solve(Request(structure="layered", layered=kind, depth=8, **asked))
+    return solve_layered(Request(structure="layered", depth=8, **asked), kind)
 
 
 def s_fc(alpha, image_size=32, **asked):
-    return solve(Request(structure="layered", layered=SFC(3, image_size, 10, alpha), depth=1, **asked))
+    return solve_layered(Request(structure="layered", depth=1, **asked), SFC(3, image_size, 10, alpha))
 
 
 def removed_one_by_one(sizes, total):
@@ -156,5 +156,5 @@ def test_what_these_networks_cannot_be_is_refused_by_name(asked, said):
 
 def test_a_depth_of_others_is_refused_and_their_own_connections_are_not():
     with pytest.raises(UserError, match="depth=4: golubeva_mlp has depth=1 and no other"):
-        solve(Request(structure="layered", layered=TwoLayerMLP(1, 28, 10, 3970), depth=4))
+        solve_layered(Request(structure="layered", depth=4), TwoLayerMLP(1, 28, 10, 3970))
     assert mlp(connections=1985) == mlp()
