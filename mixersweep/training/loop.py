@@ -69,6 +69,7 @@ class Training:
     ) -> None:
         self.directory, self.held, self.signals = directory, held, signals
         self.run_ = run = directory.run
+        self.git_commit = git_commit()  # of the code that is loaded, whatever becomes of the checkout meanwhile
         self.config = config = run.config
         self.device = device = choose_device(config.device)
         kept = load_checkpoint(directory.checkpoint, run.fingerprint, device)
@@ -232,7 +233,7 @@ class Training:
             "finished": _now(),
             "environment": self.state.environment,
             "versions": versions(),
-            "git_commit": git_commit(),
+            "git_commit": self.git_commit,
         }
 
 
