@@ -170,7 +170,7 @@ def _forward_and_backward(
     layer: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[], object]:
     """Both, of a layer or of another way into it, with gradients of the input and of all parameters."""
-    forward = forward or layer
+    forward = layer if forward is None else forward
     x.requires_grad_()
     upstream = torch.randn_like(x)
     parameters = [x, *layer.parameters()]

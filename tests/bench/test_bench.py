@@ -1,0 +1,94 @@
+"""The benchmarks measure what they say; nothing here asserts a speed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mixersweep.bench import SUITES, Case, measure
+from mixersweep.bench.harness import peak_bytes
+from mixersweep.bench.layers import MaskedDense, SparseLayer, TimmBlock, gemm
+from mixersweep.bench.step import Step
+
+CPU = torch.device("cpu")
+
+
+def allocate(megabytes: int) -> object:
+    """Something to measure: so much memory, once."""
+    return _Allocation(megabytes)
+
+
+class _Allocation:
+    def __init__(self, megabytes: int) -> None:
+        self.megabytes = megabytes
+
+    def __call__(self, device: torch.device) -> object:
+        kept = torch.ones(self.megabytes * 2**18, device=device)
+        return lambda: kept.sum()
+
+
+def test_a_ratio_is_the_references_time_over_the_subjects() -> None:
+    sleeps = {"long": 0.02, "short": 0.005}
+
+    def sleeping(name: str) -> object:
+        import time
+
+        return lambda device: lambda: time.sleep(sleeps[name])
+
+    record = measure(Case("test", {"width": 3}, sleeping("short"), sleeping("long"), scale=2.0), CPU)
+    assert record["benchmark"] == "test"
+    assert (record["width"], record["mode"], record["repetitions"]) == (3, "eager", 10)
+    assert record["ratio"] == pytest.approx(record["reference_seconds"] / record["subject_seconds"])
+    assert 4 < record["ratio"] < 10  # 2 x 0.02 over 0.005, with what sleeping costs
+    assert "subject_peak_bytes" not in record
+
+
+def test_peak_memory_is_that_of_the_thing_measured() -> None:
+    before = torch.ones(200 * 2**18)  # what this process holds does not count
+    small, large = peak_bytes(allocate(1), CPU), peak_bytes(allocate(300), CPU)
+    assert before.numel() == 200 * 2**18
+    assert 280 * 2**20 < large - small < 330 * 2**20
+
+
+@pytest.mark.parametrize(
+    "make",
+    [gemm, SparseLayer(64, 256, "sparse"), SparseLayer(64, 256, "dense"), MaskedDense(64, 256), TimmBlock(9, 6, False)],
+)
+def test_what_is_measured_runs_again_and_again(make: object) -> None:
+    run = make(CPU)
+    run()
+    run()
+
+
+def test_a_sparse_layer_and_its_alternative_are_the_same_map() -> None:
+    """Of the same mask: positions come from the same seed."""
+    from mixersweep.layers import draw_mask
+
+    one, other = (draw_mask(64, 64, 256, "exact", torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_case_of_a_suite_has_its_sizes(suite: str) -> None:
+    cases = list(SUITES[suite](True))
+    assert len({(case.benchmark, case.mode, json.dumps(case.sizes)) for case in cases}) == len(cases)
+    for case in cases:
+        assert {"model", "width", "connections", "batch_size"} <= set(case.sizes)
+
+
+def test_a_step_updates_the_network() -> None:
+    Step(("model=sw_mlp", "connections=1000", "depth=1"))(CPU)()
+
+
+def test_json_is_one_object_a_line_and_nothing_else(tmp_path: object) -> None:
+    code = (
+        "import sys, mixersweep.bench as b, mixersweep.bench.layers as l\n"
+        "b.SUITES['layers'] = lambda everything: [l.Case('t', {'model': 'x', 'width': 8}, l.gemm, l.gemm)]\n"
+        "from mixersweep.cli import main; sys.exit(main(['bench', 'layers', '--json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["benchmark"] == "t"
