@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from mixersweep.bench.harness import Case
 from mixersweep.compose import config_of
@@ -40,10 +41,12 @@ class Step:
         images = torch.randn(BATCH, run.config.data.image_channels, size, size, device=device)
         labels = torch.randint(run.config.data.classes, (BATCH,), device=device)
 
-        def step() -> None:
+        def step() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(network(images), labels).backward()
+            loss = F.cross_entropy(network(images), labels)
+            loss.backward()
             optimizer.step()
+            return loss.detach()
 
         return step
 

@@ -15,7 +15,7 @@ from mixersweep.models.golubeva import GolubevaMLPNetwork, GolubevaResNet18Netwo
 from mixersweep.models.mixer import MixerNetwork
 from mixersweep.models.mlp import MLPNetwork
 from mixersweep.models.monarch import MonarchNetwork, ShallowNetwork
-from mixersweep.models.parts import StructureSeed
+from mixersweep.models.parts import ImageFacts, StructureSeed
 from mixersweep.models.s_fc import SFCNetwork
 from mixersweep.seeds import derive, seed_of
 
@@ -34,14 +34,9 @@ NETWORKS: dict[type, Any] = {
 def build(config: Config, architecture: Architecture) -> nn.Module:
     """The network of a run on the CPU in float32, with its structure and weights drawn from the run's seeds."""
     network_class = next(NETWORKS[family] for family in type(config.model).__mro__ if family in NETWORKS)
-    network: nn.Module = network_class(
-        config.model,
-        architecture,
-        patch_size=config.patch_size,
-        patch_values=config.data.image_channels * config.patch_size**2,
-        classes=config.data.classes,
-        structure=StructureSeed(seed_of(config, "structure")),
-    )
+    images = ImageFacts(config.data.image_channels, config.patch_size, config.data.classes)
+    structure = StructureSeed(seed_of(config, "structure"))
+    network: nn.Module = network_class(config.model, architecture, images, structure)
     initialize(network, seed_of(config, "initialization"))
     return network
 

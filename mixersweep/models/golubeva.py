@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mixersweep.budget import Architecture, water_filling
 from mixersweep.config.families import GolubevaMLP, GolubevaResNet18
 from mixersweep.layers import Dense, SparseConv, SparseMap, SparseWeights, draw_mask
-from mixersweep.models.parts import BatchNorm, StructureSeed
+from mixersweep.models.parts import BatchNorm, ImageFacts, StructureSeed
 
 
 class GolubevaMLPNetwork(nn.Module):
@@ -25,18 +25,15 @@ class GolubevaMLPNetwork(nn.Module):
         self,
         settings: GolubevaMLP,
         architecture: Architecture,
-        *,
-        patch_size: int,
-        patch_values: int,
-        classes: int,
+        images: ImageFacts,
         structure: StructureSeed,
     ) -> None:
-        del settings, patch_size
+        del settings
         super().__init__()
-        pixels, width = architecture.patches * patch_values, architecture.width
-        hidden, head = water_filling([width * pixels, classes * width], architecture.total_connections)
+        pixels, width = architecture.patches * images.patch_values, architecture.width
+        hidden, head = water_filling([width * pixels, images.classes * width], architecture.total_connections)
         self.hidden = _linear(pixels, width, hidden, structure, "hidden")
-        self.head = _linear(width, classes, head, structure, "head")
+        self.head = _linear(width, images.classes, head, structure, "head")
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""
@@ -51,24 +48,20 @@ class GolubevaResNet18Network(nn.Module):
         self,
         settings: GolubevaResNet18,
         architecture: Architecture,
-        *,
-        patch_size: int,
-        patch_values: int,
-        classes: int,
+        images: ImageFacts,
         structure: StructureSeed,
     ) -> None:
         del settings
         super().__init__()
         width = architecture.width
-        image_channels = patch_values // patch_size**2
         stages = [width * 2**stage for stage in range(4)]
         blocks = list(itertools.pairwise([width, *(channels for channels in stages for _ in range(2))]))
-        kernels = [(image_channels, width, 3)]
+        kernels = [(images.channels, width, 3)]
         for inputs, outputs in blocks:
             kernels += [(inputs, outputs, 3), (outputs, outputs, 3)]
             kernels += [(inputs, outputs, 1)] if inputs != outputs else []
         sizes = [inputs * outputs * size**2 for inputs, outputs, size in kernels]
-        kept = iter(water_filling([*sizes, stages[-1] * classes], architecture.total_connections))
+        kept = iter(water_filling([*sizes, stages[-1] * images.classes], architecture.total_connections))
 
         def convolution(name: str, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
             positions = draw_mask(outputs, inputs * size**2, next(kept), "exact", structure.generator(name))
@@ -76,7 +69,7 @@ class GolubevaResNet18Network(nn.Module):
             kernel.distribution = "uniform"
             return nn.Sequential(kernel, BatchNorm(outputs))
 
-        self.stem = convolution("stem", image_channels, width)
+        self.stem = convolution("stem", images.channels, width)
         self.blocks = nn.Sequential()
         for block, (inputs, outputs) in enumerate(blocks):
             name, stride = f"blocks.{block}", 1 if inputs == outputs else 2
@@ -84,7 +77,7 @@ class GolubevaResNet18Network(nn.Module):
             second = convolution(f"{name}.second", outputs, outputs)
             skip = convolution(f"{name}.skip", inputs, outputs, 1, stride) if inputs != outputs else nn.Identity()
             self.blocks.append(ResidualBlock(first, second, skip))
-        self.head = _linear(stages[-1], classes, next(kept), structure, "head")
+        self.head = _linear(stages[-1], images.classes, next(kept), structure, "head")
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""

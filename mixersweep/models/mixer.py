@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mixersweep.budget import Architecture
 from mixersweep.config import AnyMixer
 from mixersweep.layers import Commutation, Dense, Permutation, PermutedKronecker, RandomPermutation
-from mixersweep.models.parts import ACTIVATIONS, PatchEmbedding, StructureSeed
+from mixersweep.models.parts import ACTIVATIONS, ImageFacts, PatchEmbedding, StructureSeed
 
 
 class MixerBlock(nn.Module):
@@ -63,17 +63,14 @@ class MixerNetwork(nn.Module):
         self,
         settings: AnyMixer,
         architecture: Architecture,
-        *,
-        patch_size: int,
-        patch_values: int,
-        classes: int,
+        images: ImageFacts,
         structure: StructureSeed,
     ) -> None:
         super().__init__()
         tokens, channels = architecture.tokens, architecture.channels
         assert tokens is not None and channels is not None
         self.pooled = settings.head == "pool"
-        self.embedding = PatchEmbedding(patch_size, patch_values, channels)
+        self.embedding = PatchEmbedding(images.patch_size, images.patch_values, channels)
         resized = settings.stem == "resize"
         self.resize = TokenMap(architecture.patches, tokens) if resized else nn.Identity()
         self.blocks = nn.Sequential()
@@ -83,7 +80,7 @@ class MixerNetwork(nn.Module):
             skip = first and architecture.skip_parameters > 0
             self.blocks.append(self.block_class(settings, architecture, block, inputs, skip=skip, structure=structure))
         self.norm = nn.LayerNorm(channels, eps=settings.norm_eps)
-        self.head = Dense(channels if self.pooled else tokens * channels, classes)
+        self.head = Dense(channels if self.pooled else tokens * channels, images.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""

@@ -16,7 +16,7 @@ from mixersweep.budget import Architecture
 from mixersweep.config import MLPFamily
 from mixersweep.config.families import MLP, SWMLP
 from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask
-from mixersweep.models.parts import ACTIVATIONS, KeptEntries, PatchEmbedding, StructureSeed
+from mixersweep.models.parts import ACTIVATIONS, ImageFacts, KeptEntries, PatchEmbedding, StructureSeed
 
 
 class MLPNetwork(nn.Module):
@@ -26,22 +26,19 @@ class MLPNetwork(nn.Module):
         self,
         settings: SWMLP | MLP,
         architecture: Architecture,
-        *,
-        patch_size: int,
-        patch_values: int,
-        classes: int,
+        images: ImageFacts,
         structure: StructureSeed,
     ) -> None:
         super().__init__()
         self.pooled = settings.head == "pool"
         width = architecture.width
-        self.embedding = PatchEmbedding(patch_size, patch_values, architecture.embedding_channels)
+        self.embedding = PatchEmbedding(images.patch_size, images.patch_values, architecture.embedding_channels)
         self.entries = KeptEntries(architecture.patches, width, structure.generator("embedding.entries"))
         self.layers = nn.Sequential()
         for layer in range(architecture.mixing_layers):
             self.layers.append(MLPLayer(settings, architecture, f"layers.{layer}", structure))
         self.norm = ColumnNorm(width, eps=settings.norm_eps)
-        self.head = Dense(architecture.embedding_channels if self.pooled else width, classes)
+        self.head = Dense(architecture.embedding_channels if self.pooled else width, images.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""

@@ -13,7 +13,7 @@ from mixersweep.budget import Architecture
 from mixersweep.config.families import Monarch, Shallow
 from mixersweep.layers import Commutation, Dense, PermutedKronecker
 from mixersweep.models.mixer import MixerNetwork, skip_layer
-from mixersweep.models.parts import ACTIVATIONS, StructureSeed
+from mixersweep.models.parts import ACTIVATIONS, ImageFacts, StructureSeed
 
 
 class MonarchBlock(nn.Module):
@@ -60,14 +60,11 @@ class ShallowNetwork(nn.Module):
         self,
         settings: Shallow,
         architecture: Architecture,
-        *,
-        patch_size: int,
-        patch_values: int,
-        classes: int,
+        images: ImageFacts,
         structure: StructureSeed,
     ) -> None:
         super().__init__()
-        del patch_size, patch_values, structure
+        del structure  # nothing is random here but the weights
         tokens, channels = architecture.tokens, architecture.channels
         assert tokens is not None and channels is not None
         self.layers = nn.Sequential()
@@ -75,7 +72,7 @@ class ShallowNetwork(nn.Module):
             if layer:
                 self.layers.append(ACTIVATIONS[settings.activation]())
             self.layers.extend(monarch_factors(tokens, tokens, channels, tied=settings.tied, bias=settings.bias))
-        self.head = Dense(architecture.width, classes)
+        self.head = Dense(architecture.width, images.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W), as a matrix of ch·H rows and W columns, to (B, classes)."""

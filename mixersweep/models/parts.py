@@ -24,6 +24,20 @@ class StructureSeed:
         return torch.Generator().manual_seed(derive(self.seed, "structure", name))
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a network has to know of the images beside its own sizes."""
+
+    channels: int
+    patch_size: int
+    classes: int
+
+    @property
+    def patch_values(self) -> int:
+        """C0: the values of a patch."""
+        return self.channels * self.patch_size**2
+
+
 class PatchEmbedding(nn.Module):
     """Cut an image into patches and map each by one matrix: (B, ch, H, W) to (B, patches, channels) (A.1).
 

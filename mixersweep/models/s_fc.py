@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mixersweep.budget import Architecture
 from mixersweep.config.families import SFC
 from mixersweep.layers import Dense
-from mixersweep.models.parts import BatchNorm, StructureSeed
+from mixersweep.models.parts import BatchNorm, ImageFacts, StructureSeed
 
 
 class SFCNetwork(nn.Module):
@@ -21,19 +21,16 @@ class SFCNetwork(nn.Module):
         self,
         settings: SFC,
         architecture: Architecture,
-        *,
-        patch_size: int,
-        patch_values: int,
-        classes: int,
+        images: ImageFacts,
         structure: StructureSeed,
     ) -> None:
-        del patch_size, structure
+        del structure
         super().__init__()
-        pixels, width, hidden = architecture.patches * patch_values, architecture.width, 24 * settings.alpha
+        pixels, width, hidden = architecture.patches * images.patch_values, architecture.width, 24 * settings.alpha
         self.layers = nn.Sequential()
         for inputs, outputs in ((pixels, width), (width, hidden)):
             self.layers.append(nn.Sequential(Dense(inputs, outputs, bias=False), BatchNorm(outputs), nn.ReLU()))
-        self.head = Dense(hidden, classes)
+        self.head = Dense(hidden, images.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""

@@ -79,7 +79,9 @@ def test_every_case_of_a_suite_has_its_sizes(suite: str) -> None:
 
 
 def test_a_step_updates_the_network() -> None:
-    Step(("model=sw_mlp", "connections=1000", "depth=1"))(CPU)()
+    step = Step(("model=sw_mlp", "connections=1000", "depth=1"))(CPU)
+    losses = [float(step()) for _ in range(10)]
+    assert losses[-1] < losses[0]
 
 
 def test_json_is_one_object_a_line_and_nothing_else(tmp_path: object) -> None:

@@ -19,6 +19,7 @@ from mixersweep.training.beta_lasso import BetaLassoSGD
 from mixersweep.training.loop import train
 from mixersweep.training.optimizer import make_optimizer, pruned
 from mixersweep.training.signals import StopSignals
+from tests.training.stopping import StopAfter
 
 # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -147,19 +148,6 @@ SHARP = ["optim=beta_lasso", "optim.beta=100", "optim.conv_lambda=1e-4", "optim.
 
 def directory(tmp_path: Path, *overrides: str) -> RunDirectory:
     return RunDirectory.create(solve(config_of(list(overrides))), tmp_path)
-
-
-class StopAfter(StopSignals):
-    """A stop at the n-th check, which is at a step of training or evaluation."""
-
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self.left = checks
-
-    def check(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise RunStopped("preempted", 75)
 
 
 @pytest.fixture

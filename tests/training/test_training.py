@@ -20,25 +20,13 @@ from mixersweep.training.loop import Sums, train
 from mixersweep.training.optimizer import learning_rate, make_optimizer
 from mixersweep.training.progress import TrainingProgress
 from mixersweep.training.signals import StopSignals
+from tests.training.stopping import StopAfter
 
 SMALL = ["connections=1000", "depth=1", "epochs=3", "batch_size=600", "threads=1", "tracking=none"]
 
 
 def directory(tmp_path: Path, *overrides: str) -> RunDirectory:
     return RunDirectory.create(solve(config_of([*SMALL, *overrides])), tmp_path)
-
-
-class StopAfter(StopSignals):
-    """A stop at the n-th check, which is at a step of training or evaluation."""
-
-    def __init__(self, checks: int) -> None:
-        super().__init__()
-        self.left = checks
-
-    def check(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise RunStopped("preempted", 75)
 
 
 # --- the learning rate and the optimiser -------------------------------------------------------------------------
