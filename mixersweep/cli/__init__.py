@@ -1,0 +1,68 @@
+"""The command line: a module a verb, with ``add`` for its arguments.
+
+Each imports what it needs when it is called, torch only to train and to measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import mixersweep
+from mixersweep.cli import bench, data, train
+from mixersweep.cli.terminal import report, told
+from mixersweep.errors import DONE, INTERRUPTED, USER_MISTAKE, MixersweepError
+
+VERBS = (train, data, bench)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb and return its exit code; a user's mistake is one line on stderr, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments[:1] == ["train"] and "_ARGCOMPLETE" not in os.environ:
+            return train.train(arguments[1:])  # everything behind it is Hydra's
+        return _parse_and_run(arguments)
+    except MixersweepError as error:
+        return told(error)
+    except KeyboardInterrupt:
+        report("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def completion(options: argparse.Namespace) -> int:
+    """``completion SHELL``: print what the shell has to source."""
+    import argcomplete
+
+    print(argcomplete.shellcode(["mixersweep"], shell=options.shell))  # type: ignore[attr-defined]
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mixersweep", description=mixersweep.__doc__)
+    parser.add_argument("--version", action="version", version=f"mixersweep {mixersweep.__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb in VERBS:
+        verb.add(verbs)
+    shells = verbs.add_parser("completion", help='for the shell: eval "$(mixersweep completion bash)"')
+    shells.add_argument("shell", choices=("bash", "zsh", "fish"))
+    shells.set_defaults(run=completion)
+    return parser
+
+
+def _parse_and_run(arguments: list[str]) -> int:
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser, always_complete_options="long")
+    if not arguments:
+        parser.print_help()
+        return USER_MISTAKE
+    options = parser.parse_args(arguments)
+    code: int = options.run(options)
+    return code

@@ -1,0 +1,47 @@
+"""``mixersweep data``: which data sets are ready, and getting one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from mixersweep import completer
+from mixersweep.cli.terminal import report
+from mixersweep.errors import DONE
+
+
+def add(verbs: Any) -> None:
+    """``data list`` and ``data prepare NAME``."""
+    verb = verbs.add_parser("data", help="list the data sets, or prepare one")
+    actions = verb.add_subparsers(metavar="ACTION", required=True)
+    directory = argparse.ArgumentParser(add_help=False)
+    directory.add_argument("--data-dir", type=_directory, default=_directory(), help="also MIXERSWEEP_DATA")
+    action = actions.add_parser("list", parents=[directory], help="what is ready, and where")
+    action.set_defaults(run=data_list)
+    action = actions.add_parser("prepare", parents=[directory], help="fetch, check and convert a data set")
+    action.add_argument("name", metavar="NAME").completer = completer.data_sets
+    action.set_defaults(run=data_prepare)
+
+
+def data_list(options: argparse.Namespace) -> int:
+    """``data list``: which data sets are ready, where, and how large."""
+    from mixersweep.data import listing
+
+    print(f"{'data':18} {'ready':6} {'size':>9}  where")
+    for row in listing(options.data_dir):
+        print(f"{row.name:18} {'yes' if row.ready else 'no':6} {row.size_bytes / 1e6:6.1f} MB  {row.where}")
+    return DONE
+
+
+def data_prepare(options: argparse.Namespace) -> int:
+    """``data prepare NAME``: fetch, check and convert a data set once."""
+    from mixersweep.data import prepare
+
+    print(prepare(options.name, options.data_dir, report))
+    return DONE
+
+
+def _directory(path: str | None = None) -> Path:
+    return Path(path or os.environ.get("MIXERSWEEP_DATA") or "~/.cache/mixersweep").expanduser()
