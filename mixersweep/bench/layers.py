@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -34,10 +34,12 @@ def layer_cases(everything: bool) -> Iterator[Case]:
             for compiled in (False, True):
                 yield from _block_cases(family, tokens, channels, compiled)
     if everything:
-        for width, connections in [(256, 2**15), (512, 2**15), (1024, 2**15), (2048, 2**17)]:
-            sizes = {"model": "sw_mlp", "width": width, "connections": connections, "batch_size": BATCH}
-            storages = SparseLayer(width, connections, "sparse"), SparseLayer(width, connections, "dense")
-            yield Case("sparse_vs_dense_storage", sizes, *storages)
+        for width in (256, 1024):
+            for fan_in in (width // 2, width // 4, width // 16):
+                for batch_size in (32, 128, 512):
+                    sizes = {"model": "sw_mlp", "width": width, "connections": width * fan_in, "batch_size": batch_size}
+                    sparse = SparseLayer(width, width * fan_in, "sparse", batch_size)
+                    yield Case("sparse_vs_dense_storage", sizes, sparse, replace(sparse, storage="dense"))
 
 
 def _block_cases(family: str, tokens: int, channels: int, compiled: bool) -> Iterator[Case]:
@@ -67,6 +69,7 @@ class SparseLayer:
     width: int
     connections: int
     storage: str
+    batch_size: int = BATCH
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
         """Set it up on a device."""
@@ -75,7 +78,7 @@ class SparseLayer:
         layer = SparseWeights(self.width, self.width, positions, bias=False, storage=self.storage)  # type: ignore[arg-type]
         layer.initialize(generator)
         layer.to(device)
-        return _forward_and_backward(layer, torch.randn(self.width, BATCH, device=device), layer.columns)
+        return _forward_and_backward(layer, torch.randn(self.width, self.batch_size, device=device), layer.columns)
 
 
 @dataclass(frozen=True)

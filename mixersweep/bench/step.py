@@ -25,6 +25,7 @@ class Step:
     """A training step as the trainer takes it: forward, loss, backward, update."""
 
     overrides: tuple[str, ...]
+    compiled: bool = False
 
     @property
     def run(self) -> Run:
@@ -35,7 +36,8 @@ class Step:
         """Set it up on a device."""
         run = self.run
         network = build(run.config, run.architecture).to(device)
-        choose_storage(network, "auto", device)
+        choose_storage(network, "auto", device, BATCH)
+        forward = torch.compile(network) if self.compiled else network
         optimizer = make_optimizer(network, run.config.optim)
         size = run.config.image_size
         images = torch.randn(BATCH, run.config.data.image_channels, size, size, device=device)
@@ -43,7 +45,7 @@ class Step:
 
         def step() -> Tensor:
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(network(images), labels)
+            loss = F.cross_entropy(forward(images), labels)
             loss.backward()
             optimizer.step()
             return loss.detach()
@@ -53,12 +55,13 @@ class Step:
 
 def step_cases(everything: bool) -> Iterator[Case]:
     """All comparisons of steps; ``everything`` adds the widest."""
-    mixer = Step(("model=mixer", *TABLE_S3))
-    for name, step in [
-        ("sw_mlp_vs_mixer", Step(("model=sw_mlp", "model.hidden=true", *TABLE_S3))),
-        ("rp_mixer_vs_mixer", Step(("model=rp_mixer", *TABLE_S3))),
-    ]:
-        yield Case(name, _sizes(step.run), step, mixer)
+    for compiled in (False, True):
+        mixer = Step(("model=mixer", *TABLE_S3), compiled)
+        for name, step in [
+            ("sw_mlp_vs_mixer", Step(("model=sw_mlp", "model.hidden=true", *TABLE_S3), compiled)),
+            ("rp_mixer_vs_mixer", Step(("model=rp_mixer", *TABLE_S3), compiled)),
+        ]:
+            yield Case(name, _sizes(step.run), step, mixer, "compiled" if compiled else "eager")
     widest = Step(("model=s_mixer", "connections=2**18", "depth=3"))
     for width in [65536, *([262144] if everything else [])]:
         step = Step(("model=sw_mlp", "connections=2**18", f"width={width}", "depth=3"))

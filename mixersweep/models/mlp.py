@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mixersweep.budget import Architecture
 from mixersweep.config import MLPFamily
 from mixersweep.config.families import MLP, SWMLP
-from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask
+from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask, sparse_is_faster
 from mixersweep.models.parts import ACTIVATIONS, ImageFacts, KeptEntries, PatchEmbedding, StructureSeed
 
 
@@ -80,17 +80,17 @@ def _map(
     return SparseWeights(in_width, out_width, positions, bias=settings.bias, rescale=settings.rescale)
 
 
-def choose_storage(network: nn.Module, asked: str, device: torch.device) -> str:
+def choose_storage(network: nn.Module, asked: str, device: torch.device, batch_size: int) -> str:
     """Set how the sparse weights of a network are multiplied, and return it: ``sparse``, ``dense`` or ``mixed``.
 
-    ``auto`` takes the nonzeros where fewer than a quarter of the weights are there and torch has a kernel for them:
-    measured on 2 cores, batch 128, CSR is 6 times faster at density 1/8 and 0.7 times as fast at 1/2. ``mixed`` is
-    what that gives a network whose layers differ.
+    ``auto`` takes for each layer what is faster where torch has a kernel for both. ``mixed`` is what that gives a
+    network whose layers differ.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, SparseWeights)]
     has_kernel = device.type == "cuda" or (device.type == "cpu" and torch.backends.mkl.is_available())
     for layer in layers:
-        fits = layer.density < 0.25 and (has_kernel or asked == "mixed")
+        sizes = layer.in_width, layer.out_width, layer.connections
+        fits = has_kernel and sparse_is_faster(*sizes, batch_size, device.type)
         layer.storage = "sparse" if asked == "sparse" or (asked in ("auto", "mixed") and fits) else "dense"
     chosen = {layer.storage for layer in layers} or {"dense"}
     return "mixed" if len(chosen) > 1 else chosen.pop()

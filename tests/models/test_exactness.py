@@ -289,7 +289,7 @@ def train_fifty_steps(name: str, storage: str, batches: list[int], *, compiled: 
     config = config_of(["model=sw_mlp", *SPARSE[name], *sizes, "optim.weight_decay=0.3"])
     solved = architecture(config)
     network = build(config, solved)
-    choose_storage(network, storage, torch.device("cpu"))
+    choose_storage(network, storage, torch.device("cpu"), 16)
     layers = [layer for layer in network.modules() if isinstance(layer, SparseWeights)]
     before = [layer.to_dense().detach() for layer in layers]
     optimizer = make_optimizer(network, config.optim)

@@ -224,14 +224,14 @@ def test_storage_is_chosen_layer_by_layer_and_chosen_again_alike() -> None:
     if not torch.backends.mkl.is_available():
         pytest.skip("torch has no CSR kernel here")
     _, thin = made("golubeva_mlp thin")  # a full head is no sparse layer
-    assert choose_storage(thin, "auto", CPU) == "sparse"
+    assert choose_storage(thin, "auto", CPU, 128) == "sparse"
     run, mixed = made("golubeva_mlp wide", "width=250")  # 1,985 of 196,000 and of 2,500
-    assert choose_storage(mixed, "auto", CPU) == "mixed"
+    assert choose_storage(mixed, "auto", CPU, 128) == "mixed"
     assert [layer.storage for layer in maps_of(mixed)] == ["sparse", "dense"]
     before = mixed(images(run))
-    assert choose_storage(mixed, "mixed", CPU) == "mixed"
+    assert choose_storage(mixed, "mixed", CPU, 128) == "mixed"
     assert torch.equal(mixed(images(run)), before)
-    assert choose_storage(mixed, "dense", CPU) == "dense"
+    assert choose_storage(mixed, "dense", CPU, 128) == "dense"
     torch.testing.assert_close(mixed(images(run)), before)
 
 

@@ -5,6 +5,7 @@ file anew:  python tests/training/test_golden.py
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,13 @@ FAMILIES = {
 }
 
 
-def losses(family: str) -> list[float]:
+def losses(family: str, *, compiled: bool = False) -> list[float]:
     """Of 20 steps on the same 16 random images."""
     torch.set_num_threads(1)
     run = solve(config_of([f"model={family}", *FAMILIES[family]]))
     network = build(run.config, run.architecture)
-    choose_storage(network, "auto", torch.device("cpu"))
+    forward = torch.compile(network) if compiled else network
+    choose_storage(network, "auto", torch.device("cpu"), 16)
     optimizer = make_optimizer(network, run.config.optim)
     generator = torch.Generator().manual_seed(0)
     size = run.config.image_size
@@ -48,7 +50,7 @@ def losses(family: str) -> list[float]:
     found = []
     for _ in range(20):
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(network(images), labels)
+        loss = nn.functional.cross_entropy(forward(images), labels)
         loss.backward()
         optimizer.step()
         found.append(loss.item())
@@ -64,6 +66,17 @@ def test_the_losses_are_those_that_were_written_down(family: str) -> None:
     assert found[:5] == pytest.approx(golden[family][:5], rel=2e-5, abs=1e-5)
     assert found == pytest.approx(golden[family], rel=2e-2, abs=1e-4)
     assert found[-1] < found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mixer", "rp_s_mixer", "sw_mlp"])
+def test_compiled_networks_have_the_same_losses(family: str) -> None:
+    if not shutil.which("g++"):
+        pytest.skip("torch.compile has no compiler here")
+    golden = json.loads(GOLDEN.read_text())[family]
+    found = losses(family, compiled=True)
+    assert found[:5] == pytest.approx(golden[:5], rel=1e-4, abs=1e-4)
+    assert found == pytest.approx(golden, rel=5e-2, abs=1e-3)
 
 
 if __name__ == "__main__":
