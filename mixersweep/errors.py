@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 DONE, FAILED, USER_MISTAKE, DIVERGED, HELD, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 4, 75, 130
 
 
@@ -17,6 +19,14 @@ class UserError(MixersweepError):
     exit_code = USER_MISTAKE
 
 
+class Infeasible(UserError):
+    """Settings that are each fine and impossible together; ``nearest`` are those that would work in their place."""
+
+    def __init__(self, message: str, nearest: Mapping[str, int | str] | None = None) -> None:
+        super().__init__(message)
+        self.nearest = dict(nearest or {})
+
+
 class DataMissing(UserError):
     """A data set that is not on this machine; the message names the command that gets it."""
 
@@ -25,6 +35,14 @@ class RunDiverged(MixersweepError):
     """The loss is no longer finite."""
 
     exit_code = DIVERGED
+
+
+class RunFailed(MixersweepError):
+    """Something outside the run ended it: memory, a disk; the message says what would help."""
+
+
+class RunCancelled(MixersweepError):
+    """Somebody cancelled the run while it trained (``mixersweep cancel``); only ``retry`` takes it up again."""
 
 
 class RunHeld(MixersweepError):

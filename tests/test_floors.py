@@ -20,6 +20,8 @@ FLOORS = {
     "compose": 1,
     "training": 2,
     "bench": 3,
+    "report": 3,
+    "sweeps": 3,
     "completer": 4,
     "cli": 4,
     "__main__": 4,

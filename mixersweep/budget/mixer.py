@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from mixersweep.budget.expansion import Expansion, expansion_from_shape, without_density
 from mixersweep.budget.terms import DEFAULT_CONNECTIONS, TOLERANCE, Request, Shape, exact, relative, rounded_root
-from mixersweep.errors import UserError
+from mixersweep.errors import Infeasible, UserError
 
 
 def widest(connections: int, token_expansion: float = 1.0, channel_expansion: float = 1.0) -> int:
@@ -74,7 +74,8 @@ def mixer_shape(request: Request, expansion: Expansion | None) -> Shape:
         other, rest = divmod(request.width, known)
         if rest or not other:
             nearest = max(1, round(request.width / known)) * known
-            raise UserError(f"width={request.width}: not a multiple of {given}={known}; the nearest that is: {nearest}")
+            text = f"width={request.width}: not a multiple of {given}={known}; the nearest that is: {nearest}"
+            raise Infeasible(text, {"width": nearest})
         tokens, channels = (known, other) if given == "tokens" else (other, known)
     asked = request.connections if rule.counts == "connections" else request.weights
     if tokens is not None and channels is not None:
@@ -89,9 +90,10 @@ def mixer_shape(request: Request, expansion: Expansion | None) -> Shape:
     if width > limit:
         best = _solve_pair(limit, target, rule, request.branch)
         at = f" ({_pair_text(*best)})" if best else ""
-        raise UserError(
+        raise Infeasible(
             f"width={width}: the widest mixer with {rule.of(target)} is {limit}{at}. "
-            f"Lower width, or raise {rule.counts}"
+            f"Lower width, or raise {rule.counts}",
+            {"width": best[0] * best[1] if best else limit},
         )
     pair = _solve_pair(width, target, rule, request.branch)
     if pair is None:
@@ -142,9 +144,10 @@ def _complete(rule: Rule, target: int, tokens: int | None, channels: int | None)
     if pair is not None:
         return pair
     nearest = _nearest_side(rule, target, name, known)
-    raise UserError(
+    raise Infeasible(
         f"{name}={known}: no mixer with {rule.expansion} comes within 2% of {rule.counts}={target} there; "
-        + (f"the nearest {name} with one: {nearest}" if nearest else f"raise {rule.counts}")
+        + (f"the nearest {name} with one: {nearest}" if nearest else f"raise {rule.counts}"),
+        {name: nearest} if nearest else None,
     )
 
 
@@ -241,14 +244,18 @@ def _no_pair(request: Request, width: int, target: int, rule: Rule) -> UserError
     limit = rule.widest(target)
     near = [(s, c) for s, c in _pairs_near(target, rule, request.branch) if s * c <= limit]
     asked = f"width={width}" if request.width is not None else f"{rule.counts}={target}"
+    works: dict[str, int | str] = {}
     if near:
         tokens, channels = min(near, key=lambda pair: (abs(pair[0] * pair[1] - width), abs(pair[0] - pair[1])))
         fits = f"the nearest width with one: {tokens * channels} ({_pair_text(tokens, channels)})"
+        works = {"width": tokens * channels}
     else:
         nearest = _nearest_target(request, target, rule)
         fits = f"the nearest {rule.counts} with one: {nearest}" if nearest else "give tokens and channels instead"
-    return UserError(
-        f"{asked}: no mixer with {rule.expansion} comes within 2% of width={width} and {rule.counts}={target}; {fits}"
+        works = {rule.counts: nearest} if nearest else {}
+    return Infeasible(
+        f"{asked}: no mixer with {rule.expansion} comes within 2% of width={width} and {rule.counts}={target}; {fits}",
+        works,
     )
 
 

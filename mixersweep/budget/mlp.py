@@ -9,7 +9,7 @@ from fractions import Fraction
 from mixersweep.budget.expansion import Expansion, expansion_from_shape, without_density
 from mixersweep.budget.mixer import mixer_shape
 from mixersweep.budget.terms import DEFAULT_CONNECTIONS, Request, Shape, rounded_root, scaled
-from mixersweep.errors import UserError
+from mixersweep.errors import Infeasible, UserError
 
 
 def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
@@ -30,9 +30,10 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
     if request.structure == "dense":
         one = max(1, rounded_root(connections_target / factor, 2))
         if request.width not in (None, one):
-            raise UserError(
+            raise Infeasible(
                 f"width={request.width}: a dense mlp with connections={connections_target} and {expansion} "
-                f"has the one width {one}. Use width={one} or width=auto, or model=sw_mlp for a wider, sparser one"
+                f"has the one width {one}. Use width={one} or width=auto, or model=sw_mlp for a wider, sparser one",
+                {"width": "auto"},
             )
         width = width_target = one
     hidden_width = scaled(factor, width) if request.hidden else width
@@ -40,9 +41,10 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
         connections = width * hidden_width
     elif connections > width * hidden_width:
         least = math.isqrt(connections - 1) + 1 if not request.hidden else _least_width(connections, factor)
-        raise UserError(
+        raise Infeasible(
             f"width={width}: connections={connections} do not fit into its {width}×{hidden_width} weights; "
-            f"the narrowest that holds them: {least}"
+            f"the narrowest that holds them: {least}",
+            {"width": least},
         )
     return Shape(
         width=width,

@@ -10,11 +10,12 @@ import os
 import sys
 
 import mixersweep
-from mixersweep.cli import bench, data, train
+from mixersweep.cli import bench, data, plan, status, train
+from mixersweep.cli import report as report_verbs
 from mixersweep.cli.terminal import report, told
 from mixersweep.errors import DONE, INTERRUPTED, USER_MISTAKE, MixersweepError
 
-VERBS = (train, data, bench)
+VERBS = (train, plan, status, report_verbs, data, bench)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,6 +64,10 @@ def _parse_and_run(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help()
         return USER_MISTAKE
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (any(word.startswith("-") for word in rest) or not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest  # overrides behind a flag
     code: int = options.run(options)
     return code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def add(verbs: Any) -> None:
     action.set_defaults(run=data_list)
     action = actions.add_parser("prepare", parents=[directory], help="fetch, check and convert a data set")
     action.add_argument("name", metavar="NAME").completer = completer.data_sets
+    action.add_argument("--root", metavar="DIR", help="the folder of imagenet or image_folder, which is only checked")
     action.set_defaults(run=data_prepare)
 
 
@@ -31,16 +33,34 @@ def data_list(options: argparse.Namespace) -> int:
 
     print(f"{'data':18} {'ready':6} {'size':>9}  where")
     for row in listing(options.data_dir):
-        print(f"{row.name:18} {'yes' if row.ready else 'no':6} {row.size_bytes / 1e6:6.1f} MB  {row.where}")
+        print(f"{row.name:18} {'yes' if row.ready else 'no':6} {_size(row.size_bytes):>9}  {row.where}")
     return DONE
 
 
 def data_prepare(options: argparse.Namespace) -> int:
-    """``data prepare NAME``: fetch, check and convert a data set once."""
-    from mixersweep.data import prepare
+    """``data prepare NAME``: fetch, check and convert a data set once; check a folder of images.
 
+    Prints the file, or for a folder the settings of ``train`` that name it.
+    """
+    from mixersweep.data import Folder, find, folders, prepare
+    from mixersweep.errors import UserError
+
+    source = find(options.name)
+    if isinstance(source, Folder):
+        root = folders.root_of(options.name, options.data_dir, options.root)
+        found = folders.prepare(options.name, source, root, report)
+        print(shlex.join(f"{key}={value}" for key, value in found.items()))
+        return DONE
+    if options.root:
+        raise UserError(f"--root {options.root}: {options.name} is no folder of images; --data-dir says where it goes")
     print(prepare(options.name, options.data_dir, report))
     return DONE
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "-"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _directory(path: str | None = None) -> Path:

@@ -10,8 +10,9 @@ from mixersweep.config.families import (
     Pretrainable,
 )
 from mixersweep.config.network import architecture, structure, warnings
-from mixersweep.config.parse import check_key, keys, owners, parse
+from mixersweep.config.parse import check_key, keys, owners, parse, parse_sweep, settings
 from mixersweep.config.schema import OPTIMIZERS, VARIANTS, Config, Data
+from mixersweep.config.sweep import Search, Sweep
 
 __all__ = [
     "FAMILIES",
@@ -25,11 +26,15 @@ __all__ = [
     "MLPFamily",
     "MixerFamily",
     "Pretrainable",
+    "Search",
+    "Sweep",
     "architecture",
     "check_key",
     "keys",
     "owners",
     "parse",
+    "parse_sweep",
+    "settings",
     "structure",
     "warnings",
 ]

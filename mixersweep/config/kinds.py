@@ -19,6 +19,7 @@ Whole = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
+Probability = Annotated[float, Ge(0), Le(1)]
 Density = Annotated[float, Gt(0), Le(1)]
 
 T = TypeVar("T")

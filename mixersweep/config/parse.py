@@ -16,9 +16,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mixersweep.config.families import RandomPermutations
-from mixersweep.config.schema import SGD, VARIANTS, Config
-from mixersweep.errors import UserError
+from mixersweep.config.families import GolubevaResNet18, MixerFamily, MLPFamily, RandomPermutations
+from mixersweep.config.images import check_facts, check_images
+from mixersweep.config.schema import SGD, VARIANTS, AnyOptim, Config
+from mixersweep.config.sweep import Search, Sweep
+from mixersweep.errors import Infeasible, UserError
 
 T = TypeVar("T")
 
@@ -36,10 +38,34 @@ def parse(values: Mapping[str, Any]) -> Config:
             raise UserError(f"{group}={_shown(name)}: no such {group}; there are {', '.join(variants)}")
     schema = {group: variants[values[group]["name"]] for group, variants in VARIANTS.items()}
     _check_keys(values, schema)
+    check_facts(values.get("data", {}))
     parts: dict[str, Any] = {group: _validated(cls, values[group], f"{group}.") for group, cls in schema.items()}
     config = _validated(Config, values, "", parts)
     _check_values(config)
     return config
+
+
+def parse_sweep(values: Mapping[str, Any]) -> Sweep:
+    """Check the composed mapping under ``sweep``; raises ``UserError`` in one line."""
+    for name in values:
+        check_key(f"sweep.{name}", values[name])
+    parts: dict[str, Any] = {"search": None}
+    if values.get("search") is not None:
+        parts["search"] = settings(Search, values["search"], "sweep.search.")
+    return _validated(Sweep, values, "sweep.", parts)
+
+
+def settings(cls: type[T], values: Any, prefix: str) -> T:
+    """Check a mapping against a dataclass whose settings are spelled ``prefix`` and their name."""
+    known = _fields(typing.cast(Any, cls))
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix[:-1]}={_shown(values)}: a group of settings; set {prefix}<setting>")
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            tail = f"; the nearest is {prefix}{near[0]}" if near else f"; there are {', '.join(known)}"
+            raise UserError(f"{prefix}{name}={_shown(value)}: no such setting{tail}")
+    return _validated(cls, values, prefix)
 
 
 def keys(config_class: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -58,6 +84,7 @@ def keys(config_class: type = Config, prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + name, annotation
 
 
+@cache
 def owners(key: str) -> list[str]:
     """The choices of a group that have the setting ``key``, e.g. the families with ``model.tied``."""
     group, _, name = key.partition(".")
@@ -67,8 +94,13 @@ def owners(key: str) -> list[str]:
 def check_key(key: str, value: object, choice: str | None = None) -> None:
     """Refuse a dotted key that no schema has, or that the chosen variant of its group has not."""
     known = _known()
+    if key.startswith("sweep.over."):  # the settings that all grids are crossed with
+        return check_key(key.removeprefix("sweep.over."), value, choice)
     if key in known and (choice is None or not owners(key) or choice in owners(key)):
-        return
+        return None
+    above = key.rpartition(".")[0]
+    if "." in above and any(typing.get_origin(part) is dict for part in typing.get_args(known.get(above))):
+        return check_key(above, value, choice)  # a mapping with keys of its own
     text = f"{key}={_shown(value)}"
     if key in known:
         group, _, name = key.partition(".")
@@ -93,6 +125,8 @@ def describe(annotation: Any) -> str:
         return " or ".join(str(choice) for choice in arguments)
     if origin in (typing.Union, types.UnionType):
         return ", or ".join(describe(part) for part in arguments)
+    if origin is dict:
+        return "a mapping such as {name: value}"
     if origin is list:
         return f"a list such as [1,2] of {describe(arguments[0])}"
     if dataclasses.is_dataclass(annotation):
@@ -110,7 +144,8 @@ def _shown(value: object) -> str:
 
 @cache
 def _known() -> dict[str, Any]:
-    return dict(keys())
+    search = {"sweep.search": Search, **dict(keys(Search, "sweep.search."))}
+    return {**dict(keys()), "sweep": Sweep, **dict(keys(Sweep, "sweep.")), **search}
 
 
 @cache
@@ -118,6 +153,7 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
+@cache
 def _fields(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)]
 
@@ -195,22 +231,35 @@ def _parts(annotation: Any) -> list[Any]:
 
 def _check_values(config: Config) -> None:
     """What no type can say: settings that are each fine and impossible together."""
-    if config.image_size % config.patch_size:
-        sizes = [p for p in range(1, config.image_size + 1) if config.image_size % p == 0]
-        nearest = min(sizes, key=lambda size: abs(size - config.patch_size))
-        raise UserError(
-            f"patch_size={config.patch_size}: does not divide image_size={config.image_size}; the nearest is {nearest}"
-        )
-    if config.image_size < config.data.native_size:
-        raise UserError(
-            f"image_size={config.image_size}: {config.data.name} has images of {config.data.native_size} pixels, "
-            f"which are padded and never shrunk; use {config.data.native_size} or more"
-        )
-    optim = config.optim
-    if isinstance(optim, SGD) and optim.nesterov and not optim.momentum:
-        raise UserError("optim.momentum=0: Nesterov needs momentum; set optim.nesterov=false, or 0.9")
-    if optim.warmup_epochs > config.epochs:
-        raise UserError(f"optim.warmup_epochs={optim.warmup_epochs:g}: longer than epochs={config.epochs}")
+    check_images(config)
+    _check_optim(config.optim, config.epochs)
+    has_blocks = isinstance(config.model, MixerFamily | MLPFamily | GolubevaResNet18)
+    if config.stochastic_depth and not (has_blocks and config.depth > 1):
+        why = "depth=1 is the first block, where it is 0" if has_blocks else f"{config.model.name} has no skips"
+        raise UserError(f"stochastic_depth={config.stochastic_depth:g}: {why}; set it to 0")
+    if config.gradient_checkpointing and not has_blocks:
+        why = f"{config.model.name} has no blocks to compute again"
+        raise UserError(f"gradient_checkpointing=true: {why}; set it to false")
     blocks = config.model.random_blocks if isinstance(config.model, RandomPermutations) else "all"
     if not isinstance(blocks, str) and any(block >= config.depth for block in blocks):
-        raise UserError(f"model.random_blocks={blocks}: depth={config.depth} has the blocks 0 to {config.depth - 1}")
+        raise Infeasible(f"model.random_blocks={blocks}: depth={config.depth} has the blocks 0 to {config.depth - 1}")
+
+
+def _check_optim(optim: AnyOptim, epochs: int) -> None:
+    if isinstance(optim, SGD) and optim.nesterov and not optim.momentum:
+        raise UserError("optim.momentum=0: Nesterov needs momentum; set optim.nesterov=false, or 0.9")
+    if optim.warmup_epochs > epochs:
+        raise Infeasible(f"optim.warmup_epochs={optim.warmup_epochs:g}: longer than epochs={epochs}")
+    if optim.warmup_lr and not optim.warmup_epochs:
+        raise UserError(f"optim.warmup_lr={optim.warmup_lr:g}: there is no warm-up; set it to 0, or warmup_epochs")
+    for name in ("warmup_lr", "min_lr"):
+        if getattr(optim, name) > optim.lr:
+            raise UserError(f"optim.{name}={getattr(optim, name):g}: above optim.lr={optim.lr:g}, the highest rate")
+    if optim.min_lr and optim.schedule != "cosine":
+        raise UserError(f"optim.min_lr={optim.min_lr:g}: is where schedule=cosine ends; set it to 0")
+    if (optim.schedule == "step") != bool(optim.milestones):
+        shown, step = _shown(optim.milestones), optim.schedule == "step"
+        why = "schedule=step needs the epochs of its steps" if step else f"schedule={optim.schedule} has none; use null"
+        raise UserError(f"optim.milestones={shown}: {why}")
+    if sorted(set(optim.milestones or [])) != (optim.milestones or []):
+        raise UserError(f"optim.milestones={optim.milestones}: epochs in rising order, each once")

@@ -10,42 +10,79 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from mixersweep.config.families import FAMILIES, AnyModel
-from mixersweep.config.kinds import Auto, Count, Density, NotNegative, Positive, Share, Whole, asked, execution
+from mixersweep.config.kinds import (
+    Auto,
+    Count,
+    Density,
+    NotNegative,
+    Positive,
+    Probability,
+    Share,
+    Whole,
+    asked,
+    execution,
+    neutral,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """The facts of a data set, so that checking and planning need no data."""
+    """The facts of a data set, so that checking and planning need no data.
+
+    ``native_size`` is null for images of many sizes. ``fit`` says how an image comes to ``image_size``: zero-padded,
+    resized, or its shorter side resized to image_size / crop_share and the middle taken. ``content`` tells one image
+    folder from another (``mixersweep data prepare image_folder``), wherever its ``root`` is.
+    """
 
     name: str
-    native_size: Count
+    native_size: Count | None
     image_channels: Count
     classes: Annotated[int, Ge(2)]
     train_images: Count
     test_images: Count
     mean: list[float]
     std: list[Positive]
+    image_size: Count | None = asked(None)
+    patch_size: Count | None = asked(None)
+    fit: Literal["pad", "resize", "crop"] = neutral("pad")
+    crop_share: Density = neutral(1.0)
+    interpolation: Literal["bilinear", "bicubic"] = neutral("bilinear")
+    content: str | None = neutral(None)
+    root: str | None = execution(None)
     crop_padding: Whole = asked()
     flip: bool = asked()
+    auto_augment: Literal["cifar10", "imagenet", "svhn"] = asked("cifar10")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """What every optimiser has: the learning rate's course and the regularisers beside it."""
+    """What every optimiser has: the learning rate's course (``training.schedule``) and the regularisers beside it."""
 
     lr: Positive
     weight_decay: NotNegative
-    schedule: Literal["cosine", "constant"]
+    schedule: Literal["cosine", "constant", "step"]
     warmup_epochs: NotNegative
+    warmup_lr: NotNegative = neutral(0.0)
+    min_lr: NotNegative = neutral(0.0)
+    milestones: list[Count] | None = neutral(None)
+    milestone_factor: Positive = neutral(0.1)
     clip_norm: Positive | None
     label_smoothing: Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Optim):
+class WidthScaled(Optim):
+    """Optimisers whose learning rate may depend on a layer's width (``training.width_scaling``)."""
+
+    lr_scaling: Literal["none", "fan_in", "mup"] = neutral("none")
+    base_fan_in: Positive = neutral(64.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(WidthScaled):
     """Stochastic gradient descent; the papers' default is Nesterov with momentum 0.9 (C.4)."""
 
     name: Literal["sgd"]
@@ -54,7 +91,7 @@ class SGD(Optim):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(Optim):
+class AdamW(WidthScaled):
     """AdamW, which the papers use with strong augmentation (C.1, C.3)."""
 
     name: Literal["adamw"]
@@ -76,16 +113,40 @@ class BetaLasso(Optim):
     fc_lambda: NotNegative
 
 
-AnyOptim = SGD | AdamW | BetaLasso
-OPTIMIZERS: dict[str, type[Optim]] = {"sgd": SGD, "adamw": AdamW, "beta_lasso": BetaLasso}
+Argument = bool | int | float | str | list[float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timm(Optim):
+    """Any optimiser of timm's factory, by timm's name, with more arguments of its class where they are wanted."""
+
+    name: Literal["timm"]
+    optimizer: str
+    arguments: dict[str, Argument] | None
+
+
+AnyOptim = SGD | AdamW | BetaLasso | Timm
+OPTIMIZERS: dict[str, type[Optim]] = {"sgd": SGD, "adamw": AdamW, "beta_lasso": BetaLasso, "timm": Timm}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random crops out of a zero-padded image, random horizontal flips."""
+    """What is done to training images, in this order; ``configs/augment/none.yaml`` comments on each setting.
 
+    ``mixup`` and ``cutmix`` are the alphas of their Beta distributions, 0 for none; a batch that could have either has
+    cutmix with ``switch_probability``. ``erasing`` is the probability of an image.
+    """
+
+    random_resized_crop: Density | None = neutral(None)
     crop_padding: Whole
     flip: bool
+    policy: Literal["none", "auto_augment", "rand_augment"] = neutral("none")
+    auto_augment: Literal["cifar10", "imagenet", "svhn"] = neutral("cifar10")
+    rand_augment: str = neutral("rand-m9-mstd0.5-inc1")
+    erasing: Probability = neutral(0.0)
+    mixup: NotNegative = neutral(0.0)
+    cutmix: NotNegative = neutral(0.0)
+    switch_probability: Probability = neutral(0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +157,17 @@ class Tracking:
     project: str
     entity: str | None
     timeout: NotNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When a checkpoint is written: after every so many epochs and, within an epoch too, minutes; ``keep`` are epochs
+    whose checkpoints stay, for analysis.
+    """
+
+    every: Count = 1
+    minutes: Positive | None = 10.0
+    keep: list[Count] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +204,21 @@ class Config:
     epochs: Count
     batch_size: Count
     optim: AnyOptim
+    ema: Annotated[float, Gt(0), Lt(1)] | None = neutral(None)
+    stochastic_depth: Share = neutral(0.0)
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = neutral("fp32")
     augment: Augment
     seed: Whole
     seeds: Seeds
     tracking: Tracking = execution()
     device: str = execution()
     threads: Count | Auto = execution()
+    workers: Whole | Auto = execution("auto")
+    gradient_checkpointing: bool = execution(False)
+    accumulation: Count = execution(1)
+    compile: bool = execution(False)
+    deterministic: bool = execution(False)
+    checkpoint: Checkpoints = execution(Checkpoints())
     runs_dir: str = execution()
     data_dir: str = execution()
     run_dir: str | None = execution()

@@ -2,7 +2,7 @@
 
 ``load`` never touches the network; ``prepare`` (the command ``mixersweep data prepare NAME``) gets a data set once.
 A further data set is one module with a ``Source`` and one line in ``REGISTRY``. Imports neither torch nor torchvision,
-so ``mixersweep data list`` answers at once; ``batches`` puts the images on a device.
+so ``mixersweep data list`` answers at once; ``splits.open_splits`` is what a training run takes its batches from.
 """
 
 from __future__ import annotations
@@ -16,38 +16,61 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mixersweep.data import fashion_mnist
+from mixersweep.data import cifar, digits, fashion_mnist, folders, mnist, stl10, svhn
+from mixersweep.data.folders import Folder
 from mixersweep.data.source import Damaged, Fetch, Images, Report, Source, is_ready, is_whole, pair, read, write
 from mixersweep.errors import DataMissing, UserError
 
-__all__ = ["REGISTRY", "Images", "Row", "Source", "listing", "load", "prepare"]
+__all__ = ["REGISTRY", "Folder", "Images", "Row", "Source", "find", "listing", "load", "prepare"]
 
-REGISTRY: dict[str, Source] = {
+REGISTRY: dict[str, Source | Folder] = {
+    "cifar10": cifar.CIFAR10,
+    "cifar100": cifar.CIFAR100,
+    "digits": digits.SOURCE,
     "fashion_mnist": fashion_mnist.WHOLE,
     "fashion_mnist_10k": fashion_mnist.SUBSET,
+    "image_folder": folders.IMAGE_FOLDER,
+    "imagenet": folders.IMAGENET,
+    "mnist": mnist.SOURCE,
+    "stl10": stl10.SOURCE,
+    "svhn": svhn.SOURCE,
 }
+"""What is converted once into one file (``Source``), and what stays a folder of images (``Folder``)."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One data set in ``mixersweep data list``.
 
-    ``size_bytes`` is its size on disk, or about what it will be; ``where`` its file, or the command that gets it.
+    ``size_bytes`` is its size on disk, or about what it will be, None where that is up to the user; ``where`` its file
+    or folder, or what gets it.
     """
 
     name: str
     ready: bool
-    size_bytes: int
+    size_bytes: int | None
     where: str
+
+
+def find(name: str) -> Source | Folder:
+    """What a data set is; raises ``UserError`` for an unknown name, with the nearest."""
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, 1)
+        rest = f"the nearest is {near[0]}" if near else f"there are {', '.join(REGISTRY)}"
+        raise UserError(f"data={name}: no such data set; {rest}")
+    return REGISTRY[name]
 
 
 def load(name: str, data_dir: Path) -> tuple[Images, Images]:
     """The training and the test images of a data set that is on this machine; never downloads.
 
     Raises ``DataMissing`` where it is not there and ``UserError`` where it is damaged, both with what mends it, and
-    ``UserError`` for an unknown name.
+    ``UserError`` for an unknown name or one that is a folder of images.
     """
-    source, path = _find(name, data_dir)
+    source = find(name)
+    if isinstance(source, Folder):
+        raise UserError(f"data={name}: a folder of images, which is not loaded whole")
+    path = _file(name, source, data_dir)
     if source.fetch and not path.exists():
         raise DataMissing(f"data={name}: not in {path.parent}; get it with: {_command(name, data_dir)}")
     try:
@@ -61,9 +84,11 @@ def prepare(name: str, data_dir: Path, report: Report) -> Path:
     """Put a data set into ``data_dir`` if it is not there whole, and return its file; ``report`` gets lines to show.
 
     Safe to repeat and to start many times at once: one does the work, the others wait for it. Raises ``UserError``
-    where the data cannot be had or written, with what to do about it.
+    where the data cannot be had or written, with what to do about it. A folder of images is ``folders.prepare``'s.
     """
-    source, path = _find(name, data_dir)
+    source = find(name)
+    assert isinstance(source, Source), name
+    path = _file(name, source, data_dir)
     if not source.fetch:
         report(f"{name}: ships with the program, nothing to prepare")
         return path
@@ -90,8 +115,14 @@ def prepare(name: str, data_dir: Path, report: Report) -> Path:
 def listing(data_dir: Path) -> list[Row]:
     """Every data set there is, prepared or not; looks at names and sizes, reads no images."""
     rows = []
-    for name in REGISTRY:
-        source, path = _find(name, data_dir)
+    for name, source in REGISTRY.items():
+        if isinstance(source, Folder):
+            root = folders.root_of(name, data_dir, None)
+            ready = folders.is_there(source, root)
+            wanted = f"wants {source.layout}, in {root} or data.root=DIR"
+            rows.append(Row(name, ready, source.size_bytes, str(root) if ready else wanted))
+            continue
+        path = _file(name, source, data_dir)
         ready = is_ready(path, source.sha256)
         size = path.stat().st_size if ready else source.size_bytes
         rows.append(Row(name, ready, size, str(path) if ready else _command(name, data_dir)))
@@ -109,21 +140,16 @@ def _prepare(name: str, fetch: Fetch, path: Path, report: Report) -> None:
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
     scratch.mkdir()
     try:
-        write(path, fetch(scratch, report), scratch)
+        write(path, fetch(path.parent, scratch, report), scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     report(f"{name}: written to {path}")
 
 
-def _find(name: str, data_dir: Path) -> tuple[Source, Path]:
-    """A data set's source and the file that it is loaded from."""
-    if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, 1)
-        rest = f"the nearest is {near[0]}" if near else f"there are {', '.join(REGISTRY)}"
-        raise UserError(f"data={name}: no such data set; {rest}")
-    source = REGISTRY[name]
+def _file(name: str, source: Source, data_dir: Path) -> Path:
+    """The file that a data set is loaded from."""
     folder = data_dir.expanduser() if source.fetch else Path(__file__).parent
-    return source, folder / f"{name}.npz"
+    return folder / f"{name}.npz"
 
 
 def _command(name: str, data_dir: Path) -> str:

@@ -1,21 +1,88 @@
-"""Batches: all images stay on the device as bytes, and a batch is one gather.
+"""Batches: what a training run asks for, and the fast way to have it: all images on the device, as bytes.
 
-The images are zero-padded once. A crop out of a padded image, plain or mirrored, is the same pattern of offsets from
-its first pixel (``window``), so crop and flip of a batch are ``images[start + window]``, and nothing waits for the
-device. Every random choice of an epoch is drawn beforehand from generators on the CPU: each device sees the same.
+There a batch is one gather. The images are zero-padded once. A crop out of a padded image, plain or mirrored, is the
+same pattern of offsets from its first pixel (``window``), so crop and flip of a batch are ``images[start + window]``,
+and nothing waits for the device. Every random choice of an epoch is drawn beforehand from generators on the CPU: each
+device sees the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mixersweep.data.erasing import Boxes, draw_boxes
 from mixersweep.data.source import Images
 from mixersweep.errors import UserError
+from mixersweep.seeds import derive
+
+
+class Batches(Protocol):
+    """One split of a data set, wherever its images are."""
+
+    def __len__(self) -> int:
+        """The images, over all ranks."""
+
+    def batches(
+        self,
+        batch_size: int,
+        order_seed: int | None,
+        augment_seed: int | None,
+        *,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch: normalised images, float32 (B, channels, image_size, image_size), and labels, int64 (B,).
+
+        Every image comes once, in an order of ``order_seed`` or, without it, as it stands; the last batch may be
+        smaller. Image i gets the i-th augmentation of ``augment_seed`` whatever the order or, without it, none.
+        ``batch_size`` is that of all ranks together, of which this one gets every ``world_size``-th image, perhaps none
+        of the last batch. From ``first_step`` on the batches are those of the whole epoch, without its work.
+        """
+
+
+def epoch_order(count: int, order_seed: int | None) -> Tensor:
+    """The order of ``count`` images in an epoch, int64 (count,)."""
+    if order_seed is None:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(order_seed))
+
+
+def shares(order: Tensor, batch_size: int, first_step: int, rank: int, world_size: int) -> Iterator[Tensor]:
+    """Which images a rank has in each step of an epoch, int64 (B,)."""
+    for first in range(first_step * batch_size, len(order), batch_size):
+        yield order[first : first + batch_size][rank::world_size]
+
+
+class Finish:
+    """What is done to a batch of bytes on the device: normalisation with ``mean`` and ``std``, of pixels in 0..1, a
+    channel each, and erasing with a probability.
+    """
+
+    def __init__(
+        self, image_size: int, mean: Sequence[float], std: Sequence[float], erasing: float, device: torch.device | str
+    ) -> None:
+        self.image_size, self.erasing, self.device = image_size, erasing, torch.device(device)
+        self.mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)  # of bytes
+        self.std = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+    def boxes(self, count: int, augment_seed: int | None) -> Boxes | None:
+        """What is erased of ``count`` images in an epoch; None for nothing."""
+        if augment_seed is None or not self.erasing:
+            return None
+        seed = derive(augment_seed, "erasing")
+        return draw_boxes(count, self.erasing, len(self.mean), self.image_size, seed, self.device)
+
+    def __call__(self, bytes_bcyx: Tensor, boxes: Boxes | None, which: Tensor | None) -> Tensor:
+        """float32 (B, channels, size, size); ``which``, int64 (B,), says which boxes are theirs."""
+        images = bytes_bcyx.float().sub_(self.mean).div_(self.std)
+        return images if boxes is None or which is None else boxes.erase(images, which)
 
 
 def split(
@@ -44,9 +111,9 @@ class DeviceImages:
     """Images on a device and the batches of an epoch over them.
 
     The images are centred in zeros to ``image_size``, with ``crop_padding`` more on each side; an augmented image is a
-    random crop of ``image_size`` out of that and, with ``flip``, mirrored every other time. ``mean`` and ``std`` are
-    one a channel, of pixels in 0..1. Raises ``UserError`` where the images do not fit ``image_size``, ``mean``
-    or ``std``.
+    random crop of ``image_size`` out of that, with ``flip`` mirrored every other time, and with the probability
+    ``erasing`` a box of it is noise. ``mean`` and ``std`` are one a channel, of pixels in 0..1. Raises ``UserError``
+    where the images do not fit ``image_size``, ``mean`` or ``std``.
     """
 
     def __init__(
@@ -58,6 +125,7 @@ class DeviceImages:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device | str,
+        erasing: float = 0.0,
     ) -> None:
         count, channels, native_size, _ = images.images.shape
         if image_size < native_size:
@@ -68,8 +136,7 @@ class DeviceImages:
         self.image_size, self.channels = image_size, channels
         self.crop_padding, self.flip = crop_padding, flip
         self.labels = torch.tensor(images.labels, device=device)  # (N,)
-        self.mean = 255 * torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)  # of bytes
-        self.std = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.finish = Finish(image_size, mean, std, erasing, device)
 
         self.padded_size = image_size + 2 * crop_padding
         self.images = torch.zeros(
@@ -84,29 +151,28 @@ class DeviceImages:
         return len(self.labels)
 
     def batches(
-        self, batch_size: int, order_seed: int | None, augment_seed: int | None
+        self,
+        batch_size: int,
+        order_seed: int | None,
+        augment_seed: int | None,
+        *,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch: normalised images, float32 (B, channels, image_size, image_size), and labels, int64 (B,).
+        """One epoch, see ``Batches``; without augmentation an image is its centre."""
+        start, mirrored = self._draw(augment_seed)
+        boxes = self.finish.boxes(len(self), augment_seed)
+        shape = self.channels, self.image_size, self.image_size
+        order, pixels = epoch_order(len(self), order_seed).to(self.images.device), self.images.view(-1)
+        for which in shares(order, batch_size, first_step, rank, world_size):
+            where = start[which, None] + self.window[mirrored[which]]  # (B, channels * image_size**2)
+            bytes_bcyx = pixels.index_select(0, where.view(-1)).view(len(which), *shape)
+            yield self.finish(bytes_bcyx, boxes, which), self.labels[which]
 
-        Every image comes once, in an order of ``order_seed`` or, without it, as it stands; the last batch may be
-        smaller. Image i gets the i-th crop and flip of ``augment_seed`` whatever the order or, without it, the centre.
-        """
-        order, start, mirrored = self._draw(order_seed, augment_seed)
-        labels = self.labels[order]
-        shape = (-1, self.channels, self.image_size, self.image_size)
-        pixels = self.images.view(-1)
-        for first in range(0, len(self), batch_size):
-            batch = slice(first, first + batch_size)
-            where = start[batch, None] + self.window[mirrored[batch]]  # (B, channels * image_size**2)
-            bytes_bcyx = pixels.index_select(0, where.view(-1)).view(shape)
-            yield bytes_bcyx.float().sub_(self.mean).div_(self.std), labels[batch]
-
-    def _draw(self, order_seed: int | None, augment_seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """On the device, each (N,): which image, the flat index of its crop's first pixel, and 1 if mirrored else 0."""
+    def _draw(self, augment_seed: int | None) -> tuple[Tensor, Tensor]:
+        """On the device, each (N,): the flat index of a crop's first pixel, and 1 if it is mirrored else 0."""
         count, margin = len(self), self.crop_padding
-        order = torch.arange(count)
-        if order_seed is not None:
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(order_seed))
         row = column = torch.full((count,), margin)
         mirrored = torch.zeros(count, dtype=torch.int64)
         if augment_seed is not None:
@@ -115,8 +181,8 @@ class DeviceImages:
             if self.flip:
                 mirrored = torch.randint(2, (count,), generator=generator)
         start = (torch.arange(count) * self.channels * self.padded_size + row) * self.padded_size + column
-        device, index = self.images.device, self.window.dtype
-        return order.to(device), start[order].to(device, index), mirrored[order].to(device)
+        device = self.images.device
+        return start.to(device, self.window.dtype), mirrored.to(device)
 
     def _window(self) -> Tensor:
         """(2, channels * image_size**2): where a crop's pixels are from its first on, plain and mirrored.

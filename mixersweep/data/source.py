@@ -1,4 +1,4 @@
-"""What a data set is: where its arrays come from, the one file that they become, and its images in memory.
+"""What a data set in memory is: where its arrays come from, the one file that they become, and its images.
 
 The file is ``NAME.npz`` with uint8 ``train_images`` and ``test_images``, (N, size, size) or (N, channels, size, size),
 and ``train_labels`` and ``test_labels``, (N,). Its sha256 stands beside it in ``NAME.npz.sha256``, as ``sha256sum``
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[np.uint8]]
 Report = Callable[[str], None]
-Fetch = Callable[[Path, Report], Arrays]
+Fetch = Callable[[Path, Path, Report], Arrays]
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time that a zip file gives its members here, so that equal arrays make equal bytes."""
@@ -45,8 +45,9 @@ class Images:
 class Source:
     """Where a data set comes from.
 
-    ``fetch`` gets its arrays, through an empty scratch folder where it has to download; None for a data set that
-    ships with the program, whose file then has this ``sha256``. ``size_bytes`` is about the size of the file.
+    ``fetch`` gets its arrays: from the published files where a user put them into the data folder, else through an
+    empty scratch folder on the same disk; None for a data set that ships with the program, whose file then has this
+    ``sha256``. ``size_bytes`` is about the size of the file.
     """
 
     size_bytes: int

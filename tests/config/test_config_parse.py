@@ -31,6 +31,9 @@ def composed(*overrides):
 DEFAULTS = {family: composed(f"model={family}") for family in schema.FAMILIES}
 ADAMW = composed("optim=adamw")
 BETA_LASSO = composed("optim=beta_lasso")
+TIMM = composed("optim=timm")
+FOLDER = composed("data=image_folder")
+FACTS = ["data.classes=5", "data.train_images=50", "data.test_images=10", "data.content=0123"]
 
 
 def with_value(key, value, base=None):
@@ -74,7 +77,11 @@ def value_of(config, key):
 @pytest.mark.parametrize("family", schema.FAMILIES)
 @pytest.mark.parametrize("data", DATA_SETS)
 def test_every_family_is_a_network_on_every_data_set_as_it_stands(family, data):
-    config = parse(composed(f"model={family}", f"data={data}"))
+    values = composed(f"model={family}", f"data={data}", *(FACTS if data == "image_folder" else []))
+    if values["image_size"] is None:  # a family on the images as they are, and images of many sizes
+        assert refusal(values) == "image_size=null: expects a whole number, at least 1"
+        return
+    config = parse(values)
     assert (config.model.name, config.data.name) == (family, data)
     network = schema.architecture(config)
     own_size = schema.LayeredFamily, NamedMixer, PrintedMixer, Shallow
@@ -85,7 +92,9 @@ def test_every_family_is_a_network_on_every_data_set_as_it_stands(family, data):
     stem = config.data.image_channels * config.patch_size**2 * network.embedding_channels
     assert network.stem_parameters == stem
     found = schema.warnings(config, network)
-    if family == "mlp":  # 181 wide over 64 patches: 3 channels for a pooled head
+    if (config.data.classes, config.image_size) != (10, 32):
+        assert all("rank-limited" in text for text in found)
+    elif family == "mlp":  # 181 wide over 64 patches: 3 channels for a pooled head
         assert [text.partition(" is")[0] for text in found] == ["embedding channels=3"]
     else:
         assert found == []
@@ -93,7 +102,7 @@ def test_every_family_is_a_network_on_every_data_set_as_it_stands(family, data):
 
 def test_every_family_class_has_a_file_and_every_file_a_class():
     assert {path.stem for path in (CONFIGS / "model").glob("*.yaml")} == set(schema.FAMILIES)
-    assert {path.stem for path in (CONFIGS / "optim").glob("*.yaml")} == set(schema.OPTIMIZERS)
+    assert {path.stem for path in (CONFIGS / "optim").glob("*.yaml")} > set(schema.OPTIMIZERS)
 
 
 @pytest.mark.parametrize(
@@ -227,17 +236,25 @@ WRONG = {
         [0, -2.0, True, None, math.nan, math.inf, -math.inf, "double"],
         "a number, above 0, or auto",
     ),
-    ("validation", "optim.momentum", "optim.label_smoothing"): (
+    ("validation", "stochastic_depth", "optim.momentum", "optim.label_smoothing"): (
         [-0.1, 1, 1.0, False, None, math.nan, "auto"],
         "a number, at least 0 and below 1",
     ),
-    ("optim.lr", "model.norm_eps"): ([0, -1.0, True, None, math.nan, math.inf, "1e-3x"], "a number, above 0"),
-    ("optim.weight_decay", "optim.warmup_epochs", "tracking.timeout"): (
+    ("ema",): ([0, 1, 1.0, -0.5, True, math.nan, "auto"], "a number, above 0 and below 1, or null"),
+    ("optim.milestones",): (
+        [5, "5", True, [0], [1.5], [True], ["x"]],
+        "a list such as [1,2] of a whole number, at least 1, or null",
+    ),
+    ("optim.lr", "optim.milestone_factor", "optim.base_fan_in", "model.norm_eps"): (
+        [0, -1.0, True, None, math.nan, math.inf, "1e-3x"],
+        "a number, above 0",
+    ),
+    ("optim.weight_decay", "optim.warmup_epochs", "optim.warmup_lr", "optim.min_lr", "tracking.timeout"): (
         [-1e-9, True, None, math.inf, "no"],
         "a number, at least 0",
     ),
     ("optim.clip_norm",): ([0, -1, True, math.nan, "auto"], "a number, above 0, or null"),
-    ("model.bias", "model.tied", "model.hidden", "augment.flip", "optim.nesterov"): (
+    ("gradient_checkpointing", "model.bias", "model.tied", "model.hidden", "augment.flip", "optim.nesterov"): (
         [0, 1, 1.0, "yes", "true", None],
         "true or false",
     ),
@@ -278,7 +295,8 @@ CHOICES = {
     "model.mask": ("sw_mlp", {"exakt": "exact", "fixed_fanin": "fixed_fan_in"}),
     "model.rescale": ("sw_mlp", {"forwards": "forward"}),
     "model.storage": ("sw_mlp", {"sparce": "sparse"}),
-    "optim.schedule": ("pk", {"cosin": "cosine"}),
+    "optim.schedule": ("pk", {"cosin": "cosine", "steps": "step"}),
+    "optim.lr_scaling": ("pk", {"mupp": "mup", "fanin": "fan_in", "non": "none"}),
     "tracking.name": ("pk", {"wandbb": "wandb"}),
     "width": ("pk", {"aut": "auto"}),
     "expansion": ("pk", {"autoo": "auto"}),
@@ -435,9 +453,41 @@ def test_a_group_is_no_single_value(group, value):
         ({"patch_size": 33}, "patch_size=33: does not divide image_size=32; the nearest is 32"),
         ({"patch_size": 8, "image_size": 30}, "patch_size=8: does not divide image_size=30; the nearest is 6"),
         ({"image_size": 16}, "image_size=16: fashion_mnist_10k has images of 28 pixels"),
+        ({"image_size": 16, "data.fit": "resize"}, None),
+        ({"image_size": 16, "data.fit": "crop", "data.crop_share": 0.5}, None),
+        ({"data.crop_share": 0.5}, "data.crop_share=0.5: belongs to data.fit=crop, not pad"),
+        ({"data.native_size": None}, "data.fit=pad: fashion_mnist_10k has images of many sizes; use data.fit=crop"),
+        ({"data.mean": [0.5] * 3}, "data.mean=[0.5, 0.5, 0.5]: 3 values for images of 1 channels; give one each"),
+        ({"data.image_channels": 3}, "data.mean=[0.286]: 1 values for images of 3 channels; give one each"),
+        ({"augment.random_resized_crop": 0.08}, "augment.random_resized_crop=0.08: is a crop already; set augment.crop"),
+        ({"augment.random_resized_crop": 0.08, "augment.crop_padding": 0}, None),
+        ({"augment.rand_augment": "rand-m9-x3"}, "augment.rand_augment=rand-m9-x3: not timm's description"),
+        ({"augment.rand_augment": "rand-n3-mstd0.5-mmax10-p0.9-inc0"}, None),
         ({"optim.momentum": 0}, "optim.momentum=0: Nesterov needs momentum; set optim.nesterov=false"),
         ({"optim.warmup_epochs": 31}, "optim.warmup_epochs=31: longer than epochs=30"),
         ({"optim.warmup_epochs": 0.5, "epochs": 1}, None),
+        ({"optim.warmup_lr": 1e-3}, "optim.warmup_lr=0.001: there is no warm-up; set it to 0, or warmup_epochs"),
+        ({"optim.warmup_lr": 0.2, "optim.warmup_epochs": 1}, "optim.warmup_lr=0.2: above optim.lr=0.1, the highest"),
+        ({"optim.warmup_lr": 0.1, "optim.warmup_epochs": 1}, None),
+        ({"optim.min_lr": 0.2}, "optim.min_lr=0.2: above optim.lr=0.1, the highest rate"),
+        ({"optim.min_lr": 0.1}, None),
+        (
+            {"optim.min_lr": 0.1, "optim.schedule": "constant"},
+            "optim.min_lr=0.1: is where schedule=cosine ends; set it to 0",
+        ),
+        ({"optim.schedule": "step"}, "optim.milestones=null: schedule=step needs the epochs of its steps"),
+        (
+            {"optim.schedule": "step", "optim.milestones": []},
+            "optim.milestones=[]: schedule=step needs the epochs of its steps",
+        ),
+        ({"optim.milestones": [3]}, "optim.milestones=[3]: schedule=cosine has none; use null"),
+        (
+            {"optim.schedule": "step", "optim.milestones": [3, 3]},
+            "optim.milestones=[3, 3]: epochs in rising order, each once",
+        ),
+        ({"optim.schedule": "step", "optim.milestones": [3, 50]}, None),
+        ({"stochastic_depth": 0.5, "depth": 1}, "stochastic_depth=0.5: depth=1 is the first block, where it is 0"),
+        ({"stochastic_depth": 0.5, "depth": 2, "gradient_checkpointing": True}, None),
         ({"optim.momentum": 0, "optim.nesterov": False}, None),
         ({"image_size": 28, "patch_size": 28}, None),
         ({"model.random_blocks": [0, 4]}, "model.random_blocks=[0, 4]: depth=4 has the blocks 0 to 3"),
@@ -454,8 +504,44 @@ def test_settings_that_are_impossible_together_are_refused(changes, said):
         assert refusal(values).startswith(said)
 
 
+def test_the_facts_of_an_image_folder_are_asked_for():
+    message = refusal(FOLDER)
+    assert message.startswith("data=image_folder: data.classes, data.train_images, data.test_images, data.content not set")
+    assert message.endswith("; mixersweep data prepare image_folder --root DIR prints the settings of a folder")
+    some = composed("data=image_folder", "data.root=/images", *FACTS[:3])
+    assert "data.content not set; mixersweep data prepare image_folder --root /images" in refusal(some)
+    assert parse(composed("data=image_folder", *FACTS)).image_size == 224
+
+
 def test_adamw_has_no_momentum_to_miss():
     assert parse(ADAMW).optim.name == "adamw"
+
+
+# --- a mapping with keys of its own ------------------------------------------------------------------------------
+
+
+def test_arguments_of_an_optimiser_are_whatever_it_takes():
+    arguments = {"betas": [0.9, 0.99], "trust_clip": True, "eps": 1e-6, "mode": "x", "max_grad_norm": None, "steps": 3}
+    assert parse(with_value("optim.arguments", arguments, TIMM)).optim.arguments == arguments
+    assert parse(composed("optim=timm", "+optim.arguments.eps=1e-6")).optim.arguments == {"eps": 1e-6}
+    assert parse(TIMM).optim.arguments is None
+
+
+@pytest.mark.parametrize("value", [3, "x", [1], {"betas": {"a": 1}}, {"betas": ["x"]}])
+def test_arguments_that_are_no_mapping_of_plain_values_are_refused(value):
+    message = refusal(with_value("optim.arguments", value, TIMM))
+    assert message.endswith(": expects a mapping such as {name: value}, or null")
+
+
+def test_keys_below_a_mapping_pass_where_the_mapping_does():
+    check_key("optim.arguments.anything", 1)
+    check_key("optim.arguments.anything", 1, "timm")
+    with pytest.raises(UserError, match=r"^optim\.arguments=1: sgd has no setting arguments \(it belongs to timm\)"):
+        check_key("optim.arguments.anything", 1, "sgd")
+    with pytest.raises(UserError, match="no such setting"):
+        check_key("optim.arguments.anything.deeper", 1)
+    with pytest.raises(UserError, match="no such setting"):
+        check_key("optim.lr.deeper", 1)
 
 
 # --- the schema as completion and help see it --------------------------------------------------------------------
@@ -470,7 +556,7 @@ def flat(values, prefix=""):
 
 
 def test_keys_are_those_of_the_files_and_no_others():
-    composed_keys = {key for values in [*DEFAULTS.values(), ADAMW, BETA_LASSO] for key in flat(values)}
+    composed_keys = {key for values in [*DEFAULTS.values(), ADAMW, BETA_LASSO, TIMM, FOLDER] for key in flat(values)}
     groups = {"model", "optim", "data", "augment", "tracking", "seeds"}
     assert {key for key, _ in keys()} == composed_keys | groups
 

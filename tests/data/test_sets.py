@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mixersweep import data
-from mixersweep.data import fashion_mnist
+from mixersweep.data import fashion_mnist, idx
 from mixersweep.data.source import read
 from mixersweep.errors import DataMissing, UserError
 
@@ -41,9 +41,14 @@ def write_package(folder: Path) -> dict[str, tuple[np.ndarray, str]]:
     for key, shape in shapes.items():
         array = rng.integers(0, 10 if len(shape) == 1 else 256, shape, dtype=np.uint8)
         content = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">i4").tobytes() + array.tobytes()
-        (folder / f"{fashion_mnist.FILES[key]}.gz").write_bytes(gzip.compress(content))
+        (folder / f"{idx.FILES[key]}.gz").write_bytes(gzip.compress(content))
         arrays[key] = (array, hashlib.sha256(content).hexdigest())
     return arrays
+
+
+def row(name: str, folder: Path) -> data.Row:
+    """One line of ``data list``."""
+    return next(row for row in data.listing(folder) if row.name == name)
 
 
 # --- what ships --------------------------------------------------------------------------------------------------
@@ -130,7 +135,7 @@ def test_four_processes_prepare_at_once(tmp_path: Path) -> None:
 import time
 from pathlib import Path
 from mixersweep import data
-from mixersweep.data import fashion_mnist
+from mixersweep.data import fashion_mnist, idx
 fashion_mnist.DEBIAN_DIR, fashion_mnist.SHA256 = Path({str(tmp_path / "package")!r}), {sums}
 data.prepare("fashion_mnist", Path({str(tmp_path / "data")!r}), lambda line: (print(line), time.sleep(0.2)))
 data.load("fashion_mnist", Path({str(tmp_path / "data")!r}))
@@ -185,7 +190,7 @@ def test_a_package_with_other_bytes_is_refused(
     monkeypatch.setitem(fashion_mnist.SHA256, "test_labels", "0" * 64)
     with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte.gz is not the published file"):
         data.prepare("fashion_mnist", tmp_path, lambda _: None)
-    assert not data.listing(tmp_path)[0].ready
+    assert not row("fashion_mnist", tmp_path).ready
 
 
 # --- messages ----------------------------------------------------------------------------------------------------
@@ -205,7 +210,7 @@ def test_missing_data_names_the_command(tmp_path: Path, monkeypatch: pytest.Monk
 def test_an_unknown_name_gets_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^data=fashion_mnst: no such data set; the nearest is fashion_mnist$"):
         data.load("fashion_mnst", tmp_path)
-    with pytest.raises(UserError, match="there are fashion_mnist, fashion_mnist_10k"):
+    with pytest.raises(UserError, match=r"there are cifar10, cifar100, .*, fashion_mnist, fashion_mnist_10k"):
         data.prepare("x", tmp_path, print)
 
 
@@ -229,7 +234,7 @@ def test_a_download_is_converted(
     from torchvision.datasets import FashionMNIST
 
     package = fashion_mnist.DEBIAN_DIR
-    files = [f"{name}.gz" for name in fashion_mnist.FILES.values()]
+    files = [f"{name}.gz" for name in idx.FILES.values()]
     sums = [hashlib.md5((package / name).read_bytes()).hexdigest() for name in files]
     monkeypatch.setattr(fashion_mnist, "DEBIAN_DIR", tmp_path / "none")
     monkeypatch.setattr(FashionMNIST, "resources", list(zip(files, sums, strict=True)))
@@ -257,12 +262,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, published: dic
 
 @pytest.mark.usefixtures("published")
 def test_listing_before_and_after(tmp_path: Path) -> None:
-    whole, subset = data.listing(tmp_path)
+    whole, subset = row("fashion_mnist", tmp_path), row("fashion_mnist_10k", tmp_path)
     assert (whole.name, whole.ready, whole.size_bytes) == ("fashion_mnist", False, fashion_mnist.WHOLE.size_bytes)
     assert whole.where.startswith("mixersweep data prepare fashion_mnist")
     assert (subset.ready, subset.size_bytes, subset.where) == (True, SHIPPED.stat().st_size, str(SHIPPED))
     path = data.prepare("fashion_mnist", tmp_path, lambda _: None)
-    assert data.listing(tmp_path)[0] == data.Row("fashion_mnist", True, path.stat().st_size, str(path))
+    assert row("fashion_mnist", tmp_path) == data.Row("fashion_mnist", True, path.stat().st_size, str(path))
 
 
 def test_listing_needs_no_torch(tmp_path: Path) -> None:

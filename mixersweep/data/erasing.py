@@ -1,0 +1,84 @@
+"""Random erasing (Zhong et al. 2017, arXiv:1708.04896) of a whole batch at once, as timm's ``RandomErasing`` does one.
+
+With a probability, a box of 2% to 33% of an image's area and a side ratio of 0.3 to 3.3 becomes normal noise, a value
+a pixel (timm's mode ``pixel``). Boxes are drawn for all images of an epoch beforehand, and noise is a stretch of one
+long row of numbers that begins somewhere else for each image: nothing depends on batches, and each device sees the
+same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+AREA, LOG_RATIO = (0.02, 1 / 3), (math.log(0.3), -math.log(0.3))
+ATTEMPTS = 10
+STARTS = 2**16
+"""Of this many places, the noise of a box begins at one."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The boxes of an epoch, each int64 (N,) and of height 0 where nothing is erased, and the row of noise."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    start: Tensor
+    noise: Tensor
+
+    def erase(self, images: Tensor, which: Tensor) -> Tensor:
+        """``images``, float32 (B, channels, size, size), with the boxes of the images ``which``, int64 (B,), erased.
+
+        A CPU goes from box to box; a GPU treats all pixels, since it would have to wait to learn which are in a box.
+        """
+        return self.erase_each(images, which) if images.device.type == "cpu" else self.erase_together(images, which)
+
+    def erase_each(self, images: Tensor, which: Tensor) -> Tensor:
+        """Image by image, in place."""
+        boxes = torch.stack([part[which] for part in (self.top, self.left, self.height, self.width, self.start)], 1)
+        shape, count = images.shape[1:], images[:1].numel()
+        for image, (top, left, height, width, start) in zip(images, boxes.tolist(), strict=True):
+            if height:
+                box = slice(None), slice(top, top + height), slice(left, left + width)
+                image[box] = self.noise[start : start + count].view(shape)[box]
+        return images
+
+    def erase_together(self, images: Tensor, which: Tensor) -> Tensor:
+        """The whole batch, without waiting for the device."""
+        pixel = torch.arange(images.shape[-1], device=images.device)
+
+        def within(first: Tensor, length: Tensor) -> Tensor:
+            first, length = first[which, None], length[which, None]
+            return (pixel >= first) & (pixel < first + length)  # (B, size)
+
+        rows, columns = within(self.top, self.height), within(self.left, self.width)
+        box = (rows[:, :, None] & columns[:, None, :])[:, None]  # (B, 1, size, size)
+        place = torch.arange(images[0].numel() if len(images) else 0, device=images.device)
+        noise = self.noise[self.start[which, None] + place].view_as(images)
+        return torch.where(box, noise, images)
+
+
+def draw_boxes(count: int, probability: float, channels: int, size: int, seed: int, device: torch.device) -> Boxes:
+    """The boxes of ``count`` images of (channels, size, size); drawn on the CPU, so that each device gets the same."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+
+    erased = uniform() < probability
+    height = torch.zeros(count, dtype=torch.int64)
+    width = torch.zeros(count, dtype=torch.int64)
+    for _ in range(ATTEMPTS):
+        area, ratio = uniform(*AREA) * size * size, uniform(*LOG_RATIO).exp()
+        high, wide = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+        taken = erased & (height == 0) & (high < size) & (wide < size)
+        height, width = torch.where(taken, high, height), torch.where(taken, wide, width)
+    top, left = ((uniform() * (size - length + 1)).long() for length in (height, width))
+    start = torch.randint(STARTS, (count,), generator=generator)
+    noise = torch.randn(STARTS + channels * size * size, generator=generator)
+    return Boxes(*(tensor.to(device) for tensor in (top, left, height, width, start, noise)))

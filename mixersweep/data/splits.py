@@ -1,0 +1,122 @@
+"""The three splits of a run's data set, as batches: the one thing that a training run needs to know about data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mixersweep.config import Config
+from mixersweep.data import Folder, Images, find, folders, load
+from mixersweep.data.batches import Batches, DeviceImages, Finish, split
+from mixersweep.data.folders import Tree
+from mixersweep.data.stream import Side, Stream, Workers
+from mixersweep.data.views import View, fit_all
+from mixersweep.errors import UserError
+from mixersweep.seeds import seed_of
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation (perhaps of no images) and test images; ``close`` ends the processes that read them."""
+
+    train: Batches
+    validation: Batches
+    test: Batches
+    workers: Workers | None = None
+
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        if self.workers is not None:
+            self.workers.close()
+
+
+def open_splits(config: Config, device: torch.device, *, workers: int = 0) -> Splits:
+    """The splits of ``config.data``, which has to be on this machine; nothing is downloaded.
+
+    Small sets lie on ``device`` as bytes. A set whose images are files, or an augmentation that is done image by image,
+    is read by ``workers`` processes (``stream.choose_workers``; 0: by this one); batches are the same for any number.
+    Raises ``DataMissing`` or ``UserError`` where the data are not there, damaged, or not what the config says they are.
+    """
+    source, data_dir = find(config.data.name), Path(config.data_dir).expanduser()
+    train: Images | Tree
+    test: Images | Tree
+    if isinstance(source, Folder):
+        root = folders.root_of(config.data.name, data_dir, config.data.root)
+        train, test = folders.read_tree(config.data.name, source, root)
+        folders.check(root, dataclasses.asdict(config.data), train, test)
+    else:
+        train, test = load(config.data.name, data_dir)
+        _check(config, train, test)
+    chosen, withheld = split(train.labels, config.validation, seed_of(config, "split"))
+    sides = {"train": train.subset(chosen), "validation": train.subset(withheld), "test": test}
+    streamed = [name for name, images in sides.items() if _is_streamed(config, images, training=name == "train")]
+    pool = Workers([_side(config, sides[name]) for name in streamed], workers, device) if streamed else None
+
+    def batches(name: str) -> Batches:
+        if pool is None or name not in streamed:
+            return _on_device(config, sides[name], device)
+        return Stream(pool, streamed.index(name), sides[name], _finish(config, device))
+
+    return Splits(batches("train"), batches("validation"), batches("test"), pool)
+
+
+def batches_of(config: Config, images: Images, device: torch.device, *, workers: int = 0) -> Batches:
+    """Training batches of images in memory, augmented as ``config`` says; what ``open_splits`` would make of them."""
+    if not _is_streamed(config, images, training=True):
+        return _on_device(config, images, device)
+    return Stream(Workers([_side(config, images)], workers, device), 0, images, _finish(config, device))
+
+
+def _is_streamed(config: Config, images: Images | Tree, *, training: bool) -> bool:
+    """Whether images are read and augmented one by one, beside the trainer, and not held on the device."""
+    per_image = config.augment.policy != "none" or config.augment.random_resized_crop is not None
+    return isinstance(images, Tree) or (training and per_image)
+
+
+def _finish(config: Config, device: torch.device) -> Finish:
+    return Finish(config.image_size, config.data.mean, config.data.std, config.augment.erasing, device)
+
+
+def _on_device(config: Config, images: Images | Tree, device: torch.device) -> DeviceImages:
+    assert isinstance(images, Images)
+    return DeviceImages(
+        fit_all(images, config.data, config.image_size),
+        image_size=config.image_size,
+        crop_padding=config.augment.crop_padding,
+        flip=config.augment.flip,
+        mean=config.data.mean,
+        std=config.data.std,
+        device=device,
+        erasing=config.augment.erasing,
+    )
+
+
+def _side(config: Config, images: Images | Tree) -> Side:
+    """A split that is streamed. Images in memory are resized once, unless a crop of the original is wanted."""
+    data = config.data
+    if isinstance(images, Images) and config.augment.random_resized_crop is None:
+        images, data = fit_all(images, data, config.image_size), dataclasses.replace(data, fit="pad")
+    return Side(data.name, images, View(data, config.augment, config.image_size))
+
+
+def _check(config: Config, train: Images, test: Images) -> None:
+    """Refuse images that are not what the settings say; everything else was planned from those."""
+    data = config.data
+    found = {
+        "native_size": train.images.shape[-1],
+        "image_channels": train.images.shape[1],
+        "train_images": len(train),
+        "test_images": len(test),
+    }
+    for fact, value in found.items():
+        if getattr(data, fact) != value:
+            raise UserError(
+                f"data.{fact}={getattr(data, fact)}: the images of {data.name} have {value}; set it to that"
+            )
+    classes = int(max(np.max(train.labels), np.max(test.labels))) + 1
+    if data.classes < classes:
+        raise UserError(f"data.classes={data.classes}: {data.name} has labels up to {classes - 1}; use {classes}")

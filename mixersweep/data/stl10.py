@@ -1,0 +1,36 @@
+"""STL-10 (Coates, Ng and Lee 2011), its labelled part: 5,000 and 8,000 images, 96 x 96, in 10 classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mixersweep.data.download import reading, unpacked
+from mixersweep.data.source import Arrays, Report, Source
+
+SHA256 = "f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866"
+"""Of the archive with the binary files."""
+
+
+def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
+    """The four arrays: from ``stl10_binary`` or its archive in ``folder``, or downloaded (2.6 GB)."""
+    from torchvision.datasets import STL10
+
+    class Labelled(STL10):  # type: ignore[misc]
+        """Without the unlabelled images, which a user may have left out."""
+
+        train_list = STL10.train_list[:2]
+
+    archive = STL10.url, STL10.tgz_md5, SHA256
+    where = unpacked("stl10", STL10.base_folder, archive, folder, scratch, report)
+    arrays = {}
+    with reading("stl10", where / STL10.base_folder):
+        for part in ("train", "test"):
+            images = Labelled(str(where), split=part)
+            arrays[f"{part}_images"] = np.ascontiguousarray(images.data)
+            arrays[f"{part}_labels"] = np.asarray(images.labels, dtype=np.uint8)
+    return arrays
+
+
+SOURCE = Source(size_bytes=359_438_000, fetch=fetch)

@@ -1,0 +1,257 @@
+"""Batches of images that worker processes read and augment, one at a time.
+
+For what a batch on the device cannot have: policies, random shapes, images too large or too many to be held. Each
+image's random choices are seeded by (augment_seed, image), inside the worker: batches depend neither on the number of
+workers nor on the number of ranks. Normalisation and erasing are done on the device, for the whole batch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mixersweep.config.kinds import Auto
+from mixersweep.data.batches import Finish, epoch_order, shares
+from mixersweep.data.folders import Tree
+from mixersweep.data.source import Images
+from mixersweep.data.views import Picture, View, seeded
+from mixersweep.errors import MixersweepError, UserError
+from mixersweep.seeds import derive
+
+Key = tuple[int, int, int | None]
+"""Which side of the data set, which of its images, and the augment_seed."""
+
+MOST_WORKERS = 16
+GRACE_SECONDS = 60
+"""How long a worker goes on after a TERM that everything in a job may get; its trainer saves and ends it before."""
+
+
+class LoaderFailed(MixersweepError):
+    """A worker process died: killed, or out of memory."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What a worker hands over in place of a batch: one line on the image that it cannot read."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Side:
+    """The images of one split, and how to see them."""
+
+    name: str
+    images: Images | Tree
+    view: View
+
+    def picture(self, index: int) -> Picture:
+        """One image as it is stored; raises ``UserError`` where its file cannot be read or has another size."""
+        if isinstance(self.images, Images):
+            pixels = self.images.images[index]
+            return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        path, size = self.images.path(index), self.view.data.native_size
+        try:
+            with Image.open(path) as opened:
+                picture = opened.convert("L" if self.view.grey else "RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # PIL raises each of them, by format
+            reason = " ".join(str(error).split())
+            raise UserError(f"data={self.name}: {path} cannot be read ({reason}); mend or remove it") from error
+        if size is not None and picture.size != (size, size):
+            found = "x".join(map(str, picture.size))
+            raise UserError(f"data.native_size={size}: {path} has {found} pixels; use null, and data.fit=crop")
+        return picture
+
+
+class Workers:
+    """The processes that all splits of a data set share, kept over the epochs; 0 reads in this process."""
+
+    def __init__(self, sides: list[Side], count: int, device: torch.device) -> None:
+        self._work, self._count, self._device = _Work(sides), count, device
+        self._kept: tuple[_Keys, DataLoader[Any]] | None = None
+        self._iterators: list[Any] = []
+        self._busy = False
+        _POOLS.add(self)
+
+    def batches(self, keys: Iterable[list[Key]]) -> Iterator[Tensor]:
+        """uint8 (B, channels, image_size, image_size) for each list of keys, in that order.
+
+        Raises ``LoaderFailed`` where a worker died, and ``UserError`` for an image that cannot be read.
+        """
+        if self._busy:  # an epoch within an epoch has processes of its own
+            yield from self._run(*self._loader(kept=False), keys)
+            return
+        if self._kept is None:
+            self._kept = self._loader(kept=True)
+        self._busy = True
+        try:
+            yield from self._run(*self._kept, keys)
+        finally:
+            self._busy = False
+
+    def close(self) -> None:
+        """End the processes; the next epoch would start others."""
+        self._kept = None
+        while self._iterators:
+            end = getattr(self._iterators.pop(), "_shutdown_workers", None)
+            if end is not None:
+                end()
+
+    def _loader(self, *, kept: bool) -> tuple[_Keys, DataLoader[Any]]:
+        keys, some = _Keys(), self._count > 0
+        loader: DataLoader[Any] = DataLoader(
+            self._work,
+            batch_sampler=keys,
+            num_workers=self._count,
+            collate_fn=_as_it_is,
+            worker_init_fn=_begin_worker,
+            pin_memory=self._device.type == "cuda",
+            persistent_workers=kept and some,
+            generator=torch.Generator(),  # else it would draw from the global state
+        )
+        return keys, loader
+
+    def _run(self, sampler: _Keys, loader: DataLoader[Any], keys: Iterable[list[Key]]) -> Iterator[Tensor]:
+        sampler.keys = keys
+        iterator = _quiet_iterator(loader)
+        if iterator not in self._iterators:
+            self._iterators.append(iterator)
+        try:
+            for batch in iterator:
+                if isinstance(batch, Unreadable):
+                    raise UserError(batch.reason)
+                yield batch
+        except Exception as error:
+            self.close()
+            if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise LoaderFailed(
+                f"workers={self._count}: a process that reads images died ({reason}); "
+                "where memory or /dev/shm ran out, lower workers or batch_size"
+            ) from error
+
+
+class Stream:
+    """One split, whose images the workers read: the same interface as ``DeviceImages``."""
+
+    def __init__(self, workers: Workers, side: int, images: Images | Tree, finish: Finish) -> None:
+        self._workers, self._side, self._finish = workers, side, finish
+        self._labels = torch.tensor(images.labels)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batches(
+        self,
+        batch_size: int,
+        order_seed: int | None,
+        augment_seed: int | None,
+        *,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch, see ``Batches``."""
+        boxes, device = self._finish.boxes(len(self), augment_seed), self._finish.device
+
+        def mine() -> Iterator[Tensor]:
+            return shares(epoch_order(len(self), order_seed), batch_size, first_step, rank, world_size)
+
+        keys = ([(self._side, index, augment_seed) for index in which.tolist()] for which in mine())
+        for which, pixels in zip(mine(), self._workers.batches(keys), strict=True):
+            labels = self._labels[which].to(device, non_blocking=True)
+            on_device = pixels.to(device, non_blocking=True)
+            yield self._finish(on_device, boxes, which.to(device) if boxes else None), labels
+
+
+def choose_workers(setting: int | Auto, processes: int = 1) -> int:
+    """Worker processes for one of ``processes`` trainers on this machine: ``auto`` is one a core, shared among them."""
+    if setting != "auto":
+        return setting
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cores // processes))
+
+
+class _Work(Dataset[Any]):
+    """What a worker does: a list of keys becomes a batch."""
+
+    def __init__(self, sides: list[Side]) -> None:
+        self._sides = sides
+
+    def __getitems__(self, keys: list[Key]) -> Tensor | Unreadable:
+        with seeded() as seed:
+            try:
+                return self._batch([self._image(key, seed) for key in keys])
+            except UserError as error:
+                return Unreadable(str(error))
+
+    def _image(self, key: Key, seed: Any) -> Tensor:
+        which, index, augment_seed = key
+        side = self._sides[which]
+        picture = side.picture(index)
+        if augment_seed is None:
+            return side.view.plain(picture)
+        seed(derive(augment_seed, index))
+        return side.view.augmented(picture)
+
+    def _batch(self, images: list[Tensor]) -> Tensor:
+        if images:
+            return torch.stack(images)
+        view = self._sides[0].view
+        return torch.empty((0, view.data.image_channels, view.image_size, view.image_size), dtype=torch.uint8)
+
+
+class _Keys:
+    """The lists of keys of the epoch that is about to be read."""
+
+    keys: Iterable[list[Key]] = ()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.keys)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _begin_worker(_: int) -> None:
+    """Signals are the trainer's to act on: it saves, and ends its workers."""
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+
+
+def _quiet_iterator(loader: DataLoader[Any]) -> Any:
+    """An epoch of the loader, whose dead workers are then noticed here, and not wherever the trainer happens to be."""
+    chld = getattr(signal, "SIGCHLD", None)
+    before = signal.getsignal(chld) if chld and threading.current_thread() is threading.main_thread() else None
+    iterator = iter(loader)
+    if before is not None and chld is not None:
+        signal.signal(chld, before)
+    return iterator
+
+
+_POOLS: weakref.WeakSet[Workers] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before multiprocessing would wait for workers that nobody ended."""
+    for pool in list(_POOLS):
+        pool.close()

@@ -1,0 +1,145 @@
+"""How a picture becomes ``image_size`` pixels: the plain view for evaluation, the augmented one for training.
+
+One picture at a time, with torchvision's and timm's own transforms on PIL images, for what cannot be done to a whole
+batch on the device. They draw from torch's, Python's and NumPy's global states, which ``seeded`` sets for each image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from mixersweep.config.schema import Augment, Data
+from mixersweep.data.source import Images
+
+Picture = Image.Image
+Transform = Callable[[Picture], Picture]
+
+MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+POLICIES = {name: v2.AutoAugmentPolicy[name.upper()] for name in ("cifar10", "imagenet", "svhn")}
+CHUNK = 1000
+
+
+class View:
+    """The two ways to see a picture; ``plain`` and ``augmented`` give uint8 (channels, image_size, image_size)."""
+
+    def __init__(self, data: Data, augment: Augment, image_size: int) -> None:
+        self.data, self.image_size = data, image_size
+        self.grey = data.image_channels == 1
+        self.transforms: list[Transform] = []
+        if augment.random_resized_crop is None:
+            self.transforms.append(self._fitted)
+            if augment.crop_padding:
+                self.transforms.append(v2.RandomCrop(image_size, padding=augment.crop_padding))
+        else:
+            self.transforms.append(_random_resized_crop(image_size, augment.random_resized_crop))
+        if augment.flip:
+            self.transforms.append(v2.RandomHorizontalFlip())
+        if augment.policy != "none":
+            self.policy = _policy(augment, data.mean, image_size)
+            self.transforms.append(self._with_policy)
+
+    def plain(self, picture: Picture) -> Tensor:
+        """As in evaluation: nothing random."""
+        return self._bytes(self._fitted(picture))
+
+    def augmented(self, picture: Picture) -> Tensor:
+        """As in training; draws from the global random states."""
+        for transform in self.transforms:
+            picture = transform(picture)
+        return self._bytes(picture)
+
+    def _fitted(self, picture: Picture) -> Picture:
+        fitted: Picture = fit(picture, self.data, self.image_size)
+        return fitted
+
+    def _with_policy(self, picture: Picture) -> Picture:
+        """Policies know colours; of three equal channels, grey is what it was."""
+        return self.policy(picture.convert("RGB")).convert("L") if self.grey else self.policy(picture)
+
+    def _bytes(self, picture: Picture) -> Tensor:
+        pixels = np.array(picture)  # (size, size) or (size, size, 3)
+        return torch.from_numpy(pixels[None] if self.grey else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def fit(image: Any, data: Data, image_size: int) -> Any:
+    """A picture, or uint8 (..., size, size), brought to ``image_size`` as ``data.fit`` says."""
+    f, mode = v2.functional, MODES[data.interpolation]
+    size = f.get_size(image)  # height, width
+    if data.fit == "resize":
+        return f.resize(image, [image_size, image_size], mode, antialias=True)
+    if data.fit == "crop":
+        resized = f.resize(image, [max(image_size, round(image_size / data.crop_share))], mode, antialias=True)
+        return f.center_crop(resized, [image_size, image_size])
+    if size == [image_size, image_size]:
+        return image
+    top, left = ((image_size - side) // 2 for side in size)
+    return f.pad(image, [left, top, image_size - size[1] - left, image_size - size[0] - top])
+
+
+def fit_all(images: Images, data: Data, image_size: int) -> Images:
+    """All images resized or cropped once, on the CPU, so that each device sees the same; padding is left to others."""
+    if data.fit == "pad" or not len(images):
+        return images
+    chunks = [
+        fit(torch.from_numpy(images.images[first : first + CHUNK]), data, image_size)
+        for first in range(0, len(images), CHUNK)
+    ]
+    return Images(torch.cat(chunks).numpy(), images.labels)
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[Callable[[int], None]]:
+    """Yields a function that sets torch's (CPU), Python's and NumPy's global states; puts back what they were."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield _seed
+    finally:
+        torch.set_rng_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])  # noqa: NPY002
+
+
+def _seed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the GPU's too
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+
+
+def _random_resized_crop(image_size: int, share: float) -> Transform:
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+
+    crop: Transform = RandomResizedCropAndInterpolation(image_size, scale=(share, 1.0), interpolation="random")  # type: ignore[no-untyped-call]
+    return crop
+
+
+def _policy(augment: Augment, mean: list[float], image_size: int) -> Transform:
+    if augment.policy == "auto_augment":
+        policy: Transform = v2.AutoAugment(POLICIES[augment.auto_augment])
+        return policy
+    from timm.data import auto_augment
+
+    grey_level = [min(255, round(255 * value)) for value in mean]
+    colour = tuple(grey_level * 3 if len(grey_level) == 1 else grey_level)
+    settings = {"translate_const": int(image_size * 0.45), "img_mean": colour}  # as timm's own factory sets them
+    rand_augment: Any = auto_augment.rand_augment_transform(augment.rand_augment, settings)
+    for operation in rand_augment.ops:
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterize
+    chosen: Transform = rand_augment
+    return chosen
+
+
+def _posterize(picture: Picture, bits: int, **_: object) -> Picture:
+    """timm's; of no bits, which its recipe asks for and Pillow refuses since 13, black is left as it was before."""
+    if bits >= 8:
+        return picture
+    return ImageOps.posterize(picture, bits) if bits > 0 else Image.new(picture.mode, picture.size)
