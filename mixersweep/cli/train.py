@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from mixersweep.errors import DIVERGED, DONE, FAILED, USER_MISTAKE, MixersweepEr
 if TYPE_CHECKING:
     from mixersweep.config import Config
     from mixersweep.runs import Origin, RunDirectory
+    from mixersweep.training.parallel import World
     from mixersweep.training.signals import StopSignals
 
 
@@ -26,7 +29,7 @@ def add(verbs: Any) -> None:
 
 
 def train(arguments: list[str]) -> int:
-    """``train [key=value ...]``: train one network, or with ``-m`` every combination, one after another."""
+    """``train [key=value ...]``: train one network, or with ``-m`` or an experiment many."""
     from mixersweep.training.signals import StopSignals
 
     signals = StopSignals().install()
@@ -34,27 +37,43 @@ def train(arguments: list[str]) -> int:
     if taken_up:
         return _take_up(taken_up[0], arguments, signals)
 
-    from mixersweep.compose import run_app
+    from mixersweep.compose import read_arguments, run_app
+
+    invocation = read_arguments(arguments)
+    if invocation.is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("torchrun trains one run in several processes; start a sweep without it, on one GPU a run")
+    if invocation.is_sweep:
+        from mixersweep.sweeps.sweeper import sweep
+
+        return sweep(invocation.overrides, signals, report, lambda path: print(path, flush=True))
 
     outcomes: list[int] = []
 
-    def job(config: Config, origin: Origin) -> None:
+    def job(config: Config, origin: Origin) -> float | None:
         from mixersweep.config import warnings
         from mixersweep.runs import RunDirectory, solve
 
         run = solve(config, origin)
         for warning in warnings(config, run.architecture):
             report(f"note: {warning}")
-        outcomes.append(_execute(RunDirectory.create(run, Path(config.runs_dir)), signals))
+        directories: list[RunDirectory] = []
+
+        def make() -> RunDirectory:
+            directories.append(RunDirectory.create(run, Path(config.runs_dir)))
+            return directories[0]
+
+        outcomes.append(_execute(make, signals))
+        record = directories[0].result() or {} if directories else {}
+        return record.get("validation_accuracy")
 
     def failed(error: Exception) -> None:
-        """One run of a sweep did not complete: say so, and let the others go on."""
+        """One run of another sweeper did not complete: say so, and let the others go on."""
         if not isinstance(error, MixersweepError):
             traceback.print_exception(error)
         outcomes.append(told(error) if isinstance(error, MixersweepError) else FAILED)
 
-    multirun = run_app(arguments, job, failed)
-    if not multirun:
+    run_app(invocation, job, failed)
+    if not invocation.multirun:
         return outcomes[0] if outcomes else DONE
     if outcomes and set(outcomes) == {USER_MISTAKE}:
         return USER_MISTAKE
@@ -67,11 +86,53 @@ def _take_up(setting: str, arguments: list[str], signals: StopSignals) -> int:
     others = [argument for argument in arguments if argument != setting]
     if others:
         raise UserError(f"{others[0]}: run_dir= takes up a run as it was frozen; leave out everything else")
-    return _execute(RunDirectory.open(Path(setting.partition("=")[2]).expanduser().absolute()), signals)
+    path = Path(setting.partition("=")[2]).expanduser().absolute()
+    return _execute(lambda: RunDirectory.open(path), signals)
 
 
-def _execute(directory: RunDirectory, signals: StopSignals) -> int:
+def _execute(make: Callable[[], RunDirectory], signals: StopSignals) -> int:
     """Train what is left of a run; print the path of its result when it is completed."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return _execute_together(make, signals)
+    directory = make()
+    code = _settled(directory)
+    return _train(directory, signals) if code is None else code
+
+
+def _execute_together(make: Callable[[], RunDirectory], signals: StopSignals) -> int:
+    """One of several processes, as torchrun starts them: the first decides what is to be done and tells the others."""
+    from mixersweep.training.parallel import World
+
+    world = World()
+    try:
+        if not world.first:
+            told_to = world.share(None)
+            return told_to if isinstance(told_to, int) else _train_along(told_to, signals, world)
+        try:
+            directory = make()
+            code = _settled(directory)
+        except MixersweepError as error:
+            world.share(error.exit_code)
+            raise
+        world.share(directory if code is None else code)
+        return _train(directory, signals, world) if code is None else code
+    finally:
+        world.close()
+
+
+def _train_along(directory: RunDirectory, signals: StopSignals, world: World) -> int:
+    """Train as another than the first process, which does the talking."""
+    from mixersweep.training.loop import train as train_run
+
+    try:
+        train_run(directory, signals, lambda _: None, world)
+    except MixersweepError as error:
+        return error.exit_code
+    return DONE
+
+
+def _settled(directory: RunDirectory) -> int | None:
+    """The exit code for a run that is not to be trained, None for one that is."""
     status = directory.status()
     if status.state == "completed":
         report(f"already done: {directory.run.name}")
@@ -83,12 +144,16 @@ def _execute(directory: RunDirectory, signals: StopSignals) -> int:
     if status.state == "cancelled":
         report(f"{directory.run.name}: cancelled; not taken up again")
         return FAILED
+    return None
+
+
+def _train(directory: RunDirectory, signals: StopSignals, world: World | None = None) -> int:
     report(_summary(directory))
 
     from mixersweep.training.loop import train as train_run
 
     try:
-        path = train_run(directory, signals, report)
+        path = train_run(directory, signals, report, world)
     except RunStopped as stopped:
         done = len(directory.rows())
         text = f"{stopped} after epoch {done} of {directory.run.config.epochs}; the same command goes on from there"

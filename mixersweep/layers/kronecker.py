@@ -93,6 +93,8 @@ class _LeftProduct(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, x)
         ctx.has_bias = bias is not None
+        kind = x.device.type
+        ctx.autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
         batched = weight.expand(x.shape[0], *weight.shape)
         if bias is None:
             return torch.bmm(batched, x)
@@ -100,7 +102,11 @@ class _LeftProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (g,) = gradients
+        with ctx.autocast:
+            return _LeftProduct._gradients(ctx, *gradients)
+
+    @staticmethod
+    def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         weight, x = ctx.saved_tensors
         of_weight = of_x = of_bias = None
         if ctx.needs_input_grad[0]:

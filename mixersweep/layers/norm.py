@@ -16,7 +16,8 @@ class ColumnNorm(nn.LayerNorm):
 
     def forward(self, x_mb: Tensor) -> Tensor:
         """Normalise each column, then scale and shift each row."""
-        y_mb: Tensor = _ColumnNorm.apply(x_mb, self.weight, self.bias, self.eps)
+        with torch.autocast(x_mb.device.type, enabled=False):  # in fp32, as torch's LayerNorm is under autocast
+            y_mb: Tensor = _ColumnNorm.apply(x_mb.to(self.weight.dtype), self.weight, self.bias, self.eps)
         return y_mb
 
 

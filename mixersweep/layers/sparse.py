@@ -169,7 +169,8 @@ class SparseWeights(SparseMap):
         if self.storage == "dense":
             matrix = self.to_dense()
             return matrix @ x_mb if self.bias is None else torch.addmm(self.bias[:, None], matrix, x_mb)
-        y_mb: Tensor = _SparseProduct.apply(x_mb, self.values(), self.bias, self)
+        with torch.autocast(x_mb.device.type, enabled=False):  # the kernels for nonzeros are fp32's
+            y_mb: Tensor = _SparseProduct.apply(x_mb.to(self.weight.dtype), self.values(), self.bias, self)
         return y_mb
 
 

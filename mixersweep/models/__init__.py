@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import nn
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, MixerFamily, MLPFamily
 from mixersweep.config.families import SFC, GolubevaMLP, GolubevaResNet18, Monarch, Shallow
+from mixersweep.config.schema import WidthScaled
 from mixersweep.layers import SparseMap
+from mixersweep.models import stochastic_depth
+from mixersweep.models.checkpointing import checkpointed
 from mixersweep.models.golubeva import GolubevaMLPNetwork, GolubevaResNet18Network
 from mixersweep.models.mixer import MixerNetwork
 from mixersweep.models.mlp import MLPNetwork
@@ -18,6 +22,8 @@ from mixersweep.models.monarch import MonarchNetwork, ShallowNetwork
 from mixersweep.models.parts import ImageFacts, StructureSeed
 from mixersweep.models.s_fc import SFCNetwork
 from mixersweep.seeds import derive, seed_of
+
+__all__ = ["NETWORKS", "build", "checkpointed", "initialize", "stochastic_depth"]
 
 NETWORKS: dict[type, Any] = {
     MixerFamily: MixerNetwork,
@@ -38,6 +44,10 @@ def build(config: Config, architecture: Architecture) -> nn.Module:
     structure = StructureSeed(seed_of(config, "structure"))
     network: nn.Module = network_class(config.model, architecture, images, structure)
     initialize(network, seed_of(config, "initialization"))
+    if isinstance(config.optim, WidthScaled) and config.optim.lr_scaling == "mup":
+        shrink_head(network, config.optim.base_fan_in)
+    if config.stochastic_depth:
+        stochastic_depth.attach(network, config.stochastic_depth, architecture.depth)
     return network
 
 
@@ -46,3 +56,13 @@ def initialize(network: nn.Module, seed: int) -> None:
     for name, layer in network.named_modules():
         if isinstance(layer, SparseMap):
             layer.initialize(torch.Generator().manual_seed(derive(seed, name)))
+
+
+def shrink_head(network: nn.Module, base_fan_in: float) -> None:
+    """The variance of the head's initial weights from 1/fan-in to base_fan_in/fan-in² (muP, ``optim.lr_scaling=mup``).
+
+    Else the gradients of hidden features would be larger the wider they are than the learning rates suppose.
+    """
+    *_, head = (layer for layer in network.modules() if isinstance(layer, SparseMap))
+    with torch.no_grad():
+        head.weight.mul_(math.sqrt(base_fan_in * head.out_width / head.connections))

@@ -27,9 +27,17 @@ _ARCHITECTURE = (
 ).split()
 _MEASURED = (
     "epochs best_epoch train_loss train_accuracy validation_loss validation_accuracy test_loss test_accuracy "
-    "best_validation_test_accuracy images_per_second seconds peak_memory_bytes started finished environment versions "
+    "best_validation_test_accuracy ema_validation_loss ema_validation_accuracy ema_test_loss ema_test_accuracy "
+    "images_per_second seconds peak_memory_bytes started finished environment versions "
     "git_commit"
 ).split()
+
+KEYS = (
+    *("schema_version", "fingerprint", "name", "model", "dataset", "seed", "experiment", "sweep", "overrides"),
+    *_ARCHITECTURE,
+    *_MEASURED,
+)
+"""All keys of a record, in its order."""
 
 
 def planned(run: Run) -> dict[str, Any]:
@@ -44,6 +52,20 @@ def planned(run: Run) -> dict[str, Any]:
         "seed": run.config.seed,
         **dataclasses.asdict(run.origin),
         **{key: sizes[key] for key in _ARCHITECTURE},
+    }
+
+
+def planned_of(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """``planned`` of a run as ``config.yaml`` and ``planned.json`` hold it; raises ``KeyError`` where that is short."""
+    return {
+        "schema_version": stored["schema_version"],
+        "fingerprint": stored["fingerprint"],
+        "name": stored["name"],
+        "model": stored["config"]["model"]["name"],
+        "dataset": stored["config"]["data"]["name"],
+        "seed": stored["config"]["seed"],
+        **stored["origin"],
+        **{key: stored["architecture"][key] for key in _ARCHITECTURE},
     }
 
 

@@ -9,6 +9,8 @@ import platform
 import resource
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,8 @@ def choose_threads(asked: int | str) -> int:
     """The CPU threads of torch; ``auto`` is the cores that this process may use."""
     if isinstance(asked, int):
         return asked
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's, for processes of one run
 
 
 def keep_freed_memory() -> None:
@@ -57,15 +60,40 @@ def keep_freed_memory() -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
-def describe_environment(device: torch.device, threads: int, storage: str) -> dict[str, Any]:
+def set_up_torch(config: Config, device: torch.device, report: Callable[[str], None]) -> None:
+    """Where compiled networks are kept between runs; deterministic algorithms on a GPU, a CPU's are anyway."""
+    if config.compile:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/mixersweep/compiled").expanduser()))
+    if not config.deterministic or device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    shown, refused = warnings.showwarning, set[str]()
+
+    def tell(message: Warning | str, *rest: Any, **named: Any) -> None:
+        text = str(message)
+        if "deterministic" not in text:
+            shown(message, *rest, **named)
+        elif (operation := text.split(" ")[0]) not in refused:
+            refused.add(operation)
+            report(f"deterministic=true: {operation} has no deterministic way on a GPU")
+
+    warnings.showwarning = tell
+
+
+def describe_environment(
+    device: torch.device, threads: int, storage: str, config: Config | None = None, world_size: int = 1
+) -> dict[str, Any]:
     """Runs of one fingerprint are bit-identical where this is equal."""
     return {
         "device_kind": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
-        "compile": False,
+        "compile": bool(config and config.compile),
         "storage": storage,
-        "world_size": 1,
+        "accumulation": config.accumulation if config else 1,
+        "deterministic": bool(config and config.deterministic),
+        "world_size": world_size,
         "torch": str(torch.__version__),
     }
 

@@ -1,33 +1,40 @@
-"""The optimiser and the course of its learning rate."""
+"""The optimiser of a run, with its parameters in groups."""
 
 from __future__ import annotations
 
-import math
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from mixersweep.config.schema import SGD, AnyOptim, BetaLasso
+from mixersweep.config.schema import SGD, AdamW, AnyOptim, BetaLasso, Timm, WidthScaled
+from mixersweep.errors import UserError
 from mixersweep.layers import SparseConv, SparseMap
 from mixersweep.training.beta_lasso import BetaLassoSGD
+from mixersweep.training.schedule import learning_rate as learning_rate
+from mixersweep.training.width_scaling import parameters, scales
 
-NORMS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
+Groups = list[dict[str, Any]]
 
 
 def make_optimizer(network: nn.Module, settings: AnyOptim) -> torch.optim.Optimizer:
-    """The optimiser over all parameters; weight decay and penalties act on weights, not on biases and norms."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            weight = name == "weight" and not isinstance(module, NORMS)
-            (decayed if weight else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    """The optimiser over all parameters; weight decay and penalties act on weights, not on biases and norms.
+
+    The learning rate of a group is the schedule's times its ``lr_scale``, 1 where it has none. Raises ``UserError`` for
+    an optimiser or an argument of it that timm does not have.
+    """
     if isinstance(settings, BetaLasso):
-        return _beta_lasso(network, settings, decayed, free)
+        return _beta_lasso(network, settings)
+    groups = _groups(network, settings)
     if isinstance(settings, SGD):
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+    if isinstance(settings, AdamW):
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+    return _timm(groups, settings)
 
 
 def pruned(optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -35,26 +42,85 @@ def pruned(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {"density": optimizer.density()} if isinstance(optimizer, BetaLassoSGD) else {}
 
 
-def _beta_lasso(
-    network: nn.Module, settings: BetaLasso, weights: list[nn.Parameter], free: list[nn.Parameter]
-) -> BetaLassoSGD:
+def _groups(network: nn.Module, settings: SGD | AdamW | Timm) -> Groups:
+    """The weights, which decay, then all other parameters, each apart by the factor of its learning rate."""
+    scale = scales(network, settings) if isinstance(settings, WidthScaled) else {}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter, weight, _ in parameters(network):
+        groups.setdefault((weight, scale.get(parameter, 1.0)), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": settings.weight_decay / factor if weight else 0.0, "lr_scale": factor}
+        for (weight, factor), members in sorted(groups.items(), key=lambda item: not item[0][0])
+    ]
+
+
+def _beta_lasso(network: nn.Module, settings: BetaLasso) -> BetaLassoSGD:
     """One penalty for convolutions and the first layer, which stands for one in S-FC, and one for all other weights."""
     maps = [module for module in network.modules() if isinstance(module, SparseMap)]
     kernels = {layer.weight for layer in maps if layer is maps[0] or isinstance(layer, SparseConv)}
-    groups = [
+    weights = [parameter for parameter, weight, _ in parameters(network) if weight]
+    groups: Groups = [
         {"params": [w for w in weights if w in kernels], "lasso": settings.conv_lambda},
         {"params": [w for w in weights if w not in kernels], "lasso": settings.fc_lambda},
     ]
     groups = [{**group, "weight_decay": settings.weight_decay} for group in groups]
+    free = [parameter for parameter, weight, _ in parameters(network) if not weight]
     return BetaLassoSGD([*groups, {"params": free}], lr=settings.lr, beta=settings.beta)
 
 
-def learning_rate(settings: AnyOptim, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The rate of step 0, 1, ...: linear from zero over the warm-up, then constant or a half cosine to zero."""
-    warmup = round(settings.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    if settings.schedule == "constant":
-        return settings.lr
-    course = (step - warmup) / max(1, epochs * steps_per_epoch - warmup)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * course))
+def _timm(groups: Groups, settings: Timm) -> torch.optim.Optimizer:
+    """By timm's factory, with name and arguments checked first: timm itself drops some that it does not know."""
+    timm: Any = importlib.import_module("timm.optim")
+    said = f"optim.optimizer={settings.optimizer}"
+    name, known = settings.optimizer.lower().removeprefix("lookahead_"), timm.list_optimizers()
+    if name not in known:
+        raise UserError(
+            f"{said}: timm has no such optimiser{_nearest(name, known)}; timm.optim.list_optimizers() has all"
+        )
+    if timm.get_optimizer_info(name).second_order:
+        raise UserError(f"{said}: needs second derivatives, which training does not compute")
+    try:
+        accepted = inspect.signature(timm.get_optimizer_class(name, bind_defaults=False)).parameters
+    except (ImportError, AssertionError) as error:  # of a library beside timm
+        raise UserError(f"{said}: {' '.join(str(error).split())}") from None
+
+    arguments: dict[str, Any] = {}
+    for argument, value in (settings.arguments or {}).items():
+        if argument in ("lr", "weight_decay"):
+            raise UserError(f"optim.arguments.{argument}={value}: set optim.{argument}")
+        own = [name for name in accepted if name not in ("params", "lr", "weight_decay")]
+        if argument not in own:
+            raise UserError(
+                f"optim.arguments.{argument}={value}: {settings.optimizer} has no such argument"
+                f"{_nearest(argument, own)}; it has {', '.join(own)}"
+            )
+        arguments[argument] = tuple(value) if isinstance(value, list) else value
+        default = accepted[argument].default
+        if not _resembles(arguments[argument], default):
+            like = list(default) if isinstance(default, tuple) else default
+            raise UserError(f"optim.arguments.{argument}={value}: {settings.optimizer} takes something like {like}")
+    if "deterministic" in accepted:  # Kron's, which else draws from the global random state
+        arguments.setdefault("deterministic", True)
+    try:
+        optimizer: torch.optim.Optimizer = timm.create_optimizer_v2(
+            groups, settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, **arguments
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"{said}: {' '.join(str(error).split())} (optim.arguments={settings.arguments})") from None
+    return optimizer
+
+
+def _resembles(value: object, default: object) -> bool:
+    """Whether a value may stand where this default does: None always, anything where there is none."""
+    if value is None or default is None or default is inspect.Parameter.empty:
+        return True
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) == len(default)
+    if isinstance(default, bool | str):
+        return type(value) is type(default)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f"; the nearest is {near[0]}" if near else ""

@@ -14,16 +14,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class TrainingProgress:
     """Counts steps and tells of epochs; it never asks the device for a value."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, first_epoch: int) -> None:
+    def __init__(
+        self, epochs: int, steps_per_epoch: int, first_epoch: int, first_step: int = 0, *, shown: bool = True
+    ) -> None:
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._began, self._done = time.monotonic(), 0
-        self._left = (epochs - first_epoch + 1) * steps_per_epoch
+        self._left = (epochs - first_epoch + 1) * steps_per_epoch - first_step
         console = Console(file=sys.stderr)
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and shown:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=console)
-            completed = (first_epoch - 1) * steps_per_epoch
+            completed = (first_epoch - 1) * steps_per_epoch + first_step
             self._task = self._bar.add_task("first epoch", total=epochs * steps_per_epoch, completed=completed)
             self._bar.start()
 

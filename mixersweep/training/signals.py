@@ -28,6 +28,16 @@ class StopSignals:
             signal.signal(number, self._handle)
         return self
 
+    @property
+    def received(self) -> int | None:
+        """The number of the signal that asked to stop, None without one."""
+        return None if self._received is None else int(self._received)
+
+    def stop(self, number: int) -> None:
+        """Raise ``RunStopped`` as for this signal, which another process received."""
+        self._received = signal.Signals(number)
+        self.check()
+
     def check(self) -> None:
         """Raise ``RunStopped``, with the exit code that says which kind of stop, where one was asked for."""
         if self._received is not None:

@@ -1,0 +1,80 @@
+"""Gradient checkpointing: a block's inside is computed again in the backward pass, not kept from the forward one.
+
+Chen et al. 2016 (1604.06174), by torch's implementation. The arithmetic is the same and done in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, noop_context_fn
+
+from mixersweep.models.stochastic_depth import BRANCHES
+
+
+def checkpointed(network: nn.Module, every: int = 1) -> nn.Module:
+    """The same network, which keeps for the backward pass only what goes into each ``every`` blocks.
+
+    Names of parameters stay. Of a network without blocks nothing changes.
+    """
+    for name, child in network.named_children():
+        if isinstance(child, nn.Sequential) and len(child) and type(child[0]) in BRANCHES:
+            setattr(network, name, _Recomputed(child, every))
+    return network
+
+
+class _Recomputed(nn.Sequential):
+    """Blocks in segments whose inside is computed again in the backward pass."""
+
+    def __init__(self, blocks: nn.Sequential, every: int) -> None:
+        super().__init__(*blocks)
+        self.every = every
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As ``nn.Sequential``'s."""
+        blocks = list(self)
+        if not torch.is_grad_enabled():
+            return _through(blocks, x)
+        for first in range(0, len(blocks), self.every):
+            segment = blocks[first : first + self.every]
+            norms = [m for block in segment for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            x = checkpoint(
+                _through,
+                segment,
+                x,
+                use_reentrant=False,
+                preserve_rng_state=False,  # nothing in a block draws
+                context_fn=partial(_contexts, norms) if norms else noop_context_fn,
+            )
+        return x
+
+
+def _through(blocks: list[nn.Module], x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+def _contexts(norms: list[nn.modules.batchnorm._BatchNorm]) -> Any:
+    """Of the forward pass, and of computing it again."""
+    return nullcontext(), _uncounted(norms)
+
+
+@contextmanager
+def _uncounted(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Within, BatchNorm normalises by the batch as before, and counts it in copies of its statistics, not again."""
+    before = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
+    for norm, statistics in zip(norms, before, strict=True):
+        norm.running_mean, norm.running_var, norm.num_batches_tracked = (
+            None if kept is None else kept.clone() for kept in statistics
+        )
+    try:
+        yield
+    finally:
+        for norm, statistics in zip(norms, before, strict=True):
+            norm.running_mean, norm.running_var, norm.num_batches_tracked = statistics

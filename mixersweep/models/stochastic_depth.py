@@ -1,0 +1,72 @@
+"""Stochastic depth: in training, an image passes by a residual branch with some probability (Huang et al. 2016).
+
+As timm's ``DropPath``: each branch of a block is dropped by itself and an image at a time, what is kept is divided by
+the probability to be kept, and the rate rises linearly from 0 in the first block to ``stochastic_depth`` in the last.
+The two layers of an MLP that stand for a Mixer's block have the rate of that block. What is dropped is drawn before a
+step from a seed, not while it runs, so that no global random state is read and a block that is computed again in the
+backward pass drops the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mixersweep.models.golubeva import ResidualBlock
+from mixersweep.models.mixer import MixerBlock
+from mixersweep.models.mlp import MLPLayer
+from mixersweep.models.monarch import MonarchBlock
+
+BRANCHES: dict[type[nn.Module], tuple[str, ...]] = {
+    MixerBlock: ("token_mixing", "channel_mixing"),
+    MonarchBlock: ("mixing",),
+    MLPLayer: ("mixing",),
+    ResidualBlock: ("second",),
+}
+"""The residual branches of a block: sequences whose output is added to its skip."""
+
+
+class DropPath(nn.Module):
+    """The end of a branch: an image's features times 1/keep or 0 in training, as they are in evaluation."""
+
+    kept: Tensor | None
+
+    def __init__(self, rate: float, *, features_first: bool) -> None:
+        super().__init__()
+        self.rate, self.features_first = rate, features_first
+        self.kept = None  # (B,), 1/keep or 0; set by draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...), or (m, B) where features come first, to the same."""
+        if not self.training:
+            return x
+        assert self.kept is not None, "stochastic_depth.draw comes before a forward pass in training"
+        kept = self.kept.to(x.dtype)
+        return x * (kept if self.features_first else kept.view(-1, *[1] * (x.dim() - 1)))
+
+
+def attach(network: nn.Module, rate: float, depth: int) -> None:
+    """End the branches of all blocks but the first with a ``DropPath``; the last has ``rate``."""
+    blocks = [module for module in network.modules() if type(module) in BRANCHES]
+    for index, block in enumerate(blocks):
+        of_block = rate * (index * depth // len(blocks)) / (depth - 1)
+        for name in BRANCHES[type(block)] if of_block else ():
+            branch = getattr(block, name)
+            assert isinstance(branch, nn.Sequential)
+            branch.append(DropPath(of_block, features_first=isinstance(block, MLPLayer)))
+
+
+def draw(network: nn.Module, seed: int, batch: int, device: torch.device, part: slice = slice(None)) -> None:
+    """Draw what the next forward pass of ``batch`` images drops; nothing to do for a network without drop paths.
+
+    Drawn on the CPU, whatever the device, which is not waited for. A process that computes a part of a batch with
+    others (DDP) gives the size of the whole and its ``part``, and drops what one process would.
+    """
+    paths = [module for module in network.modules() if isinstance(module, DropPath)]
+    if not paths:
+        return
+    rates = torch.tensor([path.rate for path in paths])[:, None]
+    uniform = torch.rand(len(paths), batch, generator=torch.Generator().manual_seed(seed))
+    kept = ((uniform >= rates) / (1 - rates))[:, part].to(device, non_blocking=True)
+    for path, of_path in zip(paths, kept, strict=True):
+        path.kept = of_path

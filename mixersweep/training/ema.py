@@ -1,0 +1,31 @@
+"""An exponential moving average of the weights, which is evaluated beside them."""
+
+from __future__ import annotations
+
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+
+
+class Average(ModelEmaV3):
+    """average <- d · average + (1 - d) · network after each step, d = min(decay, (1 + step) / (10 + step)).
+
+    The early d is that of TensorFlow's ``ExponentialMovingAverage``: the average follows closely while it is young, so
+    that it does not remember the initial weights. The running mean and variance of BatchNorm are averaged like weights,
+    so they fit the averaged network without a pass over the data; its count of batches is copied.
+
+    ``module`` is the averaged network, in eval mode. Masks and permutations, which never change, it shares with the
+    network. An update is a few kernels for all tensors and never waits for the device.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, decay=decay)
+        self.module.requires_grad_(False)
+        stored = set(network.state_dict())
+        for (prefix, theirs), ours in zip(network.named_modules(), self.module.modules(), strict=True):
+            for name, buffer in theirs.named_buffers(recurse=False):
+                if f"{prefix}.{name}".removeprefix(".") not in stored:
+                    setattr(ours, name, buffer)
+
+    def get_decay(self, step: int | None = None) -> float:
+        """The decay after step 0, 1, ...; the full one for None."""
+        return self.decay if step is None else min(self.decay, (1 + step) / (10 + step))

@@ -1,0 +1,84 @@
+"""Several processes that train one run, as torchrun starts them: each has a share of every batch.
+
+One process is the usual case, in which nothing here communicates. Rank 0 writes; the others only compute.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mixersweep.errors import UserError
+
+TIMEOUT = timedelta(minutes=30)
+"""How long the others wait for one: rank 0 may be reading data."""
+
+
+class World:
+    """``size`` processes, of which this one has ``rank``; ``local_rank`` counts those on this machine."""
+
+    def __init__(self) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if self.size > 1 and not dist.is_initialized():
+            # values for the host go over gloo, so that asking the others never waits for a GPU
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def device(self, asked: str) -> str:
+        """The device setting of this process: with ``auto`` or ``cuda`` each has a GPU of its own."""
+        if self.size == 1 or asked not in ("auto", "cuda") or not torch.cuda.is_available():
+            return asked
+        if self.local_size > torch.cuda.device_count():
+            raise UserError(
+                f"device={asked}: {self.local_size} processes and {torch.cuda.device_count()} GPUs on this machine; "
+                f"use torchrun --nproc-per-node {torch.cuda.device_count()}"
+            )
+        return f"cuda:{self.local_rank}"
+
+    def share(self, value: Any) -> Any:
+        """What rank 0 says, in all processes."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def most(self, value: int) -> int:
+        """The largest of the values that the processes give; not negative."""
+        if self.size == 1:
+            return value
+        box = torch.tensor(value)
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def trained_together(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network's forward pass, whose backward pass averages the gradients over the processes."""
+        if self.size == 1:
+            return network
+        return nn.parallel.DistributedDataParallel(
+            network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
+
+    def close(self) -> None:
+        """Let go of the others."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()

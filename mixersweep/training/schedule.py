@@ -1,0 +1,31 @@
+"""The course of the learning rate: a function of the step alone, so that a resumed run needs no state of it."""
+
+from __future__ import annotations
+
+import math
+
+from mixersweep.config.schema import AnyOptim
+
+
+def learning_rate(settings: AnyOptim, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The rate of step 0, 1, ... of ``epochs * steps_per_epoch``; groups multiply it by their ``lr_scale``.
+
+    Over the warm-up it rises linearly from ``warmup_lr``, which stands one step before the first, to ``lr``, which its
+    last step has. Then:
+
+    - ``constant``: ``lr``.
+    - ``cosine``: half a cosine over the steps after the warm-up, from ``lr`` to ``min_lr``, which would be the rate of
+      the step after the last (Loshchilov & Hutter 2017, eq 5, without restarts; torch's ``CosineAnnealingLR``, and
+      timm's with ``warmup_prefix``, a step at a time).
+    - ``step``: ``lr``, multiplied by ``milestone_factor`` after each of the ``milestones``, in epochs since the start.
+    """
+    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return settings.warmup_lr + (settings.lr - settings.warmup_lr) * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "step":
+        passed = sum(step >= milestone * steps_per_epoch for milestone in settings.milestones or [])
+        return settings.lr * settings.milestone_factor**passed
+    course = (step - warmup) / max(1, epochs * steps_per_epoch - warmup)
+    return settings.min_lr + (settings.lr - settings.min_lr) * 0.5 * (1 + math.cos(math.pi * course))
