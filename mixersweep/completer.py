@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mixersweep.paths import groups
@@ -27,6 +27,35 @@ def data_sets(prefix: str, **_: object) -> list[str]:
     return [name for name in groups()["data"] if name.startswith(prefix)]
 
 
+def models(prefix: str, **_: object) -> list[str]:
+    """The families, in a comma-separated list."""
+    from mixersweep.config import FAMILIES
+
+    return _in_list(prefix, FAMILIES)
+
+
+def states(prefix: str, **_: object) -> list[str]:
+    """The states of runs, in a comma-separated list."""
+    from mixersweep.runs.listing import SHOWN_STATES
+
+    return _in_list(prefix, SHOWN_STATES)
+
+
+def run_dirs(prefix: str, **_: object) -> list[str]:
+    """The run directories, as paths."""
+    return [path for path in _values("run_dir") if path.startswith(prefix)]
+
+
+def runs_dir() -> Path:
+    """Where runs are without a setting."""
+    return Path(os.environ.get("MIXERSWEEP_RUNS") or "runs")
+
+
+def _in_list(prefix: str, choices: Iterable[str]) -> list[str]:
+    done, comma, last = prefix.rpartition(",")
+    return [f"{done}{comma}{choice}" for choice in choices if choice.startswith(last)]
+
+
 def _keys() -> list[str]:
     from mixersweep.config import keys
 
@@ -41,8 +70,7 @@ def _values(key: str) -> Iterator[str]:
     if key in groups():
         yield from groups()[key]
     elif key == "run_dir":
-        runs = Path(os.environ.get("MIXERSWEEP_RUNS", "runs"))
-        yield from (str(path) for path in sorted(runs.glob("*-*")) if (path / "config.yaml").exists())
+        yield from (str(path) for path in sorted(runs_dir().glob("*-*")) if (path / "config.yaml").exists())
     else:
         found = dict.fromkeys(choice for name, hint in keys() if name == key for choice in _choices(hint))
         yield from found
@@ -51,7 +79,7 @@ def _values(key: str) -> Iterator[str]:
 def _choices(annotation: object) -> Iterator[str]:
     if annotation is bool:
         yield from ("true", "false")
-    for part in typing.get_args(annotation):
+    for part in typing.get_args(annotation) if typing.get_origin(annotation) is not dict else ():
         if isinstance(part, (str, int)):
             yield str(part).lower()
         else:

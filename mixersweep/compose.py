@@ -1,28 +1,33 @@
 """Hydra: from the arguments of ``train`` to checked configs, every mistake in one line.
 
-Hydra composes and sweeps; the schema checks. Override keys are checked before anything is composed, because Hydra
-adds unknown keys with ``+`` in silence, and its own refusals do not know the nearest valid choice.
+Hydra's grammar, groups and defaults make the config; the schema checks it. Override keys are checked before anything is
+composed, because Hydra adds unknown keys with ``+`` in silence, and its own refusals do not know the nearest valid
+choice. A sweep is expanded by the program itself (``sweeps``); another sweeper of Hydra's gets a job a run.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mixersweep.config import Config, check_key, parse
@@ -30,37 +35,71 @@ from mixersweep.errors import RunStopped, UserError
 from mixersweep.paths import config_dir, groups
 from mixersweep.runs import Origin
 
-Job = Callable[[Config, Origin], None]
+Job = Callable[[Config, Origin], float | None]
+"""Trains one run; what it returns is what another sweeper optimises."""
+
+OWN_SWEEPER = "mixersweep"
 
 
-def run_app(arguments: list[str], job: Job, failed: Callable[[Exception], None]) -> bool:
-    """Compose the arguments and call ``job`` for each run they mean, as a Hydra application does.
+@dataclass(frozen=True)
+class Invocation:
+    """The arguments of ``train``: overrides, Hydra's flags, and whether they mean many runs.
 
-    In a multirun an exception of one job goes to ``failed`` and the others go on; a stop by a signal ends all.
-    Returns whether it was a multirun. Raises ``UserError`` for settings that cannot be.
+    ``is_sweep``: the program's own sweeper carries them out; else Hydra does.
     """
-    sys.argv = ["mixersweep train", *arguments]
-    parsed = get_args_parser().parse_intermixed_args(arguments)
-    overrides, multirun = list(parsed.overrides), bool(parsed.multirun)
-    _check_overrides(overrides, multirun=multirun)
 
+    overrides: list[str]
+    flags: list[str]
+    multirun: bool
+    is_sweep: bool
+
+
+def read_arguments(arguments: list[str]) -> Invocation:
+    """Check the arguments' keys and choices; raises ``UserError`` for those that cannot be."""
+    sys.argv = ["mixersweep train", *arguments]  # Hydra's parser shows it in its usage
+    parsed = get_args_parser().parse_intermixed_args(arguments)
+    overrides = list(parsed.overrides)
+    flags = list(arguments)
+    for override in overrides:
+        flags.remove(override)
+    check_overrides(overrides)
+    checked = parsed_overrides(overrides)
+    shows = bool(parsed.cfg or parsed.info or parsed.help or parsed.hydra_help or parsed.shell_completion)
+    multirun, sweeper = bool(parsed.multirun), OWN_SWEEPER
+    if any(_root(o) == "hydra" or o.key_or_group == "experiment" for o in checked):
+        head = Composer(overrides).head.hydra
+        multirun, sweeper = multirun or head.mode == RunMode.MULTIRUN, head.runtime.choices["hydra/sweeper"]
+    several = next((o for o in checked if o.is_sweep_override()), None)
+    if several is not None and not multirun:
+        raise UserError(f"{several.input_line}: several values; sweep over them with -m")
+    return Invocation(overrides, flags, multirun, is_sweep=multirun and sweeper == OWN_SWEEPER and not shows)
+
+
+def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None]) -> None:
+    """Compose the overrides and call ``job`` for each run they mean, as a Hydra application does.
+
+    Under another sweeper an exception of one job goes to ``failed``, and it goes on; a stop by a signal ends all.
+    Raises ``UserError`` for settings that cannot be.
+    """
+    overrides, multirun = list(invocation.overrides), invocation.multirun
+    if multirun and not any(o.key_or_group == "hydra/launcher" for o in parsed_overrides(overrides)):
+        overrides.append("hydra/launcher=basic")  # the program's own launchers take run directories
     ended: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
-    def app(composed: DictConfig) -> None:
+    def app(composed: DictConfig) -> float:
+        value = None
         try:
-            job(*_job_of(composed))
+            value = job(*_job_of(composed))
         except Exception as error:  # kept from Hydra, which would print its own line about it
             if not multirun or isinstance(error, RunStopped):
                 ended.append(error)
                 raise KeyboardInterrupt from None  # the one thing that ends a multirun between two jobs
             failed(error)
+        return float("nan") if value is None else value
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    flags = list(arguments)
-    for override in overrides:
-        flags.remove(override)
-    sys.argv = ["mixersweep train", *overrides, *flags]  # Hydra's own parser wants them apart
+    sys.argv = ["mixersweep train", *overrides, *invocation.flags]  # Hydra's own parser wants them apart
     try:
         app()
     except KeyboardInterrupt:
@@ -73,21 +112,163 @@ def run_app(arguments: list[str], job: Job, failed: Callable[[Exception], None])
         for job_overrides in _jobs(overrides, multirun=multirun):
             _check_against_choices(job_overrides)
         raise UserError(_one_line(error)) from error
-    return multirun
+
+
+class Composer:
+    """Configs of many runs: one compose of Hydra's for each set of group choices, the values set on copies of it.
+
+    ``overrides`` are what all runs share: ``head`` holds their choices, the settings of the sweep and of Hydra.
+    """
+
+    def __init__(self, overrides: Sequence[str] = ()) -> None:
+        self._overrides = list(overrides)
+        self._bases: dict[tuple[str, ...], _Base] = {}
+
+    @cached_property
+    def head(self) -> DictConfig:
+        """What does not depend on the point of a sweep: the values under ``hydra`` and ``sweep``."""
+        kept = [
+            override.input_line or ""
+            for override in parsed_overrides(self._overrides)
+            if _root(override) in ("hydra", "sweep") or is_choice(override)
+        ]
+        return self._load(kept, RunMode.MULTIRUN)
+
+    def values(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The plain values of one run, as Hydra composes them and without its own node and the sweep's.
+
+        Raises ``UserError``.
+        """
+        parsed = [parsed_override(override) for override in overrides]
+        chosen = tuple(o.input_line or "" for o in parsed if is_choice(o))
+        try:
+            if chosen not in self._bases:
+                self._bases[chosen] = _Base(self._load(list(chosen), RunMode.RUN))
+            return self._bases[chosen].with_values([override for override in parsed if not is_choice(override)])
+        except (HydraException, OmegaConfBaseException) as error:
+            _check_against_choices(list(overrides))
+            raise UserError(_one_line(error)) from error
+
+    def _load(self, overrides: list[str], mode: RunMode) -> DictConfig:
+        try:
+            return _loader().load_configuration("train", overrides, mode)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_one_line(error)) from error
+
+
+class _Base:
+    """A composed config on which values are set, by Hydra's own code or, where that is the same, on plain values."""
+
+    def __init__(self, composed: DictConfig) -> None:
+        with open_dict(composed):
+            del composed["hydra"]
+            composed.pop("sweep", None)
+        self._composed = composed
+        texts = [leaf for leaf in _leaves(OmegaConf.to_container(composed, resolve=False)) if isinstance(leaf, str)]
+        self._read = {key for text in texts for key in re.findall(r"\$\{([^{}:]+)\}", text)}
+        self._plain: dict[str, Any] | None = None
+
+    def with_values(self, overrides: list[Override]) -> dict[str, Any]:
+        """A new nested dict with the overrides applied and every interpolation resolved."""
+        if all(self._is_plain(override) for override in overrides):
+            if self._plain is None:
+                self._plain = _resolved(self._composed)
+            values: dict[str, Any] = _copied(self._plain)
+            for override in overrides:
+                *path, name = override.key_or_group.split(".")
+                node = values
+                for part in path:
+                    node = node[part]
+                node[name] = override.value()
+            return values
+        composed = copy.deepcopy(self._composed)
+        ConfigLoaderImpl._apply_overrides_to_config(overrides, composed)
+        return _resolved(composed)
+
+    def _is_plain(self, override: Override) -> bool:
+        """Whether the override only replaces one value that is there and that no interpolation reads."""
+        key = override.key_or_group
+        if override.is_add() or override.is_force_add() or override.is_delete() or override.package is not None:
+            return False
+        value = override.value()
+        node: Any = self._composed
+        for part in key.split("."):
+            if not isinstance(node, DictConfig) or part not in node:
+                return False
+            node = node._get_node(part)
+        if isinstance(node, DictConfig) or isinstance(value, dict) or "${" in (override.input_line or ""):
+            return False
+        return not any(read.startswith(".") or f"{key}.".startswith(f"{read}.") for read in self._read)
+
+
+@cache
+def _loader() -> ConfigLoaderImpl:
+    setup_globals()
+    return ConfigLoaderImpl(create_config_search_path(str(config_dir())))
 
 
 def config_of(overrides: list[str]) -> Config:
     """The checked config of one run, composed without an application."""
-    return parse(_plain(_composed(overrides)))
+    return parse(Composer().values(overrides))
+
+
+def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Overrides in Hydra's grammar; raises ``UserError`` for what is none."""
+    return [parsed_override(override) for override in overrides]
+
+
+@lru_cache(maxsize=65536)
+def parsed_override(override: str) -> Override:
+    """One override in Hydra's grammar; raises ``UserError`` where it is none."""
+    try:
+        (parsed,) = OverridesParser.create(_loader()).parse_overrides([override])
+    except HydraException as error:
+        raise UserError(_one_line(error)) from error
+    return parsed
+
+
+def is_choice(override: Override) -> bool:
+    """Whether the override chooses a file of a config group."""
+    key = override.key_or_group
+    is_group = key in _group_names() or (key.startswith("hydra/") and "." not in key)
+    return is_group and not isinstance(override.value(), dict)
+
+
+@cache
+def _group_names() -> frozenset[str]:
+    return frozenset(groups())
+
+
+def _root(override: Override) -> str:
+    return override.key_or_group.partition(".")[0].partition("/")[0]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield value
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _job_of(composed: DictConfig) -> tuple[Config, Origin]:
     context = HydraConfig.get()
     experiment = context.runtime.choices.get("experiment")
-    return parse(_plain(composed)), Origin(experiment=experiment, overrides=list(context.overrides.task))
+    with open_dict(composed):
+        composed.pop("sweep", None)
+    return parse(_resolved(composed)), Origin(experiment=experiment, overrides=list(context.overrides.task))
 
 
-def _plain(composed: DictConfig) -> dict[str, Any]:
+def _resolved(composed: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
@@ -96,24 +277,12 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _composed(overrides: list[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        return compose("train", overrides)
-
-
-def _check_overrides(overrides: list[str], *, multirun: bool) -> None:
+def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse unknown keys and choices, whatever prefix they have."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(_one_line(error)) from error
-    for override in parsed:
+    for override in parsed_overrides(overrides):
         key = override.key_or_group
-        if key.partition(".")[0].partition("/")[0] == "hydra":
+        if _root(override) == "hydra":
             continue
-        if override.is_sweep_override() and not multirun:
-            raise UserError(f"{override.input_line}: several values; sweep over them with -m")
         if key in groups() and not override.is_delete():
             for choice in _choices(override):
                 _check_choice(key, choice)
@@ -144,24 +313,23 @@ def _jobs(overrides: list[str], *, multirun: bool) -> list[list[str]]:
     if not multirun:
         return [overrides]
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-    except HydraException:
+        batches = BasicSweeper.split_arguments(parsed_overrides(overrides), None)
+        return [list(job) for batch in batches for job in batch]
+    except (HydraException, UserError):
         return []
 
 
 def _check_against_choices(overrides: list[str]) -> None:
     """Refuse settings that only other choices of their group have, e.g. ``model.tied`` of an sw_mlp."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    choosing = [o.input_line or "" for o in parsed if o.key_or_group in groups()]
+    parsed = parsed_overrides(overrides)
     try:
-        composed = _plain(_composed(choosing))
-    except (HydraException, OmegaConfBaseException):
+        composed = Composer().values([o.input_line or "" for o in parsed if is_choice(o) and _root(o) != "hydra"])
+    except UserError:
         return
     for override in parsed:
         key = override.key_or_group
         group = composed.get(key.partition(".")[0])
-        if "." in key and isinstance(group, dict):
+        if "." in key and isinstance(group, dict) and _root(override) != "hydra":
             check_key(key, _text(override), group.get("name"))
 
 

@@ -2,6 +2,7 @@
 
 runs/<readable name>-<16 hex of the fingerprint>/
     config.yaml      resolved and frozen: what `train run_dir=DIR` reads, and nothing else
+    planned.json     the same for those that read many runs (``listing``), since YAML is slow
     status.json      state, host, pid, heartbeat, error (``status``)
     metrics.jsonl    a row an epoch
     checkpoint.pt    model, optimiser and the rows so far
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,14 @@ class RunDirectory:
             )
         return cls(path, run)
 
+    def freeze(self) -> None:
+        """Store where and how the run is executed as ``run`` has it now, for whoever takes up the directory alone.
+
+        What makes the experiment stays as it was frozen first.
+        """
+        if RunDirectory.open(self.path).run != self.run:
+            _freeze(self.path, self.run)
+
     @property
     def checkpoint(self) -> Path:
         """Where the checkpoint stands."""
@@ -208,8 +218,8 @@ def _line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
-def _make(path: Path, run: Run) -> None:
-    """Make the directory beside its place and move it there, so that it appears whole."""
+def _freeze(path: Path, run: Run) -> None:
+    """Write the run into the directory."""
     stored = {
         "schema_version": SCHEMA_VERSION,
         "name": run.name,
@@ -218,13 +228,19 @@ def _make(path: Path, run: Run) -> None:
         "config": dataclasses.asdict(run.config),
         "architecture": dataclasses.asdict(run.architecture),
     }
+    write_text(path / "config.yaml", yaml.dump(stored, Dumper=_Dumper, sort_keys=False))
+    write_json(path / "planned.json", stored)
+
+
+def _make(path: Path, run: Run) -> None:
+    """Make the directory beside its place and move it there, so that it appears whole."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"runs_dir={path.parent}: cannot be written: {error.strerror}") from None
     try:
-        write_text(temporary / "config.yaml", yaml.safe_dump(stored, sort_keys=False))
+        _freeze(temporary, run)
         set_status(temporary, Status("planned"))
         write_json(temporary / "tracking.json", {"id": f"{run.fingerprint[:16]}-{secrets.token_hex(2)}"})
         temporary.rename(path)

@@ -1,7 +1,8 @@
 """The state of a run and who holds it: ``status.json``, read and changed under a lock.
 
 A process that trains a run *holds* it: its host, pid and heartbeat stand in the status. The hold of a process that
-is gone (seen at once on its own host, by its silent heartbeat from any other) is taken over.
+is gone (seen at once on its own host, by its silent heartbeat from any other) is taken over. Who stores
+``cancelled`` over a running status ends the run: its holder sees it at its next heartbeat.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
-from mixersweep.errors import INTERRUPTED, RunDiverged, RunHeld, RunStopped
+from mixersweep.errors import INTERRUPTED, RunCancelled, RunDiverged, RunHeld, RunStopped
 from mixersweep.runs.files import read_json, write_json
 
 STORED_STATES = (
@@ -44,7 +45,10 @@ DEAD_AFTER = 60.0
 
 @dataclass(frozen=True)
 class Status:
-    """``status.json``: ``state`` is one of ``STORED_STATES``; times are seconds since the epoch, UTC."""
+    """``status.json``: ``state`` is one of ``STORED_STATES``; times are seconds since the epoch, UTC.
+
+    ``job`` is what a scheduler calls the job that the run is queued or running in, None without one.
+    """
 
     state: str
     host: str | None = None
@@ -53,11 +57,20 @@ class Status:
     since: float | None = None
     heartbeat: float | None = None
     error: str | None = None
+    job: str | None = None
 
     @property
     def alive(self) -> bool:
-        """Whether the process that holds the run is there, as far as this host can tell."""
-        if self.state != "running" or self.pid is None or self.heartbeat is None:
+        """Whether the run is held by a process that is there, as far as this host can tell."""
+        return self.state == "running" and self._holder_is_there()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is cancelled, but the process that held it has not let go of it yet."""
+        return self.state == "cancelled" and self._holder_is_there()
+
+    def _holder_is_there(self) -> bool:
+        if self.pid is None or self.heartbeat is None:
             return False
         if self.host == this_host():
             return self.pid_started == _started(self.pid)
@@ -104,25 +117,42 @@ class Hold:
         self._status = status
         self._over = threading.Event()
         self._lost_to: Status | None = None
+        self._cancelled = False
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise ``RunHeld`` where another process took the run over, as after a long suspension of this one."""
+        """Raise ``RunCancelled`` where somebody cancelled the run, and ``RunHeld`` where another process took it over.
+
+        The latter comes of a long suspension of this process.
+        """
+        if self._cancelled:
+            raise RunCancelled(f"{self._run_dir}: cancelled")
         if self._lost_to is not None:
             raise RunHeld(f"{self._run_dir}: taken over by {self._lost_to.holder} while this process was silent")
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has cancelled the run, as its directory says now."""
+        with guard(self._run_dir):
+            stored = read_status(self._run_dir)
+        return stored.state == "cancelled" and (stored.pid, stored.since) == (self._status.pid, self._status.since)
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_EVERY):
             self._store(dataclasses.replace(self._status, heartbeat=time.time()))
 
     def _store(self, status: Status) -> None:
-        with _guard(self._run_dir):
+        with guard(self._run_dir):
             stored = read_status(self._run_dir)
-            if (stored.host, stored.pid, stored.since) == (status.host, status.pid, status.since):
-                set_status(self._run_dir, status)
-            else:
+            if (stored.host, stored.pid, stored.since) != (status.host, status.pid, status.since):
                 self._lost_to = stored
+            elif stored.state == "cancelled" and status.state != "completed":
+                self._cancelled = True
+                pid = status.pid if status.state == "running" else None  # at the end, the process lets go
+                set_status(self._run_dir, dataclasses.replace(stored, pid=pid, heartbeat=status.heartbeat))
+            else:
+                set_status(self._run_dir, status)
 
     def _end(self, state: str, error: str | None) -> None:
         self._over.set()
@@ -134,15 +164,20 @@ class Hold:
 def hold(run_dir: Path) -> Iterator[Hold]:
     """Hold the run while the block trains it; how the block ends becomes the state of the run.
 
-    Raises ``RunHeld`` where a live process holds it already, with host, pid and since when.
+    Raises ``RunHeld`` where a live process holds it already, with host, pid and since when, and ``RunCancelled`` where
+    somebody cancelled it: before, or while the block trains it.
     """
     pid = os.getpid()
     now = time.time()
     mine = Status("running", this_host(), pid, _started(pid), since=now, heartbeat=now)
-    with _guard(run_dir):
+    with guard(run_dir):
         status = read_status(run_dir)
         if status.alive:
             raise RunHeld(f"{run_dir}: held by {status.holder}; wait for it, or stop that process")
+        if status.state == "cancelled":
+            raise RunCancelled(f"{run_dir}: cancelled; mixersweep retry makes it one to train again")
+        if status.state == "queued":
+            mine = dataclasses.replace(mine, job=status.job)
         set_status(run_dir, mine)
     held = Hold(run_dir, mine)
     state, error = "failed", None
@@ -151,9 +186,14 @@ def hold(run_dir: Path) -> Iterator[Hold]:
         state = "completed"
     except RunStopped as stopped:
         state = "interrupted" if stopped.exit_code == INTERRUPTED else "preempted"
+        if held.cancelled:  # and the signal only said so sooner
+            raise RunCancelled(f"{run_dir}: cancelled") from None
         raise
     except KeyboardInterrupt:
         state = "interrupted"
+        raise
+    except RunCancelled:
+        state = "cancelled"
         raise
     except RunDiverged as diverged:
         state, error = "diverged", str(diverged)
@@ -165,7 +205,8 @@ def hold(run_dir: Path) -> Iterator[Hold]:
         held._end(state, error)
 
 
-def _guard(run_dir: Path) -> FileLock:
+def guard(run_dir: Path) -> FileLock:
+    """The lock under which a status is read and changed."""
     return FileLock(run_dir / ".lock", timeout=30)
 
 

@@ -175,7 +175,8 @@ def test_a_directory_appears_whole_and_is_found_again(tmp_path: Path) -> None:
     assert read_json(first.path / "tracking.json")["id"] == identity
     assert identity.startswith(first.run.fingerprint[:16] + "-")
     assert len(identity) == 21
-    assert sorted(p.name for p in first.path.iterdir()) == ["config.yaml", "status.json", "tracking.json"]
+    names = ["config.yaml", "planned.json", "status.json", "tracking.json"]
+    assert sorted(p.name for p in first.path.iterdir()) == names
     assert [p.name for p in tmp_path.iterdir()] == [first.path.name]
     assert first.status().state == "planned"
 

@@ -1,0 +1,99 @@
+"""``mixersweep plan``: what the same overrides would train, and what that would cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixersweep import completer
+from mixersweep.cli.terminal import report
+from mixersweep.errors import DONE, USER_MISTAKE
+
+if TYPE_CHECKING:
+    from mixersweep.sweeps.expand import Expansion
+    from mixersweep.sweeps.plan import Planned
+
+
+def add(verbs: Any) -> None:
+    """``plan [-m] [key=value ...]``, with the overrides of ``train``."""
+    verb = verbs.add_parser(
+        "plan", help="what train with the same overrides would cost: sizes, memory, time; trains nothing"
+    )
+    verb.add_argument("overrides", nargs="*", metavar="key=value").completer = completer.overrides
+    verb.add_argument("-m", "--multirun", action="store_true", help="as for train; several values mean it anyway")
+    verb.add_argument("--json", action="store_true", help="one object a run and nothing else")
+    verb.add_argument("--figure", type=Path, metavar="FILE", help="draw width and density against channels (png, svg)")
+    verb.add_argument("--measure", action="store_true", help="time a few steps of each shape, and keep what they took")
+    verb.set_defaults(run=plan)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """``plan [-m] [key=value ...]``: the runs, their cost and their state; nothing is trained."""
+    from mixersweep.sweeps.expand import expand
+    from mixersweep.sweeps.plan import plan as planned
+
+    overrides = options.overrides
+    expansion = expand(overrides, multirun=options.multirun or _sweeps(overrides))
+    rows = planned(expansion)
+    runs = [row.run for row in rows if row.run is not None]
+    if options.figure is not None:
+        from mixersweep.sweeps.figure import draw
+
+        draw(runs, options.figure)
+        report(f"drawn: {options.figure}")
+    if options.measure:
+        _measure(expansion, rows)
+        rows = planned(expansion)
+    if options.json:
+        for row in rows:
+            if row.run is not None:
+                print(json.dumps(row.record))
+    else:
+        _print(expansion, rows)
+    for notice in expansion.notices:
+        report(f"note: {notice}")
+    for reason, count in Counter(row.point.infeasible for row in rows if row.state == "infeasible").items():
+        report(f"infeasible: {reason}" + (f" ({count} points)" if count > 1 else ""))
+    return DONE if runs or not rows else USER_MISTAKE
+
+
+def _print(expansion: Expansion, rows: list[Planned]) -> None:
+    from mixersweep.sweeps.plan import at_once, table, totals
+
+    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if any(row.run is not None for row in rows):
+        print("\n".join(table(rows, wide)))
+    print("\n".join(totals(rows, at_once(expansion, rows)[0])))
+    waiting = {row.point.waiting: None for row in rows if row.point.waiting is not None}
+    for reason in waiting:
+        report(f"waiting {reason}")
+
+
+def _measure(expansion: Expansion, rows: list[Planned]) -> None:
+    """Time the shapes that no completed run tells of."""
+    from mixersweep.sweeps.measure import measure
+    from mixersweep.sweeps.plan import at_once
+    from mixersweep.sweeps.times import Times
+
+    runs = [row.run for row in rows if row.run is not None and row.state != "completed"]
+    times = Times(expansion.runs_dir, runs)
+    unknown = [run for run in runs if not times.is_from_runs(run)]
+    if not unknown:
+        report("nothing to measure: completed runs tell how long each takes")
+        return
+    jobs, threads = at_once(expansion, rows)
+    report(f"measuring {jobs} at once, {threads} thread{'' if threads == 1 else 's'} each")
+    for entry in measure(unknown, jobs, threads, report):
+        times.calibration.add([entry])
+
+
+def _sweeps(overrides: list[str]) -> bool:
+    """Whether a value among the overrides is several, which ``train`` takes with ``-m``."""
+    from mixersweep.compose import parsed_overrides
+
+    return any(override.is_sweep_override() for override in parsed_overrides(overrides))

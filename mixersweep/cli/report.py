@@ -1,0 +1,108 @@
+"""``mixersweep report`` and ``mixersweep compare``: what came out of many runs, and what sets a few apart."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mixersweep.cli.terminal import report as say
+from mixersweep.errors import DONE, UserError
+
+
+def add(verbs: Any) -> None:
+    """``report [RUNS_DIR ...]`` and ``compare RUN RUN ...``."""
+    verb = verbs.add_parser("report", help="compare completed runs: statistics, figures, one page")
+    verb.add_argument("runs_dirs", nargs="*", metavar="RUNS_DIR", help="directories of runs, or runs (default: runs)")
+    verb.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
+    verb.add_argument("--out", metavar="DIR", type=Path, help="where the files go (default: report)")
+    verb.add_argument("--x", default="width", metavar="NAME", help="x axis of the main figure: width, parameters, ...")
+    verb.add_argument("--y", default="accuracy", metavar="NAME", help="accuracy, error, train_loss, ...")
+    verb.add_argument("--published", action="store_true", help="lay the papers' curves beside one's own, dashed")
+    shapes = verb.add_mutually_exclusive_group()
+    for shape, said in (
+        ("markdown", "print Markdown"),
+        ("latex", "print LaTeX tables"),
+        ("terminal", "draw the curve and the table here"),
+    ):
+        shapes.add_argument(f"--{shape}", action="store_true", help=f"{said}; files only with --out")
+    verb.set_defaults(run=report)
+
+    verb = verbs.add_parser("compare", help="what differs between runs, in settings and result, side by side")
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or beginnings of the names of runs")
+    verb.add_argument("--runs-dir", type=Path, default=Path(_runs_dir()), help="where names are looked for")
+    verb.add_argument("--json", action="store_true", help="one object and nothing else")
+    verb.set_defaults(run=compare)
+
+
+def report(options: argparse.Namespace) -> int:
+    """``report``: the path of the page on stdout, or what was asked to be printed."""
+    from mixersweep.report import build
+
+    printed = options.markdown or options.latex or options.terminal
+    out = options.out or (None if printed else Path("report"))
+    places = [Path(place) for place in options.runs_dirs] or [Path(_runs_dir())]
+    made = build(places, options.where, out, x=options.x, y=options.y, published=options.published)
+    if options.terminal:
+        from mixersweep.report.terminal import show
+
+        show(made, options.x, options.y, sys.stdout)
+    elif printed:
+        print(made.markdown if options.markdown else made.latex, flush=True)
+    else:
+        from mixersweep.report.text import counted
+
+        say(made.answer)
+        say(counted(made.table, made.all_statistics))
+        for name, reason in made.left_out.items():
+            say(f"{name}: not drawn, {reason}")
+        print(made.page, flush=True)
+    return DONE
+
+
+def compare(options: argparse.Namespace) -> int:
+    """``compare``: a column a run; only settings and sizes that differ, and all results."""
+    from mixersweep.report.compare import differences, read
+
+    if len(options.runs) < 2:
+        raise UserError(f"{options.runs[0]}: compare takes two runs or more")
+    rows = read(options.runs, options.runs_dir)
+    found = differences(rows)
+    if options.json:
+        names = [row["name"] for row in rows]
+        groups = {group: dict(lines) for group, lines in found.items()}
+        print(json.dumps({"runs": names, **groups}), flush=True)
+        return DONE
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(80, 30 + 64 * len(rows)))
+    for group, lines in found.items():
+        table = Table(title=group, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        table.add_column("")
+        for row in rows:
+            table.add_column(row["name"], overflow="fold")
+        for name, values in lines:
+            table.add_row(name, *(_shown(value) for value in values))
+        console.print(table if lines else f"{group}: no difference")
+        console.print()
+    return DONE
+
+
+def _shown(value: Any) -> str:
+    from rich.markup import escape
+
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return escape(json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value))
+
+
+def _runs_dir() -> str:
+    return os.environ.get("MIXERSWEEP_RUNS", "runs")

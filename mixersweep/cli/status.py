@@ -1,0 +1,282 @@
+"""``mixersweep status``, ``retry``, ``cancel``, ``logs``: how the runs stand, and mending them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixersweep import completer
+from mixersweep.cli.terminal import report
+from mixersweep.errors import DONE, FAILED, UserError
+
+if TYPE_CHECKING:
+    from mixersweep.runs.listing import Listed
+
+EVERY = 2.0
+"""Seconds between two looks of ``--watch``, or five times as long as a look takes."""
+
+COLOURS = {
+    **dict.fromkeys(("failed", "diverged", "lost", "broken"), "31"),
+    **dict.fromkeys(("interrupted", "preempted"), "33"),
+    **dict.fromkeys(("planned", "queued", "cancelled"), "2"),
+    "running": "36",
+    "completed": "32",
+}
+
+
+def add(verbs: Any) -> None:
+    """``status``, ``retry``, ``cancel`` and ``logs``."""
+    chosen = argparse.ArgumentParser(add_help=False)
+    group: Any = chosen.add_argument_group("which runs")
+    group.add_argument("--model", metavar="M,..", help="of these families").completer = completer.models
+    group.add_argument("--sweep", metavar="NAME", help="of this sweep")
+    group.add_argument("--where", metavar="TEXT", help="such as 'width>=1000 and optim.lr<0.1' (with the quotes)")
+
+    def state(verb: Any, text: str, *, required: bool = False) -> None:
+        verb.add_argument("--state", metavar="S,..", help=text, required=required).completer = completer.states
+
+    verb: Any = verbs.add_parser(
+        "status", parents=[chosen], help="a line a run: state, epoch, accuracy, speed, time left"
+    )
+    _runs_dirs(verb)
+    state(verb, "in these states")
+    verb.add_argument("--watch", action="store_true", help="draw it again every few seconds, until Ctrl-C")
+    verb.add_argument("--json", action="store_true", help="one object a run")
+    verb.set_defaults(run=status)
+
+    verb = verbs.add_parser(
+        "retry", parents=[chosen], help="let the same command take up failed or diverged runs again"
+    )
+    _runs_dirs(verb)
+    state(verb, "failed, lost, diverged or cancelled ones", required=True)
+    verb.add_argument("--keep-checkpoint", action="store_true", help="a diverged run goes on instead of starting anew")
+    verb.set_defaults(run=retry)
+
+    verb = verbs.add_parser("cancel", parents=[chosen], help="stop runs, and let no command take them up")
+    verb.add_argument(
+        "runs", nargs="*", metavar="RUN", type=str, help="run directories or names"
+    ).completer = completer.run_dirs
+    state(verb, "in these states")
+    verb.set_defaults(run=cancel)
+
+    verb = verbs.add_parser("logs", help="the last lines that a run wrote")
+    verb.add_argument(
+        "run_name", metavar="RUN", help="a run directory, or the name or hash of a run"
+    ).completer = completer.run_dirs
+    verb.add_argument("-n", "--lines", type=int, default=40, help="how many (40)")
+    verb.add_argument("-f", "--follow", action="store_true", help="go on while the run goes on")
+    verb.set_defaults(run=logs)
+
+
+def status(options: argparse.Namespace) -> int:
+    """``status [RUNS_DIR ...]``: how the runs stand."""
+    if options.watch and (options.json or not sys.stdout.isatty()):
+        why = "not with --json" if options.json else "needs a terminal; without it, status prints once"
+        raise UserError(f"--watch: {why}")
+    if options.watch:
+        return _watch(options)
+
+    from mixersweep.sweeps.watch import Line, summary, table
+
+    now = time.time()
+    lines = sorted((Line.of(listed, now) for listed in _selected(options)), key=lambda line: line.order)
+    if options.json:
+        for line in lines:
+            print(json.dumps(line.record))
+        return DONE
+    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if lines:
+        heading, *texts = table(lines, wide, now)
+        print("\n".join([heading, *map(_coloured, texts)]))
+    print(summary(line.record["state"] for line in lines))
+    return DONE
+
+
+def retry(options: argparse.Namespace) -> int:
+    """``retry --state S,.. [RUNS_DIR ...]``: make runs planned again."""
+    from mixersweep.sweeps import mend
+
+    states = tuple(_listed(options.state, "--state", mend.RETRIED))
+    changed = []
+    for listed in _selected(options):
+        done, text = mend.retry(listed.path, states, keep_checkpoint=options.keep_checkpoint)
+        print(f"{listed.name}  {text}")
+        if done:
+            changed.append(listed)
+    if not changed:
+        report("no run was changed")
+        return DONE
+    report(f"{len(changed):,} run{' is' if len(changed) == 1 else 's are'} planned again; to train what is left:")
+    for command in mend.commands(changed):
+        report(f"    {command}")
+    return DONE
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """``cancel RUN ...``, or by ``--state``, ``--sweep``, ``--model``, ``--where``: stop runs for good."""
+    from mixersweep.sweeps import mend
+
+    by_name = [_find(run) for run in options.runs]
+    filtered = any((options.where, options.state, options.sweep, options.model))
+    if not filtered and not all((place / "config.yaml").exists() for place in by_name):
+        raise UserError(f"cancel {options.runs[0]}: a directory of many runs; say which with --where or --state")
+    if not filtered and not by_name:
+        raise UserError("cancel: name runs, or say which with --state, --sweep, --model or --where")
+    options.runs_dirs = by_name
+    refused = False
+    for listed in _selected(options):
+        if listed.state == "broken":
+            report(f"{listed.name}: {listed.reason}")
+            refused = True
+            continue
+        done, text = mend.cancel(listed.path)
+        print(f"{listed.name}  {text}")
+        if done and listed.status.job is not None:
+            report(f"its job {listed.status.job} may stay in the queue; it ends as soon as it starts")
+        refused |= not done and not filtered
+    return FAILED if refused else DONE
+
+
+def logs(options: argparse.Namespace) -> int:
+    """``logs RUN``: the end of the run's ``log.txt``, into which a launcher writes all that the run says."""
+    from mixersweep.runs.listing import read_listed
+
+    if options.lines < 0:
+        raise UserError(f"--lines {options.lines}: expects a whole number, at least 0")
+    path = _find(options.run_name)
+    file = path / "log.txt"
+    if not file.exists() and not options.follow:
+        raise UserError(f"{path}: has no log.txt; a launcher writes one, a run in a terminal speaks to that")
+    position = 0
+    while True:
+        listed = read_listed(path)  # before the file: what a run that has ended wrote is all there
+        if file.exists():
+            with file.open("rb") as log:
+                position = position or _before_last_lines(file, options.lines)
+                log.seek(position)
+                content = log.read()
+            position += len(content)
+            sys.stdout.write(content.decode(errors="replace"))
+            sys.stdout.flush()
+        if not options.follow or listed is None or listed.state not in ("planned", "queued", "running"):
+            return DONE
+        time.sleep(0.5)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    """Draw the end of the table, which is what needs a person, as high as the terminal is, again and again."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from mixersweep.sweeps.watch import Line, summary, table
+
+    console = Console()
+
+    def look() -> Text:
+        now = time.time()
+        lines = sorted((Line.of(listed, now) for listed in _selected(options)), key=lambda line: line.order)
+        high, wide = max(4, console.size.height), console.size.width
+        hidden = max(0, len(lines) - (high - 3))
+        heading, *texts = table(lines[hidden:], wide, now)
+        above = [f"… {hidden:,} more above"] if hidden else []
+        clock = time.strftime("%H:%M:%S", time.localtime(now))
+        end = f"{summary(line.record['state'] for line in lines)}   {clock}"
+        return Text.from_ansi("\n".join([heading, *above, *map(_coloured, texts), end[: wide - 1]]))
+
+    first = look()  # a mistake is told before the screen is taken
+    try:
+        with Live(first, console=console, auto_refresh=False, screen=True) as live:
+            while True:
+                began = time.monotonic()
+                live.update(look(), refresh=True)
+                time.sleep(max(EVERY, 5 * (time.monotonic() - began)))
+    except KeyboardInterrupt:  # the way to end it
+        console.print(look())
+        return DONE
+
+
+def _selected(options: argparse.Namespace) -> Iterator[Listed]:
+    """The runs of the given directories that the filters let through."""
+    from mixersweep.config import FAMILIES
+    from mixersweep.runs.listing import SHOWN_STATES, listing
+    from mixersweep.runs.where import parse_where
+
+    states = set(_listed(options.state, "--state", SHOWN_STATES))
+    models = set(_listed(options.model, "--model", FAMILIES))
+    condition = None if options.where is None else parse_where(options.where)
+    for listed in listing(options.runs_dirs or [completer.runs_dir()]):
+        if states and listed.state not in states:
+            continue
+        if models and listed.planned.get("model") not in models:
+            continue
+        if options.sweep is not None and listed.planned.get("sweep") != options.sweep:
+            continue
+        if condition is None or condition(listed.values()):
+            yield listed
+
+
+def _listed(text: str | None, flag: str, known: Any) -> list[str]:
+    """The words of a comma-separated list; each must be known."""
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in known:
+            near = difflib.get_close_matches(word, list(known), 1)
+            nearest = f"; the nearest is {near[0]}" if near else ""
+            raise UserError(f"{flag} {word or repr('')}: not one of {', '.join(known)}{nearest}")
+    return words
+
+
+def _find(run: str) -> Path:
+    """The directory that a person means by a path, or by the name or the hash of a run in the default runs_dir."""
+    path = Path(run).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    runs_dir = completer.runs_dir()
+    found = (
+        [p for p in runs_dir.glob(f"*{run}*") if p.is_dir() and not p.name.startswith(".")] if "/" not in run else []
+    )
+    if len(found) == 1:
+        return found[0].absolute()
+    if found:
+        some = ", ".join(sorted(p.name for p in found)[:3])
+        raise UserError(
+            f"{run}: {len(found):,} runs in {runs_dir} have this in their name ({some}, ...); say more of it"
+        )
+    raise UserError(f"{run}: no such run directory, and no run of this name in {runs_dir}")
+
+
+def _before_last_lines(file: Path, count: int) -> int:
+    """Where in a file its last ``count`` lines begin."""
+    with file.open("rb") as log:
+        end = position = log.seek(0, os.SEEK_END)
+        tail = b""
+        while position and tail.count(b"\n") <= count:
+            step = min(1 << 16, position)
+            position -= step
+            log.seek(position)
+            tail = log.read(step) + tail
+    lines = tail.splitlines(keepends=True)
+    return end - sum(map(len, lines[len(lines) - min(count, len(lines)) :]))
+
+
+def _runs_dirs(verb: Any) -> None:
+    verb.add_argument(
+        "runs_dirs", nargs="*", type=Path, metavar="RUNS_DIR", help="where the runs are (MIXERSWEEP_RUNS, else runs)"
+    )
+
+
+def _coloured(line: str) -> str:
+    """The line with its first word in the colour of the state, on a terminal."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return line
+    state = line.partition(" ")[0]
+    return f"\x1b[{COLOURS[state]}m{state}\x1b[0m{line[len(state) :]}" if state in COLOURS else line

@@ -1,0 +1,156 @@
+"""From run directories to a report on disk, and to the same as objects for whoever passes it on."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mixersweep.errors import UserError
+from mixersweep.report.answer import answer
+from mixersweep.report.recipe import comparisons
+from mixersweep.report.sheets import sheets
+from mixersweep.report.statistics import Statistics, statistics
+from mixersweep.report.table import Row, Table, collect, write_csv, write_parquet
+from mixersweep.report.text import counted, latex, markdown
+from mixersweep.runs.files import write_json, write_text
+from mixersweep.runs.where import parse_where
+
+NEEDED = ("matplotlib", "scipy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    ``answer`` is the two sentences, ``tables`` the sheets by name (``runs`` is every run that was found; those of
+    further comparisons end in ``-2``, ``-3``, ...), ``statistics`` all numbers as plain JSON values, ``figures`` the
+    paths by figure and format (``figures["width_vs_accuracy"]["png"]``), ``left_out`` the figures that the table does
+    not support and why. ``page`` is the path of ``report.html``. Without an ``out`` there are no files.
+    """
+
+    answer: str
+    table: Table
+    all_statistics: list[Statistics]
+    tables: dict[str, list[dict[str, Any]]]
+    statistics: dict[str, Any]
+    command: str
+    figures: dict[str, dict[str, Path]] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    page: Path | None = None
+
+    @property
+    def markdown(self) -> str:
+        """The report as Markdown."""
+        return markdown(self.table, self.all_statistics, self.command)
+
+    @property
+    def latex(self) -> str:
+        """Its tables for an appendix."""
+        return latex(self.table, self.all_statistics, self.command)
+
+
+def build(
+    runs_dirs: Sequence[Path],
+    where: str | None = None,
+    out: Path | None = None,
+    *,
+    x: str = "width",
+    y: str = "accuracy",
+    published: bool = False,
+) -> Report:
+    """Read, compare and, where ``out`` is given, draw and write; the same runs give the same numbers.
+
+    Raises ``UserError`` for places, conditions and axes that cannot be, and ``MixersweepError`` where no run is
+    completed.
+    """
+    require(*NEEDED)
+    from mixersweep.report.axes import x_axis, y_axis
+
+    x_axis(x), y_axis(y)
+    table = collect(runs_dirs, parse_where(where) if where is not None else None, where or "")
+    all_statistics = [statistics(comparison) for comparison in comparisons(table.completed, table.others)]
+    tables: dict[str, list[Row]] = {"runs": [{n: row.get(n) for n in table.columns} for row in table.rows]}
+    for number, one in enumerate(all_statistics, start=1):
+        for sheet in sheets(one):
+            tables[sheet.name if number == 1 else f"{sheet.name}-{number}"] = sheet.rows
+    report = Report(
+        answer(all_statistics[0]),
+        table,
+        all_statistics,
+        tables,
+        plain(table, all_statistics),
+        command(runs_dirs, where, out, x, y, published),
+    )
+    return report if out is None else write(report, Path(out), x, y, published)
+
+
+def write(report: Report, out: Path, x: str, y: str, published: bool) -> Report:
+    """Draw the figures and write all files into ``out``, each of them whole."""
+    from mixersweep.report.figures import draw
+    from mixersweep.report.page import page
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        gallery = draw(report.all_statistics, out, x, y, published)
+        write_csv(report.table, out / "runs.csv")
+        write_parquet(report.table, out / "runs.parquet")
+        write_json(out / "statistics.json", report.statistics)
+        write_text(out / "report.md", report.markdown)
+        write_text(out / "report.tex", report.latex)
+        write_text(out / "report.html", page(report.table, report.all_statistics, gallery, report.command, x, y))
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    return dataclasses.replace(
+        report,
+        figures={figure.name: figure.paths for figure in gallery.figures},
+        captions={figure.name: figure.caption for figure in gallery.figures},
+        left_out=gallery.left_out,
+        page=out / "report.html",
+    )
+
+
+def command(places: Sequence[Path], where: str | None, out: Path | None, x: str, y: str, published: bool) -> str:
+    """The command line that makes this report."""
+    words = ["mixersweep", "report", *map(str, places)]
+    words += ["--where", where] if where is not None else []
+    words += ["--out", str(out)] if out is not None else []
+    words += ["--x", x] if x != "width" else []
+    words += ["--y", y] if y != "accuracy" else []
+    return shlex.join([*words, *(["--published"] if published else [])])
+
+
+def plain(table: Table, all_statistics: Sequence[Statistics]) -> dict[str, Any]:
+    """All numbers of a report as JSON values: ``statistics.json``."""
+    return {
+        "schema_version": 1,
+        "answer": answer(all_statistics[0]),
+        "runs": counted(table, all_statistics),
+        "states": table.states,
+        "comparisons": [
+            {
+                "name": one.comparison.name,
+                "fixed": one.comparison.fixed,
+                "differs": {name: list(values) for name, values in one.comparison.differs.items()},
+                "compared_runs": len(one.comparison.rows),
+                "test_images": one.images,
+                "largest_residual": one.residual[0],
+                "largest_residual_run": one.residual[1]["name"],
+                "warnings": one.warnings,
+                **{sheet.name: sheet.rows for sheet in sheets(one)},
+            }
+            for one in all_statistics
+        ],
+    }
+
+
+def require(*packages: str) -> None:
+    """Raise ``UserError`` naming the extra where one of its packages is missing."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise UserError(f"the report needs {', '.join(missing)}: pip install 'mixersweep[report]'")

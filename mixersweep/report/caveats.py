@@ -1,0 +1,102 @@
+"""What a reader of a comparison has to know before believing it, and the points that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixersweep.report.bootstrap import Estimate
+from mixersweep.report.recipe import Cell, Comparison, Row
+
+FAN_IN = 4.0
+"""The mean fan-in below which a sparse network takes part in no claim."""
+
+UNCOUNTED = 0.25
+"""The share of stem, head and skip in the mixing weights from which on they are told of."""
+
+
+@dataclass(frozen=True)
+class CellStatistics:
+    """One point of the figures: the runs of a model at one width and shape."""
+
+    cell: Cell
+    rows: list[Row]
+    accuracy: Estimate
+    spread: float | None
+    claims: bool
+    rank_limited: bool
+
+    @property
+    def mean(self) -> Row:
+        """The mean of every numeric column over the seeds."""
+        names = [n for n, v in self.rows[0].items() if isinstance(v, (int, float)) and not isinstance(v, bool)]
+        columns = {name: [row[name] for row in self.rows if row.get(name) is not None] for name in names}
+        return {name: float(np.mean(values)) for name, values in columns.items() if values}
+
+
+def degenerate(row: Row) -> bool:
+    fan_in = row.get("mean_fan_in")
+    return fan_in is not None and fan_in < FAN_IN
+
+
+def rank_limited(row: Row) -> bool:
+    """Whether a pooled head has fewer channels than there are classes."""
+    channels = row.get("embedding_channels") or row.get("channels")
+    return row.get("model.head") == "pool" and channels is not None and channels < (row.get("data.classes") or 0)
+
+
+def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str]:
+    """What a reader of the figures has to know, a sentence each."""
+    found = []
+    for variant in comparison.variants:
+        own = [cell for cell in cells if cell.cell[0] == variant]
+        shares = [cell.rows[0]["uncounted_share"] or 0.0 for cell in own]
+        heavy = [share for share in shares if share > UNCOUNTED]
+        if heavy:
+            spread = f"{min(heavy):.2g}" if min(heavy) == max(heavy) else f"{min(heavy):.2g} to {max(heavy):.2g}"
+            found.append(
+                f"{variant}: at {len(heavy)} of {len(own)} widths the uncounted parameters (stem, head, skip) are "
+                f"{spread} times the mixing weights, more than a quarter"
+            )
+        limited = [cell for cell in own if cell.rank_limited]
+        if limited:
+            found.append(
+                f"{variant}: fewer {'' if limited[0].cell[2] else 'embedding '}channels than the "
+                f"{limited[0].rows[0]['data.classes']} classes at "
+                f"{_widths(limited)}: the pooled head is rank-limited, so a loss there is not one of width"
+            )
+        thin = [cell for cell in own if not cell.claims]
+        if thin:
+            found.append(f"{variant}: mean fan-in below 4 at {_widths(thin)}: shown, but in no test and no trend")
+    layers = {
+        variant: {c.rows[0]["mixing_layers"] for c in cells if c.cell[0] == variant} for variant in comparison.variants
+    }
+    counts = set().union(*layers.values()) if layers else set()
+    if len(counts) > 1:
+        said = ", ".join(f"{variant} {'/'.join(map(str, sorted(own)))}" for variant, own in layers.items())
+        found.append(
+            f"the models differ in their number of mixing layers ({said}), so equal connections a layer "
+            "are not equal totals"
+        )
+    rates = {
+        variant: sorted({rate for cell, rate in comparison.learning_rates.items() if cell[0] == variant})
+        for variant in comparison.variants
+    }
+    if len({rate for own in rates.values() for rate in own}) > 1:
+        said = "; ".join(f"{variant} {', '.join(f'{rate:g}' for rate in own)}" for variant, own in rates.items())
+        found.append(f"learning rates differ between the compared runs: {said}")
+    if comparison.search_seeds:
+        found.append(f"the seeds {', '.join(comparison.search_seeds)} chose learning rates and are in no comparison")
+    lost = [row for row in comparison.unfinished if row["state"] in ("failed", "diverged", "lost", "broken")]
+    if lost:
+        said = "1 run of this comparison has" if len(lost) == 1 else f"{len(lost)} runs of this comparison have"
+        found.append(f"{said} failed, diverged or been lost: the means are of those that survived")
+    return found
+
+
+def _widths(cells: Sequence[CellStatistics]) -> str:
+    """``width 126 (wide), 153 and 204``."""
+    shown = [f"{cell.cell[1]}" + (f" ({cell.cell[2]})" if cell.cell[2] else "") for cell in cells]
+    return "width " + (shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}")

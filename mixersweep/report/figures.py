@@ -1,0 +1,323 @@
+"""The figures of a report: each from the runs of a comparison, as SVG and PNG, or a line that says why it is not there.
+
+A point is a mean over seeds, a band the 95% interval of that mean over seeds (from three seeds on), a faint dot a run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mixersweep.report.axes import X_AXES, Axis, x_axis, y_axis
+from mixersweep.report.canvas import Figure, framed, saved, scaled
+from mixersweep.report.caveats import CellStatistics
+from mixersweep.report.published import Published, published
+from mixersweep.report.recipe import Comparison, Row
+from mixersweep.report.statistics import Statistics
+from mixersweep.report.style import INK, looks
+from mixersweep.report.table import curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CURVES = 24
+"""The most training curves in one figure."""
+
+BAND_SEEDS = 3
+LOSSES = ("test_loss", "train_loss")
+
+
+@dataclass
+class Gallery:
+    """The figures that were drawn and those that were not: name and reason."""
+
+    figures: list[Figure] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+class NotShown(Exception):
+    """Why the table does not support a figure, in words."""
+
+
+def draw(all_statistics: Sequence[Statistics], out: Path, x: str, y: str, with_published: bool) -> Gallery:
+    """Draw into ``out`` every figure that the runs support, the answer's figure first."""
+    gallery = Gallery()
+    main = all_statistics[0]
+    artist = Artist(all_statistics, y_axis(y), y)
+    overlay = published(main.comparison, x, y) if with_published else []
+
+    wanted: list[tuple[str, str, Callable[[Axes], str]]] = [
+        (f"{x}_vs_{y}", artist.title(x, main), partial(artist.against, x=x, overlay=overlay))
+    ]
+    for number, other in enumerate(all_statistics[1:6], start=2):
+        if len(other.cells) > 1 and x in SIZES:
+            name = f"{x}_vs_{y}-{number}"
+            wanted.append((name, artist.title(x, other), partial(artist.against, x=x, statistics=other)))
+    for size in ("width", "channels_over_tokens"):
+        wanted.append((f"{size}_vs_{y}", artist.title(size, main), partial(artist.against, x=size)))
+    for size, held in (("parameters", "connections"), ("connections", "parameters")):
+        wanted.append((f"{size}_vs_{y}", artist.at_equal_title(held), partial(artist.at_equal, x=size, held=held)))
+    wanted.append((f"depth_vs_{y}", artist.title("depth", main), partial(artist.against, x="depth")))
+    wanted.append(("training_curves", f"Training curves: {main.comparison.name}", artist.curves))
+    wanted.append(("learning_rate_sensitivity", f"Learning rates: {main.comparison.name}", artist.rates))
+    for size in ("flops_per_image", "seconds"):
+        wanted.append((f"{size}_vs_{y}", artist.title(size, main), partial(artist.against, x=size)))
+    if with_published and not overlay:
+        gallery.left_out["published"] = f"the papers plot no curve of these models that has {x} and {y} on its axes"
+    first: dict[str, tuple[str, Callable[[Axes], str]]] = {}
+    for name, title, make in wanted:
+        first.setdefault(name, (title, make))
+    for name, (title, drawn) in first.items():
+        try:
+            gallery.figures.append(saved(name, title, out, drawn))
+        except NotShown as reason:
+            gallery.left_out[name] = str(reason)
+    return gallery
+
+
+SIZES = (
+    "width hidden_width density connections weights total_connections parameters mixing_parameters mean_fan_in tokens "
+    "channels channels_over_tokens expansion flops_per_image seconds peak_memory_bytes"
+).split()
+"""What differs between the runs of one comparison; along anything else, comparisons are put side by side."""
+
+
+class Artist:
+    """Draws one figure a method onto axes that it is given, and returns the caption."""
+
+    def __init__(self, all_statistics: Sequence[Statistics], y: Axis, y_name: str) -> None:
+        self.all = all_statistics
+        self.main = all_statistics[0]
+        self.y, self.y_name = y, y_name
+        named = {label: v["model"] for s in all_statistics for label, v in s.comparison.variants.items()}
+        self.looks = looks(named.items())
+
+    def title(self, x: str, statistics: Statistics) -> str:
+        """What is held fixed."""
+        name = statistics.comparison.name
+        return name.rpartition(", depth")[0] if x == "depth" else name
+
+    def against(
+        self, axes: Axes, x: str, overlay: Sequence[Published] = (), statistics: Statistics | None = None
+    ) -> str:
+        """The chosen y against a size of the network, a line a model; or against a setting, across comparisons."""
+        axis, statistics = x_axis(x), statistics or self.main
+        lines = self.lines(x, statistics, alone=bool(overlay))
+        values = {value for points in lines.values() for value, _ in points}
+        for (label, branch), points in lines.items():
+            self._line(axes, label, branch, points)
+        for series in overlay:
+            look = self.looks.get(series.variant) or next(iter(self.looks.values()))
+            axes.plot(series.x, series.y, label=series.label, zorder=2, **look.line(published=True))
+        if x == "channels_over_tokens":
+            axes.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (1, 3)), zorder=1)
+            axes.annotate(
+                "widest: C = S", (1, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                textcoords="offset points", fontsize=8, color=INK,
+            )  # fmt: skip
+        scaled(axes, axis, [*values, *(v for series in overlay for v in series.x)])
+        shown = [
+            v
+            for points in lines.values()
+            for _, cell in points
+            for row in cell.rows
+            if (v := self.y.of(row)) is not None
+        ]
+        framed(axes, [*shown, *(v for series in overlay for v in series.y)])
+        axes.set_ylabel(self.y.label)
+        dataset = statistics.comparison.fixed.get("data.name")
+        caption = f"{_sentence(self.y.label)} against {axis.label}; {_seeds_said(statistics.cells)}."
+        if overlay:
+            sets = ", ".join(sorted({series.dataset for series in overlay}))
+            caption += f" Dashed, hollow: published curves on {sets}; the runs here are on {dataset}."
+        if x in ("width", "channels_over_tokens") and _one_variable(statistics.comparison):
+            caption += " At γ = 1 and fixed Ω, width and C / S are one variable of a Mixer: neither is separated."
+        if x not in SIZES:
+            caption += " Each line holds its width."
+        if any(not cell.claims for cells in lines.values() for _, cell in cells):
+            caption += " Crossed out: mean fan-in below 4, in no test and no trend."
+        return caption
+
+    def lines(
+        self, x: str, statistics: Statistics | None = None, alone: bool = False
+    ) -> dict[tuple[str, str | None], list[tuple[float, CellStatistics]]]:
+        """The points of each (model, branch); raises ``NotShown`` where all have one x that may not be ``alone``."""
+        axis, statistics = x_axis(x), statistics or self.main
+        lines = self._lines(statistics.cells) if x in SIZES else self._across(x)
+        placed = {name: _placed(axis, cells) for name, cells in lines.items()}
+        placed = {name: points for name, points in placed.items() if points}
+        values = {value for points in placed.values() for value, _ in points}
+        if not values:
+            raise NotShown(f"none of the compared runs has {x}")
+        if len(values) < 2 and not alone:
+            raise NotShown(f"all compared runs have {x}={values.pop():g}")
+        return placed
+
+    def at_equal_title(self, held: str) -> str:
+        """What is equal."""
+        found = next((s for s in self.all if s.comparison.budget == held), None)
+        return f"At equal {held}" + (f": {found.comparison.name}" if found else "")
+
+    def at_equal(self, axes: Axes, x: str, held: str) -> str:
+        """Parameters at equal connections, and connections at equal parameters."""
+        found = next((s for s in self.all if s.comparison.budget == held), None)
+        if found is None:
+            raise NotShown(f"no run was made with budget={held}")
+        return self.against(axes, x, statistics=found)
+
+    def curves(self, axes: Axes) -> str:
+        """Loss of training (thin) and test (thick) by epoch, of each model at its widest; the mean over seeds."""
+        drawn = []
+        for (label, branch), cells in list(self._lines(self.main.cells).items())[:CURVES]:
+            widest = max(cells, key=lambda cell: cell.mean["width"])
+            rows = [rows for rows in map(curve, widest.rows) if rows]
+            epochs = min(map(len, rows), default=0)
+            if epochs < 2 or (branch == "wide" and widest.cell[2] == "square"):
+                continue
+            look = self.looks[label]
+            number = [row["epoch"] for row in rows[0][:epochs]]
+            test, train = (np.mean([[row[key] for row in run[:epochs]] for run in rows], 0) for key in LOSSES)
+            name = f"{_named(label, branch)}, m = {widest.mean['width']:,.0f}"
+            axes.plot(number, test, label=name, markevery=[-1], **look.line(hollow=branch == "wide"))
+            axes.plot(number, train, color=look.colour, linewidth=0.9, linestyle=look.dash)
+            drawn.append(label)
+        if not drawn:
+            raise NotShown("no compared run has metrics of two epochs")
+        scaled(axes, Axis("epoch", "epoch"), number)
+        axes.set_ylabel("loss in nats")
+        return "Loss by epoch, each model at its widest, mean over seeds: test thick, training thin."
+
+    def rates(self, axes: Axes) -> str:
+        """Validation accuracy against learning rate, a line for each model and width that was tried at several."""
+        tried: dict[tuple[str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+        comparison = self.main.comparison
+        cells = {id(row): cell for cell, rows in comparison.cells.items() for row in rows}
+        labels = {_network(row): cell for cell, rows in comparison.cells.items() for row in rows}
+        for row in [*comparison.rows, *comparison.searched]:
+            cell = cells.get(id(row)) or labels.get(_network(row))
+            if cell and row["validation_accuracy"] is not None:
+                tried[cell[0], row["width"]][row["optim.lr"]].append(100 * row["validation_accuracy"])
+        diverged = defaultdict(set)
+        for row in comparison.unfinished:
+            cell = labels.get(_network(row))
+            if cell and row["state"] == "diverged":
+                diverged[cell[0], row["width"]].add(row["optim.lr"])
+        shown = {k: rates for k, rates in tried.items() if len(rates) + len(diverged[k] - set(rates)) > 1}
+        if not shown:
+            raise NotShown("every width was trained at one learning rate")
+        shown = dict(list(shown.items())[:CURVES])
+        widths = sorted({width for _, width in shown})
+        lowest = min(min(map(float, map(np.mean, rates.values()))) for rates in shown.values())
+        for (label, width), rates in sorted(shown.items()):
+            look = self.looks[label]
+            x = sorted(rates)
+            strength = 1 - 0.6 * (len(widths) - 1 - widths.index(width)) / max(1, len(widths) - 1)
+            style = {**look.line(), "alpha": strength, "label": f"{label}, m = {width:,}"}
+            axes.plot(x, [np.mean(rates[rate]) for rate in x], **style)
+            gone = sorted(diverged[label, width])
+            axes.plot(gone, [lowest] * len(gone), "x", color=look.colour, markersize=8, markeredgewidth=2)
+        scaled(
+            axes,
+            X_AXES["optim.lr"],
+            [*(r for rates in shown.values() for r in rates), *set().union(*diverged.values())],
+        )
+        axes.set_ylabel("validation accuracy in %")
+        crosses = "; a cross at the bottom is a run that diverged" if any(diverged.values()) else ""
+        return f"Validation accuracy against learning rate, a line for each model and width, mean over seeds{crosses}."
+
+    def _line(self, axes: Axes, label: str, branch: str | None, points: list[tuple[float, CellStatistics]]) -> None:
+        look = self.looks[label]
+        xs = [value for value, _ in points]
+        values = [[v for row in cell.rows if (v := self.y.of(row)) is not None] for _, cell in points]
+        means = [float(np.mean(v)) if v else np.nan for v in values]
+        hollow = branch == "wide"
+        axes.plot(xs, means, label=_named(label, branch), zorder=4, **look.line(hollow=hollow))
+        bands = [_band(v) for v in values]
+        low, high = zip(*(band or (np.nan, np.nan) for band in bands), strict=True)
+        axes.fill_between(xs, low, high, where=np.isfinite(low), color=look.colour, alpha=0.15, linewidth=0, zorder=2)
+        for place, (x, own, (_, cell)) in enumerate(zip(xs, values, points, strict=True)):
+            beside = [bands[i] for i in (place - 1, place + 1) if 0 <= i < len(bands)]
+            if bands[place] is not None and not any(beside):
+                axes.plot([x, x], [low[place], high[place]], color=look.colour, alpha=0.5, linewidth=1, zorder=2)
+            axes.plot([x] * len(own), own, look.marker, color=look.colour, markersize=2.5, alpha=0.45, zorder=3)
+            if not cell.claims:
+                axes.plot([x], [np.mean(own)], "x", color=INK, markersize=9, markeredgewidth=1, zorder=5)
+
+    def _lines(self, cells: Sequence[CellStatistics]) -> dict[tuple[str, str | None], list[CellStatistics]]:
+        """The cells of each (model, branch); without wide Mixers there is one branch and no name for it."""
+        found: dict[tuple[str, str | None], list[CellStatistics]] = defaultdict(list)
+        for label in dict.fromkeys(cell.cell[0] for cell in cells):
+            own = [cell for cell in cells if cell.cell[0] == label]
+            shapes = {cell.cell[2] for cell in own}
+            for branch in [b for b in ("tall", "wide") if b in shapes] if "wide" in shapes else [None]:
+                found[label, branch] = [c for c in own if branch is None or c.cell[2] in (branch, "square")]
+        return dict(found)
+
+    def _across(self, x: str) -> dict[tuple[str, str | None], list[CellStatistics]]:
+        """Lines along a setting that whole comparisons differ in, each at the width that most of them have."""
+        key = {"connections": "connections_target", "weights": "weights_target"}.get(x, x)
+        first = self.main.comparison
+        beside = [s for s in self.all if set(s.comparison.differs) <= {key}]
+        found: dict[tuple[str, str | None], list[CellStatistics]] = {}
+        for label in first.variants:
+            counts: dict[tuple[int, str | None], list[CellStatistics]] = defaultdict(list)
+            for statistics in beside:
+                for cell in statistics.cells:
+                    if cell.cell[0] == label:
+                        counts[cell.cell[1:]].append(cell)
+            if counts:
+                best = max(counts, key=lambda place: (len(counts[place]), place[0]))
+                if len(counts[best]) > 1:
+                    found[f"{label}", None] = counts[best]
+        if not found:
+            raise NotShown(f"all compared runs have {x}={first.fixed.get(key)}")
+        return found
+
+
+def _network(row: Row) -> tuple[Any, ...]:
+    """What a run is but for seed and learning rate."""
+    settings = {n: v for n, v in row["settings"].items() if n.startswith("model.")}
+    return row["model"], row["width_target"], row["shape"], row["expansion"], str(sorted(settings.items()))
+
+
+def _named(label: str, branch: str | None) -> str:
+    return f"{label} ({branch})" if branch else label
+
+
+def _placed(axis: Axis, cells: Sequence[CellStatistics]) -> list[tuple[float, CellStatistics]]:
+    placed = [(value, cell) for cell in cells if (value := axis.of(cell.mean)) is not None]
+    return sorted(placed, key=lambda point: point[0])
+
+
+def _band(values: Sequence[float]) -> tuple[float, float] | None:
+    from scipy.stats import t as student
+
+    n = len(values)
+    if n < BAND_SEEDS:
+        return None
+    half = float(student.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / n**0.5
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def _one_variable(comparison: Comparison) -> bool:
+    mixers = [row for row in comparison.rows if row["shape"]]
+    return bool(mixers) and all(row["expansion"] == 1 for row in mixers) and comparison.budget == "connections"
+
+
+def _seeds_said(cells: Sequence[CellStatistics]) -> str:
+    counts = sorted({len(cell.rows) for cell in cells})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    said = f"n = {seeds} seed{'s' if counts[-1] > 1 else ''} a point, each a dot"
+    if counts[-1] >= BAND_SEEDS:
+        return said + "; bands are 95% intervals of the mean over seeds (Student's t)"
+    return said + ("; too few for a band" if counts[-1] > 1 else ", so there is no band")
+
+
+def _sentence(label: str) -> str:
+    return label[0].upper() + label[1:]

@@ -1,0 +1,110 @@
+"""The curves that the papers print, to lay beside one's own: other data, other recipes, so always named as such.
+
+``published_curves.csv`` holds values read off vector figures of Hayase and Karakida 2024 (good to about 0.001). Fig. 4,
+Fig. S.2 and Table 1 plot the hidden width γ·m, the others the width m; here each is converted by its own expansion.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from mixersweep.report.recipe import Comparison
+
+
+@dataclass(frozen=True)
+class Published:
+    """One series: ``x`` and ``y`` in the units of the axes, ``variant`` the line of one's own that it stands beside."""
+
+    label: str
+    variant: str
+    dataset: str
+    figure: str
+    x: list[float]
+    y: list[float]
+
+
+def published(comparison: Comparison, x: str, y: str) -> list[Published]:
+    """The published series of the compared models, on their data where it was published and else on CIFAR-10.
+
+    Of each figure and model it takes the series with the connections nearest to one's own. Empty where no published
+    figure has ``x`` on an axis, or for a ``y`` other than accuracy and error.
+    """
+    if y not in ("accuracy", "error"):
+        return []
+    variants: dict[str, str] = {}
+    for label, variant in comparison.variants.items():
+        variants.setdefault(_published_name(variant), label)
+    points: dict[tuple[str, str, str, float], list[tuple[float, float]]] = defaultdict(list)
+    for row in curves():
+        value, accuracy = _x_of(row, x), _accuracy(row)
+        if row["model"] in variants and value is not None and accuracy is not None:
+            key = (row["model"], row["figure"], row["dataset"], float(row["connections"]))
+            points[key].append((value, 100 * (accuracy if y == "accuracy" else 1 - accuracy)))
+    datasets = {dataset for _, _, dataset, _ in points}
+    own = str(comparison.fixed.get("data.name"))
+    dataset = own if own in datasets else "cifar10"
+    target = comparison.fixed.get("connections_target") or comparison.rows[0]["connections"]
+    nearest: dict[tuple[str, str], float] = {}
+    for model, figure, found, connections in points:
+        if found == dataset:
+            best = nearest.get((model, figure), connections)
+            nearest[model, figure] = min((best, connections), key=lambda c: abs(math.log(c / target)))
+    series = []
+    for (model, figure), connections in sorted(nearest.items()):
+        placed = sorted(points[model, figure, dataset, connections])
+        label = f"published {model}, {dataset}, Ω {connections:,.0f}, {_shown(figure)}"
+        xs, ys = [value for value, _ in placed], [value for _, value in placed]
+        series.append(Published(label, variants[model], dataset, figure, xs, ys))
+    return series
+
+
+@cache
+def curves() -> list[dict[str, str]]:
+    """The rows of the file."""
+    text = (files("mixersweep.report") / "published_curves.csv").read_text()
+    return list(csv.DictReader(text.splitlines()))
+
+
+def _published_name(variant: Mapping[str, Any]) -> str:
+    """The papers' name of a network: ``pk`` with its default choices is one of theirs."""
+    model = str(variant["model"])
+    if model != "pk" or not variant.get("tied") or variant.get("random_layers") not in ("none", "both"):
+        return model
+    return ("rp_" if variant["random_layers"] == "both" else "") + ("mixer" if variant["hidden"] else "s_mixer")
+
+
+def _x_of(row: Mapping[str, str], wanted: str) -> float | None:
+    """The value on the wanted axis: as printed, or converted by the series' own expansion and connections."""
+    name, value = row["x_name"], float(row["x"])
+    if name == wanted:
+        return value
+    expansion = float(row["expansion"]) if row["expansion"] else None
+    connections = float(row["connections"]) if row["connections"] else None
+    if expansion is None or name not in ("width", "hidden_width"):
+        return None
+    width = value / expansion if name == "hidden_width" else value
+    if wanted == "width":
+        return width
+    if wanted == "hidden_width":
+        return width * expansion
+    if wanted == "density" and connections is not None:
+        return connections / (expansion * width**2)
+    return None
+
+
+def _accuracy(row: Mapping[str, str]) -> float | None:
+    if not row["connections"]:
+        return None
+    value = float(row["value"])
+    return {"test_error": 1 - value, "test_accuracy": value}.get(row["metric"])
+
+
+def _shown(figure: str) -> str:
+    return figure if figure.startswith("Table") else f"Fig. {figure.replace('-', ' ').replace('S', 'S.')}"

@@ -1,0 +1,291 @@
+"""What may differ inside one comparison, and what must not.
+
+A comparison holds fixed the data, the training recipe, the depth, the budget and the version of the numbers. Inside it
+differ the model (with the settings that make one family's networks different: a *variant*), the width and shape, the
+seed, and the learning rate, which may be chosen for each model and width. Every setting that is not named here as one
+that may differ must be equal, so a setting that is added later splits comparisons rather than mix unlike runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from mixersweep.config import VARIANTS, Config
+from mixersweep.runs.fingerprint import NUMBERS_VERSION, SIZES
+
+Row = dict[str, Any]
+Cell = tuple[str, int, str | None]
+"""(variant, target width, shape): the runs that differ in nothing but their seed."""
+
+SHAPE = ("width", "connections", "weights", "tokens", "channels", "density", "expansion", "branch", "match", "budget")
+"""Settings that the rule turned into sizes: the sizes are compared, not how they were asked for."""
+
+SHARED = ("head", "activation", "norm_eps", "bias", "pretrained_sha256")
+"""Settings of a model that all families have: what differs in them is no comparison of families."""
+
+FREE = ("seed", "optim.lr", *SHAPE)
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make the experiment, dotted; where an old run lacks one, what its absence means."""
+    return dict(_settings(Config, config, ""))
+
+
+def numbers_version(stored: Mapping[str, Any]) -> int | None:
+    """The ``NUMBERS_VERSION`` that a run was made with, found by its fingerprint; None for one of another program."""
+    try:
+        content = {
+            "config": _content(Config, stored["config"]),
+            "architecture": {name: stored["architecture"][name] for name in SIZES},
+        }
+    except (KeyError, TypeError, AttributeError):
+        return None
+    for version in range(NUMBERS_VERSION, 0, -1):
+        hashed = {**content, "numbers_version": version}
+        text = json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        if hashlib.sha256(text.encode()).hexdigest() == stored["fingerprint"]:
+            return version
+    return None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Completed runs that may stand in one figure: ``fixed`` is what all have in common.
+
+    ``cells`` are the runs that are compared, each cell those of one learning rate; ``searched`` are the completed runs
+    at other learning rates and those whose seeds chose the learning rates, ``unfinished`` those without a result.
+    ``differs`` says in what it differs from the largest comparison: (its own value, the other's).
+    """
+
+    fixed: dict[str, Any]
+    cells: dict[Cell, list[Row]]
+    searched: list[Row]
+    unfinished: list[Row]
+    variants: dict[str, dict[str, Any]]
+    search_seeds: list[str]
+    differs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The compared runs, in a fixed order."""
+        return [row for runs in self.cells.values() for row in runs]
+
+    @property
+    def budget(self) -> str:
+        """``connections`` or ``parameters``."""
+        return "connections" if "connections_target" in self.fixed else "parameters"
+
+    @property
+    def learning_rates(self) -> dict[Cell, float]:
+        """Of each cell."""
+        return {cell: runs[0]["optim.lr"] for cell, runs in self.cells.items()}
+
+    @property
+    def name(self) -> str:
+        """Data, budget and depth, in words."""
+        held = "connections" if self.budget == "connections" else "mixing weights"
+        target = self.fixed.get("connections_target", self.fixed.get("weights_target"))
+        return f"{self.fixed.get('data.name')}, {target:,} {held} a layer, depth {self.fixed.get('depth')}"
+
+
+def comparisons(completed: Iterable[Row], others: Iterable[Row] = ()) -> list[Comparison]:
+    """The comparisons that completed runs allow, the largest (in compared runs) first; each says how it differs."""
+    completed = list(completed)
+    groups: dict[str, list[Row]] = defaultdict(list)
+    unfinished: dict[str, list[Row]] = defaultdict(list)
+    fixed: dict[str, dict[str, Any]] = {}
+    for row in completed:
+        held = fixed_of(row)
+        fixed[_key(held)] = held
+        groups[_key(held)].append(row)
+    by_target: dict[tuple[str, Any], list[dict[str, Any]]] = defaultdict(list)
+    for held in fixed.values():
+        (target,) = [name for name in TARGETS if name in held]
+        by_target[target, held[target]].append(held)
+    for row in completed:
+        for key in _also_meets(row, by_target):
+            groups[key].append(row)
+    for row in others:
+        if row["settings"]:
+            unfinished[_key(fixed_of(row))].append(row)
+    made = [_comparison(fixed[key], runs, unfinished[key]) for key, runs in sorted(groups.items())]
+    made.sort(key=lambda one: (-len(one.rows), -len(one.variants)))
+    return [dataclasses.replace(one, differs=difference(one.fixed, made[0].fixed)) for one in made]
+
+
+def fixed_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal for a run to be compared with others."""
+    target = "weights_target" if row.get("weights_target") is not None else "connections_target"
+    held = {name: value for name, value in row["settings"].items() if name not in FREE}
+    held = {name: value for name, value in held.items() if not name.startswith(("model.", "seeds."))}
+    shared = {f"model.{name}": row["settings"].get(f"model.{name}") for name in SHARED}
+    versions = {"schema_version": row["schema_version"], "numbers_version": row["numbers_version"]}
+    return {**held, **shared, **versions, target: row[target]}
+
+
+TARGETS = {"weights_target": "weights", "connections_target": "connections"}
+
+
+def _also_meets(row: Row, by_target: Mapping[tuple[str, Any], Sequence[Mapping[str, Any]]]) -> list[str]:
+    """The comparisons under the other budget that a run meets exactly.
+
+    The same network is the same run under both budgets: it was trained once, and its record names the budget that was
+    asked for first.
+    """
+    own = fixed_of(row)
+    alike = {name: value for name, value in own.items() if name not in TARGETS}
+    return [
+        _key(held)
+        for target, size in TARGETS.items()
+        for held in by_target.get((target, row[size]), ())
+        if target not in own and {n: v for n, v in held.items() if n not in TARGETS} == alike
+    ]
+
+
+def variant_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make a family's networks different from each other."""
+    settings = {name.partition(".")[2]: value for name, value in row["settings"].items() if name.startswith("model.")}
+    own = {name: value for name, value in settings.items() if name not in (*SHARED, "name")}
+    return {"model": row["model"], "expansion": row["expansion"], **own}
+
+
+def replicate_of(row: Mapping[str, Any]) -> str:
+    """The seed of a run, with the seeds that were set one by one."""
+    own = {n: v for n, v in row["settings"].items() if n.startswith("seeds.") and v is not None}
+    return str(row["seed"]) + "".join(f" {name.partition('.')[2]}={value}" for name, value in sorted(own.items()))
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two comparisons differ, each with both values."""
+    names = dict.fromkeys([*one, *other])
+    return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
+
+
+def _comparison(fixed: dict[str, Any], rows: Sequence[Row], unfinished: Sequence[Row]) -> Comparison:
+    rows = sorted(rows, key=lambda row: (row["seed"], row["name"]))
+    labels = _labels(rows)
+    variants = {labels[_key(variant_of(row))]: variant_of(row) for row in rows}
+    tried: dict[Cell, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        tried[labels[_key(variant_of(row))], row["width_target"], row["shape"]][row["optim.lr"]].append(row)
+    chose = _search_seeds(tried)
+    place = {label: FAMILY_ORDER.get(variant["model"], 99) for label, variant in variants.items()}
+    cells, searched = {}, []
+    for cell in sorted(tried, key=lambda cell: (place[cell[0]], cell[0], cell[1], str(cell[2]))):
+        reported = {rate: [r for r in runs if replicate_of(r) not in chose] for rate, runs in tried[cell].items()}
+        chosen = chosen_rate(tried[cell], reported)
+        compared = reported[chosen] or tried[cell][chosen]
+        cells[cell] = compared
+        searched += [row for runs in tried[cell].values() for row in runs if row not in compared]
+    order = sorted(variants, key=lambda label: (place[label], label))
+    ordered = {label: variants[label] for label in order}
+    return Comparison(fixed, cells, searched, list(unfinished), ordered, sorted(chose))
+
+
+def _search_seeds(tried: Mapping[Cell, Mapping[float, Sequence[Row]]]) -> set[str]:
+    """The seeds that chose learning rates: wherever they are, they were tried at several, and there are others."""
+    at: dict[str, list[int]] = defaultdict(list)
+    for rates in tried.values():
+        counts = Counter(replicate_of(row) for runs in rates.values() for row in runs)
+        for seed, count in counts.items():
+            at[seed].append(count)
+    chose = {seed for seed, counts in at.items() if min(counts) > 1}
+    return chose if set(at) - chose else set()
+
+
+def chosen_rate(tried: Mapping[float, Sequence[Row]], reported: Mapping[float, Sequence[Row]]) -> float:
+    """The learning rate that is compared: that with the most seeds, then the best on validation, never on test.
+
+    ``reported`` are the runs of ``tried`` whose seeds chose nothing.
+    """
+
+    def merit(rate: float) -> tuple[int, int, float, float]:
+        validation = [row["validation_accuracy"] for row in tried[rate] if row["validation_accuracy"] is not None]
+        return len(reported[rate]), len(tried[rate]), sum(validation) / max(1, len(validation)), -rate
+
+    return max(tried, key=merit)
+
+
+def _labels(rows: Sequence[Row]) -> dict[str, str]:
+    """A line's name: the model, with the settings in which the lines of that model differ."""
+    by_model: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        variant = variant_of(row)
+        by_model[row["model"]][_key(variant)] = variant
+    labels = {}
+    for model, variants in by_model.items():
+        names = dict.fromkeys(name for variant in variants.values() for name in variant)
+        varied = [n for n in names if len(Counter(_key(variant.get(n)) for variant in variants.values())) > 1]
+        for key, variant in variants.items():
+            labels[key] = " ".join([model, *(f"{n}={_shown(variant.get(n))}" for n in varied)])
+    return labels
+
+
+FAMILY_ORDER = {
+    name: place
+    for place, name in enumerate(
+        "s_mixer rp_s_mixer mixer rp_mixer pk monarch sw_mlp mlp mixer_ss_8 mixer_ss_w mixer_b16 mixer_b_w "
+        "shallow_monarch shallow_kronecker golubeva_mlp golubeva_resnet18 s_fc".split()
+    )
+}
+"""In tables and legends: Mixers, what is between, MLPs."""
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value) if isinstance(value, (bool, list)) or value is None else str(value)
+
+
+@cache
+def _fields(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
+    hints = typing.get_type_hints(cls)
+    return tuple((field, hints[field.name]) for field in dataclasses.fields(cls))
+
+
+def _class(name: str, annotation: Any, value: Any) -> type | None:
+    """The class of a group of settings; None for a single setting."""
+    if name in VARIANTS:
+        return VARIANTS[name].get(str(value.get("name"))) if isinstance(value, Mapping) else None
+    return annotation if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else None
+
+
+def _known(cls: type, values: Mapping[str, Any]) -> Iterable[tuple[dataclasses.Field[Any], Any, Any]]:
+    """The settings of a class that make the experiment: (field, annotation, value)."""
+    for setting, annotation in _fields(cls):
+        if setting.metadata.get("execution") or setting.metadata.get("asked"):
+            continue
+        default = None if setting.default is dataclasses.MISSING else setting.default
+        yield setting, annotation, values.get(setting.name, default)
+
+
+def _settings(cls: type, values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    for setting, annotation, value in _known(cls, values):
+        group = _class(setting.name if not prefix else "", annotation, value)
+        if group is not None and isinstance(value, Mapping):
+            yield from _settings(group, value, f"{prefix}{setting.name}.")
+        else:
+            yield prefix + setting.name, value
+
+
+def _content(cls: type, values: Mapping[str, Any], top: bool = True) -> dict[str, Any]:
+    """What ``runs.fingerprint`` hashes of a ``Config``, from the mapping that was stored of it."""
+    content = {}
+    for setting, annotation, value in _known(cls, values):
+        if "neutral" in setting.metadata and value == setting.metadata["neutral"]:
+            continue
+        group = _class(setting.name if top else "", annotation, value)
+        content[setting.name] = value if group is None else _content(group, value, False)
+    return content

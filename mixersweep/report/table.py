@@ -1,0 +1,199 @@
+"""Run directories as one tidy table: a row a run whatever its state, the keys of ``result.json`` its first columns.
+
+What is not completed stays in the table and is counted and named in every report. Only the small JSON files are read
+here; predictions and curves come later, and only for the runs that are compared (``predictions``, ``curve``).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixersweep.errors import MixersweepError, UserError
+from mixersweep.report.recipe import numbers_version, settings_of
+from mixersweep.runs.directory import read_rows
+from mixersweep.runs.files import written_whole
+from mixersweep.runs.listing import Listed, listing
+from mixersweep.runs.record import KEYS
+
+Row = dict[str, Any]
+
+DERIVED = (
+    "state",
+    "error",
+    "run_dir",
+    "shape",
+    "channels_over_tokens",
+    "uncounted_share",
+    "numbers_version",
+    "command",
+)
+"""Columns after those of the record: how the run stands, and what follows from its sizes."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every run that was found, in the order of name and place; ``repeated`` are copies of a run in other places."""
+
+    rows: list[Row]
+    repeated: list[Row] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    where: str | None = None
+
+    @property
+    def completed(self) -> list[Row]:
+        """The runs with a result."""
+        return [row for row in self.rows if row["state"] == "completed"]
+
+    @property
+    def others(self) -> list[Row]:
+        """The runs without a result."""
+        return [row for row in self.rows if row["state"] != "completed"]
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many runs are in which state, the most frequent first."""
+        return dict(Counter(row["state"] for row in self.rows).most_common())
+
+    @property
+    def columns(self) -> list[str]:
+        """The keys of a record, then ``DERIVED``, then the settings as the command line spells them."""
+        names = dict.fromkeys([*KEYS, *DERIVED, *(name for row in self.rows for name in row)])
+        return [name for name in names if name != "settings"]
+
+
+def collect(places: Sequence[Path], where: Callable[[Mapping[str, Any]], bool] | None = None, said: str = "") -> Table:
+    """Read all run directories in ``places`` that meet ``where`` (``said`` as the user wrote it).
+
+    Raises ``UserError`` where there is no such place or no run, and ``MixersweepError`` where no run is completed.
+    """
+    found = [(listed, row_of(listed)) for listed in listing(places)]
+    names = ", ".join(str(place) for place in places)
+    if not found:
+        raise UserError(
+            f"{names}: holds no run directories; `mixersweep train` makes them, MIXERSWEEP_RUNS names theirs"
+        )
+    rows = [row for listed, row in found if where is None or where({**listed.values(), **row})]
+    if not rows:
+        raise UserError(f"--where {said!r}: none of the {len(found)} runs in {names} is such a run")
+    rows.sort(key=lambda row: (row["name"], row["state"] != "completed", row["run_dir"]))
+    kept: dict[str, Row] = {}
+    repeated = []
+    for row in rows:
+        identity = row["fingerprint"] or row["run_dir"]
+        if identity in kept:
+            repeated.append(row)
+        else:
+            kept[identity] = row
+    table = Table(list(kept.values()), repeated, [str(place) for place in places], said or None)
+    if not table.completed:
+        states = ", ".join(f"{count} {state}" for state, count in table.states.items())
+        raise MixersweepError(f"{names}: no run is completed yet ({states}); `mixersweep status` shows them")
+    return table
+
+
+def row_of(listed: Listed) -> Row:
+    """The row of one run directory."""
+    values = listed.values()
+    record = listed.record
+    tokens, channels = record["tokens"], record["channels"]
+    mixing = record["mixing_parameters"]
+    uncounted = [record[f"{part}_parameters"] for part in ("stem", "head", "skip")]
+    settings = settings_of(listed.config) if listed.config else {}
+    values = {**values, **settings, **record}
+    return {
+        **record,
+        "state": listed.state,
+        "error": listed.reason or listed.status.error,
+        "run_dir": str(listed.path),
+        "shape": shape_of(tokens, channels),
+        "channels_over_tokens": channels / tokens if tokens and channels else None,
+        "uncounted_share": sum(n or 0 for n in uncounted) / mixing if mixing else None,
+        "numbers_version": numbers_version(listed.stored) if listed.stored else None,
+        "command": command_of(record),
+        **{name: value for name, value in values.items() if name not in record and name not in DERIVED},
+        "settings": settings,
+    }
+
+
+def shape_of(tokens: int | None, channels: int | None) -> str | None:
+    """``tall`` (S > C), ``wide`` or ``square``; None where there are no tokens."""
+    if not tokens or not channels:
+        return None
+    return "square" if tokens == channels else "tall" if tokens > channels else "wide"
+
+
+def command_of(record: Mapping[str, Any]) -> str | None:
+    """The command that reproduces a run; None where its directory says nothing of how it was asked for."""
+    if record["overrides"] is None:
+        return None
+    return shlex.join(["mixersweep", "train", *record["overrides"]])
+
+
+def predictions(row: Row) -> tuple[NDArray[np.bool_], NDArray[np.int32]] | None:
+    """Which test images the run got right (N,), and their labels (N,); None where there is no readable file."""
+    try:
+        path = Path(row["run_dir"]) / "predictions.npz"
+        with path.open("rb") as file, np.load(file) as stored:  # opened here, since a torn file leaves numpy's open
+            prediction, label = stored["prediction"], stored["label"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if prediction.shape != label.shape or label.ndim != 1 or not len(label):
+        return None
+    return prediction == label, label
+
+
+def curve(row: Row) -> list[Row]:
+    """The rows of metrics of one run, an epoch each."""
+    try:
+        return read_rows(Path(row["run_dir"]) / "metrics.jsonl")
+    except (OSError, ValueError):
+        return []
+
+
+def write_csv(table: Table, path: Path) -> None:
+    """``runs.csv``: nothing for null, JSON for lists and groups."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in table.rows:
+        writer.writerow([_plain(row.get(name)) for name in table.columns])
+    with written_whole(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_parquet(table: Table, path: Path) -> None:
+    """``runs.parquet``: a column has one type (numbers of both kinds are floats, all else that is mixed is text)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    arrays = {name: _one_type([row.get(name) for row in table.rows]) for name in table.columns}
+    with written_whole(path) as file:
+        pyarrow.parquet.write_table(pyarrow.table(arrays), file)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def _one_type(values: Iterable[Any]) -> list[Any]:
+    values = [json.dumps(value) if isinstance(value, (list, dict)) else value for value in values]
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float}:
+        return [None if value is None else float(value) for value in values] if float in kinds else values
+    if len(kinds) <= 1:
+        return values
+    return [None if value is None else str(_plain(value)) for value in values]

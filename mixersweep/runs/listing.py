@@ -1,0 +1,266 @@
+"""Many run directories at once, as status, plan and report see them: only JSON and the ends of files are read.
+
+Ten thousand directories take about a second. A directory that cannot be read is listed as ``broken`` with its reason;
+what is no run directory (``.sweeps``, files in the making, anything else of the user's) is passed over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixersweep.budget import Architecture
+from mixersweep.config import VARIANTS, keys
+from mixersweep.errors import UserError
+from mixersweep.runs.record import KEYS, planned_of
+from mixersweep.runs.status import STORED_STATES, Status
+
+SHOWN_STATES = (
+    "completed",
+    "cancelled",
+    "planned",
+    "queued",
+    "interrupted",
+    "preempted",
+    "running",
+    "diverged",
+    "failed",
+    "lost",
+    "broken",
+)
+"""What ``Listed.state`` can be, in the order in which a person has less and more to do with it."""
+
+METRICS = (
+    *("epoch", "learning_rate", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
+    *("test_loss", "test_accuracy", "images_per_second"),
+)
+"""What the last row of an unfinished run says under the names of the record."""
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_RUN_NAME = re.compile(r"-[0-9a-f]{16}$")
+_ROW_BYTES = 2048
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One run directory, read once.
+
+    ``state`` is as shown: ``lost`` where the process that ran it is gone, ``broken`` (with the ``reason``) where the
+    directory cannot be read. ``stored`` is what was frozen (``config``, ``architecture``, ``origin``, ...), empty in a
+    broken one; ``rows`` are the last few of the metrics of a run that is not completed, ``result`` the record of one
+    that is.
+    """
+
+    path: Path
+    state: str
+    status: Status
+    stored: Mapping[str, Any]
+    rows: tuple[Mapping[str, Any], ...] = ()
+    result: Mapping[str, Any] | None = None
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is that of its directory where it is broken."""
+        return str(self.stored.get("name", self.path.name))
+
+    @property
+    def row(self) -> Mapping[str, Any] | None:
+        """The last row of metrics of a run that is not completed."""
+        return self.rows[-1] if self.rows else None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The frozen settings, nested as in ``config.yaml``; empty in a broken one."""
+        config: Mapping[str, Any] = self.stored.get("config", {})
+        return config
+
+    @cached_property
+    def planned(self) -> dict[str, Any]:
+        """What the record says before training (``record.planned``); only the name in a broken one."""
+        return planned_of(self.stored) if self.stored else {"name": self.name}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Every key of ``result.json``, None where it is not known: yet, or because the directory is broken."""
+        return {**dict.fromkeys(KEYS), **self.planned, **(self.result or {})}
+
+    def values(self) -> dict[str, Any]:
+        """Every name that a ``--where`` knows (``names``), the record's before settings of the same name."""
+        row = self.row or {}
+        status = self.status
+        return {
+            **dict(_flat(self.config)),
+            **self.stored.get("architecture", {}),
+            "epoch": None if self.result is None else self.result.get("epochs"),
+            **{name: row[name] for name in METRICS if name in row},
+            **self.planned,
+            **(self.result or {}),
+            "state": self.state,
+            "error": self.reason or status.error,
+            "host": status.host and status.host.partition("/")[0],
+            "run_dir": str(self.path),
+        }
+
+
+def names() -> list[str]:
+    """Every name that ``Listed.values`` may have."""
+    settings = [key for key, annotation in keys() if not dataclasses.is_dataclass(annotation) and key not in VARIANTS]
+    sizes = [field.name for field in dataclasses.fields(Architecture)]
+    return [*dict.fromkeys([*KEYS, *METRICS, *sizes, *settings, "state", "error", "host", "run_dir"])]
+
+
+def listing(places: Iterable[Path]) -> Iterator[Listed]:
+    """Every run in directories of runs, sorted by name, and every run directory that is named itself.
+
+    Raises ``UserError`` for a place that is no directory. A directory that goes away meanwhile is passed over.
+    """
+    seen: set[str] = set()
+    for place in places:
+        path = Path(place).expanduser().absolute()
+        try:
+            found = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
+        except OSError as error:
+            reason = "no such directory" if isinstance(error, FileNotFoundError) else error.strerror
+            raise UserError(f"{place}: {reason}; name a directory of runs (also MIXERSWEEP_RUNS)") from None
+        itself = "config.yaml" in found
+        for run in [str(path)] if itself else [f"{path}/{name}" for name in found]:
+            if run in seen:
+                continue
+            seen.add(run)
+            listed = read_listed(run)
+            if listed is not None:
+                yield listed
+
+
+def read_listed(path: str | Path) -> Listed | None:
+    """One run directory; None where ``path`` is none (and where it is gone)."""
+    path = str(path)
+    try:
+        files = os.listdir(path)  # noqa: PTH208 (a Path for each of 50,000 files takes longer than reading them)
+    except OSError as error:
+        if isinstance(error, PermissionError) and _RUN_NAME.search(path):
+            return _broken(path, "cannot be read: permission denied")
+        return None
+    ours = "status.json" in files or "planned.json" in files or bool(_RUN_NAME.search(path))
+    if not ours or not ("config.yaml" in files or "status.json" in files):
+        return None
+    try:
+        return _read(path, files)
+    except FileNotFoundError as error:
+        return _broken(path, f"{Path(error.filename).name} is missing") if Path(path).is_dir() else None
+    except OSError as error:
+        return _broken(path, f"{Path(error.filename).name} cannot be read: {error.strerror}")
+    except _Unreadable as error:
+        return _broken(path, str(error))
+
+
+class _Unreadable(Exception):
+    """The reason why a directory is broken."""
+
+
+def _broken(path: str, reason: str) -> Listed:
+    return Listed(Path(path), "broken", Status("planned"), {}, reason=reason)
+
+
+def _read(path: str, files: list[str]) -> Listed:
+    if "config.yaml" not in files:
+        raise _Unreadable("config.yaml is missing")
+    status = _status(path) if "status.json" in files else Status("planned")
+    stored = _stored(path, files)
+    if status.state == "completed":
+        if "result.json" not in files:
+            raise _Unreadable("is completed, but result.json is missing")
+        return Listed(Path(path), "completed", status, stored, result=_json(f"{path}/result.json"))
+    rows = last_rows(f"{path}/metrics.jsonl") if "metrics.jsonl" in files else ()
+    return Listed(Path(path), status.shown, status, stored, rows)
+
+
+def _status(path: str) -> Status:
+    try:
+        status = Status(**_json(f"{path}/status.json"))
+    except TypeError as error:
+        raise _Unreadable(f"status.json: {str(error).partition(') ')[2] or error}") from None
+    if status.state not in STORED_STATES:
+        raise _Unreadable(f"status.json: there is no state {status.state}")
+    return status
+
+
+def _stored(path: str, files: list[str]) -> Mapping[str, Any]:
+    """What was frozen, from ``planned.json``, or from ``config.yaml`` where a directory is older than that file."""
+    if "planned.json" in files:
+        file, stored = "planned.json", _json(f"{path}/planned.json")
+    else:
+        file = "config.yaml"
+        try:
+            stored = yaml.load(_content(f"{path}/{file}"), Loader=_Loader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise _Unreadable(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+        if not isinstance(stored, dict):
+            raise _Unreadable(f"{file} is not of a run")
+    try:
+        planned_of(stored)
+    except (KeyError, TypeError) as error:
+        raise _Unreadable(f"{file} is incomplete: {error}") from None
+    return stored
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(_content(path))
+    except ValueError as error:
+        raise _Unreadable(f"{Path(path).name} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise _Unreadable(f"{Path(path).name} is no JSON object")
+    return content
+
+
+def _content(path: str) -> bytes:
+    """A small file, whole."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        parts = [os.read(descriptor, 1 << 16)]
+        while len(parts[-1]) == 1 << 16:
+            parts.append(os.read(descriptor, 1 << 16))
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+def last_rows(path: str) -> tuple[dict[str, Any], ...]:
+    """The last whole rows of a ``metrics.jsonl``: those in its last two kilobytes, at least one where there is one."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        length = _ROW_BYTES
+        while True:
+            start = max(0, size - length)
+            lines = os.pread(descriptor, size - start, start).split(b"\n")[:-1]  # what a crash left half is no row
+            whole = lines if start == 0 else lines[1:]
+            if whole or start == 0:
+                break
+            length *= 8
+    finally:
+        os.close(descriptor)
+    try:
+        return tuple(json.loads(line) for line in whole)
+    except ValueError as error:
+        raise _Unreadable(f"metrics.jsonl: {error}") from None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings under their dotted keys, as the command line spells them."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

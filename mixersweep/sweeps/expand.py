@@ -1,0 +1,309 @@
+"""From overrides to the runs that they mean, each solved by the rule: what ``plan`` shows and ``train -m`` carries out.
+
+A sweep is a union of grids, since a dense MLP has one width and an SW-MLP goes where no Mixer can. An experiment file
+lists them under ``sweep.grids``; ``sweep.over`` and the command line are crossed with each. A value on the command line
+takes the place of what a grid, or ``over``, has for the same setting. Without an experiment the command line is the one
+grid, in the order of Hydra's own sweeper. Runs of the same fingerprint are one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from mixersweep.budget import Architecture
+from mixersweep.compose import Composer, check_overrides, parsed_override, parsed_overrides
+from mixersweep.config import Config, Sweep, architecture, parse, parse_sweep, structure
+from mixersweep.errors import Infeasible, UserError
+from mixersweep.runs import Origin, Run, solve
+from mixersweep.sweeps.search import Search, searches_of
+
+Grid = dict[str, list[str]]
+"""The overrides of each setting, by its key; a grid means all their combinations."""
+
+ATTEMPTS = 4
+"""How often ``infeasible=nearest`` follows what a refusal says would work, since one change may need another."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: ``run``, or why there is none (``infeasible``), or what it waits for (``waiting``).
+
+    ``overrides`` alone mean the same run. ``config`` and ``architecture`` are there for a waiting point too.
+    """
+
+    overrides: list[str]
+    config: Config | None = None
+    architecture: Architecture | None = None
+    run: Run | None = None
+    infeasible: str | None = None
+    waiting: str | None = None
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run directory, whether it is there yet or not."""
+        if self.run is None:
+            return None
+        return Path(self.run.config.runs_dir).expanduser().absolute() / self.run.name
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """All that an invocation means: its points in job order, without duplicates, and the settings of the sweep.
+
+    ``searches`` are what waiting points wait for; ``launcher`` is the mapping under ``hydra.launcher``.
+    """
+
+    name: str
+    experiment: str | None
+    points: list[Point]
+    searches: list[Search]
+    notices: list[str]
+    settings: Sweep
+    multirun: bool
+    launcher: dict[str, Any]
+    runs_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep keeps what belongs to no single run."""
+        return self.runs_dir / ".sweeps" / self.name
+
+
+def expand(overrides: Sequence[str], *, multirun: bool = False) -> Expansion:
+    """What ``mixersweep train [-m] OVERRIDES`` means; reads outcomes of search runs, writes nothing, trains nothing.
+
+    Raises ``UserError`` for a setting that cannot be; a point that no network meets is ``infeasible`` instead.
+    """
+    check_overrides(overrides)
+    task = [o for o in parsed_overrides(overrides) if not _is_of_the_sweep(o.key_or_group)]
+    composer = Composer(overrides)
+    head = composer.head
+    multirun = multirun or head.hydra.mode == RunMode.MULTIRUN
+    settings = parse_sweep(_plain(head.sweep))
+    experiment = head.hydra.runtime.choices.get("experiment")
+    grids = _grids(settings, task) if multirun else [grid_of(task)]
+    _check_places(grids)
+    name = settings.name or experiment or _name(grids)
+    expanding = _Expanding(composer, settings, grids, Origin(experiment, name if multirun else None))
+    points = expanding.points()
+    searches: list[Search] = []
+    if multirun and settings.search is not None:
+        searches = searches_of(points, settings.search, expanding.searched)
+        points = [expanding.decided(point, searches) for point in points]
+    return Expansion(
+        name=name,
+        experiment=experiment,
+        points=points,
+        searches=searches,
+        notices=[*expanding.notices(), *(note for search in searches for note in search.notices)],
+        settings=settings,
+        multirun=multirun,
+        launcher={"name": head.hydra.runtime.choices["hydra/launcher"], **_plain(head.hydra.launcher)},
+        runs_dir=expanding.runs_dir(points),
+    )
+
+
+def with_settings(overrides: Sequence[str], **values: object) -> list[str]:
+    """The overrides with other values; dots in names are written as ``__``."""
+    new = {key.replace("__", "."): f"{key.replace('__', '.')}={value}" for key, value in values.items()}
+    kept = [new.pop(parsed_override(override).key_or_group, override) for override in overrides]
+    return [*kept, *new.values()]
+
+
+class _Expanding:
+    """Solves the points of all grids and keeps what is to be told about them."""
+
+    def __init__(self, composer: Composer, settings: Sweep, grids: list[Grid], origin: Origin) -> None:
+        self._composer, self._settings, self._grids, self._origin = composer, settings, grids, origin
+        self._sizes_vary = any(_varies(grids, key) for key in ("model", "width", "density"))
+        self._dense: dict[str, list[str]] = {}
+        self._skipped: dict[str, int] = {}
+        self._nearest: dict[str, None] = {}
+        self._duplicates = 0
+
+    def points(self) -> list[Point]:
+        """Every point once, in the order of the grids."""
+        found: dict[str, Point] = {}
+        for grid in self._grids:
+            for combination in itertools.product(*grid.values()):  # the last setting fastest, as in Hydra
+                point, is_moved = self._point(list(combination))
+                if point.infeasible is not None and self._settings.infeasible == "skip":
+                    self._skipped[point.infeasible] = self._skipped.get(point.infeasible, 0) + 1
+                    continue
+                key = point.run.fingerprint if point.run else json.dumps(point.overrides)
+                self._duplicates += key in found and not is_moved
+                found.setdefault(key, point)
+        return list(found.values())
+
+    def searched(self, overrides: list[str]) -> Point:
+        """A run of a search, told apart by the name of its sweep."""
+        return self._solved(overrides, dataclasses.replace(self._origin, sweep=f"{self._origin.sweep}/search"))
+
+    def decided(self, point: Point, searches: list[Search]) -> Point:
+        """The point with the learning rate that its search chose, or waiting for it."""
+        search = next((search for search in searches if search.is_for(point)), None)
+        if search is None:
+            return point
+        if search.failed is not None:
+            return dataclasses.replace(point, run=None, infeasible=search.failed)
+        if search.lr is None:
+            return dataclasses.replace(point, run=None, waiting=search.waiting)
+        return self._solved(with_settings(point.overrides, optim__lr=search.lr), self._origin)
+
+    def runs_dir(self, points: list[Point]) -> Path:
+        """Where the runs of the sweep are."""
+        known = next((point.config.runs_dir for point in points if point.config is not None), None)
+        if known is None:
+            shared = [grid[key][0] for grid in self._grids[:1] for key in ("experiment", "runs_dir") if key in grid]
+            known = str(self._composer.values(shared)["runs_dir"])
+        return Path(known).expanduser().absolute()
+
+    def notices(self) -> list[str]:
+        """What became of points that are not as they were asked for."""
+        told = []
+        for network, sizes in self._dense.items():
+            asked = list(dict.fromkeys(sizes))
+            shown = ", ".join(asked[:4]) + (f" and {len(asked) - 4} others" if len(asked) > 4 else "")
+            told.append(f"{network}; it takes part once, not at {shown}")
+        told += [f"left out: {reason}{_times(count)}" for reason, count in self._skipped.items()]
+        told += list(self._nearest)
+        if self._duplicates:
+            told.append(f"duplicates left out: {self._duplicates}")
+        return told
+
+    def _point(self, overrides: list[str]) -> tuple[Point, bool]:
+        """The point, and whether it was moved to settings that work."""
+        try:
+            return self._solved(overrides, self._origin), False
+        except Infeasible as error:
+            problem, moved = error, overrides
+        if self._sizes_vary and self._is_dense(overrides):
+            sizes = [o for o in overrides if parsed_override(o).key_or_group in ("width", "density")]
+            moved = with_settings(overrides, **{parsed_override(o).key_or_group: "auto" for o in sizes})
+            point = self._solved(moved, self._origin)
+            if point.architecture is not None:
+                network = f"mlp: dense, of the one width {point.architecture.width}"
+                self._dense.setdefault(network, []).extend(sizes)
+            return point, True
+        for _ in range(ATTEMPTS if self._settings.infeasible == "nearest" else 0):
+            if not problem.nearest:
+                break
+            moved = with_settings(moved, **problem.nearest)
+            try:
+                point = self._solved(moved, self._origin)
+            except Infeasible as error:
+                problem = error
+                continue
+            taken = ", ".join(f"{key}={value}" for key, value in problem.nearest.items())
+            self._nearest[f"{problem}: took {taken}"] = None
+            return point, True
+        return Point(overrides, infeasible=str(problem)), False
+
+    def _is_dense(self, overrides: list[str]) -> bool:
+        return structure(parse(self._composer.values(overrides)).model) == "dense"
+
+    def _solved(self, overrides: list[str], origin: Origin) -> Point:
+        """Raises ``Infeasible`` where no network meets the settings."""
+        config = parse(self._composer.values(overrides))
+        try:
+            sizes = architecture(config)
+        except Infeasible:
+            raise
+        except UserError as error:
+            raise Infeasible(str(error)) from error
+        run = solve(config, dataclasses.replace(origin, overrides=overrides))
+        return Point(overrides, config, sizes, run)
+
+
+def _grids(settings: Sweep, task: list[Override]) -> list[Grid]:
+    """The grids of the experiment, each crossed with ``over`` and with the command line, whose values win."""
+    command, over = grid_of(task), _of_mapping(settings.over, "sweep.over")
+    experiment = {key: command.pop(key) for key in list(command) if key == "experiment"}
+    grids = [_of_mapping(grid, f"sweep.grids[{i}]") for i, grid in enumerate(settings.grids)] or [{}]
+    crossed = []
+    for grid in grids:
+        own = {**grid, **{key: values for key, values in over.items() if key not in grid}}
+        crossed.append({**experiment, **own, **command})
+    return crossed if settings.grids or settings.over else [grid_of(task)]
+
+
+def grid_of(task: Sequence[Override]) -> Grid:
+    """The grid that overrides mean, each once for every value; its product is in the order of Hydra's own sweeper."""
+    return {_identity(override): _values(override) for override in task}
+
+
+def _of_mapping(values: Mapping[str, object], where: str) -> Grid:
+    """The grid that a mapping of an experiment file means."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    overrides = [f"{key}={text}" for key, text in texts.items()]
+    try:
+        check_overrides(overrides)
+        parsed = parsed_overrides(overrides)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    for override in parsed:
+        if override.key_or_group == "experiment" or _is_of_the_sweep(override.key_or_group):
+            raise UserError(f"{where}: {override.input_line}: a grid sweeps over the settings of runs only")
+    return {_identity(override): _values(override) for override in parsed}
+
+
+def _values(override: Override) -> list[str]:
+    """The override once for each of its values, as Hydra's own sweeper spells them."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    if not override.is_discrete_sweep():
+        raise UserError(
+            f"{override.input_line}: an interval has no values to sweep over; hydra/sweeper=optuna draws some"
+        )
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _identity(override: Override) -> str:
+    return override.key_or_group + (f"@{override.package}" if override.package else "")
+
+
+def _is_of_the_sweep(key: str) -> bool:
+    return key in ("sweep", "hydra") or key.startswith(("sweep.", "hydra.", "hydra/"))
+
+
+def _check_places(grids: list[Grid]) -> None:
+    for key in ("runs_dir", "run_dir", "experiment"):
+        values = [value for grid in grids for value in grid.get(key, [])]
+        if len(set(values)) > 1:
+            raise UserError(f"{key}: a sweep has one {key}, not {', '.join(dict.fromkeys(values))}")
+
+
+def _varies(grids: list[Grid], key: str) -> bool:
+    return len({value for grid in grids for value in grid.get(key, [""])}) > 1
+
+
+def _name(grids: list[Grid]) -> str:
+    """What is swept over, and a hash of all that makes the runs."""
+    places = {field.name for field in dataclasses.fields(Config) if field.metadata.get("execution")}
+    kept = [{k: v for k, v in grid.items() if k.partition(".")[0] not in places} for grid in grids]
+    keys = dict.fromkeys(key.rpartition(".")[2] for grid in kept for key, values in grid.items() if len(values) > 1)
+    content = [{key: sorted(values) for key, values in grid.items()} for grid in kept]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
+    return "-".join([*list(keys)[:4], digest])
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _times(count: int) -> str:
+    return f" ({count} points)" if count > 1 else ""

@@ -1,0 +1,268 @@
+"""Several runs at once on this machine: each with its share of the cores, or on one of the visible GPUs.
+
+A supervisor (``supervisor``) starts the runs and outlives none of them: it sits in a session of its own, so that the
+terminal's Ctrl-C reaches the launching process alone, which passes it on once. Where the launching process dies, the
+supervisor asks the runs to stop; where the supervisor dies, the system does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import psutil
+
+from mixersweep import config
+from mixersweep.config.kinds import Auto, Count, Whole
+from mixersweep.errors import INTERRUPTED, RunStopped, UserError
+from mixersweep.runs import RunDirectory, read_status
+from mixersweep.sweeps import queue
+from mixersweep.sweeps.launchers import LOG, StopRequest
+from mixersweep.sweeps.outcome import outcome
+
+MEMORY_OF_A_RUN = 1.5e9
+"""Bytes that a run is taken to need when the number at once is chosen: torch alone takes a third of it."""
+
+LOOK_EVERY = 0.25
+"""Seconds between two looks for a signal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """``hydra.launcher`` of ``hydra/launcher=local``; what they mean stands in its YAML."""
+
+    name: Literal["local"]
+    jobs: Count | Auto
+    gpus: Whole | Auto
+    runs_per_gpu: Count
+    warm: bool
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one run at a time: its cores, and what its environment says of GPUs."""
+
+    cores: tuple[int, ...]
+    environment: dict[str, str]
+
+
+def launcher(values: Mapping[str, Any], folder: Path) -> Local:
+    """The launcher of these settings; raises ``UserError`` for those that cannot be."""
+    del folder
+    return Local(config.settings(LocalSettings, values, "hydra.launcher."))
+
+
+class Local:
+    """``hydra/launcher=local``."""
+
+    def __init__(self, settings: LocalSettings) -> None:
+        self._settings = settings
+
+    def queued(self, jobs: Sequence[Path]) -> Collection[Path]:
+        """None: the queue of this launcher is gone with its process, which ``queue`` sees by itself."""
+        del jobs
+        return ()
+
+    def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
+        """Execute the runs, as many at once as there are slots."""
+        slots = _slots(self._settings, jobs)
+        report(_told(slots, len(jobs)))
+        waiting, left = deque(jobs), len(jobs)
+        while waiting:  # once, unless a supervisor was killed
+            supervisor = Supervisor(self._settings.warm)
+
+            def ended(run_dir: Path, code: int | None, supervisor: Supervisor = supervisor) -> None:
+                nonlocal left
+                left -= 1
+                status = read_status(run_dir)
+                if status.state == "queued" and code:
+                    queue.fail(run_dir, f"{_end(code)} before it began; see {LOG}")
+                report(f"{outcome(run_dir)}  {supervisor.seconds(run_dir):.1f} s, {left} of {len(jobs)} left")
+
+            try:
+                supervisor.execute(waiting, slots, stop, ended)
+            finally:
+                supervisor.end()
+        return True
+
+
+class Supervisor:
+    """The process that starts runs and waits for them, as the launching process sees it."""
+
+    def __init__(self, warm: bool) -> None:
+        command = [sys.executable, "-m", "mixersweep.sweeps.launchers.supervisor", *(["--warm"] if warm else [])]
+        package = str(Path(__file__).parents[3])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._running: dict[Path, Slot] = {}
+        self._began: dict[Path, float] = {}
+        self._pids: dict[Path, int] = {}
+        self._unread = b""
+        self._is_gone = False
+
+    def execute(
+        self, waiting: deque[Path], slots: Sequence[Slot], stop: StopRequest, ended: Callable[[Path, int | None], None]
+    ) -> None:
+        """Take runs from ``waiting`` into free slots until none is left, or until the supervisor was killed.
+
+        ``ended`` is told each run that ends and its exit code, None where nobody knows it. When ``stop`` raises, the
+        runs are asked to stop, waited for, and the same is raised.
+        """
+        free, stopped = list(reversed(slots)), None
+        while self._running or (waiting and stopped is None and not self._is_gone):
+            while waiting and free and stopped is None and not self._is_gone:
+                self._start(waiting.popleft(), free.pop())
+            for run_dir, code in self._ended():
+                free.append(self._running.pop(run_dir))
+                ended(run_dir, code)
+            if stopped is None:
+                try:
+                    stop.check()
+                except RunStopped as request:
+                    stopped = request
+                    self._tell({"signal": signal.SIGINT if request.exit_code == INTERRUPTED else signal.SIGTERM})
+        if stopped is not None:
+            raise stopped
+
+    def seconds(self, run_dir: Path) -> float:
+        """Since a run began."""
+        return time.monotonic() - self._began.get(run_dir, time.monotonic())
+
+    def end(self) -> None:
+        """Leave no process behind: runs that still go on are killed."""
+        self._tell({"signal": signal.SIGKILL})
+        with contextlib.suppress(OSError):
+            self._input.close()  # which tells it to end
+        self._process.wait()
+        self._output.close()
+
+    @property
+    def _input(self) -> IO[bytes]:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    @property
+    def _output(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def _start(self, run_dir: Path, slot: Slot) -> None:
+        self._running[run_dir] = slot
+        self._tell({"run_dir": str(run_dir), "cores": slot.cores, "environment": slot.environment})
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # a supervisor that is gone is seen by the end of its output
+            self._input.write(json.dumps(message).encode() + b"\n")
+            self._input.flush()
+
+    def _ended(self) -> list[tuple[Path, int | None]]:
+        """The runs that ended within the next moment."""
+        ended: list[tuple[Path, int | None]] = []
+        for message in self._messages():
+            run_dir = Path(message["run_dir"])
+            if "pid" in message:
+                self._pids[run_dir], self._began[run_dir] = message["pid"], time.monotonic()
+            else:
+                ended.append((run_dir, message["code"]))
+        if self._is_gone:  # and the system has asked its runs to stop
+            for run_dir in set(self._running) - {run_dir for run_dir, _ in ended}:
+                with contextlib.suppress(KeyError, psutil.Error):
+                    psutil.Process(self._pids[run_dir]).wait()
+                ended.append((run_dir, None))
+        return ended
+
+    def _messages(self) -> list[dict[str, Any]]:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._output, selectors.EVENT_READ)
+            if not selector.select(LOOK_EVERY):
+                return []
+        read = os.read(self._output.fileno(), 65536)
+        self._is_gone = not read
+        *lines, self._unread = (self._unread + read).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+def _slots(settings: LocalSettings, jobs: Sequence[Path]) -> list[Slot]:
+    """The places for runs; where and how they are executed is the same for all of a sweep."""
+    return slots(settings, RunDirectory.open(jobs[0]).run.config, len(jobs))
+
+
+def slots(settings: LocalSettings, run: config.Config, jobs: int) -> list[Slot]:
+    """The places that this machine has for so many runs, which are executed as this one."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    threads = run.threads if isinstance(run.threads, int) else 1
+    gpus = _gpus(settings.gpus, run.device)
+    environments = [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(settings.runs_per_gpu) for gpu in gpus]
+    if gpus:
+        count = len(environments) if settings.jobs == "auto" else min(settings.jobs, len(environments))
+    elif settings.jobs == "auto":
+        memory = int(psutil.virtual_memory().available / MEMORY_OF_A_RUN)
+        count = max(1, min(len(cores) // threads, memory))
+    else:
+        count = settings.jobs
+    count = min(count, jobs)
+    share = min(len(cores), max(threads, len(cores) // count))
+    chosen = [[cores[(i * share + k) % len(cores)] for k in range(share)] for i in range(count)]
+    return [Slot(tuple(own), environments[i] if gpus else {}) for i, own in enumerate(chosen)]
+
+
+def _gpus(asked: int | str, device: str) -> list[str]:
+    """What ``CUDA_VISIBLE_DEVICES`` calls the GPUs to use; raises ``UserError`` where there are too few."""
+    if device == "cpu" or asked == 0:
+        return []
+    if device.startswith("cuda:"):
+        raise UserError(
+            f"device={device}: the local launcher gives each run its GPU; use device=auto, "
+            f"and CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')} in the environment to have it use this one alone"
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = _all_gpus()
+    if visible is not None:
+        found = [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
+    wanted = asked if isinstance(asked, int) else len(found)
+    if wanted > len(found):
+        raise UserError(f"hydra.launcher.gpus={asked}: there are {len(found)} visible GPUs here")
+    return found[:wanted]
+
+
+def _all_gpus() -> list[str]:
+    """The GPUs that the driver lists; torch, which would know too, takes seconds to import."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    try:
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+
+
+def _told(slots: list[Slot], jobs: int) -> str:
+    places = "at once" if len(slots) > 1 else "at a time"
+    gpus = len({slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots if slot.environment})
+    cores = len(slots[0].cores)
+    where = f"on {gpus} GPU{'s' * (gpus > 1)}" if gpus else f"with {cores} core{'s' * (cores > 1)} each"
+    return f"local: {jobs} runs, {len(slots)} {places} {where}"
+
+
+def _end(code: int) -> str:
+    """How a process ended, in words."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

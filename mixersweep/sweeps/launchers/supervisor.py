@@ -1,0 +1,159 @@
+"""``python -m mixersweep.sweeps.launchers.supervisor``: starts runs as it is told, and waits for them.
+
+A line of JSON on stdin starts a run (``run_dir``, ``cores``, ``environment``) or signals all (``signal``); a line on
+stdout says that a run began (``run_dir``, ``pid``) or ended (``run_dir``, ``code``, negative for a signal). When stdin
+ends, which is how the death of the launching process looks, the runs are asked to stop and waited for. If this process
+itself is killed, the system asks them to stop.
+
+``--warm``: it imports what training needs once and each run is a fork of it, which saves a run the seconds that
+importing torch takes. Nothing here computes, so that a fork is as good as a new process: its own pid, threads, signals
+and CUDA context. Otherwise each run is ``python -m mixersweep train run_dir=DIR`` anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import runpy
+import selectors
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mixersweep.sweeps.launchers import LOG
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Serve until stdin ends and all runs have."""
+    warm = "--warm" in sys.argv[1:] and sys.platform == "linux"
+    said = os.dup(1)
+    os.dup2(2, 1)  # whatever prints, does not print into the protocol
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the launching process alone decides
+    if warm:
+        import mixersweep.training.loop  # noqa: F401
+
+        gc.collect()
+        gc.freeze()  # the runs share these pages for as long as nobody writes to them
+    Supervising(said, warm).serve()
+    return 0
+
+
+class Supervising:
+    """The runs that are going, and the two channels to the launching process."""
+
+    def __init__(self, said: int, warm: bool) -> None:
+        self._said = said
+        self._warm = warm
+        self._running: dict[int, str] = {}
+        self._unread = b""
+        self._woken, self._wakes = os.pipe()
+        for end in (self._woken, self._wakes):
+            os.set_blocking(end, False)
+        self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def serve(self) -> None:
+        """Start, signal and reap until there is nobody to do it for."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(0, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            is_open = True
+            while is_open or self._running:
+                ready = [key.fd for key, _ in selector.select()]
+                if self._woken in ready:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._woken, 4096)
+                if 0 in ready:
+                    read = os.read(0, 65536)
+                    is_open = bool(read)
+                    if not is_open:
+                        selector.unregister(0)
+                        self._signal(signal.SIGTERM)
+                    self._obey(read)
+                self._reap()
+
+    def _obey(self, read: bytes) -> None:
+        *lines, self._unread = (self._unread + read).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "signal" in message:
+                self._signal(message["signal"])
+            else:
+                self._start(message)
+
+    def _signal(self, number: int) -> None:
+        for pid in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _start(self, message: dict[str, Any]) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become(message, parent)
+        self._running[pid] = message["run_dir"]
+        self._say({"run_dir": message["run_dir"], "pid": pid})
+
+    def _reap(self) -> None:
+        while self._running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            self._say({"run_dir": self._running.pop(pid), "code": code})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._said, json.dumps(message).encode() + b"\n")
+
+    def _become(self, message: dict[str, Any], parent: int) -> NoReturn:
+        """In the fork: become the run."""
+        code = 1
+        try:
+            self._separate(message, parent)
+            arguments = ["train", f"run_dir={message['run_dir']}"]
+            if not self._warm:
+                os.execv(sys.executable, [sys.executable, "-m", "mixersweep", *arguments])
+            sys.argv = ["mixersweep", *arguments]
+            runpy.run_module("mixersweep", run_name="__main__")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _separate(self, message: dict[str, Any], parent: int) -> None:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._libc is not None:
+            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                os._exit(1)
+        for descriptor in (self._said, self._woken, self._wakes):
+            os.close(descriptor)
+        with Path(message["run_dir"], LOG).open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        os.environ.update(message["environment"])
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, message["cores"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

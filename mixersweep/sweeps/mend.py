@@ -1,0 +1,95 @@
+"""Mending: runs that the same command shall take up again (``retry``), or never more (``cancel``)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+import shlex
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from mixersweep.runs import Status, read_status, set_status
+from mixersweep.runs.files import read_json, write_json
+from mixersweep.runs.listing import Listed
+from mixersweep.runs.status import guard, this_host
+
+RETRIED = ("failed", "lost", "diverged", "cancelled")
+"""The states that ``retry`` takes: the others are taken up by the same command anyway, or are completed."""
+
+OF_TRAINING = ("checkpoint*", "metrics.jsonl", "probes.jsonl", "predictions.npz", "result.json")
+"""The files that training leaves in a run directory."""
+
+
+def retry(path: Path, states: tuple[str, ...] = RETRIED, *, keep_checkpoint: bool = False) -> tuple[bool, str]:
+    """Make a run of these states ``planned`` again; whether it is now, and what was done or why nothing was.
+
+    A failed, lost or cancelled run goes on from its last checkpoint. A diverged one starts anew (as another run at its
+    mirror), since what it had learnt led there; with ``keep_checkpoint`` it goes on like the others.
+    """
+    with guard(path):
+        status = read_status(path)
+        if status.shown not in states:
+            return False, f"is {status.shown} now: left alone"
+        if status.stopping:
+            return False, f"is cancelled, but {status.holder} has not stopped yet: left alone"
+        anew = status.state == "diverged" and not keep_checkpoint
+        if anew:
+            _start_anew(path)
+        set_status(path, Status("planned"))
+    if anew:
+        return True, f"was {status.shown}: starts anew"
+    kept = any(path.glob("checkpoint*"))
+    return True, f"was {status.shown}: " + (
+        "goes on from its checkpoint" if kept else "starts anew, without a checkpoint"
+    )
+
+
+def cancel(path: Path) -> tuple[bool, str]:
+    """Mark a run that has not ended ``cancelled`` and stop its process; whether it is now, and what was done.
+
+    A process on this host is told by a signal (TERM), one elsewhere finds it in the run directory with its next
+    heartbeat. A job that is still queued at a scheduler ends as soon as it starts.
+    """
+    with guard(path):
+        status = read_status(path)
+        if status.state in ("completed", "diverged", "cancelled"):
+            return False, f"is {status.state}: left alone"
+        kept = status if status.alive else dataclasses.replace(status, pid=None, pid_started=None)
+        set_status(path, dataclasses.replace(kept, state="cancelled"))
+    if not status.alive:
+        return True, f"was {status.shown}: cancelled"
+    if status.host != this_host():
+        return True, f"cancelled: {status.holder} stops at its next heartbeat"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(status.pid)
+        if process.create_time() == status.pid_started:
+            process.terminate()
+    return True, f"cancelled: {status.holder} is told to stop"
+
+
+def commands(runs: Iterable[Listed]) -> list[str]:
+    """What takes these runs up again: the command of each sweep that left one, else one a run."""
+    found = []
+    for run in runs:
+        sweep = run.planned.get("sweep")
+        stored = read_json(run.path.parent / ".sweeps" / sweep / "sweep.json") if sweep else None
+        one = f"mixersweep train run_dir={shlex.quote(str(run.path))}"
+        found.append(stored["command"] if isinstance(stored, dict) and stored.get("command") else one)
+    return list(dict.fromkeys(found))
+
+
+def _start_anew(path: Path) -> None:
+    for pattern in OF_TRAINING:
+        for left in path.glob(pattern):
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+    identity = path / "tracking.json"
+    known = read_json(identity)
+    if known:
+        write_json(identity, {"id": f"{known['id'].rpartition('-')[0]}-{secrets.token_hex(2)}"})

@@ -1,0 +1,29 @@
+"""What became of runs, judged from their directories alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mixersweep.runs import read_status
+from mixersweep.runs.files import read_json
+
+
+def outcome(run_dir: Path) -> str:
+    """State, name and accuracy or error of a run, in a line."""
+    state = state_of(run_dir)
+    if state == "completed":
+        said = f"test {read_json(run_dir / 'result.json')['test_accuracy']:.4f}"
+    else:
+        said = f"held by {read_status(run_dir).holder}" if state == "running" else error_of(run_dir)
+    return "  ".join(filter(None, [f"{state:11}", run_dir.name, said]))
+
+
+def state_of(run_dir: Path) -> str:
+    """The state of a run as people see it; ``new`` where there is no directory."""
+    return read_status(run_dir).shown if (run_dir / "config.yaml").exists() else "new"
+
+
+def error_of(run_dir: Path) -> str:
+    """The first line of what ended the run, empty where nothing did."""
+    lines = (read_status(run_dir).error or "").splitlines()
+    return lines[0] if lines else ""

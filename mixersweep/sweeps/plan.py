@@ -1,0 +1,237 @@
+"""The plan: what a sweep will cost, before it costs anything. Needs neither torch nor data.
+
+The same expansion that ``train -m`` carries out, with each run's sizes by the rule, its state by its directory, its
+memory by arithmetic (``memory``) and its time by what is known of its shape (``times``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mixersweep.budget import Architecture
+from mixersweep.config import Config, settings
+from mixersweep.runs import FINAL_STATES, Origin, Run, planned, solve
+from mixersweep.runs.listing import Listed, read_listed
+from mixersweep.sweeps.expand import Expansion, Point
+from mixersweep.sweeps.launchers import local
+from mixersweep.sweeps.memory import memory_bytes
+from mixersweep.sweeps.text import aligned, duration, quantity
+from mixersweep.sweeps.times import Pace, Times
+
+COLUMNS = (
+    *("state", "model", "seed", "tokens", "channels", "width", "density", "fan-in", "connections", "parameters"),
+    *("FLOPs", "memory", "time", "settings"),
+)
+DROPPED = ("settings", "fan-in", "density", "parameters", "FLOPs", "memory", "channels", "tokens", "connections")
+STATES = (
+    *("new", "planned", "queued", "running", "interrupted", "preempted", "lost", "failed", "waiting"),
+    *("completed", "diverged", "cancelled", "broken"),
+)
+
+IN_COLUMNS = ("model", "seed", "tokens", "channels", "width", "connections", "density")
+"""The settings that have a column of their own."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a plan. ``run`` is None where the point is infeasible; of a waiting one it is not yet the real one."""
+
+    point: Point
+    run: Run | None
+    state: str
+    epochs_done: int
+    pace: Pace | None
+    is_search: bool = False
+
+    @property
+    def seconds(self) -> float | None:
+        """What ``seconds`` of the record will be, about: all epochs, in training alone."""
+        if self.pace is None or self.run is None:
+            return None
+        return self.pace.training * self.run.config.epochs
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """How long the whole run takes, about, with evaluation and what comes before the first epoch."""
+        return self._wall(epochs_done=0)
+
+    @property
+    def wall_seconds_left(self) -> float | None:
+        """How much of that is still to come; nothing of a run that no command takes up again."""
+        if self.state in (*FINAL_STATES, "infeasible"):
+            return 0.0
+        return self._wall(self.epochs_done)
+
+    def _wall(self, epochs_done: int) -> float | None:
+        if self.pace is None or self.run is None:
+            return None
+        return self.pace.set_up + self.pace.epoch * (self.run.config.epochs - epochs_done)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The keys of ``result.json`` that are known before training, and what the plan adds."""
+        if self.run is None:
+            return {"name": None, "state": self.state, "run_dir": None, "overrides": self.point.overrides} | {
+                "reason": self.point.infeasible
+            }
+        known = planned(self.run)
+        run_dir = None if self.point.run_dir is None else str(self.point.run_dir)
+        if self.point.run is None:
+            known |= {"name": None, "fingerprint": None}
+        return {
+            **known,
+            "epochs": self.run.config.epochs,
+            "state": self.state,
+            "run_dir": run_dir,
+            "epochs_done": self.epochs_done,
+            "mean_fan_in": self.run.architecture.mean_fan_in,
+            "memory_bytes": memory_bytes(self.run.config, self.run.architecture),
+            "seconds_estimated": self.seconds,
+            "wall_seconds_estimated": self.wall_seconds,
+            "wall_seconds_left": self.wall_seconds_left,
+            "estimated_from": self.pace and self.pace.source,
+            "reason": self.point.waiting,
+        }
+
+
+def plan(expansion: Expansion) -> list[Planned]:
+    """Every point of the expansion, those that searches train first; the others in job order."""
+    searched = [point for search in expansion.searches for point in search.points]
+    points = [*((point, True) for point in searched), *((point, False) for point in expansion.points)]
+    runs = [_run(point) for point, _ in points]
+    times = Times(expansion.runs_dir, [run for run in runs if run is not None])
+    found = []
+    for (point, is_search), run in zip(points, runs, strict=True):
+        listed = read_listed(point.run_dir) if point.run_dir is not None else None
+        pace = None if run is None else times.pace(run)
+        found.append(Planned(point, run, _state(point, listed), _epochs_done(listed), pace, is_search))
+    return found
+
+
+def table(rows: Sequence[Planned], wide: int | None) -> list[str]:
+    """The feasible runs as text in columns under a heading; a column that says nothing of any of them is left out."""
+    feasible = [row for row in rows if row.run is not None]
+    varied = _varied(feasible)
+    cells = [COLUMNS, *(_cells(row, varied) for row in feasible)]
+    keep = [i for i, name in enumerate(COLUMNS) if name in ("state", "model") or any(row[i] for row in cells[1:])]
+    cells = [tuple(row[i] for i in keep) for row in cells]
+    return aligned(cells, tuple(set(COLUMNS) - {"state", "model", "settings"}), wide, DROPPED)
+
+
+def totals(rows: Sequence[Planned], at_once: int) -> list[str]:
+    """What all of it comes to: runs by state, work and time left, the largest in memory."""
+    runs = [row for row in rows if row.run is not None]
+    states = Counter(row.state for row in runs)
+    by_state = ", ".join(f"{states[state]:,} {state}" for state in STATES if states[state])
+    impossible = len(rows) - len(runs)
+    lines = [
+        f"{len(runs):,} run{'' if len(runs) == 1 else 's'}"
+        + (f": {by_state}" if runs else "")
+        + (f"; {impossible:,} infeasible" if impossible else "")
+    ]
+    left = [row for row in runs if row.state not in FINAL_STATES]
+    if not left:
+        return lines
+    flops = sum(_flops(row.run, row.epochs_done) for row in left if row.run)
+    memory = max(memory_bytes(row.run.config, row.run.architecture) for row in left if row.run)
+    lines.append(f"left to train: about {quantity(flops)}FLOP, at most {quantity(memory, 'B', 1024)} a run")
+    known = [row.wall_seconds_left for row in left if row.wall_seconds_left is not None]
+    unknown = len(left) - len(known)
+    if known:
+        alone = sum(known)
+        together = max(alone / at_once, max(known))
+        text = f"time left: {duration(alone)} one after another"
+        text += f", {duration(together)} with {at_once} at once" if at_once > 1 and len(known) > 1 else ""
+        lines.append(text + (f", without the {unknown:,} of unknown time" if unknown else ""))
+    if unknown:
+        lines.append("plan --measure times what no completed run tells of")
+    return lines
+
+
+def at_once(expansion: Expansion, rows: Sequence[Planned]) -> tuple[int, int]:
+    """How many of the runs that are left go on at once, and the CPU threads of each, as far as this machine knows.
+
+    Only the local launcher says; one run alone has all cores, and what a cluster gives is not known here.
+    """
+    runs = [row.run for row in rows if row.run is not None and row.state not in FINAL_STATES]
+    if runs and expansion.multirun and expansion.launcher.get("name") == "local":
+        places = local.slots(
+            settings(local.LocalSettings, expansion.launcher, "hydra.launcher."), runs[0].config, len(runs)
+        )
+        cores, jobs = len(places[0].cores), len(places)
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jobs = 1
+    asked = runs[0].config.threads if runs else "auto"
+    return jobs, asked if isinstance(asked, int) else cores
+
+
+def _run(point: Point) -> Run | None:
+    if point.run is not None or point.config is None:
+        return point.run
+    return solve(point.config, Origin(overrides=point.overrides))  # waits for its learning rate; its sizes are known
+
+
+def _state(point: Point, listed: Listed | None) -> str:
+    if point.infeasible is not None:
+        return "infeasible"
+    if point.waiting is not None:
+        return "waiting"
+    return "new" if listed is None else listed.state
+
+
+def _epochs_done(listed: Listed | None) -> int:
+    if listed is None:
+        return 0
+    if listed.result is not None:
+        return int(listed.result["epochs"])
+    return int(listed.row["epoch"]) if listed.row else 0
+
+
+def _cells(row: Planned, varied: set[str]) -> tuple[str, ...]:
+    run = row.run
+    assert run is not None
+    a: Architecture = run.architecture
+    others = " ".join(o for o in row.point.overrides if _key(o) in varied)
+    return (
+        row.state,
+        run.config.model.name,
+        str(run.config.seed),
+        "" if a.tokens is None else str(a.tokens),
+        "" if a.channels is None else str(a.channels),
+        str(a.width),
+        f"{a.density:.3g}",
+        f"{a.mean_fan_in:.3g}",
+        f"{a.connections:,}" if isinstance(a.connections, int) else f"{a.connections:,.1f}",
+        quantity(a.parameters),
+        quantity(a.flops_per_image),
+        quantity(memory_bytes(run.config, a), "B", 1024),
+        "" if row.wall_seconds is None else duration(row.wall_seconds),
+        f"search {others}".strip() if row.is_search else others,
+    )
+
+
+def _varied(rows: Iterable[Planned]) -> set[str]:
+    """The settings that differ among the runs and have no column of their own."""
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for override in row.point.overrides:
+            values.setdefault(_key(override), set()).add(override)
+    return {key for key, seen in values.items() if len(seen) > 1 and key not in IN_COLUMNS}
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _flops(run: Run, epochs_done: int) -> float:
+    """Three times a forward pass for each training image, once for each evaluated."""
+    config: Config = run.config
+    images = config.data.train_images
+    evaluated = config.validation * images + config.data.test_images
+    an_epoch = 3 * (1 - config.validation) * images + evaluated
+    return an_epoch * run.architecture.flops_per_image * (config.epochs - epochs_done)

@@ -1,0 +1,222 @@
+"""The search for learning rates: on validation, by the rule that all models share (science, section 3).
+
+For each setting of everything but learning rate and seed, each value is trained with each search seed. While the best
+mean validation accuracy lies at an edge of the grid, a value a factor of √10 beyond is added. Among the values within
+one standard error of the best, the middle one is taken. A diverged run counts as accuracy 0.
+
+The outcome is read from the run directories, so that it is the same for whoever asks, and ``lr`` is then a setting of
+the runs like any other: it is frozen into their configs, and their fingerprints cover it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mixersweep import config as settings
+from mixersweep.errors import UserError
+from mixersweep.runs import fingerprint, read_status
+from mixersweep.runs.files import read_json
+
+if TYPE_CHECKING:
+    from mixersweep.sweeps.expand import Point
+
+STEP = math.sqrt(10)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one learning rate came to: the validation accuracy of each search seed, None where the run diverged."""
+
+    lr: float
+    accuracies: tuple[float | None, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy; a diverged run counts as 0."""
+        return statistics.fmean(accuracy or 0.0 for accuracy in self.accuracies)
+
+    @property
+    def diverged(self) -> int:
+        """How many of the runs diverged."""
+        return sum(accuracy is None for accuracy in self.accuracies)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``lr`` is the value to take, or ``further`` one to try first; ``at_edge``: the best has no worse beyond it."""
+
+    lr: float | None = None
+    further: float | None = None
+    at_edge: bool = False
+
+
+def decide(trials: Sequence[Trial], first: Sequence[float], grow: int) -> Decision:
+    """The rule, on values that have all been tried; ``first`` are those that the search began with.
+
+    At most ``grow`` values are added at either end. ``lr`` and ``further`` are both None where all runs diverged.
+    """
+    trials = sorted(trials, key=lambda trial: trial.lr)
+    best = max(trials, key=lambda trial: (trial.mean, -trial.lr))
+    above = sum(trial.lr > max(first) for trial in trials)
+    below = sum(trial.lr < min(first) for trial in trials)
+    hopeless = all(trial.diverged == len(trial.accuracies) for trial in trials)  # then only smaller values may help
+    if best is trials[-1] and above < grow and not hopeless:
+        return Decision(further=_neighbour(best.lr, STEP))
+    if best is trials[0] and below < grow:
+        return Decision(further=_neighbour(best.lr, 1 / STEP))
+    if hopeless:
+        return Decision()
+    error = standard_error(trials)
+    close = [trial for trial in trials if trial.mean >= best.mean - error]
+    middle = close[(len(close) - 1) // 2 : len(close) // 2 + 1]  # one, or the two in the middle
+    return Decision(
+        lr=max(middle, key=lambda trial: (trial.mean, -trial.lr)).lr, at_edge=best in (trials[0], trials[-1])
+    )
+
+
+def standard_error(trials: Sequence[Trial]) -> float:
+    """Of a mean over search seeds: their spread is pooled over the values at which no run diverged.
+
+    Two seeds alone say next to nothing about their spread; all values together do.
+    """
+    whole = [[a for a in trial.accuracies if a is not None] for trial in trials if not trial.diverged]
+    spreads = [statistics.variance(accuracies) for accuracies in whole if len(accuracies) > 1]
+    return math.sqrt(statistics.fmean(spreads) / len(whole[0])) if spreads else 0.0
+
+
+def _neighbour(lr: float, factor: float) -> float:
+    """The next value, to three digits, and on the grid 10^(k/2) where the value is on it."""
+    value = lr * factor
+    power = 10 ** (round(2 * math.log10(value)) / 2)
+    return float(f"{power if abs(value / power - 1) < 0.01 else value:.3g}")
+
+
+class Search:
+    """The search of one setting of everything but learning rate and seed: its runs so far, and what came of them."""
+
+    def __init__(self, key: str, label: str, asked: settings.Search, run_of: Callable[[float, int], Point]) -> None:
+        self.label = label
+        self.lr: float | None = None
+        self.failed: str | None = None
+        self.points: list[Point] = []
+        self.trials: list[Trial] = []
+        self.notices: list[str] = []
+        self._key = key
+        first = sorted(set(asked.lr))
+        values = list(first)
+        while values:  # as far as outcomes are known; what comes next depends on them
+            tried = [self._trial(lr, [run_of(lr, seed) for seed in asked.seeds]) for lr in values]
+            self.trials += [trial for trial in tried if trial is not None]
+            if None in tried:
+                break
+            decision = decide(self.trials, first, asked.grow)
+            self.lr = decision.lr
+            values = [decision.further] if decision.further is not None else []
+            if decision.at_edge:
+                self.notices.append(f"search: {label}: the best learning rate is the last that was tried; see {self}")
+            if not values and self.lr is None:
+                self.failed = f"every learning rate of its search diverged ({self})"
+
+    def is_for(self, point: Point) -> bool:
+        """Whether the point takes its learning rate from this search."""
+        return point.config is not None and not _has_own(point.overrides) and _key(point) == self._key
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still choose."""
+        return self.lr is None and self.failed is None
+
+    @property
+    def waiting(self) -> str:
+        """What a point of this search waits for."""
+        done = sum(len(trial.accuracies) for trial in self.trials)
+        return f"for the learning rate of {self.label} ({done} of {len(self.points)} search runs)"
+
+    def record(self) -> dict[str, Any]:
+        """What was tried and chosen, for people and reports."""
+        error = standard_error(self.trials) if self.lr is not None else None
+        return {
+            "of": self.label,
+            "lr": self.lr,
+            "standard_error": error,
+            "values": [
+                {"lr": trial.lr, "mean": trial.mean, "n": len(trial.accuracies), "diverged": trial.diverged}
+                | {"validation_accuracies": list(trial.accuracies)}
+                for trial in sorted(self.trials, key=lambda trial: trial.lr)
+            ],
+            "runs": [point.run.name for point in self.points if point.run],
+        }
+
+    def __str__(self) -> str:
+        return ", ".join(f"{t.lr:g}: {t.mean:.4f}" for t in sorted(self.trials, key=lambda trial: trial.lr))
+
+    def _trial(self, lr: float, points: list[Point]) -> Trial | None:
+        """What the runs of one value came to; None where that is not known yet."""
+        self.points += points
+        accuracies: list[float | None] = []
+        for point in points:
+            assert point.run_dir is not None
+            state = read_status(point.run_dir).state
+            if state == "completed":
+                accuracies.append(read_json(point.run_dir / "result.json")["validation_accuracy"])
+            elif state == "diverged":
+                accuracies.append(None)
+        return Trial(lr, tuple(accuracies)) if len(accuracies) == len(points) else None
+
+
+def searches_of(points: Sequence[Point], asked: settings.Search, solved: Callable[[list[str]], Point]) -> list[Search]:
+    """The searches that points need which have no learning rate of their own; ``solved`` makes a point of overrides.
+
+    Raises ``UserError`` for a search that cannot choose.
+    """
+    from mixersweep.sweeps.expand import with_settings
+
+    if len(set(asked.seeds)) < 2:
+        raise UserError(f"sweep.search.seeds={asked.seeds}: a choice takes at least 2 seeds, such as [100,101]")
+    if not asked.lr:
+        raise UserError("sweep.search.lr=[]: needs values, such as [0.03,0.1,0.3]")
+    found: dict[str, Search] = {}
+    for point in points:
+        if point.config is None or _has_own(point.overrides):
+            continue
+        if point.config.seed in asked.seeds:
+            raise UserError(
+                f"sweep.search.seeds={asked.seeds}: the sweep itself has seed={point.config.seed}; "
+                "what is reported must be of seeds that chose nothing"
+            )
+        if not point.config.validation:
+            raise UserError("validation=0: a search chooses on validation images; set validation=0.1")
+        key = _key(point)
+        if key in found:
+            continue
+        own = {} if asked.epochs is None else {"epochs": asked.epochs}
+
+        def run_of(lr: float, seed: int, point: Point = point, own: Mapping[str, object] = own) -> Point:
+            return solved(with_settings(point.overrides, **own, seed=seed, optim__lr=lr))
+
+        found[key] = Search(key, _label(point), asked, run_of)
+    return list(found.values())
+
+
+def _has_own(overrides: Sequence[str]) -> bool:
+    """Whether a learning rate is set for the point itself."""
+    return any(override.lstrip("+").startswith("optim.lr=") for override in overrides)
+
+
+def _key(point: Point) -> str:
+    """A hash of everything but learning rate and seed."""
+    config, sizes = point.config, point.architecture
+    assert config is not None and sizes is not None
+    anyhow = dataclasses.replace(config, seed=0, optim=dataclasses.replace(config.optim, lr=1.0))
+    return fingerprint(anyhow, sizes)
+
+
+def _label(point: Point) -> str:
+    config, sizes = point.config, point.architecture
+    assert config is not None and sizes is not None
+    return f"{config.model.name} width={sizes.width} connections={sizes.connections}"

@@ -1,0 +1,178 @@
+"""Carrying a sweep out: freeze its runs, hand what is left of them to a launcher, and tell what became of all.
+
+Everything is read from and written to run directories, so the same command takes up whatever an earlier one, or a dead
+one, left; with nothing left it launches nothing. What another process trains, or has queued, is left alone.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mixersweep.config import warnings
+from mixersweep.errors import DONE, FAILED, USER_MISTAKE
+from mixersweep.runs import FINAL_STATES, RunDirectory, read_status
+from mixersweep.runs.files import write_json
+from mixersweep.sweeps import queue
+from mixersweep.sweeps.expand import Expansion, Point, expand
+from mixersweep.sweeps.launchers import StopRequest, make
+from mixersweep.sweeps.outcome import outcome, state_of
+
+PATIENCE = 5.0
+"""Seconds to wait for runs that others hold: those of a launching process that died are just stopping."""
+
+Report = Callable[[str], None]
+
+
+def sweep(overrides: Sequence[str], stop: StopRequest, report: Report, told: Callable[[Path], None]) -> int:
+    """Carry out ``train -m OVERRIDES`` and return its exit code: 0 where every run is completed.
+
+    ``told`` takes the ``result.json`` of each completed run, in job order. Raises ``RunStopped`` after a signal, when
+    everything has stopped, and ``UserError`` for settings that cannot be.
+    """
+    carrying = _Carrying(overrides, stop, report)
+    carrying.announce()
+    if not carrying.runs:
+        report("error: this sweep has no run that can be")
+        return USER_MISTAKE
+    try:
+        while carrying.launched() or carrying.waited():
+            pass
+    finally:
+        carrying.write_down()
+        for point in carrying.runs:
+            if _state(point) == "completed" and point.run_dir is not None:
+                told(point.run_dir / "result.json")
+        carrying.conclude()
+    return carrying.exit_code
+
+
+class _Carrying:
+    """A sweep under way; ``expansion`` is what is known of it by now."""
+
+    def __init__(self, overrides: Sequence[str], stop: StopRequest, report: Report) -> None:
+        self._overrides, self._stop, self._report = list(overrides), stop, report
+        self.expansion: Expansion = expand(self._overrides, multirun=True)
+        self._launcher = make(self.expansion.launcher, self.expansion.folder)
+        self._tried: set[Path] = set()
+        self._held: list[Path] = []
+        self._has_waited = False
+        self._fine = {"completed"}
+
+    @property
+    def runs(self) -> list[Point]:
+        """The points that are runs, now or once a search is done."""
+        return [point for point in self.expansion.points if point.infeasible is None]
+
+    @property
+    def searched(self) -> list[Point]:
+        """The runs of searches, as far as they are known."""
+        return [point for search in self.expansion.searches for point in search.points]
+
+    @property
+    def exit_code(self) -> int:
+        """Whether all is done that was asked for."""
+        return DONE if all(_state(point) in self._fine for point in self.expansion.points) else FAILED
+
+    def announce(self) -> None:
+        """Say what the sweep is before it costs anything."""
+        for notice in self.expansion.notices:
+            self._report(f"note: {notice}")
+        for point in self.expansion.points:
+            if point.infeasible is not None:
+                self._report(f"error: {point.infeasible}")
+        known = [(p.config, p.architecture) for p in self.runs if p.config is not None and p.architecture is not None]
+        warned = Counter(warning for config, sizes in known for warning in warnings(config, sizes))
+        for warning, count in warned.items():
+            self._report(f"note: {warning} ({count} of {len(known)} runs)")
+        if self.runs:
+            self._report(f"sweep {self.expansion.name}: {_counted(self.expansion.points)}")
+            if self.searched:
+                self._report(f"search for learning rates: {_counted(self.searched)}")
+
+    def launched(self) -> bool:
+        """Launch what is left and not tried yet; returns whether there was anything, which may have set more free."""
+        jobs = {}
+        self._held = []
+        left = {p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None and p.run is not None}
+        left = {path: p for path, p in left.items() if path not in self._tried and _state(p) not in FINAL_STATES}
+        queued = self._launcher.queued([path for path in left if read_status(path).state == "queued"])
+        try:
+            for path, point in left.items():
+                self._stop.check()
+                before = None
+                if path not in queued and not queue.is_elsewhere(read_status(path)):
+                    assert point.run is not None
+                    RunDirectory.create(point.run, path.parent).freeze()
+                    before = queue.hand_over(path)
+                if before is None:
+                    self._held.append(path)
+                else:
+                    jobs[path] = before
+            if not jobs:
+                return False
+            self.write_down()
+            if not self._launcher.launch(list(jobs), self._stop, self._report):
+                self._fine.add("queued")
+        finally:
+            if "queued" not in self._fine:
+                for path, before in jobs.items():
+                    queue.take_back(path, before)
+        self._tried |= set(jobs)
+        if any(search.is_open for search in self.expansion.searches):
+            self.expansion = expand(self._overrides, multirun=True)
+        return True
+
+    def waited(self) -> bool:
+        """Wait, once and not long, for runs that others hold; returns whether one can be had now."""
+        if self._has_waited or not self._held:
+            return False
+        self._has_waited = True
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            self._stop.check()
+            if any(not queue.is_elsewhere(read_status(path)) for path in self._held):
+                return True
+            time.sleep(0.1)
+        return False
+
+    def write_down(self) -> None:
+        """Keep what belongs to the sweep and to no single run: its command and runs, and what its searches found."""
+        folder, searches = self.expansion.folder, self.expansion.searches
+        folder.mkdir(parents=True, exist_ok=True)
+        command = shlex.join(["mixersweep", "train", "-m", *self._overrides])
+        runs = [point.run.name for point in self.runs if point.run is not None]
+        searched = [point.run.name for point in self.searched if point.run is not None]
+        content = {"name": self.expansion.name, "experiment": self.expansion.experiment, "command": command}
+        write_json(folder / "sweep.json", {**content, "runs": runs, "search_runs": searched})
+        if searches:
+            write_json(folder / "search.json", [search.record() for search in searches])
+
+    def conclude(self) -> None:
+        """Say what became of the runs, those that did not complete each with the reason."""
+        if not self._tried and self.exit_code == DONE:
+            return
+        self._report(f"sweep {self.expansion.name}: {_counted(self.expansion.points)}")
+        for point in dict.fromkeys(p.run_dir for p in [*self.searched, *self.runs] if p.run_dir is not None):
+            if state_of(point) not in ("completed", "new", "planned"):
+                self._report(outcome(point))
+        for waiting in dict.fromkeys(point.waiting for point in self.runs if point.waiting):
+            self._report(f"waiting {waiting}")
+        for search in self.expansion.searches:
+            if search.lr is not None:
+                self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
+
+
+def _state(point: Point) -> str:
+    if point.run_dir is not None:
+        return state_of(point.run_dir)
+    return "waiting" if point.waiting is not None else "infeasible"
+
+
+def _counted(points: Sequence[Point]) -> str:
+    """How many runs there are, and how many in each state."""
+    states = Counter(_state(point) for point in points)
+    return f"{len(points)} runs: " + ", ".join(f"{count} {state}" for state, count in states.most_common())

@@ -1,0 +1,45 @@
+"""Columns of text, as a terminal and a pipe both read them well."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], right: Collection[str], wide: int | None = None, droppable: Sequence[str] = ()
+) -> list[str]:
+    """The rows in columns under their first, which names them; the columns in ``right`` end flush, the last is free.
+
+    On a terminal that is ``wide`` columns, those in ``droppable`` fall away from the first on until the rest fits.
+    """
+    names = list(rows[0])
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    shown = list(range(len(names)))
+    for name in droppable if wide is not None else ():
+        if sum(sizes[i] + 2 for i in shown) - 2 > (wide or 0) and name in names:
+            shown.remove(names.index(name))
+    texts = []
+    for row in rows:
+        cells = [row[i].rjust(sizes[i]) if names[i] in right else row[i].ljust(sizes[i]) for i in shown]
+        text = "  ".join([*cells[:-1], cells[-1] if names[shown[-1]] in right else row[shown[-1]]]).rstrip()
+        texts.append(text if wide is None or len(text) <= wide else text[: wide - 1] + "…")
+    return texts
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``45 s``, ``12 min``, ``3.5 h``, ``2.0 d``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
+
+
+def quantity(number: float, unit: str = "", base: int = 1000) -> str:
+    """A large number in three digits: ``65.8k``, ``4.06G``; of ``B`` with ``base`` 1024: ``26.3 MiB``."""
+    power = 0
+    while abs(number) >= 999.5 and power < 6:
+        number, power = number / base, power + 1
+    prefix = ("", *"kMGTPE")[power] if base == 1000 else ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")[power]
+    digits = f"{number:.0f}" if number >= 99.5 or (power == 0 and number == int(number)) else f"{number:.3g}"
+    return f"{digits} {prefix}{unit}" if unit else f"{digits}{prefix}"

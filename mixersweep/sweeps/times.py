@@ -1,0 +1,205 @@
+"""How long runs will take: by completed runs of the same shape, else by what ``plan --measure`` has timed.
+
+The shape of a run is all that decides how long an epoch takes: the network, the images and what is done to them, the
+batch; not seeds, learning rates or the number of epochs. Where neither source knows a shape there is no estimate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import statistics
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from mixersweep.config import VARIANTS, Config
+from mixersweep.errors import UserError
+from mixersweep.runs import Run
+from mixersweep.runs.files import write_json
+from mixersweep.runs.fingerprint import SIZES
+from mixersweep.runs.listing import Listed, last_rows, read_listed
+
+CALIBRATION = ".calibration.json"
+"""In the directory of runs: what ``plan --measure`` timed there."""
+
+_NO_TIME = ("seed", "seeds", "epochs")
+_TIME_OF_EXECUTION = ("gradient_checkpointing", "compile", "accumulation")
+_NO_TIME_OF_OPTIM = (
+    *("lr", "weight_decay", "schedule", "warmup_epochs", "warmup_lr", "min_lr", "milestones", "milestone_factor"),
+    *("label_smoothing", "lr_scaling", "base_fan_in"),
+)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of an epoch: ``training`` as ``seconds`` of a record counts them, ``epoch`` with evaluation and saving.
+
+    ``set_up`` is what comes before the first epoch, ``source`` says in words where the numbers are from.
+    """
+
+    epoch: float
+    training: float
+    set_up: float
+    device_kind: str
+    threads: int
+    source: str
+
+
+def shape(config: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
+    """A text that two runs share where an epoch of both is the same work; of settings and sizes as they are frozen."""
+    content = {key: value for key, value in _content(config, Config).items() if key not in _NO_TIME}
+    optim = {key: value for key, value in content["optim"].items() if key not in _NO_TIME_OF_OPTIM}
+    content["optim"] = {key: value if isinstance(value, str) else bool(value) for key, value in optim.items()}
+    execution = {name: config[name] for name in _TIME_OF_EXECUTION if config.get(name) not in (None, False, 1)}
+    sizes = {name: architecture[name] for name in SIZES}
+    return json.dumps({**content, "execution": execution, "architecture": sizes}, sort_keys=True)
+
+
+def shape_of(run: Run) -> str:
+    """The shape of a run that is planned."""
+    return shape(dataclasses.asdict(run.config), dataclasses.asdict(run.architecture))
+
+
+class Times:
+    """What is known about the time that runs of these shapes take, in one directory of runs."""
+
+    def __init__(self, runs_dir: Path, runs: Iterable[Run]) -> None:
+        self._shapes = {run.fingerprint: shape_of(run) for run in runs}
+        self._completed: dict[str, list[tuple[str, Pace]]] = {}
+        self._read_completed(runs_dir, {run.name.rpartition("-s")[0] for run in runs})
+        self.calibration = Calibration.read(runs_dir)
+
+    def pace(self, run: Run) -> Pace | None:
+        """How fast a run will go on the device and with the threads it asks for; None where nobody knows."""
+        wanted = self._shapes[run.fingerprint]
+        completed = [(when, pace) for when, pace in self._completed.get(wanted, []) if _fits(run, pace)]
+        if completed:
+            latest = max(completed, key=lambda one: one[0])[1]
+            alike = [p for _, p in completed if (p.device_kind, p.threads) == (latest.device_kind, latest.threads)]
+            return dataclasses.replace(
+                latest,
+                epoch=statistics.median(p.epoch for p in alike),
+                training=statistics.median(p.training for p in alike),
+                source=f"{len(alike)} completed run{'' if len(alike) == 1 else 's'}",
+            )
+        timed = [(when, pace) for when, pace in self.calibration.paces(wanted) if _fits(run, pace)]
+        return max(timed, key=lambda one: one[0])[1] if timed else None
+
+    def is_from_runs(self, run: Run) -> bool:
+        """Whether completed runs say how long this one takes."""
+        return any(_fits(run, pace) for _, pace in self._completed.get(self._shapes[run.fingerprint], []))
+
+    def _read_completed(self, runs_dir: Path, prefixes: set[str]) -> None:
+        """The directories whose readable names say that they may be of the same shape, and no others."""
+        try:
+            found = [name for name in os.listdir(runs_dir) if name.rpartition("-s")[0] in prefixes]  # noqa: PTH208
+        except OSError:
+            return
+        wanted = set(self._shapes.values())
+        for name in found:
+            listed = read_listed(runs_dir / name)
+            if listed is None or listed.result is None:
+                continue
+            key = shape(listed.config, listed.stored["architecture"])
+            pace = _pace_of(listed) if key in wanted else None
+            if pace is not None:
+                self._completed.setdefault(key, []).append((str(listed.result.get("finished")), pace))
+
+
+@dataclass
+class Calibration:
+    """``.calibration.json``: what was timed, each of a shape on a device with some threads."""
+
+    path: Path
+    entries: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, runs_dir: Path) -> Calibration:
+        """What is stored; nothing where there is no file. Raises ``UserError`` where it cannot be read."""
+        path = runs_dir / CALIBRATION
+        try:
+            stored = json.loads(path.read_text())
+            entries = stored["entries"] if stored["schema_version"] == 1 else []
+            assert isinstance(entries, list)
+        except FileNotFoundError:
+            entries = []
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); remove it, and plan --measure makes it anew") from None
+        return cls(path, entries)
+
+    def paces(self, wanted: str) -> list[tuple[str, Pace]]:
+        """When a shape was timed, and how fast it went."""
+        names = ("epoch", "training", "set_up", "device_kind", "threads")
+        found = [entry for entry in self.entries if entry["shape"] == wanted]
+        return [(e["measured"], Pace(**{name: e[name] for name in names}, source="measured")) for e in found]
+
+    def add(self, entries: list[dict[str, Any]]) -> None:
+        """Store what was timed in place of what was timed before on the same device with the same threads."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+        def place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+            return (entry["shape"], entry["device_kind"], entry["threads"])
+
+        with FileLock(self.path.with_name(f"{CALIBRATION}.lock"), timeout=30):
+            merged = {place(entry): entry for entry in [*Calibration.read(self.path.parent).entries, *entries]}
+            self.entries = list(merged.values())
+            write_json(self.path, {"schema_version": 1, "entries": self.entries})
+
+
+def _fits(run: Run, pace: Pace) -> bool:
+    """Whether a run that asks for a device and threads will run as this one did, as far as can be known here."""
+    device, threads = run.config.device, run.config.threads
+    on_cpu = pace.device_kind == "cpu"
+    return (device == "auto" or on_cpu == (device == "cpu")) and (threads in ("auto", pace.threads) or not on_cpu)
+
+
+def _pace_of(listed: Listed) -> Pace | None:
+    """How fast a completed run went; None where its record does not say."""
+    result = listed.result or {}
+    environment, epochs = result.get("environment") or {}, result.get("epochs")
+    if not epochs or not result.get("seconds"):
+        return None
+    training = result["seconds"] / epochs
+    rows = last_rows(str(listed.path / "metrics.jsonl")) if (listed.path / "metrics.jsonl").exists() else ()
+    times = [float(row["time"]) for row in rows]
+    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    epoch = max(training, statistics.median(steps)) if steps else training * 1.1
+    kind, threads = environment.get("device_kind", "cpu"), environment.get("threads", 1)
+    return Pace(epoch, training, 0.0, kind, threads, "completed runs")
+
+
+def _content(stored: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """The settings that make the experiment, as a fingerprint takes them, of settings that may be older than some."""
+    content = {}
+    for field in dataclasses.fields(cls):
+        if field.name not in stored or field.metadata.get("execution") or field.metadata.get("asked"):
+            continue
+        value = stored[field.name]
+        if "neutral" in field.metadata and value == field.metadata["neutral"]:
+            continue
+        inner = _class_of(cls, field.name, value)
+        content[field.name] = value if inner is None else _content(value, inner)
+    return content
+
+
+def _class_of(cls: type, name: str, value: Any) -> type | None:
+    """The dataclass of a group of settings; None for a single setting."""
+    if not isinstance(value, Mapping):
+        return None
+    if cls is Config and name in VARIANTS:
+        return VARIANTS[name][value["name"]]
+    hint = _hints(cls)[name]
+    return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)

@@ -1,0 +1,106 @@
+"""What a person sees of many runs: a line each, and how many there are of each state."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mixersweep.runs.listing import SHOWN_STATES, Listed
+from mixersweep.sweeps.text import aligned, duration
+
+COLUMNS = ("state", "epoch", "accuracy", "images/s", "left", "host", "beat", "run")
+DROPPED = ("host", "images/s", "beat", "left")
+"""The columns that a narrow terminal goes without, the first first."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run as ``status`` shows it; the record is what ``--json`` prints, times are seconds since the epoch."""
+
+    record: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, listed: Listed, now: float) -> Line:
+        """What is known of a run at the time ``now``."""
+        status, result, row = listed.status, listed.result or {}, listed.row or {}
+        planned, epochs = listed.planned, listed.config.get("epochs")
+        last = {**row, **result, "epoch": result.get("epochs", row.get("epoch", 0))}
+        held = listed.state in ("running", "lost")
+        return cls(
+            {
+                "name": listed.name,
+                "state": listed.state,
+                "run_dir": str(listed.path),
+                **{key: planned.get(key) for key in ("model", "dataset", "width", "connections", "seed")},
+                **{key: planned.get(key) for key in ("experiment", "sweep", "fingerprint")},
+                "epoch": last["epoch"],
+                "epochs": epochs,
+                **{key: last.get(key) for key in ("train_loss", "validation_accuracy", "test_accuracy")},
+                "images_per_second": last.get("images_per_second"),
+                "seconds_left": seconds_left(listed, now) if listed.state == "running" else None,
+                "host": status.host.partition("/")[0] if status.host else None,
+                "pid": status.pid,
+                "job": status.job,
+                "since": status.since,
+                "heartbeat": status.heartbeat if held else None,
+                "error": listed.reason or status.error,
+            }
+        )
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """By state, what needs a person last and so next to the prompt; then by model, width and seed."""
+        record = self.record
+        keys = (record["model"] or "", record["width"] or 0, record["seed"] or 0, record["name"])
+        return (SHOWN_STATES.index(record["state"]), *keys)
+
+    def cells(self, now: float) -> tuple[str, ...]:
+        """The texts of ``COLUMNS``."""
+        record = self.record
+        beat, error = record["heartbeat"], record["error"]
+        epochs = f"{record['epoch']}/{record['epochs']}" if record["epochs"] else "-"
+        return (
+            record["state"],
+            epochs,
+            _number(record["test_accuracy"], ".4f"),
+            _number(record["images_per_second"], ",.0f"),
+            "-" if record["seconds_left"] is None else duration(record["seconds_left"]),
+            record["host"] or "-",
+            "-" if beat is None else f"{duration(max(0.0, now - beat))} ago",
+            record["name"] + (f"  ({' '.join(str(error).split())})" if error else ""),
+        )
+
+
+def seconds_left(listed: Listed, now: float) -> float | None:
+    """How long a running run has still to go by its last epochs; None before the first."""
+    row, epochs = listed.row, listed.config.get("epochs")
+    if row is None or epochs is None:
+        return None
+    times = [float(r["time"]) for r in listed.rows]
+    steps = sorted(later - earlier for earlier, later in itertools.pairwise(times))
+    epoch = steps[len(steps) // 2] if steps else float(row["seconds"])  # the median: a pause is no epoch
+    left = epoch * (float(epochs) - float(row["epoch"]))
+    return max(0.0, left - max(0.0, now - times[-1]))
+
+
+def table(lines: Iterable[Line], wide: int | None, now: float | None = None) -> list[str]:
+    """The lines as text under a heading, in columns; no wider than a terminal that is ``wide``."""
+    now = time.time() if now is None else now
+    rows = [COLUMNS, *(line.cells(now) for line in lines)]
+    return aligned(rows, ("epoch", "accuracy", "images/s", "left", "beat"), wide, DROPPED)
+
+
+def summary(states: Iterable[str]) -> str:
+    """``12 runs: 9 completed, 2 running, 1 failed``."""
+    counts = Counter(states)
+    total = sum(counts.values())
+    by_state = ", ".join(f"{counts[state]:,} {state}" for state in SHOWN_STATES if counts[state])
+    return f"{total:,} run{'' if total == 1 else 's'}" + (f": {by_state}" if total else "")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

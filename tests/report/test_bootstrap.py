@@ -1,0 +1,169 @@
+"""The intervals and tests, against scipy and against simulated sweeps of which the truth is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mixersweep.report.bootstrap import LEVEL, Estimate, estimate
+from mixersweep.report.exact import holm, sign_flip_p
+
+SWEEPS = 500
+ERROR = (LEVEL * (1 - LEVEL) / SWEEPS) ** 0.5
+
+
+def test_over_seeds_alone_it_is_students_t() -> None:
+    generator = np.random.default_rng(0)
+    for n in (3, 5, 20):
+        accuracy = generator.normal(0.8, 0.01, n)
+        (found,) = estimate(np.full(n, 1 / n), accuracy, [0] * n, range(n))
+        expected = stats.t.interval(0.95, n - 1, accuracy.mean(), stats.sem(accuracy))
+        width = expected[1] - expected[0]
+        assert found.value == pytest.approx(accuracy.mean())
+        # resampled seeds, not a formula: some per cent of the width apart for few seeds
+        assert np.abs(np.subtract(found.over_seeds, expected)).max() < 0.12 * width
+        assert found.over_seeds_and_images is None
+
+
+def test_with_many_seeds_it_is_the_bootstrap_of_scipy() -> None:
+    accuracy = np.random.default_rng(1).gamma(2.0, 0.01, 60)
+    (found,) = estimate(np.full(60, 1 / 60), accuracy, [0] * 60, range(60))
+    for method in ("percentile", "BCa"):
+        expected = stats.bootstrap((accuracy,), np.mean, n_resamples=9999, method=method, rng=2).confidence_interval
+        width = expected.high - expected.low
+        assert np.abs(np.subtract(found.over_seeds, expected)).max() < 0.1 * width, method
+
+
+def test_over_images_alone_it_is_the_bootstrap_of_scipy() -> None:
+    """Two identical seeds have no spread: what is left is the test set's."""
+    correct = np.random.default_rng(3).random(500) < 0.8
+    (found,) = estimate([0.5, 0.5], [correct.mean()] * 2, [0, 0], [0, 1], np.stack([correct, correct]))
+    expected = stats.bootstrap((correct * 1.0,), np.mean, method="percentile", rng=4).confidence_interval
+    assert found.over_seeds == pytest.approx((correct.mean(), correct.mean()))
+    assert np.abs(np.subtract(found.over_seeds_and_images, expected)).max() < 0.004
+    assert found.images == 500
+
+
+def test_one_seed_has_no_interval() -> None:
+    correct = np.ones((2, 50), dtype=bool)
+    correct[1, :20] = False
+    (found,) = estimate([1, -1], [1.0, 0.6], [0, 1], [0, 0], correct)
+    assert found == Estimate(pytest.approx(0.4), seeds=1, runs=2, images=50)
+
+
+def test_equal_networks_do_not_differ() -> None:
+    correct = np.tile(np.random.default_rng(5).random(300) < 0.7, (6, 1))
+    (found,) = estimate([1 / 3] * 3 + [-1 / 3] * 3, correct.mean(1), [0] * 3 + [1] * 3, [0, 1, 2] * 2, correct)
+    assert found.value == 0
+    assert found.p == 1
+    assert found.interval == (0, 0)
+
+
+def test_the_same_table_gives_the_same_numbers_whatever_the_global_random_state() -> None:
+    correct = np.random.default_rng(6).random((6, 200)) < 0.7
+    arguments = ([1 / 3] * 3 + [-1 / 3] * 3, correct.mean(1), [0] * 3 + [1] * 3, [0, 1, 2] * 2, correct)
+    np.random.seed(0)  # noqa: NPY002
+    first = estimate(*arguments)
+    np.random.seed(1)  # noqa: NPY002
+    assert estimate(*arguments) == first
+
+
+def simulated(effect: float, *, widths: int, seeds: int, images: int, spread: float, rng: int) -> list[Estimate]:
+    """The pooled difference of two models in ``SWEEPS`` sweeps, each with new seeds *and* new test images.
+
+    A prediction is right with a probability that depends on the image (alike for both models, and for each apart), on
+    the run, and on the model by ``effect``: the truth that the intervals are to cover.
+    """
+    generator = np.random.default_rng(rng)
+    shape = (SWEEPS, 2, widths, seeds)
+    image = generator.uniform(-0.12, 0.12, (SWEEPS, 1, 1, 1, images))
+    own = generator.uniform(-0.06, 0.06, (SWEEPS, 2, 1, 1, images))
+    run = np.clip(generator.normal(0, spread, (*shape, 1)), -0.04, 0.04)
+    model = np.array([effect / 2, -effect / 2])[None, :, None, None, None]
+    correct = generator.random((*shape, images), dtype=np.float32) < 0.72 + image + own + run + model
+    runs = int(np.prod(shape))
+    correct = correct.reshape(runs, images)
+    cells = np.repeat(np.arange(runs // seeds), seeds)
+    sign = np.where(np.arange(runs) // (widths * seeds) % 2 == 0, 1.0, -1.0) / (widths * seeds)
+    weights = np.zeros((SWEEPS, runs))
+    for sweep, own_runs in enumerate(np.arange(runs).reshape(SWEEPS, -1)):
+        weights[sweep, own_runs] = sign[own_runs]
+    found: list[Estimate] = []
+    for start in range(0, SWEEPS, 100):
+        part = slice(start, start + 100)
+        used = np.flatnonzero(np.abs(weights[part]).sum(0))
+        labels = np.tile(np.arange(seeds), runs // seeds)[used]
+        inner = weights[part][:, used]
+        found += estimate(inner, correct[used].mean(1), cells[used], labels, correct[used], draws=4000)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("widths", "seeds", "images", "spread"), [(1, 3, 300, 0.02), (1, 5, 300, 0.01), (3, 5, 200, 0.015), (3, 5, 200, 0)]
+)
+def test_intervals_cover_the_truth_as_often_as_they_say(widths: int, seeds: int, images: int, spread: float) -> None:
+    effect = 0.02
+    found = simulated(effect, widths=widths, seeds=seeds, images=images, spread=spread, rng=widths * 10 + seeds)
+    covered = np.mean([e.over_seeds_and_images[0] <= effect <= e.over_seeds_and_images[1] for e in found])
+    assert LEVEL - 3 * ERROR < covered < 1 - ERROR
+    if spread == 0 and widths == 3:  # most of the chance is in the images: seeds alone cover far less
+        alone = np.mean([e.over_seeds[0] <= effect <= e.over_seeds[1] for e in found])
+        assert alone < covered
+
+
+def test_nothing_is_found_where_nothing_is_and_something_where_something_is() -> None:
+    null = simulated(0.0, widths=3, seeds=5, images=200, spread=0.015, rng=7)
+    false = np.mean([e.p <= 0.05 for e in null])
+    assert 0.01 < false < 0.05 + 3 * ERROR
+    large = simulated(0.08, widths=3, seeds=5, images=200, spread=0.015, rng=8)
+    found = np.mean([e.p <= 0.05 and e.value > 0 for e in large])
+    assert found > 0.85
+    assert all((e.p <= 0.05) == (not e.interval[0] <= 0 <= e.interval[1]) for e in null if not 0.045 < e.p < 0.055)
+
+
+def test_holm_keeps_the_chance_of_any_false_positive() -> None:
+    """Three models without a difference, each pair tested: rarely is any pair decided."""
+    generator = np.random.default_rng(9)
+    seeds, images, models, sweeps = 5, 150, 3, 300
+    rejected = 0
+    pairs = list(itertools.combinations(range(models), 2))
+    for _ in range(sweeps // 50):
+        image = generator.uniform(-0.15, 0.15, (50, 1, 1, images))
+        run = np.clip(generator.normal(0, 0.02, (50, models, seeds, 1)), -0.05, 0.05)
+        correct = (generator.random((50, models, seeds, images)) < 0.75 + image + run).reshape(-1, images)
+        cells = np.repeat(np.arange(50 * models), seeds)
+        weights = np.zeros((50 * len(pairs), len(correct)))
+        for sweep, (number, (one, other)) in itertools.product(range(50), enumerate(pairs)):
+            weights[sweep * 3 + number] = ((cells == sweep * 3 + one) * 1.0 - (cells == sweep * 3 + other)) / seeds
+        found = estimate(weights, correct.mean(1), cells, np.tile(np.arange(seeds), 50 * models), correct, draws=2000)
+        for sweep in range(50):
+            rejected += min(holm([e.p for e in found[3 * sweep : 3 * sweep + 3]])) <= 0.05
+    assert rejected / sweeps < 0.05 + 3 * (0.05 * 0.95 / sweeps) ** 0.5
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1, 1]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 16])
+def test_sign_flips_are_scipys(n: int) -> None:
+    differences = np.random.default_rng(n).normal(0.5, 1, n)
+    p, smallest = sign_flip_p(list(differences))
+    expected = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=np.inf if n < 17 else 9999
+    )
+    assert p == pytest.approx(expected.pvalue)
+    assert smallest == 2.0 ** (1 - n)
+    assert sign_flip_p([1.0] * n)[0] == smallest
+
+
+def test_many_sign_flips_are_drawn() -> None:
+    differences = np.random.default_rng(0).normal(0.3, 1, 40)
+    p, smallest = sign_flip_p(list(differences))
+    expected = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=20000, rng=1)
+    assert p == pytest.approx(expected.pvalue, abs=0.01)
+    assert smallest < 1e-4
+    assert sign_flip_p(list(differences)) == (p, smallest)
