@@ -31,12 +31,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mixersweep.config import Config, check_key, parse
-from mixersweep.errors import RunStopped, UserError
+from mixersweep.errors import RunDiverged, RunStopped, UserError
 from mixersweep.paths import config_dir, groups
 from mixersweep.runs import Origin
 
 Job = Callable[[Config, Origin], float | None]
-"""Trains one run; what it returns is what another sweeper optimises."""
+"""Trains one run and returns its validation accuracy, which another sweeper may maximise; None without one."""
+
+WORST = 0.0
+"""The accuracy that a diverged run counts as."""
 
 OWN_SWEEPER = "mixersweep"
 
@@ -87,16 +90,15 @@ def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None
     ended: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
-    def app(composed: DictConfig) -> float:
-        value = None
+    def app(composed: DictConfig) -> float | None:
         try:
-            value = job(*_job_of(composed))
+            return job(*_job_of(composed))
         except Exception as error:  # kept from Hydra, which would print its own line about it
             if not multirun or isinstance(error, RunStopped):
                 ended.append(error)
                 raise KeyboardInterrupt from None  # the one thing that ends a multirun between two jobs
             failed(error)
-        return float("nan") if value is None else value
+            return WORST if isinstance(error, RunDiverged) else None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["mixersweep train", *overrides, *invocation.flags]  # Hydra's own parser wants them apart

@@ -71,9 +71,16 @@ def loader_cases(everything: bool) -> Iterator[Case]:
         ("loader_vs_dataloader", "crop_flip", 50_000 if everything else 12_800),
         ("stream_vs_dataloader", "auto_augment", 50_000 if everything else 3_840),
     ]:
-        sizes = {"augment": augment, "images": images, "image_size": SIZE, "image_channels": CHANNELS}
-        workers = {"batch_size": BATCH, "workers": choose_workers("auto")}
-        yield Case(name, {**sizes, **workers}, Ours(images, augment), Theirs(images, augment))
+        sizes = {
+            **dict.fromkeys(("model", "width", "connections")),  # there is no network
+            "augment": augment,
+            "images": images,
+            "image_size": SIZE,
+            "image_channels": CHANNELS,
+            "batch_size": BATCH,
+            "workers": choose_workers("auto"),
+        }
+        yield Case(name, sizes, Ours(images, augment), Theirs(images, augment))
 
 
 def cifar_config(augment: str) -> Config:

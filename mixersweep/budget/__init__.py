@@ -25,7 +25,7 @@ import math
 from mixersweep.budget.counts import count, mixer_matrices, mlp_matrices
 from mixersweep.budget.expansion import expansion_of
 from mixersweep.budget.layered import SFC, Layered, ResNet18, TwoLayerMLP, solve_layered, water_filling
-from mixersweep.budget.mixer import mixer_shape, widest
+from mixersweep.budget.mixer import mixer_shape, widest, with_sizes
 from mixersweep.budget.mlp import mlp_shape
 from mixersweep.budget.terms import DEFAULT_CONNECTIONS, TOLERANCE, Architecture, Request, Structure
 from mixersweep.errors import UserError
@@ -56,6 +56,8 @@ def solve(request: Request) -> Architecture:
     """
     request = _with_one_budget(request)
     expansion = expansion_of(request)
+    if request.shares:
+        request = with_sizes(request, expansion)
     if request.structure in ("kronecker", "block_diagonal"):
         shape = mixer_shape(request, expansion)
         embedded = 0 if request.stem == "none" else shape.channels

@@ -187,6 +187,10 @@ def solve_layered(request: Request, network: Layered) -> Architecture:
     Raises ``UserError`` for a width that does not hold its weights, and for settings that it has not.
     """
     width = network.narrowest if request.width is None else request.width
+    for name, share in request.shares.items():
+        if name != "width":
+            raise UserError(f"{name}={float(100 * share):g}%: {network.name} has no setting {name}; leave {name}=auto")
+        width = round(share * network.narrowest)
     network.check(width)
     layers = network.layers(width)
     sizes = [layer.size for layer in layers]

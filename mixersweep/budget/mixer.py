@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from mixersweep.budget.expansion import Expansion, expansion_from_shape, without_density
 from mixersweep.budget.terms import DEFAULT_CONNECTIONS, TOLERANCE, Request, Shape, exact, relative, rounded_root
@@ -20,6 +21,27 @@ def widest(connections: int, token_expansion: float = 1.0, channel_expansion: fl
     return Rule("connections", Expansion(exact(token_expansion), exact(channel_expansion), hidden=True)).widest(
         connections
     )
+
+
+def with_sizes(request: Request, expansion: Expansion | None) -> Request:
+    """The request with its shares of the widest Mixer turned into sizes.
+
+    That Mixer is the same for every structure, so that equal shares are equal sizes; only where weights are fixed and
+    not shared between blocks is it narrower. A share of its tokens or channels is a ratio C/S, whatever the budget.
+    """
+    asked = ", ".join(f"{name}={float(100 * share):g}%" for name, share in request.shares.items())
+    if expansion is None:
+        raise UserError(f"{asked}: the widest mixer depends on the expansion; give one instead of expansion=auto")
+    for name in ("width", "tokens", "channels", "density"):
+        value = getattr(request, name)
+        if value is not None:
+            raise UserError(f"{asked}: is a share of the widest mixer, where {name}={value:g} is fixed; leave one out")
+    fixed: Literal["connections", "weights"] = "connections"
+    if request.budget == "parameters" and request.structure != "block_diagonal":
+        fixed = "weights"
+    rule, target = Rule(fixed, expansion), getattr(request, fixed) or DEFAULT_CONNECTIONS
+    sizes: dict[str, Any] = {name: rule.share_of_widest(name, share, target) for name, share in request.shares.items()}
+    return dataclasses.replace(request, **sizes, shares={})
 
 
 class Rule(NamedTuple):
@@ -40,10 +62,20 @@ class Rule(NamedTuple):
 
     def widest(self, target: int) -> int:
         """The largest effective width: at S = C with equal expansions."""
-        product = self.expansion.token * self.expansion.channel
-        if self.counts == "connections":
-            return max(1, rounded_root(Fraction(target) ** 2 / product, 3))
-        return max(1, rounded_root(Fraction(target) ** 2 / product, 2))
+        return self.share_of_widest("width", Fraction(1), target)
+
+    def share_of_widest(self, name: str, share: Fraction, target: int) -> int:
+        """A share of the width, tokens or channels of the widest Mixer, the one with g_t·S = g_c·C for connections
+        and g_t·S² = g_c·C² for weights; rounded, at least 1.
+        """
+        token, channel = self.expansion.token, self.expansion.channel
+        own, other = (token, channel) if name == "tokens" else (channel, token)
+        if self.counts == "weights":
+            power, degree = (Fraction(target) ** 2 / (token * channel) if name == "width" else target / own), 2
+        else:
+            power = Fraction(target) ** 2 / (token * channel) if name == "width" else target * other / own**2
+            degree = 3
+        return max(1, rounded_root(share**degree * power, degree))
 
     def smooth(self, side: str, known: int, other: Fraction) -> Fraction:
         """``twice`` without the rounding of hidden sizes, with ``side`` (tokens or channels) known."""

@@ -64,11 +64,12 @@ def _least_width(connections: int, factor: Fraction) -> int:
 def _reference_mixer(request: Request, expansion: Expansion) -> Shape | None:
     """The Mixer whose width and connections an MLP takes over, or None where it stands on its own.
 
-    It does where a Mixer's own sizes were given, where neither width nor density was, and with ``match=mixer``
-    wherever a Mixer of the asked width exists.
+    It does where a Mixer's own sizes were given (both and a density fix its width alone), where neither width nor
+    density was, and with ``match=mixer`` wherever a Mixer of the asked width exists.
     """
-    sized = request.tokens is not None or request.channels is not None
-    if sized:
+    if request.tokens is not None and request.channels is not None and request.density is not None:
+        return None  # its width, but a density of its own
+    if request.tokens is not None or request.channels is not None:
         return mixer_shape(request, expansion)
     if request.structure == "dense" or request.budget == "parameters":
         return None

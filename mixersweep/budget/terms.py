@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
@@ -15,13 +16,18 @@ Structure = Literal["kronecker", "block_diagonal", "sparse", "dense", "layered"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for (None: left open), and the facts of data and wiring that the counts depend on."""
+    """What was asked for (None: left open), and the facts of data and wiring that the counts depend on.
+
+    ``shares`` are a width, tokens or channels said as a share of what the widest Mixer of the budget has, whatever the
+    structure; of networks with layers of unequal sizes, a width as a share of the narrowest.
+    """
 
     structure: Structure
     budget: Literal["connections", "parameters"] = "connections"
     weights: int | None = None
     hidden: bool = False
     width: int | None = None
+    shares: Mapping[str, Fraction] = field(default_factory=dict)
     connections: int | None = None
     tokens: int | None = None
     channels: int | None = None

@@ -139,8 +139,6 @@ def cancel(options: argparse.Namespace) -> int:
             continue
         done, text = mend.cancel(listed.path)
         print(f"{listed.name}  {text}")
-        if done and listed.status.job is not None:
-            report(f"its job {listed.status.job} may stay in the queue; it ends as soon as it starts")
         refused |= not done and not filtered
     return FAILED if refused else DONE
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixersweep import completer
 from mixersweep.cli.terminal import report, told
-from mixersweep.errors import DIVERGED, DONE, FAILED, USER_MISTAKE, MixersweepError, RunStopped, UserError
+from mixersweep.errors import DIVERGED, DONE, FAILED, USER_MISTAKE, MixersweepError, RunFailed, RunStopped, UserError
 
 if TYPE_CHECKING:
     from mixersweep.config import Config
@@ -37,7 +37,7 @@ def train(arguments: list[str]) -> int:
     if taken_up:
         return _take_up(taken_up[0], arguments, signals)
 
-    from mixersweep.compose import read_arguments, run_app
+    from mixersweep.compose import WORST, read_arguments, run_app
 
     invocation = read_arguments(arguments)
     if invocation.is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -64,7 +64,7 @@ def train(arguments: list[str]) -> int:
 
         outcomes.append(_execute(make, signals))
         record = directories[0].result() or {} if directories else {}
-        return record.get("validation_accuracy")
+        return WORST if outcomes[-1] == DIVERGED else record.get("validation_accuracy")
 
     def failed(error: Exception) -> None:
         """One run of another sweeper did not complete: say so, and let the others go on."""
@@ -121,11 +121,13 @@ def _execute_together(make: Callable[[], RunDirectory], signals: StopSignals) ->
 
 
 def _train_along(directory: RunDirectory, signals: StopSignals, world: World) -> int:
-    """Train as another than the first process, which does the talking."""
+    """Train as another than the first process, which does the talking but for what befalls this one."""
     from mixersweep.training.loop import train as train_run
 
     try:
         train_run(directory, signals, lambda _: None, world)
+    except RunFailed as error:
+        return told(RunFailed(f"process {world.rank} of {world.size}: {error}"))
     except MixersweepError as error:
         return error.exit_code
     return DONE

@@ -8,10 +8,11 @@ an experiment (where and how it runs), ``asked()`` what only led to other settin
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import field
 from typing import Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, Predicate
 
 Auto = Literal["auto"]
 Count = Annotated[int, Ge(1)]
@@ -21,6 +22,15 @@ NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Density = Annotated[float, Gt(0), Le(1)]
+
+
+def is_percentage(text: str) -> bool:
+    """Whether it is a positive percentage: ``50%``, ``12.5%``, ``400%``."""
+    return re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?%", text) is not None and float(text[:-1]) > 0
+
+
+Percentage = Annotated[str, Predicate(is_percentage)]
+"""Of the widest Mixer's size: ``channels=50%`` is half as many as it has."""
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 from mixersweep import budget
@@ -40,15 +41,16 @@ def _request(config: Config) -> budget.Request:
         return None if value == "auto" else value
 
     model = config.model
+    asked = {name: given(getattr(config, name)) for name in ("width", "tokens", "channels")}
+    shares = {name: Fraction(text[:-1]) / 100 for name, text in asked.items() if isinstance(text, str)}
+    sizes = {name: size for name, size in asked.items() if isinstance(size, int)}
     request = budget.Request(
         structure=structure(model),
         hidden=model.hidden,
         budget=config.budget,
         weights=given(config.weights),
-        width=given(config.width),
+        shares=shares,
         connections=given(config.connections),
-        tokens=given(config.tokens),
-        channels=given(config.channels),
         density=given(config.density),
         expansion=given(config.expansion),
         branch=config.branch,
@@ -61,6 +63,7 @@ def _request(config: Config) -> budget.Request:
         classes=config.data.classes,
         head=model.head,
         bias=model.bias,
+        **sizes,
     )
     if isinstance(model, MixerFamily):
         request = dataclasses.replace(

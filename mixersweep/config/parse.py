@@ -18,6 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from mixersweep.config.families import GolubevaResNet18, MixerFamily, MLPFamily, RandomPermutations
 from mixersweep.config.images import check_facts, check_images
+from mixersweep.config.kinds import Percentage
 from mixersweep.config.schema import SGD, VARIANTS, AnyOptim, Config
 from mixersweep.config.sweep import Search, Sweep
 from mixersweep.errors import Infeasible, UserError
@@ -116,6 +117,8 @@ def check_key(key: str, value: object, choice: str | None = None) -> None:
 
 def describe(annotation: Any) -> str:
     """What a setting takes, in words: ``a whole number, at least 1, or auto``."""
+    if annotation == Percentage:
+        return "a percentage such as 50%"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         bounds = {Ge: "at least {0.ge:g}", Gt: "above {0.gt:g}", Le: "at most {0.le:g}", Lt: "below {0.lt:g}"}

@@ -18,6 +18,7 @@ from mixersweep.config.kinds import (
     Count,
     Density,
     NotNegative,
+    Percentage,
     Positive,
     Probability,
     Share,
@@ -151,12 +152,19 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """The mirror of a run; ``timeout`` is the most seconds that it may delay the end of a training run."""
+    """The mirror of a run; ``timeout`` is the most seconds that it may delay the end of a training run.
+
+    ``checkpoint``: the checkpoint goes up with config and result. ``report``: so do the figures of a sweep when it ends,
+    which may delay that by ``report_timeout`` seconds.
+    """
 
     name: Literal["wandb", "none"]
     project: str
     entity: str | None
     timeout: NotNegative
+    checkpoint: bool = False
+    report: bool = True
+    report_timeout: NotNegative = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +195,11 @@ class Config:
 
     model: AnyModel
     budget: Literal["connections", "parameters"] = asked("connections")
-    width: Count | Auto = asked()
+    width: Count | Percentage | Auto = asked()
     connections: Count | Auto = asked()
     weights: Count | Auto = asked("auto")
-    tokens: Count | Auto = asked()
-    channels: Count | Auto = asked()
+    tokens: Count | Percentage | Auto = asked()
+    channels: Count | Percentage | Auto = asked()
     density: Density | Auto = asked()
     expansion: Positive | Auto = asked()
     branch: Literal["tall", "wide"] = asked()

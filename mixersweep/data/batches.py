@@ -42,7 +42,7 @@ class Batches(Protocol):
 
         Every image comes once, in an order of ``order_seed`` or, without it, as it stands; the last batch may be
         smaller. Image i gets the i-th augmentation of ``augment_seed`` whatever the order or, without it, none.
-        ``batch_size`` is that of all ranks together, of which this one gets every ``world_size``-th image, perhaps none
+        ``batch_size`` is that of all ranks together, of which this one gets its share (``share_of``), perhaps no image
         of the last batch. From ``first_step`` on the batches are those of the whole epoch, without its work.
         """
 
@@ -54,10 +54,20 @@ def epoch_order(count: int, order_seed: int | None) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(order_seed))
 
 
+def share_of(count: int, rank: int, world_size: int) -> Tensor:
+    """Which places of a batch of ``count`` are a rank's, int64, ascending: each ``world_size``-th from either end.
+
+    So the images at places i and count - 1 - i, which mixup mixes, are in one rank, whatever the number of ranks.
+    """
+    place = torch.arange(count)
+    return place[torch.minimum(place, count - 1 - place) % world_size == rank]
+
+
 def shares(order: Tensor, batch_size: int, first_step: int, rank: int, world_size: int) -> Iterator[Tensor]:
     """Which images a rank has in each step of an epoch, int64 (B,)."""
     for first in range(first_step * batch_size, len(order), batch_size):
-        yield order[first : first + batch_size][rank::world_size]
+        batch = order[first : first + batch_size]
+        yield batch if world_size == 1 else batch[share_of(len(batch), rank, world_size).to(batch.device)]
 
 
 class Finish:

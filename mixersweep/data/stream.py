@@ -134,9 +134,10 @@ class Workers:
                 yield batch
         except Exception as error:
             self.close()
-            if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
-                raise
             reason = " ".join(str(error).split())
+            died = "exited unexpectedly" in reason or "killed by signal" in reason
+            if not died and not isinstance(error, (ConnectionError, EOFError)):  # of the pipe that it held
+                raise
             raise LoaderFailed(
                 f"workers={self._count}: a process that reads images died ({reason}); "
                 "where memory or /dev/shm ran out, lower workers or batch_size"

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from mixersweep.config.schema import Augment, Data
 from mixersweep.data.source import Images
@@ -23,8 +22,6 @@ from mixersweep.data.source import Images
 Picture = Image.Image
 Transform = Callable[[Picture], Picture]
 
-MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
-POLICIES = {name: v2.AutoAugmentPolicy[name.upper()] for name in ("cifar10", "imagenet", "svhn")}
 CHUNK = 1000
 
 
@@ -32,6 +29,8 @@ class View:
     """The two ways to see a picture; ``plain`` and ``augmented`` give uint8 (channels, image_size, image_size)."""
 
     def __init__(self, data: Data, augment: Augment, image_size: int) -> None:
+        from torchvision.transforms import v2  # takes a second to import, which images on the device do without
+
         self.data, self.image_size = data, image_size
         self.grey = data.image_channels == 1
         self.transforms: list[Transform] = []
@@ -72,7 +71,10 @@ class View:
 
 def fit(image: Any, data: Data, image_size: int) -> Any:
     """A picture, or uint8 (..., size, size), brought to ``image_size`` as ``data.fit`` says."""
-    f, mode = v2.functional, MODES[data.interpolation]
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as f
+
+    mode = InterpolationMode[data.interpolation.upper()]
     size = f.get_size(image)  # height, width
     if data.fit == "resize":
         return f.resize(image, [image_size, image_size], mode, antialias=True)
@@ -123,7 +125,9 @@ def _random_resized_crop(image_size: int, share: float) -> Transform:
 
 def _policy(augment: Augment, mean: list[float], image_size: int) -> Transform:
     if augment.policy == "auto_augment":
-        policy: Transform = v2.AutoAugment(POLICIES[augment.auto_augment])
+        from torchvision.transforms import v2
+
+        policy: Transform = v2.AutoAugment(v2.AutoAugmentPolicy[augment.auto_augment.upper()])
         return policy
     from timm.data import auto_augment
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 from mixersweep.models.stochastic_depth import BRANCHES
 
@@ -43,14 +43,8 @@ class _Recomputed(nn.Sequential):
         for first in range(0, len(blocks), self.every):
             segment = blocks[first : first + self.every]
             norms = [m for block in segment for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-            x = checkpoint(
-                _through,
-                segment,
-                x,
-                use_reentrant=False,
-                preserve_rng_state=False,  # nothing in a block draws
-                context_fn=partial(_contexts, norms) if norms else noop_context_fn,
-            )
+            again: dict[str, Any] = {"context_fn": partial(_contexts, norms)} if norms else {}
+            x = checkpoint(_through, segment, x, use_reentrant=False, preserve_rng_state=False, **again)
         return x
 
 

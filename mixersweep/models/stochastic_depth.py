@@ -56,11 +56,13 @@ def attach(network: nn.Module, rate: float, depth: int) -> None:
             branch.append(DropPath(of_block, features_first=isinstance(block, MLPLayer)))
 
 
-def draw(network: nn.Module, seed: int, batch: int, device: torch.device, part: slice = slice(None)) -> None:
+def draw(
+    network: nn.Module, seed: int, batch: int, device: torch.device, part: slice | Tensor = slice(None)
+) -> None:
     """Draw what the next forward pass of ``batch`` images drops; nothing to do for a network without drop paths.
 
     Drawn on the CPU, whatever the device, which is not waited for. A process that computes a part of a batch with
-    others (DDP) gives the size of the whole and its ``part``, and drops what one process would.
+    others (DDP) gives the size of the whole and its ``part``, a slice or places, and drops what one process would.
     """
     paths = [module for module in network.modules() if isinstance(module, DropPath)]
     if not paths:

@@ -60,6 +60,7 @@ Y_AXES = {
     "accuracy": Axis("test_accuracy", "test accuracy in %", percent=True),
     "error": Axis("test_accuracy", "test error in %", percent=True, complement=True),
     "best_accuracy": Axis("best_validation_test_accuracy", "test accuracy at best validation in %", percent=True),
+    "ema_accuracy": Axis("ema_test_accuracy", "test accuracy of averaged weights in %", percent=True),
     "validation_accuracy": Axis("validation_accuracy", "validation accuracy in %", percent=True),
     "train_accuracy": Axis("train_accuracy", "training accuracy in %", percent=True),
     "test_loss": Axis("test_loss", "test loss in nats"),

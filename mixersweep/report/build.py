@@ -15,9 +15,10 @@ from mixersweep.report.answer import answer
 from mixersweep.report.recipe import comparisons
 from mixersweep.report.sheets import sheets
 from mixersweep.report.statistics import Statistics, statistics
-from mixersweep.report.table import Row, Table, collect, write_csv, write_parquet
+from mixersweep.report.table import DERIVED, Row, Table, collect, write_csv, write_parquet
 from mixersweep.report.text import counted, latex, markdown
 from mixersweep.runs.files import write_json, write_text
+from mixersweep.runs.listing import names
 from mixersweep.runs.where import parse_where
 
 NEEDED = ("matplotlib", "scipy", "pyarrow")
@@ -73,9 +74,11 @@ def build(
     from mixersweep.report.axes import x_axis, y_axis
 
     x_axis(x), y_axis(y)
-    table = collect(runs_dirs, parse_where(where) if where is not None else None, where or "")
+    condition = None if where is None else parse_where(where, [*names(), *DERIVED])
+    table = collect(runs_dirs, condition, where or "")
     all_statistics = [statistics(comparison) for comparison in comparisons(table.completed, table.others)]
-    tables: dict[str, list[Row]] = {"runs": [{n: row.get(n) for n in table.columns} for row in table.rows]}
+    columns = table.columns
+    tables: dict[str, list[Row]] = {"runs": [{n: row.get(n) for n in columns} for row in table.rows]}
     for number, one in enumerate(all_statistics, start=1):
         for sheet in sheets(one):
             tables[sheet.name if number == 1 else f"{sheet.name}-{number}"] = sheet.rows

@@ -114,6 +114,8 @@ def saved(name: str, title: str, out: Path, make: Callable[[Axes], str]) -> Figu
         rows = _legends(drawing, axes)
         drawing.set_figheight(4.2 + 0.19 * rows)
         axes.set_title(title, fontsize=9, loc="left")
+        drawing.draw_without_rendering()  # the layout is found once, for both formats
+        drawing.set_layout_engine("none")
         paths = {}
         for kind, metadata in (("svg", {"Date": None, "Title": title}), ("png", {"Title": title})):
             paths[kind] = out / f"{name}.{kind}"

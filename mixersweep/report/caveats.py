@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class CellStatistics:
     claims: bool
     rank_limited: bool
 
-    @property
+    @cached_property
     def mean(self) -> Row:
         """The mean of every numeric column over the seeds."""
         names = [n for n, v in self.rows[0].items() if isinstance(v, (int, float)) and not isinstance(v, bool)]

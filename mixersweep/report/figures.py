@@ -49,7 +49,7 @@ def draw(all_statistics: Sequence[Statistics], out: Path, x: str, y: str, with_p
     """Draw into ``out`` every figure that the runs support, the answer's figure first."""
     gallery = Gallery()
     main = all_statistics[0]
-    artist = Artist(all_statistics, y_axis(y), y)
+    artist = Artist(all_statistics, y_axis(y))
     overlay = published(main.comparison, x, y) if with_published else []
 
     wanted: list[tuple[str, str, Callable[[Axes], str]]] = [
@@ -88,13 +88,17 @@ SIZES = (
 """What differs between the runs of one comparison; along anything else, comparisons are put side by side."""
 
 
+MEASURED = ("seconds", "peak_memory_bytes")
+"""What was measured of runs rather than chosen for them."""
+
+
 class Artist:
     """Draws one figure a method onto axes that it is given, and returns the caption."""
 
-    def __init__(self, all_statistics: Sequence[Statistics], y: Axis, y_name: str) -> None:
+    def __init__(self, all_statistics: Sequence[Statistics], y: Axis) -> None:
         self.all = all_statistics
         self.main = all_statistics[0]
-        self.y, self.y_name = y, y_name
+        self.y = y
         named = {label: v["model"] for s in all_statistics for label, v in s.comparison.variants.items()}
         self.looks = looks(named.items())
 
@@ -111,7 +115,7 @@ class Artist:
         lines = self.lines(x, statistics, alone=bool(overlay))
         values = {value for points in lines.values() for value, _ in points}
         for (label, branch), points in lines.items():
-            self._line(axes, label, branch, points)
+            self._line(axes, label, branch, points, x in MEASURED)
         for series in overlay:
             look = self.looks.get(series.variant) or next(iter(self.looks.values()))
             axes.plot(series.x, series.y, label=series.label, zorder=2, **look.line(published=True))
@@ -132,7 +136,7 @@ class Artist:
         framed(axes, [*shown, *(v for series in overlay for v in series.y)])
         axes.set_ylabel(self.y.label)
         dataset = statistics.comparison.fixed.get("data.name")
-        caption = f"{_sentence(self.y.label)} against {axis.label}; {_seeds_said(statistics.cells)}."
+        caption = f"{_sentence(self.y.label)} against {axis.label}; {_seeds_said(statistics.cells, x in MEASURED)}."
         if overlay:
             sets = ", ".join(sorted({series.dataset for series in overlay}))
             caption += f" Dashed, hollow: published curves on {sets}; the runs here are on {dataset}."
@@ -231,14 +235,23 @@ class Artist:
         crosses = "; a cross at the bottom is a run that diverged" if any(diverged.values()) else ""
         return f"Validation accuracy against learning rate, a line for each model and width, mean over seeds{crosses}."
 
-    def _line(self, axes: Axes, label: str, branch: str | None, points: list[tuple[float, CellStatistics]]) -> None:
+    def _line(
+        self,
+        axes: Axes,
+        label: str,
+        branch: str | None,
+        points: list[tuple[float, CellStatistics]],
+        measured: bool,
+    ) -> None:
         look = self.looks[label]
         xs = [value for value, _ in points]
         values = [[v for row in cell.rows if (v := self.y.of(row)) is not None] for _, cell in points]
         means = [float(np.mean(v)) if v else np.nan for v in values]
-        hollow = branch == "wide"
-        axes.plot(xs, means, label=_named(label, branch), zorder=4, **look.line(hollow=hollow))
-        bands = [_band(v) for v in values]
+        style = look.line(hollow=branch == "wide")
+        if measured:  # in no order that a line could follow
+            style["linestyle"] = "none"
+        axes.plot(xs, means, label=_named(label, branch), zorder=4, **style)
+        bands = [None if measured else _band(v) for v in values]
         low, high = zip(*(band or (np.nan, np.nan) for band in bands), strict=True)
         axes.fill_between(xs, low, high, where=np.isfinite(low), color=look.colour, alpha=0.15, linewidth=0, zorder=2)
         for place, (x, own, (_, cell)) in enumerate(zip(xs, values, points, strict=True)):
@@ -310,10 +323,12 @@ def _one_variable(comparison: Comparison) -> bool:
     return bool(mixers) and all(row["expansion"] == 1 for row in mixers) and comparison.budget == "connections"
 
 
-def _seeds_said(cells: Sequence[CellStatistics]) -> str:
+def _seeds_said(cells: Sequence[CellStatistics], without_bands: bool) -> str:
     counts = sorted({len(cell.rows) for cell in cells})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     said = f"n = {seeds} seed{'s' if counts[-1] > 1 else ''} a point, each a dot"
+    if without_bands:
+        return said
     if counts[-1] >= BAND_SEEDS:
         return said + "; bands are 95% intervals of the mean over seeds (Student's t)"
     return said + ("; too few for a band" if counts[-1] > 1 else ", so there is no band")

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixersweep.config import VARIANTS, Config
 from mixersweep.runs.fingerprint import NUMBERS_VERSION, SIZES
@@ -34,26 +34,23 @@ SHARED = ("head", "activation", "norm_eps", "bias", "pretrained_sha256")
 FREE = ("seed", "optim.lr", *SHAPE)
 
 
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make the experiment, dotted; where an old run lacks one, what its absence means."""
-    return dict(_settings(Config, config, ""))
+def experiment_of(stored: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """The settings that make the experiment, dotted, and the ``NUMBERS_VERSION`` that the run was made with.
 
-
-def numbers_version(stored: Mapping[str, Any]) -> int | None:
-    """The ``NUMBERS_VERSION`` that a run was made with, found by its fingerprint; None for one of another program."""
-    try:
-        content = {
-            "config": _content(Config, stored["config"]),
-            "architecture": {name: stored["architecture"][name] for name in SIZES},
-        }
-    except (KeyError, TypeError, AttributeError):
-        return None
+    Where an old run lacks a setting, it has what its absence means. The version is found by the fingerprint; it is
+    None for a run of a program that is not known here.
+    """
+    settings: dict[str, Any] = {}
+    content = {
+        "config": _walk(Config, stored["config"], "", settings),
+        "architecture": {name: stored["architecture"].get(name) for name in SIZES},
+    }
     for version in range(NUMBERS_VERSION, 0, -1):
         hashed = {**content, "numbers_version": version}
         text = json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         if hashlib.sha256(text.encode()).hexdigest() == stored["fingerprint"]:
-            return version
-    return None
+            return settings, version
+    return settings, None
 
 
 @dataclass(frozen=True)
@@ -184,7 +181,8 @@ def _comparison(fixed: dict[str, Any], rows: Sequence[Row], unfinished: Sequence
         chosen = chosen_rate(tried[cell], reported)
         compared = reported[chosen] or tried[cell][chosen]
         cells[cell] = compared
-        searched += [row for runs in tried[cell].values() for row in runs if row not in compared]
+        kept = set(map(id, compared))
+        searched += [row for runs in tried[cell].values() for row in runs if id(row) not in kept]
     order = sorted(variants, key=lambda label: (place[label], label))
     ordered = {label: variants[label] for label in order}
     return Comparison(fixed, cells, searched, list(unfinished), ordered, sorted(chose))
@@ -249,43 +247,43 @@ def _shown(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (bool, list)) or value is None else str(value)
 
 
+class _Setting(NamedTuple):
+    """One field of the schema: ``group`` is the class of a group of settings, which a name chooses in a ``variant``."""
+
+    name: str
+    default: Any
+    neutral: Any
+    group: type | None
+    variant: bool
+
+
 @cache
-def _fields(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
+def _schema(cls: type, top: bool) -> tuple[_Setting, ...]:
+    """The settings of a class that make the experiment."""
     hints = typing.get_type_hints(cls)
-    return tuple((field, hints[field.name]) for field in dataclasses.fields(cls))
-
-
-def _class(name: str, annotation: Any, value: Any) -> type | None:
-    """The class of a group of settings; None for a single setting."""
-    if name in VARIANTS:
-        return VARIANTS[name].get(str(value.get("name"))) if isinstance(value, Mapping) else None
-    return annotation if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else None
-
-
-def _known(cls: type, values: Mapping[str, Any]) -> Iterable[tuple[dataclasses.Field[Any], Any, Any]]:
-    """The settings of a class that make the experiment: (field, annotation, value)."""
-    for setting, annotation in _fields(cls):
-        if setting.metadata.get("execution") or setting.metadata.get("asked"):
+    found = []
+    for field_ in dataclasses.fields(cls):
+        if field_.metadata.get("execution") or field_.metadata.get("asked"):
             continue
-        default = None if setting.default is dataclasses.MISSING else setting.default
-        yield setting, annotation, values.get(setting.name, default)
+        default = None if field_.default is dataclasses.MISSING else field_.default
+        hint = hints[field_.name]
+        group = hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+        neutral = field_.metadata.get("neutral", dataclasses.MISSING)
+        found.append(_Setting(field_.name, default, neutral, group, top and field_.name in VARIANTS))
+    return tuple(found)
 
 
-def _settings(cls: type, values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for setting, annotation, value in _known(cls, values):
-        group = _class(setting.name if not prefix else "", annotation, value)
-        if group is not None and isinstance(value, Mapping):
-            yield from _settings(group, value, f"{prefix}{setting.name}.")
-        else:
-            yield prefix + setting.name, value
-
-
-def _content(cls: type, values: Mapping[str, Any], top: bool = True) -> dict[str, Any]:
-    """What ``runs.fingerprint`` hashes of a ``Config``, from the mapping that was stored of it."""
-    content = {}
-    for setting, annotation, value in _known(cls, values):
-        if "neutral" in setting.metadata and value == setting.metadata["neutral"]:
+def _walk(cls: type, values: Mapping[str, Any], prefix: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Put the settings under their dotted names into ``settings``; what the fingerprint hashes of them is returned."""
+    content: dict[str, Any] = {}
+    for name, default, neutral, group, variant in _schema(cls, not prefix):
+        value = values.get(name, default)
+        if variant:
+            group = VARIANTS[name].get(value["name"])
+        if group is not None and value is not None:
+            content[name] = _walk(group, value, f"{prefix}{name}.", settings)
             continue
-        group = _class(setting.name if top else "", annotation, value)
-        content[setting.name] = value if group is None else _content(group, value, False)
+        settings[prefix + name] = value
+        if neutral is dataclasses.MISSING or value != neutral:
+            content[name] = value
     return content

@@ -260,9 +260,9 @@ def _common(one: Sequence[Row], other: Sequence[Row]) -> list[str]:
 def _difference(joined: Sequence[tuple[list[Row], list[Row], list[str]]]) -> list[tuple[Row, float]]:
     terms = []
     for first, second, seeds in joined:
-        weight = 1 / (len(joined) * len(seeds))
-        terms += [(row, weight) for row in first if replicate_of(row) in seeds]
-        terms += [(row, -weight) for row in second if replicate_of(row) in seeds]
+        weight, both = 1 / (len(joined) * len(seeds)), set(seeds)
+        terms += [(row, weight) for row in first if replicate_of(row) in both]
+        terms += [(row, -weight) for row in second if replicate_of(row) in both]
     return terms
 
 

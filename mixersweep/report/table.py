@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixersweep.errors import MixersweepError, UserError
-from mixersweep.report.recipe import numbers_version, settings_of
+from mixersweep.report.recipe import experiment_of
 from mixersweep.runs.directory import read_rows
 from mixersweep.runs.files import written_whole
 from mixersweep.runs.listing import Listed, listing
@@ -110,7 +110,7 @@ def row_of(listed: Listed) -> Row:
     tokens, channels = record["tokens"], record["channels"]
     mixing = record["mixing_parameters"]
     uncounted = [record[f"{part}_parameters"] for part in ("stem", "head", "skip")]
-    settings = settings_of(listed.config) if listed.config else {}
+    settings, version = experiment_of(listed.stored) if listed.stored else ({}, None)
     values = {**values, **settings, **record}
     return {
         **record,
@@ -120,7 +120,7 @@ def row_of(listed: Listed) -> Row:
         "shape": shape_of(tokens, channels),
         "channels_over_tokens": channels / tokens if tokens and channels else None,
         "uncounted_share": sum(n or 0 for n in uncounted) / mixing if mixing else None,
-        "numbers_version": numbers_version(listed.stored) if listed.stored else None,
+        "numbers_version": version,
         "command": command_of(record),
         **{name: value for name, value in values.items() if name not in record and name not in DERIVED},
         "settings": settings,
@@ -166,9 +166,9 @@ def write_csv(table: Table, path: Path) -> None:
     """``runs.csv``: nothing for null, JSON for lists and groups."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    for row in table.rows:
-        writer.writerow([_plain(row.get(name)) for name in table.columns])
+    columns = table.columns
+    writer.writerow(columns)
+    writer.writerows([_plain(row.get(name)) for name in columns] for row in table.rows)
     with written_whole(path) as file:
         file.write(text.getvalue().encode())
 

@@ -57,7 +57,7 @@ def curve(report: Report, x: str, y: str, columns: int, colour: bool) -> str:
     import plotext
 
     axis = x_axis(x)
-    artist = Artist(report.all_statistics, y_axis(y), y)
+    artist = Artist(report.all_statistics, y_axis(y))
     lines = artist.lines(x)
     plotext.clear_figure()
     plotext.plot_size(min(columns, 100), 22)

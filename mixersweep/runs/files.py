@@ -40,6 +40,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def overwrite_json(path: Path, value: Any) -> None:
+    """Write a small JSON document over the one that is there, which a full disk still lets be done.
+
+    In one call and over as many bytes as there were, so that a reader finds the one document or the other.
+    """
+    text = json.dumps(value, allow_nan=False).encode()
+    with path.open("r+b", buffering=0) as file:
+        file.write(text.ljust(path.stat().st_size - 1) + b"\n")
+        os.fsync(file.fileno())
+
+
 def read_json(path: Path) -> Any:
     """The document at ``path``, or None where there is no file."""
     try:

@@ -7,7 +7,9 @@ is gone (seen at once on its own host, by its silent heartbeat from any other) i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import os
 import socket
 import threading
@@ -22,7 +24,7 @@ import psutil
 from filelock import FileLock
 
 from mixersweep.errors import INTERRUPTED, RunCancelled, RunDiverged, RunHeld, RunStopped
-from mixersweep.runs.files import read_json, write_json
+from mixersweep.runs.files import overwrite_json, read_json, write_json
 
 STORED_STATES = (
     "planned",
@@ -104,9 +106,15 @@ def read_status(run_dir: Path) -> Status:
 
 
 def set_status(run_dir: Path, status: Status) -> None:
-    """Replace the stored status."""
+    """Replace the stored status; where the disk is full, in its own place."""
     assert status.state in STORED_STATES, status.state
-    write_json(run_dir / "status.json", dataclasses.asdict(status))
+    path, stored = run_dir / "status.json", dataclasses.asdict(status)
+    try:
+        write_json(path, stored)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+            raise
+        overwrite_json(path, stored)
 
 
 class Hold:
@@ -140,7 +148,8 @@ class Hold:
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_EVERY):
-            self._store(dataclasses.replace(self._status, heartbeat=time.time()))
+            with contextlib.suppress(OSError):  # of a disk or a network for a while; the next one tells
+                self._store(dataclasses.replace(self._status, heartbeat=time.time()))
 
     def _store(self, status: Status) -> None:
         with guard(self._run_dir):

@@ -2,8 +2,9 @@
 
 A sweep is a union of grids, since a dense MLP has one width and an SW-MLP goes where no Mixer can. An experiment file
 lists them under ``sweep.grids``; ``sweep.over`` and the command line are crossed with each. A value on the command line
-takes the place of what a grid, or ``over``, has for the same setting. Without an experiment the command line is the one
-grid, in the order of Hydra's own sweeper. Runs of the same fingerprint are one.
+takes the place of what a grid, or ``over``, has for the same setting; one that chooses another family or optimiser than
+a grid does leaves out what the grid sets and that has not. Without an experiment the command line is the one grid, in
+the order of Hydra's own sweeper. Runs of the same fingerprint are one.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from mixersweep.budget import Architecture
-from mixersweep.compose import Composer, check_overrides, parsed_override, parsed_overrides
-from mixersweep.config import Config, Sweep, architecture, parse, parse_sweep, structure
+from mixersweep.compose import Composer, check_overrides, is_choice, parsed_override, parsed_overrides
+from mixersweep.config import VARIANTS, Config, Sweep, architecture, owners, parse, parse_sweep, structure
 from mixersweep.errors import Infeasible, UserError
 from mixersweep.runs import Origin, Run, solve
 from mixersweep.sweeps.search import Search, searches_of
@@ -137,7 +138,7 @@ class _Expanding:
         found: dict[str, Point] = {}
         for grid in self._grids:
             for combination in itertools.product(*grid.values()):  # the last setting fastest, as in Hydra
-                point, is_moved = self._point(list(combination))
+                point, is_moved = self._point(self._fitting(list(combination)))
                 if point.infeasible is not None and self._settings.infeasible == "skip":
                     self._skipped[point.infeasible] = self._skipped.get(point.infeasible, 0) + 1
                     continue
@@ -181,6 +182,20 @@ class _Expanding:
         if self._duplicates:
             told.append(f"duplicates left out: {self._duplicates}")
         return told
+
+    def _fitting(self, overrides: list[str]) -> list[str]:
+        """Without a grid's settings of a family or optimiser that the command line has chosen another in place of."""
+        groups = {override.group for override in overrides if isinstance(override, _OfReplaced)}
+        if not groups:
+            return overrides
+        chosen = self._composer.values([o for o in overrides if is_choice(parsed_override(o))])
+        names = {group: chosen[group]["name"] for group in groups}
+        return [
+            override
+            for override in overrides
+            if not isinstance(override, _OfReplaced)
+            or names[override.group] in owners(parsed_override(override).key_or_group)
+        ]
 
     def _point(self, overrides: list[str]) -> tuple[Point, bool]:
         """The point, and whether it was moved to settings that work."""
@@ -234,8 +249,20 @@ def _grids(settings: Sweep, task: list[Override]) -> list[Grid]:
     crossed = []
     for grid in grids:
         own = {**grid, **{key: values for key, values in over.items() if key not in grid}}
+        for group in VARIANTS.keys() & own.keys() & command.keys():
+            for key in own:
+                if key.startswith(f"{group}."):
+                    own[key] = [_OfReplaced(value) for value in own[key]]
         crossed.append({**experiment, **own, **command})
     return crossed if settings.grids or settings.over else [grid_of(task)]
+
+
+class _OfReplaced(str):
+    """An override of a grid's that was made for another choice of its group than the command line's."""
+
+    @property
+    def group(self) -> str:
+        return parsed_override(self).key_or_group.partition(".")[0]
 
 
 def grid_of(task: Sequence[Override]) -> Grid:

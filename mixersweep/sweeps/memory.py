@@ -2,13 +2,14 @@
 
     4·parameters·(2 + s + e)      weights, gradients, s numbers of optimiser state, e = 1 with an average of the weights
     + structure                   indices of sparse weights: 20 a nonzero; or the dense matrices that stand for them
-    + 4·batch·(activations kept)  (2· in bf16, fp16; batch / accumulation) of each image, what the backward pass needs of each layer: its input, plain and
+    + 4·batch·(activations kept)  of each image, what the backward pass needs of each layer: its input, plain and
                                   normalised, and what is before and behind each activation
     + 4·batch·3·(largest layer)   what comes and goes beside it
 
-It leaves out the images (a small data set lies on the device as bytes), torch itself (0.2 to 0.5 GB in the memory of a
-process) and a kernel's work space. The activations kept are within a fifth of what torch keeps; the peak of a whole step
-on a CPU was within a factor of 1.5 of the estimate, and some 40 MB above it.
+The batch is that of one part (``accumulation``), and kept activations take 2 bytes in bf16 and fp16. It leaves out the
+images (a small data set lies on the device as bytes), torch itself (0.2 to 0.5 GB in the memory of a process) and a
+kernel's work space. The activations kept are within a fifth of what torch keeps; the peak of a whole step on a CPU was
+within a factor of 1.5 of the estimate, and some 40 MB above it.
 """
 
 from __future__ import annotations

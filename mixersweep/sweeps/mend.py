@@ -16,6 +16,7 @@ from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.listing import Listed
 from mixersweep.runs.status import guard, this_host
+from mixersweep.sweeps.launchers import slurm
 
 RETRIED = ("failed", "lost", "diverged", "cancelled")
 """The states that ``retry`` takes: the others are taken up by the same command anyway, or are completed."""
@@ -52,7 +53,7 @@ def cancel(path: Path) -> tuple[bool, str]:
     """Mark a run that has not ended ``cancelled`` and stop its process; whether it is now, and what was done.
 
     A process on this host is told by a signal (TERM), one elsewhere finds it in the run directory with its next
-    heartbeat. A job that is still queued at a scheduler ends as soon as it starts.
+    heartbeat. A Slurm job that has nothing else to do is cancelled too.
     """
     with guard(path):
         status = read_status(path)
@@ -60,15 +61,19 @@ def cancel(path: Path) -> tuple[bool, str]:
             return False, f"is {status.state}: left alone"
         kept = status if status.alive else dataclasses.replace(status, pid=None, pid_started=None)
         set_status(path, dataclasses.replace(kept, state="cancelled"))
-    if not status.alive:
-        return True, f"was {status.shown}: cancelled"
-    if status.host != this_host():
-        return True, f"cancelled: {status.holder} stops at its next heartbeat"
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(status.pid)
-        if process.create_time() == status.pid_started:
-            process.terminate()
-    return True, f"cancelled: {status.holder} is told to stop"
+    if status.alive and status.host == this_host():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(status.pid)
+            if process.create_time() == status.pid_started:
+                process.terminate()
+        return True, f"cancelled: {status.holder} is told to stop"
+    job = ""
+    if status.job is not None and (status.alive or status.state == "queued"):
+        is_released = slurm.release(path, status.job)
+        job = f", and job {status.job}" if is_released else f"; job {status.job} ends when it has nothing else to do"
+    if status.alive:
+        return True, f"cancelled{job}: {status.holder} stops at its next heartbeat"
+    return True, f"was {status.shown}: cancelled{job}"
 
 
 def commands(runs: Iterable[Listed]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Handing runs over: a run that a launching process has taken is ``queued`` in its ``status.json`` until it trains."""
+"""Handing runs over: a run that a launching process has taken is ``queued`` in its ``status.json`` until it trains.
+
+One that it passed on to a scheduler is ``queued`` by no process, and names the scheduler's job.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,14 @@ def take_back(run_dir: Path, before: Status) -> None:
     _replace_queued(run_dir, before)
 
 
+def pass_on(run_dir: Path, job: str) -> None:
+    """Leave a run that this process has queued, or stopped, to a scheduler's job."""
+    with guard(run_dir):
+        stored = read_status(run_dir)
+        if stored.state == "preempted" or _is_queued_here(stored):
+            set_status(run_dir, Status("queued", since=time.time(), job=job))
+
+
 def fail(run_dir: Path, error: str) -> None:
     """A run whose process ended before it could say anything itself."""
     _replace_queued(run_dir, Status("failed", error=error))
@@ -45,6 +56,9 @@ def fail(run_dir: Path, error: str) -> None:
 
 def _replace_queued(run_dir: Path, status: Status) -> None:
     with guard(run_dir):
-        stored = read_status(run_dir)
-        if (stored.state, stored.host, stored.pid) == ("queued", this_host(), os.getpid()):
+        if _is_queued_here(read_status(run_dir)):
             set_status(run_dir, status)
+
+
+def _is_queued_here(status: Status) -> bool:
+    return (status.state, status.host, status.pid) == ("queued", this_host(), os.getpid())

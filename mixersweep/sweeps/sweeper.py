@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mixersweep.config import warnings
-from mixersweep.errors import DONE, FAILED, USER_MISTAKE
-from mixersweep.runs import FINAL_STATES, RunDirectory, read_status
+from mixersweep.errors import DONE, FAILED, USER_MISTAKE, UserError
+from mixersweep.runs import FINAL_STATES, RunDirectory, Status, read_status
 from mixersweep.runs.files import write_json
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.expand import Expansion, Point, expand
@@ -42,7 +42,6 @@ def sweep(overrides: Sequence[str], stop: StopRequest, report: Report, told: Cal
         while carrying.launched() or carrying.waited():
             pass
     finally:
-        carrying.write_down()
         for point in carrying.runs:
             if _state(point) == "completed" and point.run_dir is not None:
                 told(point.run_dir / "result.json")
@@ -95,35 +94,47 @@ class _Carrying:
 
     def launched(self) -> bool:
         """Launch what is left and not tried yet; returns whether there was anything, which may have set more free."""
-        jobs = {}
+        self._write_down()
+        jobs: dict[Path, Status] = {}
+        refused: list[UserError] = []
         self._held = []
         left = {p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None and p.run is not None}
         left = {path: p for path, p in left.items() if path not in self._tried and _state(p) not in FINAL_STATES}
-        queued = self._launcher.queued([path for path in left if read_status(path).state == "queued"])
+        queued = self._launcher.queued(list(left))
         try:
             for path, point in left.items():
                 self._stop.check()
-                before = None
-                if path not in queued and not queue.is_elsewhere(read_status(path)):
-                    assert point.run is not None
+                if path in queued or queue.is_elsewhere(read_status(path)):
+                    self._held.append(path)
+                    continue
+                assert point.run is not None
+                try:
                     RunDirectory.create(point.run, path.parent).freeze()
-                    before = queue.hand_over(path)
+                except UserError as error:  # a directory that is broken does not stop the others
+                    refused.append(error)
+                    self._tried.add(path)
+                    continue
+                before = queue.hand_over(path)
                 if before is None:
                     self._held.append(path)
                 else:
                     jobs[path] = before
-            if not jobs:
+            if refused and len(refused) == len(left):
+                raise refused[0]
+            for error in refused:
+                self._report(f"error: {error}")
+            if not jobs and not queued:
                 return False
-            self.write_down()
             if not self._launcher.launch(list(jobs), self._stop, self._report):
-                self._fine.add("queued")
+                self._fine |= {"queued", "running", "waiting"}
         finally:
             if "queued" not in self._fine:
                 for path, before in jobs.items():
                     queue.take_back(path, before)
-        self._tried |= set(jobs)
+        self._tried |= {*jobs, *queued}
         if any(search.is_open for search in self.expansion.searches):
             self.expansion = expand(self._overrides, multirun=True)
+            self._write_down()
         return True
 
     def waited(self) -> bool:
@@ -139,10 +150,13 @@ class _Carrying:
             time.sleep(0.1)
         return False
 
-    def write_down(self) -> None:
+    def _write_down(self) -> None:
         """Keep what belongs to the sweep and to no single run: its command and runs, and what its searches found."""
         folder, searches = self.expansion.folder, self.expansion.searches
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"runs_dir={self.expansion.runs_dir}: cannot be written: {error.strerror}") from None
         command = shlex.join(["mixersweep", "train", "-m", *self._overrides])
         runs = [point.run.name for point in self.runs if point.run is not None]
         searched = [point.run.name for point in self.searched if point.run is not None]

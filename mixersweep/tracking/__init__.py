@@ -7,6 +7,8 @@ or absent, changes a run, ends it, or delays its end past ``tracking.timeout``. 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -17,29 +19,44 @@ import psutil
 
 from mixersweep.config.schema import Tracking
 from mixersweep.runs import RunDirectory
+from mixersweep.tracking.identity import LOG, of_agent, without_agent, write_identity
 
-__all__ = ["Mirror", "start"]
+__all__ = ["Mirror", "leave_agent", "replay", "start"]
 
 GRACE = 1.0
 """Seconds from asking the processes of a mirror to end until they are killed; W&B needs them to close its file."""
-
-REFUSED = "Fatal error while uploading data"
-"""What the client prints, and tells in no other way, when the server refuses a run for good (deleted, read-only)."""
 
 
 def start(directory: RunDirectory, report: Callable[[str], None]) -> Mirror:
     """Mirror the run that this process holds from now on; with ``tracking=none`` the mirror does nothing.
 
-    Never raises for what the mirror cannot do: that is one line to ``report``.
+    Under ``wandb agent`` the run takes the agent's id. Never raises for what the mirror cannot do: that is one line to
+    ``report``.
     """
     tracking = directory.run.config.tracking
     mirror = Mirror(directory.path, tracking.timeout, report)
     if tracking.name == "wandb":
         try:
+            identity = of_agent()
+            if identity is not None:
+                write_identity(directory.path, identity)
             mirror.spawn(tracking)
         except OSError as error:
             report(f"W&B: no mirror ({error}); the run directory is complete without it")
     return mirror
+
+
+def replay(directory: RunDirectory, report: Callable[[str], None]) -> None:
+    """Under ``wandb agent``, which wants the metrics of each run that it starts, send those of one that has ended."""
+    if of_agent() is not None:
+        start(directory, report).finish()
+
+
+def leave_agent() -> None:
+    """For a command that trains many runs: they are none of the agent's, each has a W&B run of its own."""
+    kept = without_agent(os.environ.items())
+    for name in set(os.environ) - set(kept):
+        del os.environ[name]
 
 
 class Mirror:
@@ -49,7 +66,7 @@ class Mirror:
         self._run_dir = run_dir
         self._timeout = timeout
         self._report = report
-        self._log = run_dir / "wandb" / "mirror.log"
+        self._log = run_dir / "wandb" / LOG
         self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -57,8 +74,7 @@ class Mirror:
         """Start the process, out of reach of the terminal's Ctrl-C; what it says goes to ``wandb/mirror.log``."""
         self._log.parent.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "mixersweep.tracking", str(self._run_dir), f"--parent={os.getpid()}"]
-        command += [f"--project={tracking.project}", f"--timeout={tracking.timeout}"]
-        command += [f"--entity={tracking.entity}"] if tracking.entity else []
+        command += [f"--tracking={json.dumps(dataclasses.asdict(tracking))}"]
         with self._log.open("ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
@@ -71,7 +87,7 @@ class Mirror:
             )
 
     def finish(self) -> None:
-        """Give the mirror ``tracking.timeout`` seconds to end by itself, and leave no process behind.
+        """Give the mirror until ``tracking.timeout`` seconds from now to end, and leave no process behind.
 
         Call it once, after the state of the run is stored. However it ends, a second Ctrl-C included, the process
         and its children are gone afterwards; one line is reported where the mirror is not whole.
@@ -80,7 +96,7 @@ class Mirror:
             return
         late = False
         try:
-            self._process.wait(self._timeout)
+            self._process.wait(max(0.0, self._timeout - GRACE))
         except subprocess.TimeoutExpired:
             late = True
         finally:
@@ -109,14 +125,12 @@ class Mirror:
             self._process.wait()
 
     def _last_words(self) -> str | None:
-        """The last thing that the process, or the client in it, said was wrong."""
+        """The last thing that the process said was wrong."""
         with contextlib.suppress(OSError), self._log.open("rb") as log:
             log.seek(self._log_start)
             for line in reversed(log.read().decode(errors="replace").splitlines()):
                 if line.startswith("W&B: "):
                     return line.removeprefix("W&B: ")
-                if REFUSED in line:
-                    return REFUSED.lower()
         return None
 
 

@@ -16,7 +16,18 @@ from mixersweep.errors import UserError
 from mixersweep.runs import NUMBERS_VERSION
 from mixersweep.runs.files import written_whole
 
-FORMAT = 2
+FORMAT = 3
+BROKEN = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+"""What reading a file raises that is no checkpoint, or not all of one."""
 
 
 @dataclass
@@ -38,11 +49,12 @@ class Checkpoint:
     scaler: dict[str, Any] = field(default_factory=dict)
     average: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write it whole, and keep the one before as ``previous(path)`` until the next."""
+    def save(self, path: Path, keep: Path | None = None) -> None:
+        """Write it whole, and keep the one before as ``previous(path)`` until the next; ``keep`` gets it too, first."""
         new = path.with_name(f"{path.stem}.next{path.suffix}")
-        with written_whole(new) as file:
-            torch.save({"format": FORMAT, "numbers_version": NUMBERS_VERSION, **vars(self)}, file)
+        for place in (keep, new) if keep else (new,):
+            with written_whole(place) as file:
+                torch.save({"format": FORMAT, "numbers_version": NUMBERS_VERSION, **vars(self)}, file)
         if path.exists():
             path.replace(previous(path))
         new.replace(path)
@@ -53,10 +65,14 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def load_checkpoint(
-    path: Path, fingerprint: str, device: torch.device, report: Callable[[str], None] = lambda _: None
-) -> Checkpoint | None:
-    """The last checkpoint that can be read, None where there is none at all.
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process left that was killed while it wrote checkpoints; only the holder of the run may."""
+    for leftover in path.parent.glob(f".{path.stem}*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, fingerprint: str, report: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
+    """The last checkpoint that can be read, on the CPU; None where there is none at all.
 
     A broken one is reported, and the one before it taken. Raises ``UserError`` for one of another experiment or
     version, and where there are only broken ones.
@@ -66,9 +82,8 @@ def load_checkpoint(
         if not candidate.exists():
             continue
         try:
-            content = torch.load(candidate, map_location=device, weights_only=True)
-            kept = _checked(content, candidate, fingerprint)
-        except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError) as error:
+            kept = _read(candidate, fingerprint)
+        except BROKEN as error:
             broken.append(f"{candidate}: cannot be read ({(str(error).splitlines() or ['empty'])[0]})")
             continue
         if broken:
@@ -79,9 +94,12 @@ def load_checkpoint(
     return None
 
 
-def _checked(content: Any, path: Path, fingerprint: str) -> Checkpoint:
-    if not isinstance(content, dict) or "format" not in content:
-        raise ValueError("no checkpoint of mixersweep")
+def _read(path: Path, fingerprint: str) -> Checkpoint:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # torch itself does not look at the checksums
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")
+    content = torch.load(path, map_location="cpu", weights_only=True)
     form, numbers = content.pop("format"), content.pop("numbers_version", None)
     if form != FORMAT or numbers != NUMBERS_VERSION:
         raise UserError(

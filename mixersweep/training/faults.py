@@ -1,82 +1,101 @@
-"""What can go wrong in a step, told so that somebody can act on it: divergence by layer, memory by what would fit."""
+"""What ends a run from outside, told so that somebody can act on it: memory, a disk, a process beside it."""
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Callable
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+
+from mixersweep.errors import MixersweepError, RunFailed
+from mixersweep.runs import RunDirectory
+from mixersweep.training.learner import Learner
+from mixersweep.training.parallel import World
 
 
-class FirstBadStep:
-    """The first step whose loss is not finite, kept on the device: asking for it is the only wait."""
+def explained(error: Exception, directory: RunDirectory, world: World, learner: Learner | None) -> Exception:
+    """An error as a ``RunFailed`` that says what can be done about it, where that is known, else as it is.
 
-    def __init__(self, device: torch.device) -> None:
-        self._step = torch.full((), -1, dtype=torch.int64, device=device)
-
-    def see(self, step: int, loss: Tensor) -> None:
-        """Note the loss () of a step."""
-        bad = ~loss.isfinite() & (self._step < 0)
-        self._step = torch.where(bad, step, self._step)
-
-    def __call__(self) -> int | None:
-        """The step, None where all were finite."""
-        step = int(self._step)
-        return None if step < 0 else step
-
-
-def first_bad_layer(network: nn.Module, compute: Callable[[], Tensor]) -> str | None:
-    """The name of the first layer that makes a loss not finite, and whether its weights or its output is to blame.
-
-    ``compute`` runs the forward pass and returns the loss.
+    ``learner`` finds out how many images fit into memory; None where it is not set up yet.
     """
-    for name, parameter in network.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            return f"the parameter {name} is not finite"
-    found: list[str] = []
-    handles = []
+    if isinstance(error, MixersweepError):
+        return error
+    if (reason := no_space(error)) is not None:
+        return RunFailed(
+            f"{directory.path}: {reason}; the last checkpoint is whole: make room, and the same command goes on "
+            f"({len(directory.rows())} of {directory.run.config.epochs} epochs are done)"
+        )
+    if is_out_of_memory(error):
+        for each in _chain(error):
+            traceback.clear_frames(each.__traceback__)  # which hold on to the tensors of the step
+        return RunFailed(_out_of_memory(directory, world, learner))
+    if world.size > 1 and is_alone(error):
+        return RunFailed("another process of this run has ended, and says why; the same command goes on")
+    return error
 
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            del module, inputs
-            if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
-                found.append(f"the output of {name} is not finite")
 
-        return hook
+def no_space(error: BaseException) -> str | None:
+    """Why a disk takes no more, None where that is not the error: a full disk or a quota.
 
-    for name, module in network.named_modules():
-        if name and not any(module.children()):
-            handles.append(module.register_forward_hook(watch(name)))
-    try:
-        loss = compute()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if found:
-        return found[0]
-    return None if math.isfinite(float(loss)) else "the loss itself is not finite"
+    torch.save raises something else on top of it.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return next((each.strerror for each in _chain(error) if isinstance(each, OSError) and each.errno in full), None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, or Python, could not allocate."""
+    """Whether torch, a library of it, or Python could not allocate."""
     text = str(error)
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "CUDA error: out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+        isinstance(error, RuntimeError) and any(word in text for word in words)
     )
 
 
-def what_fits(batch_size: int, attempt: Callable[[int], None]) -> int | None:
-    """The largest of batch_size/2, /4, ... for which ``attempt`` runs without running out of memory; None for none."""
-    size = batch_size // 2
+def is_alone(error: BaseException) -> bool:
+    """Whether the process that this one was to compute with is gone."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def what_fits(most: int, attempt: Callable[[int], None]) -> int | None:
+    """The largest of most/2, /4, ... for which ``attempt`` runs without running out of memory; None for none."""
+    size = most // 2
     while size >= 1:
         try:
             attempt(size)
         except Exception as error:
             if not is_out_of_memory(error):
                 return None
-            size //= 2
+            traceback.clear_frames(error.__traceback__)
         else:
             return size
+        size //= 2
     return None
+
+
+def _out_of_memory(directory: RunDirectory, world: World, learner: Learner | None) -> str:
+    config, a = directory.run.config, directory.run.architecture
+    share = math.ceil(config.batch_size / world.size)
+    size = math.ceil(share / config.accumulation)
+    text = (
+        f"out of memory with {size} images at once (batch_size={config.batch_size}, "
+        f"accumulation={config.accumulation}; width {a.width}, depth {a.depth}, {a.parameters:,} parameters)"
+    )
+    fitting = what_fits(size, learner.attempt) if learner is not None else None
+    if learner is None or fitting is None:
+        inside = "" if config.gradient_checkpointing else "gradient_checkpointing=true, or "
+        return f"{text}; try {inside}a narrower network"
+    smaller = f"batch_size={fitting * world.size} is another experiment"
+    if learner.needs_whole_batches:
+        return f"{text}; {fitting} fit: {smaller}"
+    return f"{text}; {fitting} fit: accumulation={math.ceil(share / fitting)} computes the same, {smaller}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from mixersweep.config import Config
 from mixersweep.errors import UserError
 from mixersweep.models import build, checkpointed, stochastic_depth
 from mixersweep.models.mlp import choose_storage
 from mixersweep.runs import Run
 from mixersweep.seeds import derive
 from mixersweep.training.checkpoint import Checkpoint
-from mixersweep.training.ema import Average
-from mixersweep.training.mixing import Mixing
 from mixersweep.training.optimizer import make_optimizer
 from mixersweep.training.parallel import World
 from mixersweep.training.precision import autocast, set_precision
+from mixersweep.training.steps import Step
+
+if TYPE_CHECKING:
+    from mixersweep.training.ema import Average
+    from mixersweep.training.mixing import Mixing
 
 
 class Learner:
@@ -35,49 +39,45 @@ class Learner:
         self.scaler = set_precision(config.precision, device)
         network = build(config, run.architecture).to(device)
         self.storage = choose_storage(network, storage, device, config.batch_size)
+        self.needs_whole_batches = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
         network = self._normalised_together(network)
         self.network = checkpointed(network) if config.gradient_checkpointing else network
         self.optimizer = make_optimizer(self.network, config.optim)
-        self.average = None if config.ema is None else Average(self.network, config.ema)
+        self.average = None if config.ema is None else _average(self.network, config.ema)
         together = world.trained_together(self.network, device)
         self._forward = torch.compile(together) if config.compile else together
         self._plain = torch.compile(self.network) if config.compile else self.network
-        augment, smoothing = config.augment, config.optim.label_smoothing
-        self.mixing = Mixing(augment.mixup, augment.cutmix, augment.switch_probability, config.data.classes, smoothing)
-        self._smoothing = 0.0 if self.mixing.on else smoothing
+        self.mixing = _mixing(config)
+        self._smoothing = 0.0 if self.mixing is not None else config.optim.label_smoothing
 
-    def step(
-        self, images: Tensor, labels: Tensor, *, count: int, rate: float, step: int, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        """One update at a learning rate by this process's share of a batch of ``count`` images.
+    def step(self, step: Step) -> tuple[Tensor, Tensor]:
+        """One update; returns the mean loss () over this process's share of the batch, and its logits (B, classes).
 
-        ``step`` counts from the start of training; ``seed`` decides what is random in it. Returns the mean loss () over
-        the share, and its logits (B, classes). Nothing waits for the device.
+        Nothing waits for the device.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+            group["lr"] = step.rate * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
+        images, labels, places = step.images, step.labels, step.places
         share = len(images)
         if not share:  # the others have the last images; this process still takes part, with a weight of zero
-            images = images.new_zeros(1, *images.shape[1:])
-            labels = labels.new_zeros(1)
+            images, labels, places = images.new_zeros(1, *images.shape[1:]), labels.new_zeros(1), places.new_zeros(1)
         targets = labels
-        if self.mixing.on:
-            images, targets = self.mixing(images, labels, derive(seed, "mixing"))
+        if self.mixing is not None:
+            images, targets = self.mixing(images, labels, derive(step.seed, "mixing"))
         some = math.ceil(len(images) / self.config.accumulation)
         losses, logits = [], []
         for first in range(0, len(images), some):
-            x, wanted = images[first : first + some], targets[first : first + some]
-            self._draw_depth(seed, count, first, len(x))
+            part = slice(first, first + some)
+            x = images[part]
+            self._draw_depth(step, places[part])
             with self._unsynchronised(more=first + some < len(images)):
-                with autocast(self.config.precision, self.device):
-                    out = self._forward(x)
-                    loss = F.cross_entropy(out, wanted, label_smoothing=self._smoothing)
-                weight = len(x) * self.world.size / count if share else 0.0
+                loss, out = self._loss(self._forward, x, targets[part])
+                weight = len(x) * self.world.size / step.count if share else 0.0
                 self.scaler.scale(loss if weight == 1 else loss * weight).backward()
             losses.append(loss.detach() * (len(x) / len(images)) if len(x) < len(images) else loss.detach())
             logits.append(out.detach())
-        self._update(step)
+        self._update(step.index)
         if not share:
             return losses[0] * 0, logits[0][:0]
         return (losses[0], logits[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.cat(logits))
@@ -93,11 +93,44 @@ class Learner:
             found: Tensor = network(images)
         return found.float()
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss () of a forward pass in training mode, by the plain network; for finding what is wrong in it."""
-        self._draw_depth(0, len(images) * self.world.size, 0, len(images))
-        with torch.no_grad(), autocast(self.config.precision, self.device):
-            return F.cross_entropy(self.network(images), labels)
+    @torch.no_grad()
+    def loss(self, step: Step) -> Tensor:
+        """The loss () of this process's share in training mode, by the plain network; to find what is wrong in it."""
+        if not len(step.images):
+            return torch.zeros(())
+        self._draw_depth(step, step.places)
+        images, targets = step.images, step.labels
+        if self.mixing is not None:
+            images, targets = self.mixing(images, targets, derive(step.seed, "mixing"))
+        return self._loss(self.network, images, targets)[0]
+
+    @torch.no_grad()
+    def loss_in_evaluation(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss () in evaluation, by the plain network; to find what is wrong in it."""
+        self.network.eval()
+        with autocast(self.config.precision, self.device):
+            out = self.network(images)
+        return F.cross_entropy(out.float(), labels)
+
+    def is_finite(self) -> bool:
+        """Whether all weights are; waits for the device."""
+        return bool(torch.stack([p.detach().isfinite().all() for p in self.network.parameters()]).all())
+
+    def attempt(self, size: int) -> None:
+        """Train on ``size`` images of nothing at once, to see whether they fit into memory. The weights are lost."""
+        config = self.config
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        share = math.ceil(config.batch_size / self.world.size)
+        shape = (config.data.image_channels, config.image_size, config.image_size)
+        images = torch.zeros(share, *shape, device=self.device)[:size]
+        labels = torch.zeros(size, dtype=torch.int64, device=self.device)
+        self.train()
+        self._draw_depth(Step(1, 0, 0, images, labels, torch.arange(size), size, 0.0, 0), torch.arange(size))
+        loss, _ = self._loss(self.network, images, labels)
+        self.scaler.scale(loss).backward()
+        self._update(0)
 
     def save_to(self, state: Checkpoint) -> None:
         """Put what is learned into a checkpoint."""
@@ -118,6 +151,12 @@ class Learner:
         """Training mode."""
         self.network.train()
 
+    def _loss(self, network: Any, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss () in training, and the logits."""
+        with autocast(self.config.precision, self.device):
+            out: Tensor = network(images)
+            return F.cross_entropy(out, targets, label_smoothing=self._smoothing), out
+
     def _update(self, step: int) -> None:
         clip_norm = self.config.optim.clip_norm
         if clip_norm is not None:
@@ -128,11 +167,9 @@ class Learner:
         if self.average is not None:
             self.average.update(self.network, step)
 
-    def _draw_depth(self, seed: int, count: int, first: int, some: int) -> None:
+    def _draw_depth(self, step: Step, places: Tensor) -> None:
         if self.config.stochastic_depth:
-            size, rank = self.world.size, self.world.rank
-            part = slice(rank + size * first, rank + size * (first + some), size)
-            stochastic_depth.draw(self.network, derive(seed, "depth"), max(count, part.stop), self.device, part)
+            stochastic_depth.draw(self.network, derive(step.seed, "depth"), step.count, self.device, places)
 
     def _unsynchronised(self, *, more: bool) -> AbstractContextManager[Any]:
         """Gradients stay in this process while ``more`` of the batch is to come."""
@@ -141,7 +178,7 @@ class Learner:
 
     def _normalised_together(self, network: nn.Module) -> nn.Module:
         """Networks that normalise over a batch need the whole batch at once, wherever its images are."""
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        if not self.needs_whole_batches:
             return network
         name, config = self.config.model.name, self.config
         if config.accumulation > 1:
@@ -155,3 +192,19 @@ class Learner:
             raise UserError(f"device=cpu: {name} normalises over the whole batch; several processes need GPUs for that")
         together: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return together
+
+
+def _average(network: nn.Module, decay: float) -> Average:
+    from mixersweep.training.ema import Average  # timm takes a second to import
+
+    return Average(network, decay)
+
+
+def _mixing(config: Config) -> Mixing | None:
+    augment = config.augment
+    if not (augment.mixup or augment.cutmix):
+        return None
+    from mixersweep.training.mixing import Mixing
+
+    smoothing = config.optim.label_smoothing
+    return Mixing(augment.mixup, augment.cutmix, augment.switch_probability, config.data.classes, smoothing)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from mixersweep.errors import UserError
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
 """How long the others wait for one: rank 0 may be reading data."""
@@ -48,7 +50,7 @@ class World:
             )
         return f"cuda:{self.local_rank}"
 
-    def share(self, value: Any) -> Any:
+    def share(self, value: Any = None) -> Any:
         """What rank 0 says, in all processes."""
         if self.size == 1:
             return value
@@ -64,6 +66,14 @@ class World:
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
 
+    def all(self, value: T) -> list[T]:
+        """What each of the processes says, in all of them, by rank."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value)
+        return box
+
     def total(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over the processes, in place."""
         if self.size > 1:
@@ -75,7 +85,10 @@ class World:
         if self.size == 1:
             return network
         return nn.parallel.DistributedDataParallel(
-            network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            network,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # masks and permutations, the same everywhere
         )
 
     def close(self) -> None:

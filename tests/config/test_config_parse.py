@@ -203,27 +203,14 @@ def test_a_family_without_random_permutations_has_none():
 
 WHOLE = "a whole number, at least 1"
 WRONG = {
-    ("width", "connections", "tokens", "channels", "threads"): (
-        [
-            0,
-            -1,
-            1.0,
-            1e5,
-            True,
-            False,
-            None,
-            "wide",
-            [1],
-            {},
-            math.nan,
-            "2**",
-            "**3",
-            "2**-1",
-            "2**²",
-            "1234**2",
-            "2**100",
-        ],
+    ("connections", "weights", "threads"): (
+        [0, -1, 1.0, 1e5, True, False, None, "wide", [1], {}, math.nan, "2**", "**3", "2**-1", "2**²", "1234**2"]
+        + ["2**100", "50%"],
         f"{WHOLE}, or auto",
+    ),
+    ("width", "tokens", "channels"): (
+        [0, -1, 1.0, True, None, "wide", [1], {}, math.nan, "2**", "0%", "-5%", "%", "1e2%", "50 %", "1.%", "٣%"],
+        f"{WHOLE}, or a percentage such as 50%, or auto",
     ),
     ("depth", "epochs", "batch_size", "image_size", "patch_size"): ([0, -1, 2.5, True, None, "auto", "four"], WHOLE),
     ("seed", "augment.crop_padding"): ([-1, 0.0, False, None, "auto"], "a whole number, at least 0"),
@@ -412,7 +399,8 @@ def test_a_setting_of_another_choice_is_refused_with_those_that_have_it(key, val
 @pytest.mark.parametrize(
     ("key", "takes"),
     [
-        ("width", "a whole number, at least 1, or auto"),
+        ("width", "a whole number, at least 1, or a percentage such as 50%, or auto"),
+        ("connections", "a whole number, at least 1, or auto"),
         ("seed", "a whole number, at least 0"),
         ("model.tied", "true or false"),
         ("model.head", "pool or linear"),

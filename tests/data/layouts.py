@@ -36,9 +36,9 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def packed(folder: Path) -> Path:
-    """``folder.tar.gz`` beside the folder, which goes away."""
-    archive = folder.with_name(f"{folder.name}.tar.gz")
+def packed(folder: Path, name: str) -> Path:
+    """The archive ``name`` beside the folder, which goes away."""
+    archive = folder.with_name(name)
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, folder.name)
     for file in folder.iterdir():
@@ -102,7 +102,7 @@ def write_idx(path: Path, array: np.ndarray) -> bytes:
 def write_tree(
     root: Path, sides: dict[str, int], classes: tuple[str, ...], size: tuple[int, int] | None = None, form: str = "png"
 ) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """``root/SIDE/CLASS/*``, so many images a class, of many sizes unless one is given: (class, pixels) in file order."""
+    """``root/SIDE/CLASS/*``, so many images a class, of one size or of many: (class, pixels) in file order."""
     rng, written = np.random.default_rng(0), {}
     for side, count in sides.items():
         written[side] = []

@@ -1,11 +1,14 @@
 """Batches against a plain reference, one image at a time; orders, seeds and the validation split."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 
 from mixersweep.data import Images
 from mixersweep.data.batches import DeviceImages, split
+from mixersweep.data.erasing import draw_boxes
 from mixersweep.errors import UserError
 
 MEAN, STD = {1: [0.3], 3: [0.1, 0.4, 0.7]}, {1: [0.5], 3: [0.2, 0.3, 0.6]}
@@ -176,3 +179,84 @@ def test_a_class_without_images_on_one_side_is_refused(share: float, taken: int)
     message = f"^validation={share}: of the 10 training images of class 1 it would take {taken}; use 0, or a share"
     with pytest.raises(UserError, match=message):
         split(np.repeat([0, 1], [100, 10]), share, 0)
+
+
+# --- ranks, and the middle of an epoch ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("erasing", [0.0, 0.5])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_ranks_together_have_the_batches_of_one_process(world_size: int, erasing: float) -> None:
+    store = DeviceImages(some_images(49, 3), 8, 2, True, MEAN[3], STD[3], "cpu", erasing)
+    whole = list(store.batches(16, 3, 4))
+    ranks = [list(store.batches(16, 3, 4, rank=r, world_size=world_size)) for r in range(world_size)]
+    assert {len(batches) for batches in ranks} == {4}
+    assert [len(batches[-1][1]) for batches in ranks] == [1, *[0] * (world_size - 1)]  # the last one has one image
+    for step, (x, y) in enumerate(whole):
+        for rank, batches in enumerate(ranks):
+            assert torch.equal(batches[step][0], x[rank::world_size])
+            assert torch.equal(batches[step][1], y[rank::world_size])
+            assert batches[step][0].shape[1:] == (3, 8, 8)
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 3, 4])
+def test_an_epoch_goes_on_in_its_middle(first_step: int) -> None:
+    store = DeviceImages(some_images(50, 3), 8, 2, True, MEAN[3], STD[3], "cpu", 0.5)
+    whole, rest = list(store.batches(16, 3, 4)), list(store.batches(16, 3, 4, first_step=first_step))
+    assert len(rest) == 4 - first_step
+    for (x, y), (again, labels) in zip(whole[first_step:], rest, strict=True):
+        assert torch.equal(x, again)
+        assert torch.equal(y, labels)
+
+
+# --- erasing -----------------------------------------------------------------------------------------------------
+
+
+def test_erasing_changes_one_box_of_some_images_and_nothing_else() -> None:
+    images = some_images(400, 3, 32)
+    plain = epoch(DeviceImages(images, 32, 0, False, MEAN[3], STD[3], "cpu"), 64, 1, 2)[0]
+    erased = epoch(DeviceImages(images, 32, 0, False, MEAN[3], STD[3], "cpu", 0.25), 64, 1, 2)[0]
+    changed = (plain != erased).any(1)  # (N, 32, 32)
+    hit = changed.flatten(1).any(1)
+    assert 0.15 < hit.float().mean() < 0.35
+    noise = []
+    for box, pixels in zip(changed[hit], erased[hit], strict=True):
+        rows, columns = box.any(1).nonzero(), box.any(0).nonzero()
+        inside = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+        assert box[inside].all()
+        assert box.sum() == box[inside].numel()
+        noise.append(pixels[:, *inside].flatten())
+    values = torch.cat(noise)
+    assert abs(values.mean()) < 0.05
+    assert abs(values.std() - 1) < 0.05
+
+
+def test_boxes_are_as_large_as_timms() -> None:
+    from timm.data.random_erasing import RandomErasing
+
+    boxes = draw_boxes(4000, 1.0, 1, 32, 0, torch.device("cpu"))
+    theirs = RandomErasing(1.0, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]
+    random.seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = [theirs(torch.zeros(1, 32, 32))[0] != 0 for _ in range(4000)]  # type: ignore[no-untyped-call]
+    heights = torch.tensor([int(box.any(1).sum()) for box in found]).float()
+    tops = torch.tensor([int(box.any(1).nonzero()[0]) for box in found]).float()
+    for ours, reference in ((boxes.height, heights), (boxes.top, tops)):
+        assert abs(ours.float().mean() - reference.mean()) < 0.3
+        assert abs(ours.float().std() - reference.std()) < 0.3
+    assert (boxes.height * boxes.width).float().mean().item() == pytest.approx(1024 * (0.02 + 1 / 3) / 2, rel=0.03)
+
+
+@pytest.mark.parametrize("count", [0, 1, 30])
+def test_both_ways_to_erase_are_one(count: int) -> None:
+    boxes = draw_boxes(50, 0.5, 3, 8, 7, torch.device("cpu"))
+    images, which = torch.randn(count, 3, 8, 8), torch.randperm(50)[:count]
+    assert torch.equal(boxes.erase_together(images, which), boxes.erase_each(images.clone(), which))
+
+
+def test_evaluation_erases_nothing() -> None:
+    images = some_images(60, 3)
+    plain = epoch(on_device(images), 16, None, None)[0]
+    store = DeviceImages(images, 8, 2, True, MEAN[3], STD[3], "cpu", 1.0)
+    assert torch.equal(epoch(store, 16, None, None)[0], plain)

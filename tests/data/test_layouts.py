@@ -31,6 +31,7 @@ from tests.data.layouts import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+ARCHIVES = {"cifar10": CIFAR10.filename, "cifar100": CIFAR100.filename}
 CONVERTED = [name for name, source in data.REGISTRY.items() if isinstance(source, data.Source)]
 
 
@@ -77,7 +78,7 @@ def test_cifar_as_its_archive(
     cifar_folder: tuple[str, Path, Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, folder, arrays = cifar_folder
-    archive = packed(folder)
+    archive = packed(folder, ARCHIVES[name])
     with pytest.raises(UserError, match=f"^data={name}: {archive} is not the published file .sha256 differs."):
         data.prepare(name, tmp_path, lambda _: None)
     monkeypatch.setitem(cifar.SHA256, name, sha256(archive))
@@ -91,7 +92,7 @@ def test_cifar_is_downloaded_checked_and_converted(
     cifar_folder: tuple[str, Path, Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, folder, arrays = cifar_folder
-    archive = packed(folder)
+    archive = packed(folder, ARCHIVES[name])
     served = tmp_path / "served"
     served.mkdir()
     archive = archive.rename(served / archive.name)
@@ -129,7 +130,7 @@ def test_without_a_network_one_line_says_where_to_put_the_archive(
 ) -> None:
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nobody answers
     with pytest.raises(
-        UserError, match="^data=cifar10: the download failed .*; put cifar-10-python.tar.gz into"
+        UserError, match=r"^data=cifar10: the download failed .*; put cifar-10-python.tar.gz into"
     ) as caught:
         data.prepare("cifar10", tmp_path, lambda _: None)
     assert "\n" not in str(caught.value)
@@ -143,7 +144,7 @@ def test_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archived: bool) 
     monkeypatch.setattr(STL10, "train_list", [[file, sums.get(file, "none")] for file, _ in STL10.train_list])
     monkeypatch.setattr(STL10, "test_list", [[file, sums[file]] for file, _ in STL10.test_list])
     if archived:
-        monkeypatch.setattr(stl10, "SHA256", sha256(packed(folder)))
+        monkeypatch.setattr(stl10, "SHA256", sha256(packed(folder, STL10.filename)))
     data.prepare("stl10", tmp_path, lambda _: None)
     assert_loads("stl10", tmp_path, arrays)
 

@@ -59,6 +59,24 @@ def test_forward_gradients_and_statistics_are_the_same_to_the_last_bit(family: s
     assert all(torch.equal(after[name], value) for name, value in state.items())  # BatchNorm's too
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at what it traces
+@pytest.mark.parametrize("family", ["s_mixer", "sw_mlp", "golubeva_resnet18"])
+def test_compiled_the_numbers_are_the_same_too(family: str) -> None:
+    torch._dynamo.reset()
+    images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain, network = made(family).train(), checkpointed(made(family)).train()
+    for one in (plain, network):
+        stochastic_depth.draw(one, 0, 4, torch.device("cpu"))
+    plain(images).sum().backward()
+    torch.compile(network, backend="aot_eager")(images).sum().backward()
+    for one, other in zip(plain.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], value)
+    torch._dynamo.reset()
+
+
 def test_evaluation_computes_nothing_again() -> None:
     network = made("s_mixer").eval()
     images = torch.randn(2, 1, 32, 32)

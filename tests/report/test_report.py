@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,8 +16,10 @@ import pyarrow.parquet
 import pytest
 
 from mixersweep.cli import main
-from mixersweep.report import build
-from mixersweep.report.published import curves
+from mixersweep.report import Report, build
+from mixersweep.report.axes import X_AXES, Y_AXES
+from mixersweep.report.figures import Artist, NotShown
+from mixersweep.report.published import curves, published
 from mixersweep.runs.record import KEYS
 from tests.report.sweeps import networks, write_sweep
 from tests.runs.synthetic import seeded, write_many, write_run
@@ -56,6 +59,12 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
+@pytest.fixture(scope="module")
+def made(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of it, with the published curves."""
+    return build([swept], out=tmp_path_factory.mktemp("made"), published=True)
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Printed]:
     """The command in an empty directory: (exit code, stdout, stderr)."""
@@ -85,12 +94,13 @@ def test_a_report_is_a_folder_of_whole_files(swept: Path, run: Callable[..., Pri
     assert "1 diverged" in err
 
 
-def test_the_table_holds_every_run_under_the_keys_of_the_record(swept: Path, tmp_path: Path) -> None:
-    report = build([swept], out=tmp_path)
-    with (tmp_path / "runs.csv").open() as file:
+def test_the_table_holds_every_run_under_the_keys_of_the_record(swept: Path, made: Report) -> None:
+    assert made.page is not None
+    out = made.page.parent
+    with (out / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     directories = [path for path in swept.iterdir() if path.is_dir()]
-    assert len(rows) == len(directories) == len(report.tables["runs"])
+    assert len(rows) == len(directories) == len(made.tables["runs"])
     assert tuple(rows[0])[: len(KEYS)] == KEYS
     stored = {
         path.name: json.loads((path / "result.json").read_text())
@@ -105,35 +115,50 @@ def test_the_table_holds_every_run_under_the_keys_of_the_record(swept: Path, tmp
             assert row["tokens"] == ("" if record["tokens"] is None else str(record["tokens"]))
         else:
             assert (row["state"], row["test_accuracy"], row["error"]) == ("diverged", "", "train_loss is nan")
-    parquet = pyarrow.parquet.read_table(tmp_path / "runs.parquet").to_pylist()
+    parquet = pyarrow.parquet.read_table(out / "runs.parquet").to_pylist()
     assert [row["name"] for row in parquet] == [row["name"] for row in rows]
     assert list(parquet[0]) == list(rows[0])
     assert {type(row["test_accuracy"]) for row in parquet} == {float, type(None)}
 
 
-def test_figures_are_pictures_with_labelled_axes(swept: Path, tmp_path: Path) -> None:
-    report = build([swept], out=tmp_path)
-    assert set(FIGURES) <= set(report.figures)
-    assert report.left_out == {}
-    for paths in report.figures.values():
+def test_figures_are_pictures_and_the_same_each_time(swept: Path, made: Report, tmp_path: Path) -> None:
+    assert set(FIGURES) <= set(made.figures)
+    assert made.left_out == {}
+    for paths in made.figures.values():
         assert paths["png"].read_bytes().startswith(b"\x89PNG")
         root = ElementTree.parse(paths["svg"]).getroot()
         assert root.tag.endswith("svg")
         assert len(root.findall(".//{http://www.w3.org/2000/svg}path")) > 20
-    said = report.captions
+    said = made.captions
     assert "bands are 95% intervals" in said["width_vs_accuracy"]
     assert "width and C / S are one variable" in said["channels_over_tokens_vs_accuracy"]
     assert "a cross at the bottom is a run that diverged" in said["learning_rate_sensitivity"]
-    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
-    build([swept], out=tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")} == before
+    again = build([swept], out=tmp_path, published=True)
+    for name, paths in made.figures.items():
+        for kind in ("svg", "png"):
+            assert again.figures[name][kind].read_bytes() == paths[kind].read_bytes(), name
 
 
-@pytest.mark.parametrize("x", ["hidden_width", "density", "parameters", "flops_per_image", "depth", "mean_fan_in"])
-def test_the_main_figure_takes_other_axes(swept: Path, tmp_path: Path, x: str) -> None:
-    report = build([swept], out=tmp_path, x=x, y="error")
+@pytest.mark.parametrize("x", ["density", "depth"])
+def test_the_main_figure_takes_other_axes(tmp_path: Path, x: str) -> None:
+    for depth in (1, 2):
+        settings = [f"depth={depth}"]
+        write_sweep(tmp_path, known, models=("sw_mlp",), widths=(900, 1024), seeds=(0, 1), settings=settings)
+    report = build([tmp_path], out=tmp_path / "out", x=x, y="error")
     assert next(iter(report.figures)) == f"{x}_vs_error"
-    assert "test error in %" in report.captions[f"{x}_vs_error"].lower()
+    assert report.captions[f"{x}_vs_error"].startswith("Test error in %")
+
+
+@pytest.mark.parametrize("x", [name for name in X_AXES if name not in ("weights", "expansion", "epochs", "patch_size")])
+def test_every_axis_has_values_or_a_reason(made: Report, x: str) -> None:
+    artist = Artist(made.all_statistics, Y_AXES["accuracy"])
+    try:
+        lines = artist.lines(x)
+    except NotShown as reason:
+        assert re.fullmatch(rf"(all compared runs have|none of the compared runs has) {x}.*", str(reason))
+    else:
+        assert all(np.isfinite(value) for points in lines.values() for value, _ in points)
+        assert len({value for points in lines.values() for value, _ in points}) > 1
 
 
 def test_what_the_table_does_not_support_is_left_out_with_the_reason(tmp_path: Path) -> None:
@@ -149,15 +174,10 @@ def test_what_the_table_does_not_support_is_left_out_with_the_reason(tmp_path: P
     assert "so nothing is said of width" in report.answer
 
 
-def test_published_curves_are_named_and_converted(swept: Path, tmp_path: Path) -> None:
-    report = build([swept], out=tmp_path, published=True)
-    assert (
-        "Dashed, hollow: published curves on cifar10; the runs here are on fashion_mnist_10k."
-        in (report.captions["width_vs_accuracy"])
-    )
-    from mixersweep.report.published import published
-
-    (main_, *_) = report.all_statistics
+def test_published_curves_are_named_and_converted(made: Report) -> None:
+    caption = made.captions["width_vs_accuracy"]
+    assert "Dashed, hollow: published curves on cifar10; the runs here are on fashion_mnist_10k." in caption
+    main_ = made.all_statistics[0]
     series = {(s.figure, s.variant): s for s in published(main_.comparison, "width", "accuracy")}
     assert series["5", "s_mixer"].x == [2768, 3616, 3984]
     assert series["5", "s_mixer"].y == pytest.approx([70.2, 72.7, 73.9])

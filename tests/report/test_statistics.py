@@ -10,7 +10,7 @@ from scipy import stats
 
 from mixersweep.compose import config_of
 from mixersweep.report import Report, build
-from mixersweep.report.recipe import numbers_version
+from mixersweep.report.recipe import experiment_of
 from mixersweep.runs import fingerprint, solve
 from tests.report.sweeps import IMAGES, images, networks, write_sweep, write_trained
 from tests.runs.synthetic import seeded, write_run
@@ -266,8 +266,8 @@ def test_the_version_of_the_numbers_is_told_from_the_fingerprint(tmp_path: Path)
             "architecture": dataclasses.asdict(run.architecture),
             "fingerprint": fingerprint(run.config, run.architecture),
         }
-        assert numbers_version(stored) == 1, entry["overrides"]
-        assert numbers_version({**stored, "fingerprint": "0" * 64}) is None
+        assert experiment_of(stored)[1] == 1, entry["overrides"]
+        assert experiment_of({**stored, "fingerprint": "0" * 64})[1] is None
 
 
 def test_runs_with_other_numbers_are_apart(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from mixersweep.compose import config_of
-from mixersweep.runs import Origin, Run, Status, completed, fingerprint, solve
+from mixersweep.runs import Origin, Run, Status, completed, fingerprint, planned, solve
+from mixersweep.runs.record import KEYS
 from mixersweep.runs.status import this_host
 
 NOW = 1_700_000_000.0
@@ -70,7 +71,8 @@ def record_of(run: Run, accuracy: float, seconds: float = 57.0) -> dict[str, Any
         "versions": {"mixersweep": "0"},
         "git_commit": None,
     }
-    return completed(run, measured)
+    none = dict.fromkeys(key for key in KEYS if key not in planned(run))
+    return completed(run, {**none, **measured})
 
 
 def write_run(

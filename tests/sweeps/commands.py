@@ -38,7 +38,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def when(condition: Callable[[], T], process: subprocess.Popen[str]) -> T:
     """Wait for it while the process is there, and return what it found."""
-    deadline = time.time() + 120
+    deadline = time.time() + 240
     while not (found := condition()):
         assert process.poll() is None, process.communicate()
         assert time.time() < deadline
@@ -47,7 +47,7 @@ def when(condition: Callable[[], T], process: subprocess.Popen[str]) -> T:
 
 
 def states(runs_dir: Path) -> dict[str, str]:
-    return {p.parent.name: json.loads(p.read_text())["state"] for p in runs_dir.glob("*-s*/status.json")}
+    return {p.parent.name: json.loads(p.read_text())["state"] for p in runs_dir.glob("[!.]*-s*/status.json")}
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 def numbers(runs_dir: Path) -> dict[str, dict[str, Any]]:
     """What the experiments decided, by run: records and rows without what may differ."""
     found = {}
-    for file in runs_dir.glob("*-s*/result.json"):
+    for file in runs_dir.glob("[!.]*-s*/result.json"):
         record = json.loads(file.read_text())
         record = {key: value for key, value in record.items() if key not in (*VOLATILE, "overrides")}
         timed = ("time", "seconds", "images_per_second")

@@ -376,7 +376,7 @@ def test_cancel_by_name_and_by_path(command: Command, runs: dict[str, Path]) -> 
 def test_the_job_of_a_cancelled_run_is_named(command: Command, runs: dict[str, Path]) -> None:
     set_status(runs["queued"], Status("queued", job="123_4"))
     done = command("cancel", runs["queued"].name)
-    assert "its job 123_4 may stay in the queue; it ends as soon as it starts" in done.stderr
+    assert "was queued: cancelled; job 123_4 ends when it has nothing else to do" in done.stdout
     with pytest.raises(RunCancelled, match="mixersweep retry"), hold(runs["queued"]):
         pytest.fail("a cancelled run was trained")
 

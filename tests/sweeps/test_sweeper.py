@@ -25,12 +25,12 @@ def test_a_sweep_trains_what_is_left_and_the_same_command_again_nothing(tmp_path
     assert "epoch 1/1" in (tmp_path / "runs" / written["runs"][0] / "log.txt").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
-    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*-s*/*")}
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("[!.]*-s*/*")}
     code = f"import sys; from mixersweep.cli import main; code = main({arguments!r}); assert code == 0\n"
     code += "heavy = {'torch', 'wandb', 'torchvision'} & set(sys.modules); assert not heavy, heavy"
     again = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("*-s*/*")} == before
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("[!.]*-s*/*")} == before
 
     more = run(tmp_path, *arguments, "seed=0,2")  # shares a run with the other sweep
     assert more.returncode == 0
@@ -44,7 +44,8 @@ def test_one_run_that_diverges_does_not_hide_the_others(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert len(results(done.stdout)) == 2
     assert sorted(states(tmp_path / "runs").values()) == ["completed", "completed", "diverged", "diverged"]
-    assert done.stderr.count("train_loss is") == 4  # when it ends, and at the end
+    told = [line for line in done.stderr.splitlines() if line.startswith("mixersweep: diverged ")]
+    assert len(told) == 4 and all("not finite" in line for line in told)  # when it ends, and at the end
     assert "4 runs: 2 diverged, 2 completed" in done.stderr or "4 runs: 2 completed, 2 diverged" in done.stderr
     again = run(tmp_path, *arguments)
     assert (again.returncode, again.stdout) == (1, done.stdout)
@@ -68,18 +69,18 @@ def test_a_sweep_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path: Pa
 
     runs = tmp_path / "runs"
     process = start(tmp_path, *arguments)  # first the launching process alone, its runs after it
-    when(lambda: any(len(rows(path)) >= 5 for path in runs.glob("*-s*")), process)
+    when(lambda: any(len(rows(path)) >= 5 for path in runs.glob("[!.]*-s*")), process)
     started = family(process.pid)
     process.kill()
     process.communicate()
     psutil.wait_procs(started, timeout=30)
     assert not alive(started)
     assert set(states(runs).values()) <= {"completed", "preempted", "queued"}
-    kept = {path.name: [row["time"] for row in rows(path)] for path in runs.glob("*-s*")}
+    kept = {path.name: [row["time"] for row in rows(path)] for path in runs.glob("[!.]*-s*")}
     assert any(kept.values())
 
     process = start(tmp_path, *arguments)  # then everything at once
-    when(lambda: sum(len(rows(path)) for path in runs.glob("*-s*")) > sum(map(len, kept.values())) + 8, process)
+    when(lambda: sum(len(rows(path)) for path in runs.glob("[!.]*-s*")) > sum(map(len, kept.values())) + 8, process)
     for child in [psutil.Process(process.pid), *family(process.pid)]:
         child.kill()
     process.communicate()
@@ -96,7 +97,7 @@ def test_a_sweep_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path: Pa
             break
     assert done.returncode == 0, done.stderr
     assert len(results(done.stdout)) == 8
-    for path in runs.glob("*-s*"):
+    for path in runs.glob("[!.]*-s*"):
         assert [row["epoch"] for row in rows(path)] == list(range(1, 21))
         assert [row["time"] for row in rows(path)][: len(kept.get(path.name, []))] == kept.get(path.name, [])
     assert numbers(runs) == numbers(tmp_path / "undisturbed")
@@ -104,7 +105,7 @@ def test_a_sweep_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path: Pa
 
 def test_ctrl_c_stops_the_runs_in_good_order(tmp_path: Path) -> None:
     process = start(tmp_path, "train", "-m", *SMALL, "epochs=4000", "seed=0,1,2", "hydra.launcher.jobs=2")
-    when(lambda: sum(len(rows(path)) > 0 for path in (tmp_path / "runs").glob("*-s*")) == 2, process)
+    when(lambda: sum(len(rows(path)) > 0 for path in (tmp_path / "runs").glob("[!.]*-s*")) == 2, process)
     started = family(process.pid)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -116,7 +117,7 @@ def test_ctrl_c_stops_the_runs_in_good_order(tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     process = start(tmp_path, "train", "-m", *SMALL, "epochs=4000", "seed=0,1")
-    when(lambda: [path for path in (tmp_path / "runs").glob("*-s*") if rows(path)], process)
+    when(lambda: [path for path in (tmp_path / "runs").glob("[!.]*-s*") if rows(path)], process)
     started = family(process.pid)
     supervisor, _ = when(lambda: training(process.pid), process)
     for child in supervisor.children():
@@ -133,11 +134,11 @@ def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
 def test_what_another_process_trains_is_left_alone(tmp_path: Path) -> None:
     single = [*SMALL, "epochs=4000"]
     other = start(tmp_path, "train", *single, "seed=0")
-    when(lambda: [path for path in (tmp_path / "runs").glob("*-s0-*") if rows(path)], other)
+    when(lambda: [path for path in (tmp_path / "runs").glob("[!.]*-s0-*") if rows(path)], other)
     process = start(tmp_path, "train", "-m", *single, "seed=0,1")
-    when(lambda: [path for path in (tmp_path / "runs").glob("*-s1-*") if rows(path)], process)
+    when(lambda: [path for path in (tmp_path / "runs").glob("[!.]*-s1-*") if rows(path)], process)
     assert other.poll() is None
-    (theirs,) = (tmp_path / "runs").glob("*-s0-*/status.json")
+    (theirs,) = (tmp_path / "runs").glob("[!.]*-s0-*/status.json")
     assert json.loads(theirs.read_text())["pid"] == other.pid
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -152,10 +153,10 @@ def test_how_a_run_is_executed_is_what_was_asked_last(tmp_path: Path) -> None:
     """A run directory that another command froze trains with the threads and the mirror of this one."""
     arguments = [*SMALL, "epochs=4000"]
     process = start(tmp_path, "train", *arguments, "threads=2", "tracking.project=old")
-    when(lambda: [path for path in (tmp_path / "runs").glob("*-s0-*") if (path / "config.yaml").exists()], process)
+    when(lambda: [path for path in (tmp_path / "runs").glob("[!.]*-s0-*") if (path / "config.yaml").exists()], process)
     process.kill()
     process.communicate()
-    (path,) = (tmp_path / "runs").glob("*-s0-*")
+    (path,) = (tmp_path / "runs").glob("[!.]*-s0-*")
     assert "threads: 2" in (path / "config.yaml").read_text()
     (path / "checkpoint.pt").unlink(missing_ok=True)
     process = start(tmp_path, "train", "-m", *arguments, "seed=0", "tracking.project=new", "hydra.launcher.warm=false")
@@ -219,6 +220,18 @@ def test_another_sweeper_of_hydra_still_trains_job_by_job(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert [record["seed"] for record in results(done.stdout)] == [1, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_optuna_maximises_validation_accuracy_past_what_diverges(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    arguments = [*SMALL, "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_jobs=1"]
+    study = ["hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=1", "optim.lr=choice(0.1,1e30)"]
+    done = run(tmp_path, "train", "-m", *arguments, *study)
+    assert done.returncode == 1, done.stderr  # a diverged trial is no completed run
+    (best,) = (tmp_path / "runs" / ".sweeps").glob("*/optimization_results.yaml")
+    accuracy = results(done.stdout)[0]["validation_accuracy"]
+    assert f"optim.lr: 0.1\nbest_value: {accuracy}" in best.read_text()
+    assert sorted(set(states(tmp_path / "runs").values())) == ["completed", "diverged"]
 
 
 def test_a_repeated_sweep_of_24_returns_at_once(tmp_path: Path) -> None:

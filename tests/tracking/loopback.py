@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import re
 import threading
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Mode = Literal["ok", "error", "hang", "refuse"]
+Mode = Literal["ok", "error", "hang", "refuse", "lose_files"]
+
+ME = {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
 
 
 class StoredRun:
-    """What the server keeps of one run, under the names of the real one."""
+    """What the server keeps of one run, under the names of the real one; ``received`` are its rows in every copy."""
 
     def __init__(self) -> None:
         self.upserts: list[dict[str, Any]] = []
         self.lines: dict[int, dict[str, Any]] = {}
+        self.received: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
+        self.files: dict[str, bytes] = {}
         self.exit_code: int | None = None
         self.preempting = False
 
@@ -32,14 +37,45 @@ class StoredRun:
         sent = [json.loads(upsert["config"]) for upsert in self.upserts if upsert.get("config")]
         return {key: entry["value"] for key, entry in sent[-1].items() if key != "_wandb"}
 
+    def first(self, key: str) -> Any:
+        """The first value that was sent under a name of the request that makes a run."""
+        return next((upsert[key] for upsert in self.upserts if upsert.get(key)), None)
+
+
+@dataclass
+class StoredArtifact:
+    """One version of an artifact; the content of its files by their path in it."""
+
+    name: str
+    type: str
+    run: str | None
+    digest: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    committed: bool = False
+
+
+@dataclass
+class StoredSweep:
+    """A sweep of the server's: the YAML that it is, the runs left to hand out, and what its agents said of theirs."""
+
+    config: str
+    left: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    heartbeats: list[dict[str, Any]] = field(default_factory=list)
+
 
 class Loopback:
-    """The server on 127.0.0.1; ``mode`` says how it answers from now on, and ``stop`` makes it unreachable."""
+    """The server on 127.0.0.1; ``mode`` says how it answers from now on, and ``stop`` makes it unreachable.
+
+    ``error`` answers everything with 500, ``hang`` nothing, ``refuse`` takes no rows, ``lose_files`` takes no files.
+    """
 
     def __init__(self) -> None:
         self.mode: Mode = "ok"
         self.deleted: set[str] = set()
         self.runs: dict[str, StoredRun] = {}
+        self.artifacts: list[StoredArtifact] = []
+        self.sweeps: dict[str, StoredSweep] = {}
+        self.views: dict[str, dict[str, Any]] = {}
         self.seen: list[str] = []
         self.over = threading.Event()
         server = self
@@ -87,6 +123,16 @@ class Loopback:
             self._http.server_close()
             self._thread.join()
 
+    @property
+    def uploaded(self) -> bytes:
+        """All that was ever uploaded as a file, one after another."""
+        contents = [content for run in self.runs.values() for content in run.files.values()]
+        return b"\n".join(contents + [content for a in self.artifacts for content in a.files.values()])
+
+    def artifact(self, type: str, run: str | None = None) -> StoredArtifact:
+        """The last version of a type, of one run where that is given."""
+        return [a for a in self.artifacts if a.type == type and a.committed and run in (None, a.run)][-1]
+
     def answer(self, path: str, body: bytes) -> tuple[int, Any]:
         """Status and JSON document for one request."""
         streamed = re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", path)
@@ -96,14 +142,29 @@ class Loopback:
             self._stream(self.runs[streamed[3]], json.loads(body))
             return 200, {}
         if path != "/graphql":
-            self.seen.append(path)
-            return 200, {}
+            return self._file(path, body), {}
         request = json.loads(body)
         query, variables = request["query"], request.get("variables") or {}
         operation = re.search(r"(?:query|mutation)\s+(\w+)", query)
         name = operation[1] if operation else ""
         self.seen.append(name)
         return getattr(self, f"_{name}", self._other)(variables)
+
+    def _file(self, path: str, body: bytes) -> int:
+        _, kind, *rest = path.split("/", 3)
+        if kind == "upload":
+            self.seen.append("upload")
+            if self.mode == "lose_files":
+                return 403
+            self.runs[rest[0]].files[rest[1]] = body
+        elif kind == "artifact":
+            self.seen.append("artifact")
+            if self.mode == "lose_files":
+                return 403
+            self.artifacts[int(rest[0])].files[rest[1]] = body
+        else:
+            self.seen.append(path)
+        return 200
 
     def _RunResumeStatus(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
         run = self.runs.get(variables["name"])
@@ -140,17 +201,96 @@ class Loopback:
             "id": "storage",
             "name": name,
             "displayName": variables.get("displayName") or name,
+            "sweepName": run.first("sweep"),
             "project": project,
         }
         return 200, {"data": {"upsertBucket": {"bucket": bucket, "inserted": inserted}}}
 
     def _CreateRunFiles(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
-        files = [{"name": file, "uploadUrl": f"{self.url}/upload/{file}"} for file in variables["files"]]
+        folder = f"{self.url}/upload/{variables['run']}"
+        files = [{"name": file, "uploadUrl": f"{folder}/{file}"} for file in variables["files"]]
         return 200, {"data": {"createRunFiles": {"runID": "storage", "uploadHeaders": [], "files": files}}}
 
     def _Viewer(self, _: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
-        viewer = {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
-        return 200, {"data": {"viewer": viewer}}
+        return 200, {"data": {"viewer": ME}}
+
+    def _ArtifactType(self, _: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        return 200, {"data": {"project": {"artifact": None}}}
+
+    def _CreateArtifact(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        asked = variables["input"]
+        name = asked["artifactCollectionName"]
+        known = [i for i, a in enumerate(self.artifacts) if (a.name, a.digest, a.committed) == (name, asked["digest"], True)]
+        if not known:
+            stored = StoredArtifact(name, asked["artifactTypeName"], asked.get("runName"), asked["digest"])
+            self.artifacts.append(stored)
+        number = known[0] if known else len(self.artifacts) - 1
+        made = {
+            "id": str(number),
+            "state": "COMMITTED" if known else "PENDING",
+            "artifactSequence": {"id": name, "latestArtifact": None},
+        }
+        return 200, {"data": {"createArtifact": {"artifact": made}}}
+
+    def _CreateArtifactManifest(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        file = {"uploadUrl": self._place(variables["artifactID"], "manifest"), "uploadHeaders": []}
+        manifest = {"id": f"m{variables['artifactID']}", "file": file}
+        return 200, {"data": {"createArtifactManifest": {"artifactManifest": manifest}}}
+
+    def _UpdateArtifactManifest(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        number = variables["artifactManifestID"].removeprefix("m")
+        manifest = {"id": f"m{number}", "file": {"uploadUrl": self._place(number, "manifest"), "uploadHeaders": []}}
+        return 200, {"data": {"updateArtifactManifest": {"artifactManifest": manifest}}}
+
+    def _CreateArtifactFiles(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        nodes = [
+            {
+                "id": "f",
+                "name": file["name"],
+                "displayName": file["name"],
+                "storagePath": file["name"],
+                "uploadUrl": self._place(file["artifactID"], file["name"]),
+                "uploadHeaders": [],
+                "uploadMultipartUrls": None,
+                "artifact": {"id": file["artifactID"]},
+            }
+            for file in variables["input"]["artifactFiles"]
+        ]
+        return 200, {"data": {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}}
+
+    def _CommitArtifact(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        self.artifacts[int(variables["artifactID"])].committed = True
+        return 200, {"data": {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}}
+
+    def _place(self, number: str, file: str) -> str:
+        return f"{self.url}/artifact/{number}/{file}"
+
+    def _SweepWithRuns(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        name = variables["sweep"]
+        sweep = {"id": name, "name": name, "config": self.sweeps[name].config, "state": "RUNNING", "method": "grid"}
+        return 200, {"data": {"project": {"sweep": {**sweep, "runs": {"edges": []}}}}}
+
+    def _CreateAgent(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        return 200, {"data": {"createAgent": {"agent": {"id": variables["sweep"]}}}}
+
+    def _Heartbeat(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        sweep = self.sweeps[variables["id"]]
+        running = json.loads(variables["runState"])
+        sweep.heartbeats.append(running)
+        commands: list[dict[str, Any]] = []
+        if not running and sweep.left:
+            run_id, values = sweep.left.pop(0)
+            arguments = {key: {"value": value} for key, value in values.items()}
+            commands = [{"type": "run", "run_id": run_id, "program": "mixersweep", "args": arguments}]
+        elif not running:
+            commands = [{"type": "exit"}]
+        return 200, {"data": {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}}
+
+    def _UpsertView2(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        identity = variables.get("id") or f"view{len(self.views)}"
+        self.views[identity] = variables
+        view = {"id": identity, "name": variables["name"]}
+        return 200, {"data": {"upsertView": {"view": view, "inserted": not variables.get("id")}}}
 
     def _other(self, _: dict[str, Any]) -> tuple[int, Any]:
         return 200, {"data": {}}
@@ -160,8 +300,9 @@ class Loopback:
             if file == "wandb-history.jsonl":
                 for number, line in enumerate(chunk["content"], chunk["offset"]):
                     run.lines[number] = json.loads(line)
+                    run.received.append(run.lines[number])
             if file == "wandb-summary.json":
-                run.summary.update(json.loads(chunk["content"][-1]))
+                run.summary = json.loads(chunk["content"][-1])
         run.preempting = run.preempting or bool(sent.get("preempting"))
         if sent.get("complete"):
             run.exit_code = sent["exitcode"]

@@ -19,7 +19,7 @@ from mixersweep.training.beta_lasso import BetaLassoSGD
 from mixersweep.training.loop import train
 from mixersweep.training.optimizer import make_optimizer, pruned
 from mixersweep.training.signals import StopSignals
-from tests.training.stopping import StopAfter
+from tests.training.small import StopAfter
 
 # --- one step ----------------------------------------------------------------------------------------------------
 

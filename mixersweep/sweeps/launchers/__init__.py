@@ -17,7 +17,7 @@ from mixersweep.errors import UserError
 LOG = "log.txt"
 """In a run directory: all that its processes said."""
 
-LAUNCHERS = {"local": "mixersweep.sweeps.launchers.local"}
+LAUNCHERS = {name: f"mixersweep.sweeps.launchers.{name}" for name in ("local", "slurm", "ray")}
 """Modules with a ``launcher(settings, folder)``, imported when they are chosen."""
 
 
@@ -32,10 +32,11 @@ class Launcher(Protocol):
     """Executes runs. The state of each is ``queued`` when it is handed over."""
 
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
-        """Execute the run directories in this order; ``report`` takes a line when one ends.
+        """Execute the run directories in this order, and wait for those that ``queued`` found last as for them.
 
-        Returns True when all have ended, however they ended, and False when they are queued and go on by themselves.
-        When ``stop`` raises, asks the runs to stop in good order, waits for them, and raises the same.
+        ``report`` takes a line when one ends. Returns True when all have ended, however they ended, and False when they
+        are queued and go on by themselves. When ``stop`` raises, asks the runs to stop in good order, waits for them,
+        and raises the same; those of a scheduler's queue go on.
         """
 
     def queued(self, jobs: Sequence[Path]) -> Collection[Path]:

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from mixersweep.sweeps.launchers import LOG
 
 _PR_SET_PDEATHSIG = 1
+_LEFT_TO_RUNS = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main() -> int:
@@ -35,7 +36,7 @@ def main() -> int:
     warm = "--warm" in sys.argv[1:] and sys.platform == "linux"
     said = os.dup(1)
     os.dup2(2, 1)  # whatever prints, does not print into the protocol
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    for number in (signal.SIGINT, *_LEFT_TO_RUNS):
         signal.signal(number, signal.SIG_IGN)  # the launching process alone decides
     if warm:
         import mixersweep.training.loop  # noqa: F401
@@ -137,7 +138,7 @@ class Supervising:
 
     def _separate(self, message: dict[str, Any], parent: int) -> None:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM):
+        for number in (signal.SIGCHLD, *_LEFT_TO_RUNS):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._libc is not None:

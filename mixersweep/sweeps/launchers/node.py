@@ -1,0 +1,56 @@
+"""What a process that a scheduler started on some machine does there: execute runs beside each other, and stop them.
+
+Shared by the launchers whose scheduler decides where and when (``slurm_job``, ``ray``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixersweep.errors import HELD, PREEMPTED
+from mixersweep.sweeps.launchers import StopRequest
+from mixersweep.sweeps.launchers.local import Slot, Supervisor
+
+STOPPED = (-10, -12, -15)
+"""Codes of processes that USR1, USR2 or TERM ended before they could handle it."""
+
+
+def execute(run_dirs: Sequence[Path], slots: Sequence[Slot], stop: StopRequest) -> dict[Path, int | None]:
+    """Execute the runs, each in its slot and all at once; returns the exit code of each that has one.
+
+    When ``stop`` raises, asks the runs to stop, waits for them, and raises the same.
+    """
+    codes: dict[Path, int | None] = {}
+    supervisor = Supervisor(warm=len(run_dirs) > 1)
+    try:
+        supervisor.execute(deque(run_dirs), slots, stop, codes.__setitem__)
+    finally:
+        supervisor.end()
+    return codes
+
+
+def is_to_go_on(code: int | None) -> bool:
+    """Whether a run that ended with this code was only stopped, or held by another process."""
+    return code in (HELD, PREEMPTED, *STOPPED)
+
+
+def slots(count: int, cpus: int | None, gpus: Sequence[str], first: int = 0) -> list[Slot]:
+    """Places for ``count`` runs that share ``cpus`` cores (None: all that are left to this process) and some GPUs.
+
+    Where the scheduler does not bind a job to its cores, it takes those from the ``first`` times ``cpus``-th on, so
+    that neighbours, which count on, take others.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if cpus is not None and cpus < len(cores):
+        cores = [cores[(first * cpus + i) % len(cores)] for i in range(cpus)]
+    share = max(1, len(cores) // count)
+    own = [tuple(sorted({cores[(i * share + k) % len(cores)] for k in range(share)})) for i in range(count)]
+    return [Slot(own[i], {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that the scheduler gave this process."""
+    return [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip().isalnum()]

@@ -1,0 +1,159 @@
+"""The job of an array: it executes the runs of its pack on the node that Slurm gave it.
+
+Slurm's signals (TERM, USR1, USR2: preemption, the end of the time limit) make it stop its runs, wait until they have
+saved themselves, and requeue itself once for all of them; the requeued job goes on with what is left. It requeues
+itself only while Slurm calls it RUNNING: a job that is being cancelled, or requeued already, is left to Slurm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import psutil
+
+from mixersweep.errors import DONE, FAILED, PREEMPTED, RunStopped
+from mixersweep.runs import Status, read_status, set_status
+from mixersweep.runs.status import guard, this_host
+from mixersweep.sweeps import queue
+from mixersweep.sweeps.launchers import LOG, StopRequest
+from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots, visible_gpus
+from mixersweep.sweeps.outcome import outcome
+
+TAKEN_UP = ("planned", "queued", "running", "preempted")
+"""The states of runs that a job takes up, of running ones those whose process is gone."""
+
+POLL = 1.0
+"""Seconds between two looks at a run that the job's earlier self still holds."""
+
+
+def execute_pack(record: str, index: int) -> None:
+    """Execute pack ``index`` of the array that the file ``record`` describes; ends the process with an exit code."""
+    from mixersweep.training.signals import StopSignals
+
+    signals = StopSignals().install()  # in the place of submitit's own, which would requeue too
+    described = json.loads(Path(record).read_text())
+    sys.exit(_Job([Path(run) for run in described["packs"][index]], index, described["grace"], signals).execute())
+
+
+class _Job:
+    """A job and its runs; ``id`` is what Slurm's commands call it."""
+
+    def __init__(self, run_dirs: list[Path], index: int, grace: float, signals: StopRequest) -> None:
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        self.id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+        self._run_dirs, self._index, self._grace, self._signals = run_dirs, index, grace, signals
+        self._requeue = _Requeue(self.id)
+        self._deadline: threading.Timer | None = None
+
+    def execute(self) -> int:
+        """Execute what is left of the runs, and return the exit code of the job."""
+        node, restarts = os.environ.get("SLURMD_NODENAME"), os.environ.get("SLURM_RESTART_COUNT", "0")
+        _say(f"job {self.id} on node {node}: {len(self._run_dirs)} runs, requeued {restarts} times before")
+        try:
+            self._execute()
+        except RunStopped:
+            left = [run_dir for run_dir in self._run_dirs if read_status(run_dir).state in TAKEN_UP]
+            if left and self._requeue.once():
+                for run_dir in left:
+                    queue.pass_on(run_dir, self.id)
+        finally:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            for run_dir in self._run_dirs:
+                queue.take_back(run_dir, Status("preempted"))  # stopped before it began
+                _say(outcome(run_dir))
+        if self._requeue.is_done:
+            return PREEMPTED
+        completed = all(read_status(run_dir).state == "completed" for run_dir in self._run_dirs)
+        return DONE if completed else FAILED
+
+    def check(self) -> None:
+        """Raise ``RunStopped`` where a signal asked to stop, and see to it that the job is requeued in time."""
+        try:
+            self._signals.check()
+        except RunStopped as stopped:
+            if self._deadline is None:  # Slurm kills a job whose runs take longer than the grace: requeue it before
+                _say(f"{stopped}: the runs are told to stop")
+                self._deadline = threading.Timer(max(self._grace / 2, self._grace - 20), self._requeue.once)
+                self._deadline.daemon = True
+                self._deadline.start()
+            raise
+
+    def _execute(self) -> None:
+        left = list(self._run_dirs)
+        while claimed := self._claimed(left):
+            cpus = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
+            places = slots(len(claimed), int(cpus) if cpus else None, visible_gpus(), self._index)
+            codes = execute(claimed, places, self)
+            for run_dir, code in codes.items():
+                if code and not is_to_go_on(code) and read_status(run_dir).state == "queued":
+                    queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
+            left = [run_dir for run_dir, code in codes.items() if is_to_go_on(code)]
+
+    def _claimed(self, run_dirs: Collection[Path]) -> list[Path]:
+        """The runs that this job may train now.
+
+        Those that its earlier self holds on a node that Slurm has given up are waited for; those that another job or
+        process holds are not.
+        """
+        claimed, held = [], list(run_dirs)
+        while held:
+            claims = {run_dir: self._claim(run_dir) for run_dir in held}
+            claimed += [run_dir for run_dir, claim in claims.items() if claim]
+            held = [run_dir for run_dir, claim in claims.items() if claim is None]
+            if held:
+                self.check()
+                time.sleep(POLL)
+        self.check()
+        return claimed
+
+    def _claim(self, run_dir: Path) -> bool | None:
+        """Make the run ``queued`` in this job; False where it is not to be had, None where it soon may be."""
+        with guard(run_dir):
+            status = read_status(run_dir)
+            if status.alive or status.stopping:
+                return None if status.job == self.id and status.alive else False
+            if status.state not in TAKEN_UP:
+                return False
+            now, started = time.time(), psutil.Process().create_time()
+            set_status(run_dir, Status("queued", this_host(), os.getpid(), started, now, now, job=self.id))
+            return True
+
+
+class _Requeue:
+    """``scontrol requeue``, once."""
+
+    def __init__(self, job: str) -> None:
+        self._job = job
+        self._lock = threading.Lock()
+        self.is_done = False
+
+    def once(self) -> bool:
+        """Requeue the job where it is running and was not requeued before; returns whether it is requeued by now."""
+        with self._lock:
+            if not self.is_done and (state := job_state(self._job)) != "RUNNING":
+                _say(f"Slurm calls job {self._job} {state}: not requeued")
+            elif not self.is_done:
+                done = subprocess.run(["scontrol", "requeue", self._job], capture_output=True, text=True)
+                self.is_done = done.returncode == 0
+                _say(f"job {self._job} requeued" if self.is_done else f"scontrol requeue: {done.stderr.strip()}")
+            return self.is_done
+
+
+def job_state(job: str) -> str | None:
+    """What Slurm calls the state of a job now (a word in capitals), None where it does not know the job."""
+    shown = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True).stdout
+    states = re.findall(r"\bJobState=(\w+)", shown)
+    return states[0] if states else None
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} mixersweep: {text}", flush=True)

@@ -1,0 +1,42 @@
+"""What a finished run adds to its record: its last and its best epoch, its speed, and where it ran."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from mixersweep.training.checkpoint import Checkpoint
+from mixersweep.training.environment import peak_memory_bytes, versions
+
+
+def outcome(state: Checkpoint, images: int, device: torch.device, git_commit: str | None) -> dict[str, Any]:
+    """Of the rows of all epochs, each over so many training images; the validation images choose the best one."""
+    rows = state.rows
+    last = rows[-1]
+    validated = [row for row in rows if row["validation_accuracy"] is not None]
+    best = max(validated, key=lambda row: (row["validation_accuracy"], -row["epoch"]), default=None)
+    seconds = sum(row["seconds"] for row in rows)
+    names = [f"{split}_{kind}" for split in ("train", "validation", "test") for kind in ("loss", "accuracy")]
+    averaged = [f"ema_{name}" for name in names[2:]]
+    return {
+        "epochs": len(rows),
+        "best_epoch": best and best["epoch"],
+        **{name: last[name] for name in names},
+        "best_validation_test_accuracy": best and best["test_accuracy"],
+        **{name: last.get(name) for name in averaged},
+        "images_per_second": len(rows) * images / seconds,
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "started": state.started,
+        "finished": now(),
+        "environment": state.environment,
+        "versions": versions(),
+        "git_commit": git_commit,
+    }
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,83 @@
+"""The steps of a run: on which images each trains, at which learning rate, and the seed of what is random in it.
+
+All of that is a function of the settings, the epoch and the number of the step, so training can go on from anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mixersweep.config import Config
+from mixersweep.data.batches import Batches, share_of
+from mixersweep.seeds import derive, seed_of
+from mixersweep.training.parallel import World
+from mixersweep.training.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Step:
+    """Step ``number`` (from 0) of ``epoch`` (from 1): ``images`` and ``labels`` are this process's share of the batch.
+
+    ``places``, int64 (B,), is where they stand among the ``count`` images of all processes; ``index`` counts from the
+    start of training.
+    """
+
+    epoch: int
+    number: int
+    index: int
+    images: Tensor
+    labels: Tensor
+    places: Tensor
+    count: int
+    rate: float
+    seed: int
+
+
+class Steps:
+    """All steps of a run on one process; ``len`` is those of an epoch."""
+
+    def __init__(self, config: Config, images: Batches, world: World) -> None:
+        self._config, self._images, self._world = config, images, world
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._images) / self._config.batch_size)
+
+    def rate(self, epoch: int, number: int) -> float:
+        """The learning rate of a step."""
+        index = (epoch - 1) * len(self) + number
+        return learning_rate(self._config.optim, index, len(self), self._config.epochs)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Step]:
+        """The steps of an epoch from step ``first`` on."""
+        config, world = self._config, self._world
+        augmentation = derive(seed_of(config, "augmentation"), epoch)
+        batches = self._images.batches(
+            config.batch_size,
+            derive(seed_of(config, "order"), epoch),
+            augmentation,
+            first_step=first,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        for number, (images, labels) in enumerate(batches, start=first):
+            count = min(config.batch_size, len(self._images) - number * config.batch_size)
+            yield Step(
+                epoch=epoch,
+                number=number,
+                index=(epoch - 1) * len(self) + number,
+                images=images,
+                labels=labels,
+                places=share_of(count, world.rank, world.size),
+                count=count,
+                rate=self.rate(epoch, number),
+                seed=derive(augmentation, "step", number),
+            )
+
+    def between(self, first: tuple[int, int], last_epoch: int) -> Iterator[Step]:
+        """The steps from ``first``, an epoch and a number in it, to the end of ``last_epoch``."""
+        for epoch in range(first[0], last_epoch + 1):
+            yield from self.epoch(epoch, first[1] if epoch == first[0] else 0)
