@@ -18,5 +18,5 @@ def groups() -> dict[str, list[str]]:
     return {
         group.name: sorted(file.stem for file in group.glob("*.yaml"))
         for group in sorted(config_dir().iterdir())
-        if group.is_dir() and group.name != "hydra"
+        if group.is_dir() and group.name not in ("hydra", "wandb")
     }

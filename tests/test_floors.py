@@ -21,6 +21,7 @@ FLOORS = {
     "training": 2,
     "bench": 3,
     "report": 3,
+    "analysis": 3,
     "sweeps": 3,
     "completer": 4,
     "cli": 4,
@@ -32,6 +33,7 @@ BESIDE = {
     ("runs", "budget"),
     ("runs", "config"),
     ("seeds", "config"),
+    ("analysis", "report"),
     ("cli", "completer"),
     ("__main__", "cli"),
 }

@@ -10,12 +10,13 @@ import os
 import sys
 
 import mixersweep
-from mixersweep.cli import bench, data, plan, status, train
+from mixersweep.cli import analyze, bench, data, plan, status, train
 from mixersweep.cli import report as report_verbs
+from mixersweep.cli import wandb as wandb_verbs
 from mixersweep.cli.terminal import report, told
 from mixersweep.errors import DONE, INTERRUPTED, USER_MISTAKE, MixersweepError
 
-VERBS = (train, plan, status, report_verbs, data, bench)
+VERBS = (train, plan, status, report_verbs, wandb_verbs, analyze, data, bench)
 
 
 def main(arguments: list[str] | None = None) -> int:

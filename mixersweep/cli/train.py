@@ -40,6 +40,10 @@ def train(arguments: list[str]) -> int:
     from mixersweep.compose import WORST, read_arguments, run_app
 
     invocation = read_arguments(arguments)
+    if invocation.multirun:
+        from mixersweep.tracking import leave_agent
+
+        leave_agent()
     if invocation.is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("torchrun trains one run in several processes; start a sweep without it, on one GPU a run")
     if invocation.is_sweep:
@@ -136,6 +140,10 @@ def _train_along(directory: RunDirectory, signals: StopSignals, world: World) ->
 def _settled(directory: RunDirectory) -> int | None:
     """The exit code for a run that is not to be trained, None for one that is."""
     status = directory.status()
+    if status.state in ("completed", "diverged"):
+        from mixersweep.tracking import replay
+
+        replay(directory, report)
     if status.state == "completed":
         report(f"already done: {directory.run.name}")
         print(directory.path / "result.json", flush=True)

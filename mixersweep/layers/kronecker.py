@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -94,7 +95,9 @@ class _LeftProduct(torch.autograd.Function):
         ctx.save_for_backward(weight, x)
         ctx.has_bias = bias is not None
         kind = x.device.type
-        ctx.autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
+        ctx.autocast = nullcontext()
+        if torch.amp.is_autocast_available(kind):  # meta tensors have none
+            ctx.autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
         batched = weight.expand(x.shape[0], *weight.shape)
         if bias is None:
             return torch.bmm(batched, x)

@@ -56,7 +56,9 @@ class IndexPermutation(Permutation):
     def __init__(self, indices: Tensor) -> None:
         super().__init__(indices.numel())
         inverse = indices.argsort()
-        assert torch.equal(indices[inverse], torch.arange(self.width)), "each of 0, 1, ..., width - 1 once"
+        assert torch.equal(indices[inverse], torch.arange(self.width, device=indices.device)), (
+            "each of 0, 1, ..., width - 1 once"
+        )
         # structure is drawn anew from its seed, never stored: not part of the state dict
         self.register_buffer("forward_indices", indices, persistent=False)
         self.register_buffer("inverse_indices", inverse, persistent=False)
@@ -75,7 +77,7 @@ class RandomPermutation(IndexPermutation):
     """A uniformly random permutation (section 5.2)."""
 
     def __init__(self, width: int, generator: torch.Generator) -> None:
-        super().__init__(torch.randperm(width, generator=generator))
+        super().__init__(torch.randperm(width, generator=generator, device=generator.device))
 
 
 class _Gather(torch.autograd.Function):

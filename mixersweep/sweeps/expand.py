@@ -226,7 +226,10 @@ class _Expanding:
         return Point(overrides, infeasible=str(problem)), False
 
     def _is_dense(self, overrides: list[str]) -> bool:
-        return structure(parse(self._composer.values(overrides)).model) == "dense"
+        try:
+            return structure(parse(self._composer.values(overrides)).model) == "dense"
+        except Infeasible:  # it is the images that cannot be
+            return False
 
     def _solved(self, overrides: list[str], origin: Origin) -> Point:
         """Raises ``Infeasible`` where no network meets the settings."""

@@ -20,6 +20,7 @@ from mixersweep.sweeps import queue
 from mixersweep.sweeps.expand import Expansion, Point, expand
 from mixersweep.sweeps.launchers import StopRequest, make
 from mixersweep.sweeps.outcome import outcome, state_of
+from mixersweep.tracking import report_sweep
 
 PATIENCE = 5.0
 """Seconds to wait for runs that others hold: those of a launching process that died are just stopping."""
@@ -46,6 +47,7 @@ def sweep(overrides: Sequence[str], stop: StopRequest, report: Report, told: Cal
             if _state(point) == "completed" and point.run_dir is not None:
                 told(point.run_dir / "result.json")
         carrying.conclude()
+    carrying.show()
     return carrying.exit_code
 
 
@@ -178,6 +180,14 @@ class _Carrying:
         for search in self.expansion.searches:
             if search.lr is not None:
                 self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
+
+    def show(self) -> None:
+        """Send what came out to W&B, where that is set, when runs were trained and none is left to a queue."""
+        completed = [point for point in self.runs if point.config is not None and _state(point) == "completed"]
+        if self._tried and completed and "queued" not in self._fine:
+            first, expansion = completed[0].config, self.expansion
+            assert first is not None
+            report_sweep(expansion.name, expansion.runs_dir, first.tracking, self._stop.check, self._report)
 
 
 def _state(point: Point) -> str:

@@ -6,28 +6,30 @@ or absent, changes a run, ends it, or delays its end past ``tracking.timeout``. 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from mixersweep.config.schema import Tracking
+from mixersweep.errors import RunStopped
 from mixersweep.runs import RunDirectory
+from mixersweep.tracking import processes
 from mixersweep.tracking.identity import LOG, of_agent, without_agent, write_identity
 
-__all__ = ["Mirror", "leave_agent", "replay", "start"]
+__all__ = ["Mirror", "leave_agent", "replay", "report_sweep", "start"]
 
-GRACE = 1.0
-"""Seconds from asking the processes of a mirror to end until they are killed; W&B needs them to close its file."""
+REPORT_LOG = "report.log"
+"""In ``RUNS_DIR/.sweeps/NAME/wandb/``: what the process said that sent the sweep's report."""
+
+Report = Callable[[str], None]
 
 
-def start(directory: RunDirectory, report: Callable[[str], None]) -> Mirror:
+def start(directory: RunDirectory, report: Report) -> Mirror:
     """Mirror the run that this process holds from now on; with ``tracking=none`` the mirror does nothing.
 
     Under ``wandb agent`` the run takes the agent's id. Never raises for what the mirror cannot do: that is one line to
@@ -46,7 +48,7 @@ def start(directory: RunDirectory, report: Callable[[str], None]) -> Mirror:
     return mirror
 
 
-def replay(directory: RunDirectory, report: Callable[[str], None]) -> None:
+def replay(directory: RunDirectory, report: Report) -> None:
     """Under ``wandb agent``, which wants the metrics of each run that it starts, send those of one that has ended."""
     if of_agent() is not None:
         start(directory, report).finish()
@@ -62,29 +64,19 @@ def leave_agent() -> None:
 class Mirror:
     """The process that mirrors one run, as its training sees it."""
 
-    def __init__(self, run_dir: Path, timeout: float, report: Callable[[str], None]) -> None:
+    def __init__(self, run_dir: Path, timeout: float, report: Report) -> None:
         self._run_dir = run_dir
         self._timeout = timeout
         self._report = report
         self._log = run_dir / "wandb" / LOG
-        self._log_start = 0
+        self._begins = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def spawn(self, tracking: Tracking) -> None:
-        """Start the process, out of reach of the terminal's Ctrl-C; what it says goes to ``wandb/mirror.log``."""
-        self._log.parent.mkdir(exist_ok=True)
+        """Start the process; what it says goes to ``wandb/mirror.log``."""
         command = [sys.executable, "-m", "mixersweep.tracking", str(self._run_dir), f"--parent={os.getpid()}"]
         command += [f"--tracking={json.dumps(dataclasses.asdict(tracking))}"]
-        with self._log.open("ab") as log:
-            self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                command,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._process, self._begins = processes.start(command, self._log)
 
     def finish(self) -> None:
         """Give the mirror until ``tracking.timeout`` seconds from now to end, and leave no process behind.
@@ -96,54 +88,52 @@ class Mirror:
             return
         late = False
         try:
-            self._process.wait(max(0.0, self._timeout - GRACE))
+            self._process.wait(max(0.0, self._timeout - processes.GRACE))
         except subprocess.TimeoutExpired:
             late = True
         finally:
-            self._end()
-        problem = self._last_words()
+            processes.end(self._process)
+        problem = processes.last_words(self._log, self._begins)
         if late:
-            problem = problem or f"no end within {self._timeout:g} s"
+            problem = problem or f"no end within {self._timeout:g} s; `mixersweep wandb sync` sends the rest"
         elif self._process.returncode:
             problem = problem or f"its process ended with code {self._process.returncode}"
         if problem:
             self._report(f"W&B: not fully mirrored ({problem}); the run directory is complete")
 
-    def _end(self) -> None:
-        """End the process and its children (wandb-core is in a session of its own)."""
-        assert self._process is not None
-        try:
-            mirror = psutil.Process(self._process.pid) if self._process.poll() is None else None
-            family = [mirror, *mirror.children(recursive=True)] if mirror else []
-        except psutil.NoSuchProcess:
-            family = []
-        try:
-            _each(family, psutil.Process.terminate)
-            psutil.wait_procs(family, timeout=GRACE)
-        finally:
-            _each(family, psutil.Process.kill)
-            self._process.wait()
 
-    def _last_words(self) -> str | None:
-        """The last thing that the process said was wrong."""
-        with contextlib.suppress(OSError), self._log.open("rb") as log:
-            log.seek(self._log_start)
-            for line in reversed(log.read().decode(errors="replace").splitlines()):
-                if line.startswith("W&B: "):
-                    return line.removeprefix("W&B: ")
-        return None
+def report_sweep(name: str, runs_dir: Path, tracking: Tracking, check: Callable[[], None], report: Report) -> None:
+    """Send the figures, tables and statistics of a sweep that has ended to W&B, where that is set and there is a key.
 
-
-def _each(processes: list[psutil.Process], action: Callable[[psutil.Process], None]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            action(process)
-
-
-def _environment() -> dict[str, str]:
-    """This environment, with this package importable from anywhere, no W&B service to share, and no reports on use."""
-    environment = {"WANDB_ERROR_REPORTING": "false", **os.environ}
-    environment.pop("WANDB_SERVICE", None)
-    package = str(Path(__file__).parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return environment
+    Waits ``tracking.report_timeout`` seconds at most, and until ``check`` raises ``RunStopped``. Never raises for what
+    cannot be done: that is one line to ``report``.
+    """
+    if tracking.name != "wandb" or not tracking.report:
+        return
+    again = f"`mixersweep wandb report {name}` sends it"
+    command = [sys.executable, "-m", "mixersweep", "wandb", "report", name, f"--runs-dir={runs_dir}", "--where-online"]
+    command += [f"--timeout={tracking.timeout}", f"--project={tracking.project}"]
+    command += [f"--entity={tracking.entity}"] if tracking.entity else []
+    log = runs_dir / ".sweeps" / name / "wandb" / REPORT_LOG
+    try:
+        process, begins = processes.start(command, log)
+    except OSError as error:
+        report(f"W&B: no report of the sweep ({error}); {again}")
+        return
+    deadline = time.monotonic() + max(0.0, tracking.report_timeout - processes.GRACE)
+    problem = None
+    try:
+        while process.poll() is None:
+            check()
+            if time.monotonic() > deadline:
+                problem = f"not done within {tracking.report_timeout:g} s"
+                break
+            time.sleep(0.1)
+    except RunStopped as stopped:
+        problem = str(stopped)
+    finally:
+        processes.end(process)
+    if problem is None and process.returncode:
+        problem = processes.last_words(log, begins) or f"its process ended with code {process.returncode}"
+    if problem:
+        report(f"W&B: no report of the sweep ({problem}); {again}")

@@ -18,11 +18,11 @@ import wandb
 from wandb.errors import CommError
 
 from mixersweep.config import Config
-from mixersweep.config.schema import Tracking
 from mixersweep.errors import DONE, FAILED, INTERRUPTED, PREEMPTED
 from mixersweep.runs import Run, RunDirectory, planned
 from mixersweep.tracking.identity import (
     LOG,
+    Place,
     Uploaded,
     artifact_files,
     of_agent,
@@ -40,22 +40,22 @@ REFUSED = "Fatal error while uploading data"
 LONGEST_TAG = 64
 
 
-def begin(folder: Path, tracking: Tracking, patience: float, mode: str | None = None, **fields: Any) -> wandb.Run:
+def begin(folder: Path, place: Place, patience: float, mode: str | None = None, **fields: Any) -> wandb.Run:
     """Open the run of a folder under its id, going on where it is there; one that was deleted gets another id.
 
     Raises ``UsageError`` without a key and ``CommError`` where nobody answers within ``patience`` seconds.
     """
     try:
-        return _begin(folder, tracking, patience, mode, fields)
+        return _begin(folder, place, patience, mode, fields)
     except CommError as error:
         if "created and deleted" not in str(error) or of_agent() is not None:
             raise
         wandb.teardown()
         write_identity(folder, read_identity(folder).redrawn())
-        return _begin(folder, tracking, patience, mode, fields)
+        return _begin(folder, place, patience, mode, fields)
 
 
-def _begin(folder: Path, tracking: Tracking, patience: float, mode: str | None, fields: Mapping[str, Any]) -> wandb.Run:
+def _begin(folder: Path, place: Place, patience: float, mode: str | None, fields: Mapping[str, Any]) -> wandb.Run:
     settings: dict[str, Any] = {
         "init_timeout": patience,
         "finish_timeout": patience / 2,
@@ -75,11 +75,9 @@ def _begin(folder: Path, tracking: Tracking, patience: float, mode: str | None, 
         "x_disable_machine_info": True,
     }
     known = wandb.Settings.model_fields
-    identity = read_identity(folder)
     named: dict[str, Any] = {}
-    if of_agent() is None:  # whose run is in the environment, and what else is asked for, the client ignores aloud
-        project, entity = identity.place(tracking)
-        named = {"id": identity.id, "project": project, "entity": entity}
+    if of_agent() is None:  # whose run is in the environment; the client ignores anything else, and says so
+        named = {"id": read_identity(folder).id, **dataclasses.asdict(place)}
     return wandb.init(
         **named,
         **fields,
@@ -90,13 +88,13 @@ def _begin(folder: Path, tracking: Tracking, patience: float, mode: str | None, 
     )
 
 
-def begin_training(directory: RunDirectory, tracking: Tracking, patience: float, mode: str | None = None) -> wandb.Run:
+def begin_training(directory: RunDirectory, place: Place, patience: float, mode: str | None = None) -> wandb.Run:
     """Open the run that mirrors a training run, with all that is known before it trains."""
     run, origin, sizes = directory.run, directory.run.origin, directory.run.architecture
     tags = [run.config.model.name, run.config.data.name, *([origin.experiment] if origin.experiment else [])]
     opened = begin(
         directory.path,
-        tracking,
+        place,
         patience,
         mode,
         name=run.name,
@@ -127,7 +125,9 @@ def log_rows(run: wandb.Run, rows: list[dict[str, Any]], next_step: int) -> int:
     return next_step
 
 
-def end(run: wandb.Run, directory: RunDirectory, tracking: Tracking, state: str, patience: float) -> str | None:
+def end(
+    run: wandb.Run, directory: RunDirectory, place: Place, state: str, patience: float, with_checkpoint: bool
+) -> str | None:
     """Tell how the run ended, send what is left within ``patience`` seconds; what did not go up and why, or None.
 
     What is known to be at W&B stands in ``wandb/uploaded.json`` afterwards, and then the client's files go.
@@ -137,7 +137,7 @@ def end(run: wandb.Run, directory: RunDirectory, tracking: Tracking, state: str,
     problem = None
     if state == "completed":
         run.summary.update(_scalars(directory.result() or {}))
-    files = artifact_files(state, tracking) if not run.offline else []
+    files = artifact_files(state, with_checkpoint) if not run.offline else []
     if files:
         try:
             with within(patience / 2):
@@ -154,8 +154,8 @@ def end(run: wandb.Run, directory: RunDirectory, tracking: Tracking, state: str,
         problem = REFUSED.lower()
     if run.offline:
         return problem
-    project, entity = read_identity(directory.path).place(tracking)
-    done = Uploaded(read_identity(directory.path).id, project, entity, len(directory.rows()), state, files)
+    epoch = max((row["epoch"] for row in directory.rows()), default=None)
+    done = Uploaded(run.id, place.project, place.entity, epoch, state, files)
     write_uploaded(directory.path, None if problem else done)
     if problem is None:
         clear(directory.path / "wandb")

@@ -22,8 +22,18 @@ from mixersweep.runs.files import read_json, write_json
 LOG = "mirror.log"
 """In ``RUN_DIR/wandb/``: all that the processes which wrote to W&B said."""
 
+NO_KEY = "there is no W&B API key here: `wandb login`, or WANDB_API_KEY"
+
 _SWEEP, _RUN, _VALUES = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
 """What ``wandb agent`` sets for each run that it starts, beside project and entity."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where at W&B; an ``entity`` of None is the default one of the key."""
+
+    project: str
+    entity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,9 +44,9 @@ class Identity:
     project: str | None = None
     entity: str | None = None
 
-    def place(self, tracking: Tracking) -> tuple[str, str | None]:
-        """Project and entity, the latter None for the default one of the key."""
-        return self.project or tracking.project, self.entity or tracking.entity
+    def place(self, tracking: Tracking) -> Place:
+        """Where the run is."""
+        return Place(self.project or tracking.project, self.entity or tracking.entity)
 
     def redrawn(self) -> Identity:
         """The same with another random end, for an id that W&B takes no more."""
@@ -68,12 +78,12 @@ def without_agent(environment: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What of a run is at W&B: how many rows, of which state it was told, and the files of its artifact."""
+    """What of a run is at W&B: the rows up to which epoch, how it was told to have ended, the files of its artifact."""
 
     id: str
     project: str
     entity: str | None
-    rows: int
+    epoch: int | None
     state: str
     files: list[str] = field(default_factory=list)
 
@@ -93,11 +103,11 @@ def write_uploaded(run_dir: Path, uploaded: Uploaded | None) -> None:
         write_json(path, dataclasses.asdict(uploaded))
 
 
-def artifact_files(state: str, tracking: Tracking) -> list[str]:
-    """The files of a run that go up as an artifact when it has ended: nothing of a run without a result."""
+def artifact_files(state: str, with_checkpoint: bool) -> list[str]:
+    """The files of a run that go up as an artifact when it has ended: none of a run without a result."""
     if state != "completed":
         return []
-    return ["config.yaml", "result.json", *(["checkpoint.pt"] if tracking.checkpoint else [])]
+    return ["config.yaml", "result.json", *(["checkpoint.pt"] if with_checkpoint else [])]
 
 
 def writing(run_dir: Path) -> FileLock:

@@ -23,7 +23,7 @@ from mixersweep.config.schema import Tracking
 from mixersweep.errors import FAILED
 from mixersweep.runs import RunDirectory
 from mixersweep.tracking.client import begin_training, clear, end, line, log_rows
-from mixersweep.tracking.identity import writing
+from mixersweep.tracking.identity import read_identity, writing
 
 POLL = 0.5
 """Seconds between two looks at the run directory."""
@@ -56,7 +56,8 @@ def main() -> int:
 def _mirror(directory: RunDirectory, parent: int, tracking: Tracking) -> str | None:
     """Follow the run to its end; returns what is not mirrored and why, or None."""
     patience = max(1.0, tracking.timeout - MARGIN)
-    run, problem = _online_or_offline(lambda mode: begin_training(directory, tracking, patience, mode))
+    place = read_identity(directory.path).place(tracking)
+    run, problem = _online_or_offline(lambda mode: begin_training(directory, place, patience, mode))
     if run.disabled:
         return None
     clear(directory.path / "wandb", keep=Path(run.dir).parent)
@@ -64,7 +65,7 @@ def _mirror(directory: RunDirectory, parent: int, tracking: Tracking) -> str | N
     last = threading.Timer(max(1.0, tracking.timeout), os._exit, [FAILED])  # nothing of W&B outlives this
     last.daemon = True
     last.start()
-    problem = end(run, directory, tracking, state, patience) or problem
+    problem = end(run, directory, place, state, patience, tracking.checkpoint) or problem
     return f"{problem}; `mixersweep wandb sync` sends it" if problem else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,16 +35,15 @@ def diverged(where: str, rate: float, what: str | None, rows: list[dict[str, Any
 
 
 def find_offence(
-    learner: Learner, steps: Iterator[Step], bad: tuple[int, int] | None, world: World, stopped: Callable[[], bool]
+    learner: Learner, steps: Iterator[Step], bad: tuple[int, int] | None, world: World, heed: Callable[[], None]
 ) -> Offence | None:
     """Train again, from a checkpoint's state, up to where it begins; None where this does not show it.
 
-    ``bad`` is the epoch and step of the first loss that is not finite, None for none. All processes call this together;
-    it gives up once one of them is asked to stop.
+    ``bad`` is the epoch and step of the first loss that is not finite, None for none. ``heed`` is called before each
+    step. All processes call this together.
     """
     for step in steps:
-        if world.most(int(stopped())):
-            return None
+        heed()
         if (step.epoch, step.number) == bad:
             loss = partial(learner.loss, step)
             return _offence(step, first_bad_layer(learner.network, loss), world)
@@ -94,7 +92,7 @@ def first_bad_layer(network: nn.Module, compute: Callable[[], Tensor]) -> str | 
             handle.remove()
     if found:
         return found[0]
-    return None if math.isfinite(float(loss)) else "the loss itself is not finite"
+    return None if bool(loss.detach().isfinite()) else "the loss itself is not finite"
 
 
 def _offence(step: Step, what: str | None, world: World) -> Offence | None:
@@ -103,10 +101,11 @@ def _offence(step: Step, what: str | None, world: World) -> Offence | None:
     return None if found is None else Offence((step.epoch, step.number), found)
 
 
-def _bad_update(network: nn.Module) -> str | None:
+def _bad_update(network: nn.Module) -> str:
     """Of an update that left weights not finite: the gradient that was so first, which is the last layer's."""
     named = list(network.named_parameters())
     gradients = [name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
     if gradients:
         return f"the gradient of {gradients[-1]} is not finite"
-    return next((f"the update of {name} is not finite" for name, p in named if not bool(p.isfinite().all())), None)
+    updates = [name for name, p in named if not bool(p.isfinite().all())]
+    return f"the update of {updates[0]} is not finite" if updates else "gradients overflow at any scale of the loss"

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from mixersweep.training.mixing import Mixing
 
 
+LEAST_SCALE = 1e-6
+"""Of fp16's loss, which is halved at each step whose gradients overflow: 36 times in a row to come here."""
+
+
 class Learner:
     """The network of a run with its optimiser, loss scaler and average of weights.
 
@@ -113,8 +117,9 @@ class Learner:
         return F.cross_entropy(out.float(), labels)
 
     def is_finite(self) -> bool:
-        """Whether all weights are; waits for the device."""
-        return bool(torch.stack([p.detach().isfinite().all() for p in self.network.parameters()]).all())
+        """Whether all weights are, and gradients at some scale of the loss; waits for the device."""
+        weights = torch.stack([p.detach().isfinite().all() for p in self.network.parameters()]).all()
+        return bool(weights) and not (self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE)
 
     def attempt(self, size: int) -> None:
         """Train on ``size`` images of nothing at once, to see whether they fit into memory. The weights are lost."""

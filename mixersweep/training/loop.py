@@ -118,7 +118,7 @@ class Training:
         self.state = kept or Checkpoint(directory.run.fingerprint, environment, now())
         self.sums = Sums(len(self.steps), self.device, self.state.sums if world.first else None)
         self.began = self.saved = time.monotonic()
-        self.asked = 0
+        self.asked, self.good = 0, True
         if world.first:
             remove_leftovers(directory.checkpoint)
             directory.restore_rows(self.state.rows)
@@ -142,7 +142,8 @@ class Training:
                     progress.epoch(row)
             return self._finish()
         except RunStopped:
-            self._save()
+            if self.good and not self._earliest_bad():  # else it diverges once more when it goes on, and says where
+                self._save()
             raise
         finally:
             progress.close()
@@ -186,7 +187,7 @@ class Training:
             self._check_hold()
             self.signals.check()
             if self._is_time():
-                self._save()
+                self._save_inside()
             return
         self.asked += 1
         if self.asked % ASK_EVERY:
@@ -200,7 +201,7 @@ class Training:
         if wanted == _LOST:
             raise lost or RunFailed("the first process has lost the run")
         if wanted == _SAVE:
-            self._save()
+            self._save_inside()
         elif wanted:
             self.signals.stop(wanted)
 
@@ -234,11 +235,15 @@ class Training:
             state.environment = {**environment, "mixed_environment": True}
             self.report("the environment differs from the one this run began in: its last digits may differ too")
 
+    def _save_inside(self) -> None:
+        """Write a checkpoint inside an epoch."""
+        self._look(len(self.state.rows) + 1)
+        self._save()
+
     def _save(self) -> None:
-        """Write a checkpoint of what is trained so far, inside an epoch too, unless it is not finite."""
+        """Write a checkpoint of what is trained so far."""
         state, world, epoch = self.state, self.world, len(self.state.rows)
         if state.step:
-            self._look(epoch + 1)
             state.sums = world.total(self.sums.values.clone()).cpu()
             if world.size > 1:  # from here on the first process counts for all
                 self.sums = Sums(len(self.steps), self.device, state.sums if world.first else None)
@@ -254,23 +259,34 @@ class Training:
         state.save(path, keep=path.with_name(f"checkpoint-{epoch:04d}.pt") if at_end else None)
         self.saved = time.monotonic()
 
+    def _earliest_bad(self) -> int:
+        """0 where all losses of the epoch and all weights are finite; else the larger, the earlier a loss is not.
+
+        1 is for weights alone. Over all processes; waits for the device.
+        """
+        bad = self.sums.first_bad()
+        return self.world.most(int(not self.learner.is_finite()) if bad is None else len(self.steps) - bad + 1)
+
     def _look(self, epoch: int) -> None:
         """Raise ``RunDiverged``, with the step and the layer where it began, where a loss or a weight is not finite."""
-        bad, per_epoch = self.sums.first_bad(), len(self.steps)
-        seen = self.world.most(int(not self.learner.is_finite()) if bad is None else per_epoch - bad + 1)
+        seen = self._earliest_bad()
         if not seen:
             return
-        where = (epoch, per_epoch - seen + 1) if seen > 1 else None  # of all processes the earliest
+        self.good = False
+        where = (epoch, len(self.steps) - seen + 1) if seen > 1 else None
         kept = load_checkpoint(self.directory.checkpoint, self.directory.run.fingerprint)
         first = (len(kept.rows) + 1, kept.step) if kept else (1, 0)
         del self.learner  # for its memory
         self.learner = self._start(kept)
         self.learner.train()
-        steps = self.steps.between(first, epoch)
-        offence = find_offence(self.learner, steps, where, self.world, lambda: self.signals.received is not None)
+        offence = find_offence(self.learner, self.steps.between(first, epoch), where, self.world, self._stop_if_asked)
         at, number = offence.step if offence else where or (epoch, self.state.step - 1)
-        place, rate = f"step {number + 1} of epoch {at}", self.steps.rate(at, number)
-        raise diverged(place, rate, offence.what if offence else None, self.state.rows)
+        what = offence.what if offence else "the same steps trained again stay finite, so look at the machine"
+        raise diverged(f"step {number + 1} of epoch {at}", self.steps.rate(at, number), what, self.state.rows)
+
+    def _stop_if_asked(self) -> None:
+        if wanted := self.world.most(self.signals.received or 0):
+            self.signals.stop(wanted)
 
     def _check_finite(self, row: dict[str, Any]) -> None:
         for name, value in row.items():

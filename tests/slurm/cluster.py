@@ -64,7 +64,7 @@ def job_log(runs_dir: Path, job: str) -> str:
 
 @contextmanager
 def frozen(*run_dirs: Path, after: int = 3) -> Iterator[list[str]]:
-    """Suspend runs once each has told some epochs, so that what is done to them hits them halfway; yields their jobs."""
+    """Suspend runs once each has told some epochs, so that what is done to them hits them there; yields their jobs."""
     held = []
     for run_dir in run_dirs:
         until(lambda run_dir=run_dir: len(rows(run_dir)) >= after and status(run_dir)["state"] == "running")  # type: ignore[misc]

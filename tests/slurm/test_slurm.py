@@ -63,7 +63,7 @@ def same(runs_dir: Path, undisturbed: dict[str, dict[str, object]], count: int) 
 
 
 def run_of(runs_dir: Path, seed: int) -> Path:
-    return until(lambda: next(iter(runs_dir.glob(f"*-s{seed}-*")), None))
+    return until(lambda: next((p.parent for p in runs_dir.glob(f"[!.]*-s{seed}-*/config.yaml")), None))
 
 
 def two_time_limits(folder: Path, tiny: list[str]) -> str:
@@ -141,13 +141,9 @@ def test_what_becomes_of_one_run_is_not_what_becomes_of_the_others(
     tmp_path: Path, tiny: list[str], undisturbed: dict[str, dict[str, object]]
 ) -> None:
     """One raises, one diverges, and the job of one is cancelled."""
-    grids = 'sweep.grids=[{seed:"0,1,2"},{seed:8,optim.lr:1e30},{seed:9,data:mnist}]'
-    process = start(
-        tmp_path,
-        *[a for a in tiny if a != "data=digits"],
-        *SLURM,
-        grids.replace("[{seed:", "[{data:digits,seed:").replace("8,", "8,data:digits,"),
-    )
+    elsewhere = [setting for setting in tiny if setting != "data=digits"]
+    grids = '{data:digits,seed:"0,1,2"},{data:digits,seed:8,optim.lr:1e30},{data:mnist,seed:9}'
+    process = start(tmp_path, *elsewhere, *SLURM, f"sweep.grids=[{grids}]")
     path = run_of(tmp_path / "runs", 1)
     with frozen(path) as (job,):
         slurm("scancel", job)

@@ -220,7 +220,9 @@ class Loopback:
     def _CreateArtifact(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
         asked = variables["input"]
         name = asked["artifactCollectionName"]
-        known = [i for i, a in enumerate(self.artifacts) if (a.name, a.digest, a.committed) == (name, asked["digest"], True)]
+        known = [
+            i for i, a in enumerate(self.artifacts) if (a.name, a.digest, a.committed) == (name, asked["digest"], True)
+        ]
         if not known:
             stored = StoredArtifact(name, asked["artifactTypeName"], asked.get("runName"), asked["digest"])
             self.artifacts.append(stored)
@@ -261,6 +263,18 @@ class Loopback:
     def _CommitArtifact(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
         self.artifacts[int(variables["artifactID"])].committed = True
         return 200, {"data": {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d"}}}}
+
+    def _ArtifactByID(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        stored = self.artifacts[int(variables["id"])]
+        none = dict.fromkeys(("description", "metadata", "historyStep", "commitHash", "updatedAt"))
+        made = {
+            **{"__typename": "Artifact", "id": variables["id"], "digest": stored.digest, "state": "COMMITTED", **none},
+            "artifactSequence": {"__typename": "ArtifactSequence", "name": stored.name, "project": None},
+            "artifactType": {"name": stored.type},
+            **{"versionIndex": 0, "ttlDurationSeconds": -1, "ttlIsInherited": True, "tags": [], "aliases": []},
+            **{"size": 1, "fileCount": len(stored.files), "createdAt": "2026-01-01T00:00:00Z"},
+        }
+        return 200, {"data": {"artifact": made}}
 
     def _place(self, number: str, file: str) -> str:
         return f"{self.url}/artifact/{number}/{file}"

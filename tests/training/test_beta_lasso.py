@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from mixersweep.compose import config_of
-from mixersweep.data import load
+from mixersweep.data import load, splits
 from mixersweep.errors import RunStopped
 from mixersweep.layers import SparseConv, SparseMap
 from mixersweep.models import build
 from mixersweep.runs import RunDirectory, same_experiment_same_numbers, solve
-from mixersweep.training import loop
 from mixersweep.training.beta_lasso import BetaLassoSGD
 from mixersweep.training.loop import train
 from mixersweep.training.optimizer import make_optimizer, pruned
@@ -158,7 +157,7 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
         first, second = load(name, data_dir)
         return first.subset(np.arange(271)), second.subset(np.arange(100))
 
-    monkeypatch.setattr(loop, "load", shortened)
+    monkeypatch.setattr(splits, "load", shortened)
 
 
 def test_s_fc_under_beta_lasso_learns_gets_sparse_and_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_s_fc_under_beta_lasso_learns_gets_sparse_and_goes_on_to_the_same_number
     assert (whole.result() or {})["density"] == 1.0  # of the network as planned
 
     parts = directory(tmp_path / "parts", "model=s_fc", *FAST, *SHARP)
-    for checks in (30, 45):
+    for checks in (30, 25):
         with pytest.raises(RunStopped):
             train(parts, StopAfter(checks), lambda text: None)
     train(parts, StopSignals(), lambda text: None)
@@ -189,7 +188,16 @@ def test_s_fc_under_beta_lasso_learns_gets_sparse_and_goes_on_to_the_same_number
     ids=lambda overrides: overrides[0],
 )
 def test_golubevas_networks_train_and_go_on_to_the_same_numbers(tmp_path: Path, overrides: list[str]) -> None:
-    common = [*overrides, "batch_size=54", "validation=0", "epochs=2", "threads=1", "tracking=none"]
+    common = [
+        *overrides,
+        "data.train_images=271",
+        "data.test_images=100",
+        "batch_size=54",
+        "validation=0",
+        "epochs=2",
+        "threads=1",
+        "tracking=none",
+    ]
     whole = directory(tmp_path / "whole", *common)
     train(whole, StopSignals(), lambda text: None)
     first, last = whole.rows()

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -141,37 +144,47 @@ def test_nothing_in_it_needs_pickle(undisturbed: RunDirectory) -> None:
     assert kept["average"]
 
 
-def test_it_stays_whole_whenever_a_save_is_cut_off(undisturbed: RunDirectory, tmp_path: Path) -> None:
-    """Killed at any moment of a save: between its calls of the system, one after the other."""
-    import os
-    import subprocess
-    import sys
+SAVE_AND_DIE = """
+import os, sys
+from pathlib import Path
+from mixersweep.training.checkpoint import load_checkpoint
 
-    shutil.copy(undisturbed.checkpoint, tmp_path / "checkpoint.pt")
-    code = (
-        "import os, sys, torch; from pathlib import Path\n"
-        "from mixersweep.training.checkpoint import load_checkpoint\n"
-        "path, at = Path(sys.argv[1]), int(sys.argv[2])\n"
-        "kept = load_checkpoint(path, sys.argv[3]); kept.step += 1\n"
-        "calls = 0\n"
-        "def audit(event, args):\n"
-        "    global calls\n"
-        "    if event in ('open', 'os.rename', 'os.remove') and 'checkpoint' in str(args[0]):\n"
-        "        calls += 1\n"
-        "        if calls == at: os.kill(os.getpid(), 9)\n"
-        "sys.addaudithook(audit)\n"
-        "kept.save(path)\n"
-    )
-    killed = 0
-    for at in range(1, 10):
-        command = [sys.executable, "-c", code, str(tmp_path / "checkpoint.pt"), str(at), undisturbed.run.fingerprint]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        kept = load_checkpoint(tmp_path / "checkpoint.pt", undisturbed.run.fingerprint)
-        assert kept is not None
-        if done.returncode == 0:
-            break
-        killed += 1
-    assert killed == 4  # open, and the three renames
+path, fingerprint = Path(sys.argv[1]), sys.argv[2]
+kept = load_checkpoint(path, fingerprint)
+for at in range(1, 20):
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def audit(event, arguments):
+            global calls
+            if event in ("open", "os.rename", "os.remove") and "checkpoint" in str(arguments[0]):
+                calls += 1
+                if calls == at:
+                    os.kill(os.getpid(), 9)
+
+        sys.addaudithook(audit)
+        kept.step = at
+        kept.save(path)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    found = load_checkpoint(path, fingerprint)
+    print(at, os.WIFSIGNALED(status), found is not None and found.step in (0, *range(at + 1)), flush=True)
+    if not os.WIFSIGNALED(status):
+        break
+"""
+
+
+def test_it_stays_whole_whenever_a_save_is_cut_off(undisturbed: RunDirectory, tmp_path: Path) -> None:
+    """Killed before each of the calls of the system that a save consists of."""
+    path = tmp_path / "checkpoint.pt"
+    shutil.copy(undisturbed.checkpoint, path)
+    command = [sys.executable, "-c", SAVE_AND_DIE, str(path), undisturbed.run.fingerprint]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    *cut_off, last = [line.split()[1:] for line in done.stdout.splitlines()]
+    assert cut_off == [["True", "True"]] * 5  # open, three renames, and the removal of what is no longer there
+    assert last == ["False", "True"]
 
 
 def test_leftovers_of_a_kill_in_mid_write_are_removed(interrupted: RunDirectory) -> None:

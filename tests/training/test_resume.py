@@ -71,7 +71,9 @@ def test_at_every_batch_of_training_and_evaluation(tmp_path: Path, digits: Path)
 
 
 def test_killed_before_the_first_checkpoint_no_row_is_told_twice(tmp_path: Path, digits: Path) -> None:
-    made = directory(tmp_path, *DIGITS, *SIZES, "checkpoint.every=5", "epochs=5", "batch_size=700", f"data_dir={digits}")
+    made = directory(
+        tmp_path, *DIGITS, *SIZES, "checkpoint.every=5", "epochs=5", "batch_size=700", f"data_dir={digits}"
+    )
     assert stopped(made, [StopAfter(10, killed=True)]) == 1
     assert [row["epoch"] for row in made.rows()] == [1, 2]
     assert not made.checkpoint.exists()

@@ -1,0 +1,261 @@
+"""``analyze receptive_field``: how many pixels can reach a unit after each layer.
+
+Exact, by the sparse patterns of the weights: a unit is reached by what reaches the units that it has connections from,
+and by what its skip brings. This is the paper's explanation of Fig. 7 (a random permutation fixes 1/√m of the image,
+and depth widens it). LayerNorms are left out of ``pixels``: through their mean and variance everything that they
+normalise together would reach everything, all of an SW-MLP at once; ``pixels_with_norms`` counts that too.
+
+The set of pixels of a unit is a row of bits, and a layer an OR over its connections, so that a network of 65,536
+units takes a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from torch import nn
+
+from mixersweep.analysis.output import tracked
+from mixersweep.errors import UserError
+from mixersweep.layers import SparseConv, SparseMap
+from mixersweep.layers.effective import to_sparse
+from mixersweep.models.golubeva import GolubevaResNet18Network, ResidualBlock
+from mixersweep.models.mixer import MixerBlock, MixerNetwork, TokenMap
+from mixersweep.models.mlp import MLPLayer, MLPNetwork
+from mixersweep.models.monarch import MonarchBlock
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Reach = NDArray[np.uint8]
+"""(units, bytes): one bit a pixel."""
+
+Row = dict[str, Any]
+_ONES = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.int64)
+_CHUNK = 1 << 25
+
+
+def through(pattern: sp.csr_array, reach: Reach) -> Reach:
+    """What reaches the rows of a pattern, out of what reaches its columns."""
+    out = np.zeros((pattern.shape[0], reach.shape[1]), dtype=np.uint8)
+    starts = pattern.indptr
+    first = 0
+    while first < pattern.shape[0]:  # as many rows at once as memory likes
+        fits = starts[first] + max(1, _CHUNK // reach.shape[1])
+        last = max(first + 1, int(np.searchsorted(starts, fits, side="right")) - 1)
+        inside = pattern.indices[starts[first] : starts[last]]
+        begins = starts[first:last] - starts[first]
+        there = np.diff(starts[first : last + 1]) > 0
+        if len(inside):
+            gathered = reach[inside]
+            out[first:last][there] = np.bitwise_or.reduceat(gathered, begins[there], axis=0)
+        first = last
+    return out
+
+
+def count(reach: Reach) -> NDArray[np.int64]:
+    """Pixels of each unit."""
+    return _ONES[reach].sum(1)
+
+
+def receptive_fields(network: nn.Module, image_size: int, channels: int, *, norms: bool = False) -> dict[str, Reach]:
+    """What reaches the units after the stem and after each mixing layer, by name.
+
+    ``norms`` lets a LayerNorm pass on all that it normalises together.
+    """
+    walk = _Walk(image_size, channels, norms)
+    if isinstance(network, (MixerNetwork, MLPNetwork)):
+        reach = walk.embedded(network.embedding.patch_size, network.embedding.projection.out_width)
+        if isinstance(network, MixerNetwork):
+            if isinstance(network.resize, TokenMap):
+                reach = walk.tokens(network.resize, reach)
+            blocks: Any = network.blocks
+        else:
+            entries = network.entries
+            reach = reach if entries.width == len(reach) else reach[entries.kept.numpy()]
+            blocks = network.layers
+        walk.found["stem"] = reach
+        for number, block in enumerate(blocks):
+            reach = walk.block(block, reach, _name(network, number))
+        return walk.found
+    if isinstance(network, GolubevaResNet18Network):
+        return walk.resnet(network)
+    return walk.stack(network)
+
+
+def _name(network: nn.Module, number: int) -> str:
+    return f"{'blocks' if isinstance(network, MixerNetwork) else 'layers'}.{number}"
+
+
+class _Walk:
+    """One pass through a network; ``found`` is what it leaves."""
+
+    def __init__(self, image_size: int, channels: int, norms: bool) -> None:
+        self.image_size, self.channels, self.norms = image_size, channels, norms
+        self.pixels = image_size**2
+        self.found: dict[str, Reach] = {}
+
+    def embedded(self, patch_size: int, features: int) -> Reach:
+        """After the patch embedding: unit (patch, feature) sees its patch."""
+        side = self.image_size // patch_size
+        rows, columns = np.divmod(np.arange(self.pixels), self.image_size)
+        patch_of = rows // patch_size * side + columns // patch_size
+        patches = np.packbits(patch_of == np.arange(side**2)[:, None], axis=1)
+        return np.repeat(patches, features, axis=0)
+
+    def block(self, block: nn.Module, reach: Reach, name: str) -> Reach:
+        """Through a block with its skips."""
+        walks: dict[type[nn.Module], Callable[[Any, Reach, str], Reach]] = {
+            MixerBlock: self._mixer,
+            MonarchBlock: self._monarch,
+            MLPLayer: self._mlp,
+        }
+        return walks[type(block)](block, reach, name)
+
+    def tokens(self, layer: TokenMap, reach: Reach) -> Reach:
+        """W̃ X: every output token has every input token, channel by channel."""
+        inputs = layer.map.in_width
+        by_channel = np.bitwise_or.reduce(reach.reshape(inputs, -1, reach.shape[1]), axis=0)
+        return np.tile(by_channel, (layer.map.out_width, 1))
+
+    def _norm(self, reach: Reach, together: int) -> Reach:
+        """LayerNorm over so many consecutive units."""
+        if not self.norms:
+            return reach
+        groups = reach.reshape(-1, together, reach.shape[1])
+        return np.repeat(np.bitwise_or.reduce(groups, axis=1), together, axis=0)
+
+    def _branch(self, branch: nn.Module, reach: Reach) -> Reach:
+        for layer in branch.modules():
+            if isinstance(layer, SparseMap):
+                reach = through(to_sparse(layer), reach)
+        return reach
+
+    def _skip(self, skip: nn.Module, reach: Reach, channels: int) -> Reach:
+        if isinstance(skip, nn.Identity):
+            return reach
+        assert isinstance(skip, nn.Sequential) and isinstance(skip[0], TokenMap)
+        return self._norm(self.tokens(skip[0], reach), channels)
+
+    def _mixer(self, block: MixerBlock, reach: Reach, name: str) -> Reach:
+        channels = int(block.token_norm.normalized_shape[0])
+        skipped = self._skip(block.skip, reach, channels)
+        reach = skipped | self._branch(block.token_mixing, self._norm(reach, channels))
+        self.found[f"{name}.token_mixing"] = reach
+        reach = reach | self._branch(block.channel_mixing, self._norm(reach, channels))
+        self.found[f"{name}.channel_mixing"] = reach
+        return reach
+
+    def _monarch(self, block: MonarchBlock, reach: Reach, name: str) -> Reach:
+        channels = int(block.norm.normalized_shape[0])
+        reach = self._skip(block.skip, reach, channels) | self._branch(block.mixing, self._norm(reach, channels))
+        self.found[f"{name}.mixing"] = reach
+        return reach
+
+    def _mlp(self, layer: MLPLayer, reach: Reach, name: str) -> Reach:
+        reach = reach | self._branch(layer.mixing, self._norm(reach, len(reach)))
+        self.found[f"{name}.mixing"] = reach
+        return reach
+
+    def stack(self, network: nn.Module) -> dict[str, Reach]:
+        """Networks that are one linear map after another, on all pixels."""
+        reach = np.tile(np.packbits(np.eye(self.pixels, dtype=bool), axis=1), (self.channels, 1))
+        for name, layer in network.named_modules():
+            if isinstance(layer, SparseMap) and not name.startswith("head"):
+                reach = through(to_sparse(layer), reach)
+                self.found[name] = reach
+        return self.found
+
+    def resnet(self, network: GolubevaResNet18Network) -> dict[str, Reach]:
+        """Convolutions with their masks, at the borders too; BatchNorm normalises over other images, not pixels."""
+        reach = np.tile(np.packbits(np.eye(self.pixels, dtype=bool), axis=1), (self.channels, 1))
+
+        def through_all(part: nn.Module, reach: Reach, side: int) -> tuple[Reach, int]:
+            for layer in part.modules():
+                if isinstance(layer, SparseConv):
+                    reach, side = through(_convolution(layer, side), reach), -(-side // layer.stride)
+            return reach, side
+
+        reach, side = through_all(network.stem, reach, self.image_size)
+        self.found["stem"] = reach
+        for number, block in enumerate(network.blocks):
+            assert isinstance(block, ResidualBlock)
+            first, inner = through_all(block.first, reach, side)
+            second, after = through_all(block.second, first, inner)
+            reach = second | through_all(block.skip, reach, side)[0]
+            side = after
+            self.found[f"blocks.{number}"] = reach
+        return self.found
+
+
+def _convolution(layer: SparseConv, side: int) -> sp.csr_array:
+    """The pattern of a masked convolution on (channels, side, side)."""
+    outputs, inputs, size, _ = layer.shape
+    place = layer.positions.numpy()
+    out_channel, rest = np.divmod(place, inputs * size**2)
+    in_channel, rest = np.divmod(rest, size**2)
+    dy, dx = (offset - size // 2 for offset in np.divmod(rest, size))
+    after = -(-side // layer.stride)
+    y, x = np.divmod(np.arange(after**2), after)
+    from_y = y[:, None] * layer.stride + dy
+    from_x = x[:, None] * layer.stride + dx
+    inside = (from_y >= 0) & (from_y < side) & (from_x >= 0) & (from_x < side)
+    rows = (out_channel * after**2 + np.arange(after**2)[:, None])[inside]
+    columns = (in_channel * side**2 + from_y * side + from_x)[inside]
+    ones = np.ones(len(rows), dtype=np.int8)
+    return sp.csr_array(sp.coo_array((ones, (rows, columns)), (outputs * after**2, inputs * side**2)))
+
+
+def analyze(networks: Mapping[str, tuple[nn.Module, int, int]]) -> tuple[dict[str, Any], list[Row]]:
+    """``receptive_field.json``: a row for each layer of named networks, each with its image size and channels."""
+    rows: list[Row] = []
+    for name, (network, image_size, channels) in tracked(list(networks.items()), "receptive_field"):
+        if not any(isinstance(module, SparseMap) for module in network.modules()):
+            raise UserError(f"{name}: has no linear map whose pattern could be followed")
+        plain = receptive_fields(network, image_size, channels)
+        normed = receptive_fields(network, image_size, channels, norms=True)
+        for depth, (layer, reach) in enumerate(plain.items()):
+            pixels = count(reach)
+            rows.append(
+                {
+                    "network": name,
+                    "layer": layer,
+                    "after": depth,
+                    "units": len(reach),
+                    "pixels": float(pixels.mean()),
+                    "fewest": int(pixels.min()),
+                    "most": int(pixels.max()),
+                    "share": float(pixels.mean()) / image_size**2,
+                    "pixels_with_norms": float(count(normed[layer]).mean()),
+                    "image_pixels": image_size**2,
+                }
+            )
+    return {"layers": rows}, rows
+
+
+def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
+    """The share of the image that reaches a unit, over the layers."""
+    from mixersweep.analysis.drawing import figure, looks
+
+    rows = document["layers"]
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    look = looks([(name, name.split()[0]) for name in names])
+
+    def panel(axes: Axes) -> None:
+        for name in names:
+            mine = [row for row in rows if row["network"] == name]
+            x = [row["after"] for row in mine]
+            axes.plot(x, [100 * row["share"] for row in mine], label=name, **look[name].line())
+            low, high = ([100 * row[key] / row["image_pixels"] for row in mine] for key in ("fewest", "most"))
+            axes.fill_between(x, low, high, color=look[name].colour, alpha=0.12, linewidth=0)
+        axes.set_xlabel("mixing layers")
+        axes.set_ylabel("pixels that reach a unit, % of the image")
+        axes.set_ylim(-3, 103)
+        axes.set_title("means, from the least to the most reached unit", fontsize=9, loc="left")
+
+    return figure(out, "receptive_field", "Receptive fields, LayerNorms left out", [panel], wide=6.2, high=4.2)

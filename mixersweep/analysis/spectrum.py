@@ -1,0 +1,233 @@
+"""``analyze spectrum``: singular values of effective weights against width, at the start, on the way and at the end.
+
+Hayase & Karakida 2024, section 4.3 and appendix D.1: a Mixer's largest singular value stays at 1 + √γ however wide it
+is, an SW-MLP's grows at fixed connections, which may hurt its training. Training loss stands beside it, since a network
+that cannot be trained shows it there, and one that generalises badly does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from mixersweep.analysis.intervals import over_seeds
+from mixersweep.analysis.output import tracked
+from mixersweep.analysis.subjects import Subject, groups, mixing_maps
+from mixersweep.layers import PermutedKronecker
+from mixersweep.layers.effective import Ends, bulk_edge, ends, ends_of_product, expected_largest
+from mixersweep.models.monarch import MonarchBlock, ShallowNetwork
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = dict[str, Any]
+
+
+def spectra(network: nn.Module) -> dict[str, tuple[Ends, float | None]]:
+    """Both ends of the spectrum of each effective matrix by name, with what theory expects of fresh weights.
+
+    The product of a Monarch matrix's two factors is one more, ``blocks.0.mixing``, where nothing stands between them.
+    """
+    found = {name: (ends(layer), expected_largest(layer)) for name, layer in mixing_maps(network).items()}
+    for name, right, left in _products(network):
+        theory = None
+        if right.tied and left.tied:
+            theory = bulk_edge(right.out_size, right.in_size) * bulk_edge(left.out_size, left.in_size)
+        found[name] = (ends_of_product(left, right), theory)
+    return found
+
+
+def _products(network: nn.Module) -> Iterable[tuple[str, PermutedKronecker, PermutedKronecker]]:
+    for name, module in network.named_modules():
+        if isinstance(module, MonarchBlock):
+            right, inner, left = (module.mixing[index] for index in range(3))
+            if isinstance(inner, nn.Identity):
+                assert isinstance(right, PermutedKronecker) and isinstance(left, PermutedKronecker)
+                yield f"{name}.mixing", right, left
+        if isinstance(module, ShallowNetwork):
+            for number, (right, left) in enumerate(pairwise(module.layers)):
+                if isinstance(right, PermutedKronecker) and isinstance(left, PermutedKronecker):
+                    yield f"layers.{number}*{number + 1}", right, left
+
+
+def analyze(subjects: Sequence[Subject], which: str = "all") -> tuple[list[Row], list[Row]]:
+    """``spectrum.json``, a row for each run, layer and epoch, and the table of groups of runs.
+
+    ``which`` epochs: ``all`` that are kept, the ``first`` (0, as drawn) or the ``last``.
+    """
+    label_of = {id(run): label for label, runs in groups(subjects).items() for run in runs}
+    plan: list[tuple[Subject, int]] = []
+    for subject in subjects:
+        there = subject.epochs
+        plan += [(subject, epoch) for epoch in {"all": there, "first": there[:1], "last": there[-1:]}[which]]
+    rows: list[Row] = []
+    for subject, epoch in tracked(plan, "spectrum"):
+        sizes, metrics = subject.directory.run.architecture, subject.rows().get(epoch, {})
+        for layer, (found, theory) in spectra(subject.network(epoch)).items():
+            rows.append(
+                {
+                    "run": subject.name,
+                    "layer": layer,
+                    "epoch": epoch,
+                    "largest": found.largest,
+                    "smallest": found.smallest,
+                    "condition": found.condition,
+                    "theory": theory,
+                    "group": label_of[id(subject)],
+                    "model": subject.config.model.name,
+                    "seed": subject.seed,
+                    "width": sizes.width,
+                    "hidden_width": sizes.hidden_width,
+                    "connections": sizes.connections,
+                    "last_epoch": subject.config.epochs,
+                    "train_loss": metrics.get("train_loss"),
+                    "test_accuracy": metrics.get("test_accuracy"),
+                }
+            )
+    return rows, table(rows)
+
+
+def table(rows: Sequence[Row]) -> list[Row]:
+    """A row for each group and epoch: means over layers, then over seeds, with 95% intervals over seeds."""
+    found: list[Row] = []
+    cells = dict.fromkeys((row["group"], row["epoch"]) for row in rows)
+    for group, epoch in cells:
+        inside = [row for row in rows if (row["group"], row["epoch"]) == (group, epoch)]
+        runs = dict.fromkeys(row["run"] for row in inside)
+        layers = dict.fromkeys(row["layer"] for row in inside if "*" not in row["layer"])
+
+        def of_runs(
+            key: str, inside: list[Row] = inside, runs: Iterable[str] = tuple(runs), layers: Any = layers
+        ) -> list[float]:
+            values = [
+                [row[key] for row in inside if row["run"] == run and row["layer"] in layers and row[key] is not None]
+                for run in runs
+            ]
+            middle = np.median if key == "condition" else np.mean
+            return [float(middle(some)) for some in values if some]
+
+        first = inside[0]
+        largest, losses, accuracies = (of_runs(key) for key in ("largest", "train_loss", "test_accuracy"))
+        singular = sum(row["smallest"] is not None and row["condition"] is None for row in inside)
+        found.append(
+            {
+                "group": group,
+                "model": first["model"],
+                "width": first["width"],
+                "epoch": epoch,
+                "runs": len(runs),
+                "largest": _mean(largest),
+                "largest_interval": over_seeds(largest),
+                "largest_of_all": max(row["largest"] for row in inside),
+                "theory": _mean(of_runs("theory")),
+                "condition": _mean(of_runs("condition")),
+                "singular_layers": singular / len(inside),
+                "train_loss": _mean(losses),
+                "train_loss_interval": over_seeds(losses),
+                "test_accuracy": _mean(accuracies),
+                "test_accuracy_interval": over_seeds(accuracies),
+            }
+        )
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def draw(document: Sequence[Row], out: Path) -> list[Path]:
+    """Largest singular value, condition and training loss against width, and the course of the first over epochs."""
+    from mixersweep.analysis.drawing import figure, look_of
+
+    rows = table(document)
+    looks = look_of([row["model"] for row in rows])
+    epochs = sorted({row["epoch"] for row in rows})
+    panels: list[Any] = [
+        lambda axes: _largest(axes, rows, looks),
+        lambda axes: _at_end(axes, rows, looks, "condition", "condition number, median of layers"),
+    ]
+    if any(row["train_loss"] is not None for row in rows):
+        panels.append(lambda axes: _at_end(axes, rows, looks, "train_loss", "training loss in nats, last epoch"))
+    if len(epochs) > 2:
+        panels.append(lambda axes: _course(axes, rows, looks))
+    return figure(out, "spectrum", "Singular values of effective weights, at fixed connections", panels)
+
+
+def _lines(rows: Sequence[Row], epoch: str) -> dict[str, list[Row]]:
+    """Per model, its groups by width, at the first or the last epoch of each."""
+    found: dict[str, list[Row]] = {}
+    for group in dict.fromkeys(row["group"] for row in rows):
+        inside = sorted((row for row in rows if row["group"] == group), key=lambda row: int(row["epoch"]))
+        chosen = inside[0] if epoch == "first" else inside[-1]
+        found.setdefault(chosen["model"], []).append(chosen)
+    return {model: sorted(some, key=lambda row: int(row["width"])) for model, some in found.items()}
+
+
+def _largest(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any]) -> None:
+    from mixersweep.analysis.drawing import INK, band, log_axis
+
+    for model, some in _lines(rows, "last").items():
+        if all(row["epoch"] == 0 for row in some):
+            continue
+        low, high = _edges(some, "largest_interval")
+        band(axes, [row["width"] for row in some], [row["largest"] for row in some], low, high, looks[model], model)
+    for model, some in _lines(rows, "first").items():
+        if any(row["epoch"] for row in some):
+            continue
+        x = [row["width"] for row in some]
+        axes.plot(x, [row["largest"] for row in some], **{**looks[model].line(hollow=True), "linestyle": "none"},
+                  label=f"{model}, untrained")  # fmt: skip
+        theory = [(row["width"], row["theory"]) for row in some if row["theory"] is not None]
+        axes.plot(
+            *zip(*theory, strict=True) if theory else ([], []),
+            color=INK, linewidth=0.9, linestyle=(0, (4, 2.5)), label="theory of fresh weights",
+        )  # fmt: skip
+    log_axis(axes, [row["width"] for row in rows])
+    axes.set_xlabel("effective width m")
+    axes.set_ylabel("largest singular value, mean of layers")
+
+
+def _at_end(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any], key: str, label: str) -> None:
+    from mixersweep.analysis.drawing import band, log_axis
+
+    drawn: list[float] = []
+    for model, every in _lines(rows, "last").items():
+        some = [row for row in every if row[key] is not None]
+        if not some:
+            continue
+        values = [row[key] for row in some]
+        low, high = _edges(some, f"{key}_interval")
+        band(axes, [row["width"] for row in some], values, low, high, looks[model], model)
+        drawn += values
+    log_axis(axes, [row["width"] for row in rows])
+    if key == "condition" and drawn:
+        axes.set_yscale("log")
+    axes.set_xlabel("effective width m")
+    axes.set_ylabel(label)
+
+
+def _course(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any]) -> None:
+    """The widest group of each model over the epochs that are kept."""
+    from mixersweep.analysis.drawing import band
+
+    for model, some in _lines(rows, "last").items():
+        widest = some[-1]["group"]
+        course = sorted((row for row in rows if row["group"] == widest), key=lambda row: int(row["epoch"]))
+        low, high = _edges(course, "largest_interval")
+        values = [row["largest"] for row in course]
+        band(axes, [row["epoch"] for row in course], values, low, high, looks[model], model)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("largest singular value")
+    axes.set_title("the widest of each model", fontsize=9, loc="left")
+
+
+def _edges(rows: Sequence[Row], key: str) -> tuple[Any, Any]:
+    intervals = [row.get(key) for row in rows]
+    if any(interval is None for interval in intervals):
+        return None, None
+    return [interval[0] for interval in intervals if interval], [interval[1] for interval in intervals if interval]

@@ -1,0 +1,258 @@
+"""The networks that are looked into: run directories, taken up with the weights of any epoch that is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixersweep.config import Config, Pretrainable
+from mixersweep.errors import MixersweepError, UserError
+from mixersweep.layers import SparseMap
+from mixersweep.models import build
+from mixersweep.models.mlp import MLPLayer, choose_storage
+from mixersweep.models.stochastic_depth import BRANCHES
+from mixersweep.models.timm import start_from
+from mixersweep.runs import RunDirectory
+from mixersweep.runs.listing import Listed, listing
+from mixersweep.runs.where import parse_where
+from mixersweep.training.checkpoint import load_checkpoint
+
+SIZES = ("width", "connections", "tokens", "channels", "expansion", "depth")
+_KEPT = re.compile(r"checkpoint-(\d{4,})\.pt$")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One run, and its network at any epoch that is there: 0 is drawn anew from the seeds, as training began."""
+
+    listed: Listed
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.listed.path
+
+    @cached_property
+    def directory(self) -> RunDirectory:
+        """The run, read and checked."""
+        return RunDirectory.open(self.path)
+
+    @property
+    def config(self) -> Config:
+        """Its settings."""
+        return self.directory.run.config
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.listed.name
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """As ``result.json``, None where it is not known."""
+        return self.listed.record
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.config.seed
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs whose weights can be had, 0 first and the end last; the end only of a completed run."""
+        kept = {int(found[1]) for file in self.path.iterdir() if (found := _KEPT.search(file.name))}
+        last = {self.config.epochs} if self.listed.state == "completed" and self.directory.checkpoint.exists() else set()
+        return sorted({0} | kept | last)
+
+    def network(self, epoch: int | None = None, device: torch.device | str = "cpu") -> nn.Module:
+        """In evaluation mode, after ``epoch`` epochs; None is the end of training.
+
+        Raises ``UserError`` where the weights of that epoch are not there.
+        """
+        config, run = self.config, self.directory.run
+        network = build(config, run.architecture)
+        if epoch == 0:
+            if isinstance(config.model, Pretrainable):
+                start_from(network, config.model)
+        else:
+            network.load_state_dict(self._weights(config.epochs if epoch is None else epoch))
+        device = torch.device(device)
+        network.to(device)
+        choose_storage(network, "auto", device, config.batch_size)
+        return network.requires_grad_(False).eval()
+
+    def _weights(self, epoch: int) -> dict[str, Any]:
+        end = self.directory.checkpoint
+        kept = end.with_name(f"checkpoint-{epoch:04d}.pt")
+        path = kept if kept.exists() else end
+        state = load_checkpoint(path, self.directory.run.fingerprint)
+        if state is None:
+            raise UserError(f"{self.path}: has no {path.name}; its weights at epoch {epoch} are gone")
+        if len(state.rows) != epoch or state.step:
+            raise UserError(
+                f"{self.path}: {path.name} is of epoch {len(state.rows)}, not {epoch}; there are "
+                f"{', '.join(map(str, self.epochs))} (train with checkpoint.keep=[{epoch}] to keep it)"
+            )
+        return state.model
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """The rows of metrics by epoch."""
+        return {row["epoch"]: row for row in self.directory.rows()}
+
+
+def chosen(places: Sequence[Path], where: str | None, *, completed: bool = True) -> tuple[list[Subject], list[str]]:
+    """The runs of run directories and directories of runs that ``where`` lets through, and notes on those left out.
+
+    Raises ``UserError`` for a place or condition that cannot be, and ``MixersweepError`` where no run is left.
+    """
+    condition = None if where is None else parse_where(where)
+    found: list[Subject] = []
+    out: dict[str, int] = {}
+    for listed in listing(places):
+        if condition is not None and not condition(listed.values()):
+            continue
+        fits = listed.state == "completed" if completed else listed.state != "broken"
+        if fits:
+            found.append(Subject(listed))
+        else:
+            out[listed.state] = out.get(listed.state, 0) + 1
+    notes = [f"{count} run{'s are' if count > 1 else ' is'} {state}, and left out" for state, count in out.items()]
+    if not found:
+        what = "completed run" if completed else "run"
+        text = f"{', '.join(map(str, places))}: no {what}" + (f" where {where}" if where else "")
+        raise MixersweepError("; ".join([text, *notes]))
+    return found, notes
+
+
+def groups(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
+    """The runs that differ in their seeds alone, under a label that says what sets the groups apart."""
+    described = [(subject, _described(subject)) for subject in subjects]
+    first = described[0][1]
+    every = dict.fromkeys(key for _, settings in described for key in settings)
+    varied = [key for key in every if any(settings.get(key) != first.get(key) for _, settings in described)]
+    sizes = [key for key in SIZES if key in varied]
+    found: dict[str, list[Subject]] = {}
+    for subject, settings in described:
+        words = [str(settings["model.name"])]
+        words += [f"{key}={_short(settings[key])}" for key in sizes if settings[key] is not None]
+        others = [key for key in varied if key not in (*SIZES, "model.name") and settings.get(key) is not None]
+        alike = [key for key in others if _differs_within_model(key, settings["model.name"], described)]
+        words += [f"{key}={_short(settings[key])}" for key in alike]
+        found.setdefault(" ".join(words), []).append(subject)
+    for label in found:
+        found[label].sort(key=lambda subject: (subject.seed, subject.name))
+    return found
+
+
+def _differs_within_model(key: str, model: Any, described: list[tuple[Subject, dict[str, Any]]]) -> bool:
+    values = [str(settings.get(key)) for _, settings in described if settings["model.name"] == model]
+    return len(set(values)) > 1
+
+
+def _described(subject: Subject) -> dict[str, Any]:
+    """What makes the experiment but its seeds: sizes, then settings as they are spelled on the command line."""
+    config, sizes = subject.config, subject.directory.run.architecture
+    settings: dict[str, Any] = {}
+
+    def walk(value: Any, prefix: str) -> None:
+        for field in dataclasses.fields(value):
+            inner = getattr(value, field.name)
+            if field.metadata.get("execution") or field.metadata.get("asked") or field.name in ("seed", "seeds"):
+                continue
+            if dataclasses.is_dataclass(inner):
+                walk(inner, f"{prefix}{field.name}.")
+            else:
+                settings[prefix + field.name] = inner
+
+    walk(config, "")
+    return {**settings, **{key: getattr(sizes, key) for key in SIZES}}
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def mixing_maps(network: nn.Module) -> dict[str, SparseMap]:
+    """The linear maps of the mixing layers by name: those on residual branches, or where a network has none, all but
+    stem and head.
+    """
+    found: dict[str, SparseMap] = {}
+    for name, block in network.named_modules():
+        for branch in BRANCHES.get(type(block), ()):
+            for inner, layer in getattr(block, branch).named_modules(prefix=f"{name}.{branch}"):
+                if isinstance(layer, SparseMap):
+                    found[inner] = layer
+    if found:
+        return found
+    ends = ("embedding", "head", "stem", "resize")
+    return {
+        name: layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, SparseMap) and name.split(".")[0] not in ends
+    }
+
+
+class Features:
+    """The features of each branch of a network, just before they are added to its skip: (B, features) in ``layers``.
+
+    A context: within it, ``of(images)`` runs the network and returns them in that order. A network without residual
+    branches has the outputs of its mixing maps instead.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self._hooked: list[tuple[str, nn.Module]] = []
+        for name, block in network.named_modules():
+            for branch in BRANCHES.get(type(block), ()):
+                whole = isinstance(block, MLPLayer)  # it calls no branch as a whole: what it adds is output less input
+                self._hooked.append((f"{name}.{branch}", block if whole else getattr(block, branch)))
+        self._hooked = self._hooked or list(mixing_maps(network).items())
+        self.layers = [name for name, _ in self._hooked]
+        self._kept: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Features:
+        self._hooks = [module.register_forward_hook(self._keep(name)) for name, module in self._hooked]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _keep(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            features_first = isinstance(module, MLPLayer)
+            self._kept[name] = (output - inputs[0]).t() if features_first else output.flatten(1)
+
+        return hook
+
+    @torch.no_grad()
+    def of(self, images: Tensor) -> list[Tensor]:
+        """One forward pass."""
+        self._kept = {}
+        self.network(images)
+        return [self._kept[name] for name in self.layers]
+
+
+def same_data(subjects: Iterable[Subject]) -> None:
+    """Raise ``UserError`` where runs do not see the same images."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for subject in subjects:
+        data = subject.config.data
+        content = tuple(getattr(data, name) for name in ("name", "fit", "content", "crop_share", "interpolation"))
+        seen.setdefault((*content, subject.config.image_size), subject.name)
+    if len(seen) > 1:
+        (one, first), (other, second) = list(seen.items())[:2]
+        raise UserError(
+            f"{second}: its images are {other[0]} at {other[-1]} pixels, those of {first} {one[0]} at {one[-1]}; "
+            f"compare runs on the same images, --where data.name={one[0]}"
+        )
+

@@ -1,0 +1,167 @@
+"""``mixersweep wandb sync | report | workspace``: what is left to do in W&B once runs have trained."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Any
+
+from mixersweep import completer
+from mixersweep.cli.terminal import report as say
+from mixersweep.errors import DONE, FAILED, MixersweepError, UserError
+
+
+def add(verbs: Any) -> None:
+    """``wandb`` and its three actions."""
+    verb = verbs.add_parser("wandb", help="upload runs, a sweep's report or a view of the project to W&B")
+    actions = verb.add_subparsers(title="actions", metavar="ACTION", required=True)
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--project", metavar="NAME", help="of W&B (default: that of the runs)")
+    place.add_argument("--entity", metavar="NAME", help="user or team (default: that of the runs, or of the key)")
+
+    action = actions.add_parser("sync", parents=[place], help="upload what is not at W&B yet of all runs")
+    action.add_argument("runs_dirs", nargs="*", type=Path, metavar="RUNS_DIR", help="directories of runs, or runs")
+    action.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
+    action.add_argument("--again", action="store_true", help="also runs that are known to be there")
+    action.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="to wait for an answer (60)")
+    action.add_argument("--jobs", type=int, default=4, metavar="N", help="runs that go up at once (4)")
+    action.set_defaults(run=sync)
+
+    action = actions.add_parser("report", parents=[place], help="upload the figures, tables, statistics of a sweep")
+    action.add_argument("sweep", metavar="SWEEP", help="its name, as train -m and status show it").completer = sweeps
+    action.add_argument("--runs-dir", type=Path, metavar="DIR", help="where the sweep was trained")
+    action.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="to wait for an answer (60)")
+    action.add_argument("--where-online", action="store_true", help="do nothing where W&B is offline or without a key")
+    action.set_defaults(run=report)
+
+    action = actions.add_parser("workspace", parents=[place], help="save a view of the project: width, accuracy, ...")
+    action.add_argument("--experiment", action="append", default=[], metavar="NAME", help="show its runs only")
+    action.add_argument("--view", metavar="URL", help="change this saved view instead of making one")
+    action.set_defaults(run=workspace)
+
+
+def sweeps(prefix: str, **_: object) -> list[str]:
+    """The names of sweeps, for the shell."""
+    return [name for name in _sweeps(completer.runs_dir()) if name.startswith(prefix)]
+
+
+def sync(options: argparse.Namespace) -> int:
+    """``wandb sync``: the directories of runs that went up on stdout; 1 where one did not."""
+    from mixersweep.runs.listing import listing
+    from mixersweep.runs.where import parse_where
+    from mixersweep.tracking.upload import Wish, sync
+
+    if options.jobs < 1 or options.timeout <= 0:
+        raise UserError(f"--jobs {options.jobs} --timeout {options.timeout:g}: both are above 0")
+    condition = parse_where(options.where) if options.where is not None else None
+    found = listing(options.runs_dirs or [completer.runs_dir()])
+    runs = (run for run in found if condition is None or condition(run.values()))
+
+    def told(run_dir: Path, problem: str | None) -> None:
+        if problem is None:
+            print(run_dir, flush=True)
+        else:
+            say(f"{run_dir.name}: not uploaded, {problem}")
+
+    wish = Wish(options.project, options.entity, options.again, options.timeout, options.jobs)
+    synced = sync(runs, wish, told)
+    parts = [
+        f"{len(synced.uploaded)} uploaded",
+        f"{len(synced.there)} there already",
+        f"{len(synced.failed)} not uploaded",
+    ]
+    parts += [f"{len(synced.training)} in training, mirrored meanwhile"] if synced.training else []
+    parts += [f"{len(synced.empty)} with nothing yet"] if synced.empty else []
+    say(f"W&B: {', '.join(parts)}")
+    return FAILED if synced.failed else DONE
+
+
+def report(options: argparse.Namespace) -> int:
+    """``wandb report``: the URL of the report's run on stdout."""
+    from mixersweep.report.build import NEEDED, require
+    from mixersweep.runs.listing import listing
+    from mixersweep.tracking.identity import Place
+
+    require(*NEEDED)
+    runs_dir = options.runs_dir or completer.runs_dir()
+    folder, sweep = _sweep(runs_dir, options.sweep)
+    runs = [run for run in listing([runs_dir]) if _is_of(run, sweep)]
+    completed = [run for run in runs if run.state == "completed"]
+    if not completed:
+        raise MixersweepError(f"{options.sweep}: none of its {len(runs)} runs in {runs_dir} is completed")
+    settings = completed[0].config["tracking"]
+    place = Place(options.project or settings["project"], options.entity or settings["entity"])
+    url = _send(folder, {**sweep, "runs": len(runs)}, [run.path for run in runs], place, options)
+    if url is not None:
+        print(url, flush=True)
+    return DONE
+
+
+def _send(folder: Path, sweep: dict[str, Any], runs: list[Path], place: Any, options: argparse.Namespace) -> str | None:
+    """Build the report and upload it; its URL, or None where it was only asked for online."""
+    import dataclasses
+    import os
+
+    from wandb.errors import CommError, UsageError
+
+    from mixersweep.report.build import build, write
+    from mixersweep.report.to_wandb import open_run, send
+    from mixersweep.tracking import leave_agent
+    from mixersweep.tracking.client import line
+    from mixersweep.tracking.identity import NO_KEY
+
+    if options.where_online and os.environ.get("WANDB_MODE", "online") not in ("online", "run"):
+        return None
+    leave_agent()
+    try:
+        run = open_run(folder, sweep, place, options.timeout)
+    except UsageError:
+        if options.where_online:
+            return None
+        raise UserError(NO_KEY) from None
+    except CommError as error:
+        raise MixersweepError(f"W&B: {line(error)}") from None
+    code = FAILED
+    try:
+        command = f"mixersweep wandb report {sweep['name']}"
+        built = dataclasses.replace(build(runs), command=command)
+        send(run, write(built, folder / "report", "width", "accuracy", published=False), options.timeout)
+        code = DONE
+    except TimeoutError as error:
+        raise MixersweepError(f"W&B: {line(error)}") from None
+    finally:
+        run.finish(exit_code=code)
+    return str(run.url)
+
+
+def workspace(options: argparse.Namespace) -> int:
+    """``wandb workspace``: the URL of the view on stdout."""
+    from mixersweep.tracking.identity import Place
+    from mixersweep.tracking.workspace import save
+
+    print(save(Place(options.project or "mixersweep", options.entity), options.experiment, options.view), flush=True)
+    return DONE
+
+
+def _sweeps(runs_dir: Path) -> list[str]:
+    folder = runs_dir / ".sweeps"
+    return sorted(str(file.parent.relative_to(folder)) for file in folder.rglob("sweep.json"))
+
+
+def _sweep(runs_dir: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a sweep, and what stands in its ``sweep.json``."""
+    from mixersweep.runs.files import read_json
+
+    folder = runs_dir / ".sweeps" / name
+    stored = read_json(folder / "sweep.json")
+    if not isinstance(stored, dict):
+        names = _sweeps(runs_dir)
+        near = difflib.get_close_matches(name, names, 1)
+        nearest = f"the nearest is {near[0]}" if near else f"there are {', '.join(names) or 'none'}"
+        raise UserError(f"{name}: no such sweep in {runs_dir}; {nearest}")
+    return folder, stored
+
+
+def _is_of(run: Any, sweep: dict[str, Any]) -> bool:
+    return run.name in sweep["runs"]

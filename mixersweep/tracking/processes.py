@@ -1,0 +1,73 @@
+"""Processes that talk to W&B for another one, which waits for them no longer than it was told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+GRACE = 1.0
+"""Seconds from asking processes to end until they are killed; W&B needs them to close its file."""
+
+
+def start(command: Sequence[str], log: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a process out of reach of the terminal's Ctrl-C, its output appended to ``log`` from the byte returned.
+
+    It has this environment, with this package importable from anywhere, no W&B service to share, and no reports on use.
+    """
+    environment = {"WANDB_ERROR_REPORTING": "false", **os.environ}
+    environment.pop("WANDB_SERVICE", None)
+    package = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    log.parent.mkdir(exist_ok=True)
+    with log.open("ab") as file:
+        begins = file.tell()
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return process, begins
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End the process and its children (wandb-core is in a session of its own); one that has ended is left as it is."""
+    try:
+        root = psutil.Process(process.pid) if process.poll() is None else None
+        family = [root, *root.children(recursive=True)] if root else []
+    except psutil.NoSuchProcess:
+        family = []
+    try:
+        _each(family, psutil.Process.terminate)
+        psutil.wait_procs(family, timeout=GRACE)
+    finally:
+        _each(family, psutil.Process.kill)
+        process.wait()
+
+
+def end_children() -> None:
+    """Kill all processes below this one."""
+    _each(psutil.Process().children(recursive=True), psutil.Process.kill)
+
+
+def last_words(log: Path, begins: int) -> str | None:
+    """The last line ``W&B: ...`` that was said from there on."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(begins)
+        for line in reversed(file.read().decode(errors="replace").splitlines()):
+            if line.startswith("W&B: "):
+                return line.removeprefix("W&B: ")
+    return None
+
+
+def _each(processes: list[psutil.Process], action: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            action(process)

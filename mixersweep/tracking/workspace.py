@@ -1,0 +1,128 @@
+"""The saved view of a project in W&B: what a sweep is about, side by side, grouped by model and width.
+
+Made with W&B's own package ``wandb-workspaces``, which is an extra. What W&B cannot draw, a setting on the x axis with
+mean and error, stands in the first section as the figures of the sweeps' reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from mixersweep.errors import MixersweepError, UserError
+from mixersweep.tracking.identity import NO_KEY, Place
+
+NAME = "effective width against accuracy"
+
+
+def require() -> None:
+    """Raise ``UserError`` naming the extra where the package is missing."""
+    if find_spec("wandb_workspaces") is None:
+        raise UserError("a workspace needs wandb-workspaces: pip install 'mixersweep[workspace]'")
+
+
+def save(place: Place, experiments: Sequence[str], view: str | None) -> str:
+    """Save the view, or change that at the URL ``view`` into it; returns its URL.
+
+    With ``experiments`` it shows the runs of these alone. Raises ``UserError`` without a key and ``MixersweepError``
+    where W&B does not take it.
+    """
+    require()
+    import wandb
+    from wandb.errors import UsageError
+
+    ws: Any = import_module("wandb_workspaces.workspaces")
+    try:
+        entity = place.entity or wandb.Api().default_entity
+        if entity is None:
+            raise UserError("this key has no default entity; name one with --entity")
+        made = ws.Workspace.from_url(view) if view else ws.Workspace(entity=entity, project=place.project)
+        made.name = NAME if not experiments else f"{NAME}: {', '.join(experiments)}"
+        made.sections = sections()
+        made.settings = ws.WorkspaceSettings(x_axis="epoch", max_runs=100)
+        made.runset_settings = runset(experiments)
+        return str(made.save().url)
+    except UserError:
+        raise
+    except UsageError:
+        raise UserError(NO_KEY) from None
+    except Exception as error:  # the packages name many, and a GraphQL error is a bare one
+        raise MixersweepError(f"W&B did not take the workspace: {' '.join(str(error).split())[:300]}") from error
+
+
+def runset(experiments: Sequence[str]) -> Any:
+    """Which runs are shown and how they are grouped."""
+    ws: Any = import_module("wandb_workspaces.workspaces")
+    return ws.RunsetSettings(
+        filters=[ws.Config("experiment").isin(list(experiments))] if experiments else [],
+        groupby=[ws.Config("model"), ws.Config("width")],
+        order=[ws.Ordering(ws.Config("width"), ascending=True)],
+        pinned_columns=["config:width", "config:connections", "config:seed", "summary:test_accuracy"],
+    )
+
+
+def sections() -> list[Any]:
+    """The sections: what the reports say, then accuracy, loss, structure and speed."""
+    wr: Any = import_module("wandb_workspaces.reports.v2")
+    ws: Any = import_module("wandb_workspaces.workspaces")
+
+    def against_width(metric: str, title: str) -> Any:
+        x = wr.Config("width")
+        return wr.ScatterPlot(title=title, x=x, y=wr.SummaryMetric(metric), log_x=True, running_ymean=True)
+
+    def over_epochs(metric: str, title: str) -> Any:
+        return wr.LinePlot(title=title, x="epoch", y=[metric], title_x="epoch")
+
+    def bars(metric: str, title: str) -> Any:
+        return wr.BarPlot(title=title, metrics=[metric], groupby_aggfunc="mean", groupby_rangefunc="stddev")
+
+    columns = ("tokens", "channels", "width", "depth", "connections", "density", "parameters")
+    structure = [wr.ParallelCoordinatesPlotColumn(wr.Config(name)) for name in columns]
+    structure.append(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric("test_accuracy")))
+    figures = [f"figures/{name}" for name in ("width_vs_accuracy", "channels_over_tokens_vs_accuracy")]
+    return [
+        ws.Section(
+            name="report",
+            panels=[wr.MediaBrowser(title="effective width against accuracy", media_keys=figures, num_columns=2)],
+            is_open=True,
+        ),
+        ws.Section(
+            name="accuracy",
+            panels=[
+                against_width("test_accuracy", "test accuracy against effective width"),
+                over_epochs("test_accuracy", "test accuracy"),
+                over_epochs("validation_accuracy", "validation accuracy"),
+                over_epochs("train_accuracy", "training accuracy"),
+                bars("test_accuracy", "test accuracy by model and width"),
+            ],
+            is_open=True,
+        ),
+        ws.Section(
+            name="loss",
+            panels=[
+                against_width("train_loss", "training loss against effective width"),
+                *(over_epochs(f"{split}_loss", f"{split} loss") for split in ("train", "validation", "test")),
+                over_epochs("learning_rate", "learning rate"),
+            ],
+            is_open=True,
+        ),
+        ws.Section(
+            name="structure",
+            panels=[
+                wr.ParallelCoordinatesPlot(title="sizes and test accuracy", columns=structure),
+                against_width("density", "density against effective width"),
+                against_width("parameters", "parameters against effective width"),
+            ],
+        ),
+        ws.Section(
+            name="speed",
+            panels=[
+                against_width("images_per_second", "images per second against effective width"),
+                over_epochs("images_per_second", "images per second"),
+                bars("seconds", "seconds of training"),
+                bars("peak_memory_bytes", "peak memory, bytes"),
+            ],
+        ),
+    ]

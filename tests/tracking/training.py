@@ -1,0 +1,126 @@
+"""What a training does to a run directory, without training: rows as they come, an end, and a mirror beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mixersweep import tracking
+from mixersweep.compose import config_of
+from mixersweep.runs import Origin, RunDirectory, completed, hold, solve
+from mixersweep.runs.files import read_json
+from mixersweep.runs.record import _MEASURED
+
+KEY = "0123456789abcdef" * 2 + "fakefake"
+PROBLEM = "W&B: not fully mirrored"
+TIMEOUT = 60
+"""Seconds that nothing takes here, however slow the machine."""
+
+
+ORIGIN = Origin(experiment="fig4", sweep="s1")
+
+
+def make(tmp_path: Path, *overrides: str, origin: Origin = ORIGIN) -> RunDirectory:
+    """A run directory as ``train`` makes it, not begun."""
+    settings = {"model": "s_mixer", "connections": "4096", "tracking.timeout": str(TIMEOUT), "epochs": "5"}
+    settings |= dict(override.split("=", 1) for override in overrides)
+    config = config_of([f"{key}={value}" for key, value in settings.items()])
+    return RunDirectory.create(solve(config, origin), tmp_path / "runs")
+
+
+def row(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "time": 1.7e9 + epoch, "train_loss": 1 / (1 + epoch), "validation_accuracy": epoch / 100}
+
+
+def result(directory: RunDirectory) -> dict[str, Any]:
+    measured = dict.fromkeys(_MEASURED, 0.5) | {"environment": {"device": "cpu"}, "git_commit": None, "test_loss": 0.25}
+    return completed(directory.run, measured)
+
+
+def eventually(holds: Callable[[], object], seconds: float = TIMEOUT) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+
+
+def processes(directory: RunDirectory) -> list[psutil.Process]:
+    """The mirrors of this run that are alive, and their children."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(directory.path) in process.cmdline():
+                found += [process, *process.children(recursive=True)]
+        except psutil.Error:
+            continue
+    return found
+
+
+def gone(family: list[psutil.Process]) -> bool:
+    return not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+class Training:
+    """What a training does: hold the run, start the mirror, append rows, end; ``said`` is what the mirror reported."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.said: list[str] = []
+        self.delay = 0.0
+
+    def run(
+        self, epochs: range, during: Callable[[], object] = lambda: None, ends: BaseException | None = None
+    ) -> None:
+        mirror = tracking.Mirror(self.directory.path, 0, self.said.append)
+        family: list[psutil.Process] = []
+        try:
+            with hold(self.directory.path):
+                mirror = tracking.start(self.directory, self.said.append)
+                for epoch in epochs:
+                    self.directory.append_row(row(epoch))
+                during()
+                family = processes(self.directory)
+                if ends:
+                    raise ends
+                self.directory.write_result(result(self.directory))
+        except BaseException as end:
+            if end is not ends:
+                raise
+        finally:
+            before = time.monotonic()
+            mirror.finish()
+            self.delay = time.monotonic() - before
+        eventually(lambda: gone(family), 5)
+        assert processes(self.directory) == []
+        assert KEY not in everything(self.directory.path)
+
+
+def everything(folder: Path) -> str:
+    return "".join(file.read_bytes().decode(errors="replace") for file in folder.rglob("*") if file.is_file())
+
+
+def run_id(directory: RunDirectory) -> str:
+    return str(read_json(directory.path / "tracking.json")["id"])
+
+
+def offline(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The records of the one offline file, by W&B's own reader."""
+    (file,) = (directory.path / "wandb").glob("offline-run-*/*.wandb")
+    wandb = Path(sys.executable).with_name("wandb")
+    read = subprocess.run([wandb, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in read.stdout.splitlines()]
+
+
+def offline_rows(directory: RunDirectory) -> list[dict[str, Any]]:
+    return [record["history"]["item"] for record in offline(directory) if record["type"] == "history"]
+
+
+def epochs(rows: list[dict[str, Any]]) -> list[int]:
+    return [r["epoch"] for r in rows]
