@@ -34,6 +34,7 @@ BESIDE = {
     ("runs", "config"),
     ("seeds", "config"),
     ("analysis", "report"),
+    ("analysis", "bench"),
     ("cli", "completer"),
     ("__main__", "cli"),
 }

@@ -109,7 +109,9 @@ def similarities(subjects: Sequence[Subject], device: torch.device, *, untrained
         members.append(Member(subject, trained, tuple(features.layers), columns))
     total = members[-1].columns[-1] + 1
     if total > MOST_FEATURES:
-        raise UserError(f"cka: {total:,} layers in all; up to {MOST_FEATURES:,} are compared at once, say fewer: --where")
+        raise UserError(
+            f"cka: {total:,} layers in all; up to {MOST_FEATURES:,} are compared at once, say fewer: --where"
+        )
     found, images = [], 0
     batches = list(_test_batches(subjects[0], device))
     for x in tracked(batches, "cka: batches"):
@@ -461,7 +463,7 @@ def _curve(axes: Axes, document: Mapping[str, Any], curve: list[Mapping[str, Any
         band(axes, x, means, low, high, look[model], f"{model}: diagonal mean")
         axes.plot(x, [one["off_diagonal_mean"] for one in points], color=look[model].colour, linewidth=1,
                   linestyle=":", label=f"{model}: off-diagonal mean")  # fmt: skip
-        untrained = [_value(one["baselines"]["untrained"]) for one in points]
+        untrained: Any = [_value(one["baselines"]["untrained"]) for one in points]
         if None not in untrained:
             axes.plot(x, untrained, color=GREY, linewidth=1, marker="x", markersize=4, label=f"{model}: untrained")
     seeds = document["baselines"]["seeds"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,17 @@ def require() -> None:
 
 
 def figure(
-    out: Path, name: str, title: str, panels: Sequence[Panel], *, wide: float = 4.6, high: float = 3.9, columns: int = 4
+    out: Path,
+    name: str,
+    title: str,
+    panels: Sequence[Panel],
+    *,
+    wide: float = 4.6,
+    high: float = 3.9,
+    columns: int = 4,
+    one_legend: bool = True,
 ) -> list[Path]:
-    """Draw panels side by side under one legend, and write ``name.svg`` and ``name.png``."""
+    """Draw panels side by side, with one legend for all or one in each; write ``name.svg`` and ``name.png``."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -43,8 +52,11 @@ def figure(
         for axes, panel in zip(every, panels, strict=False):
             panel(axes)
             axes.set_axisbelow(True)
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                handles.setdefault(label, handle)
+            labelled = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+            if one_legend:
+                handles = {**labelled, **handles}
+            elif labelled:
+                axes.legend(fontsize=8)
         for axes in every[len(panels) :]:
             axes.set_visible(False)
         if handles:
@@ -78,7 +90,7 @@ def log_axis(axes: Axes, values: Sequence[float], which: str = "x", base: int = 
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=base)
     distinct = sorted(set(values))
-    apart = all(later / sooner > 1.18 for sooner, later in zip(distinct, distinct[1:], strict=False) if sooner > 0)
+    apart = all(later / sooner > 1.18 for sooner, later in pairwise(distinct) if sooner > 0)
     axis.set_major_locator(
         FixedLocator(distinct) if len(distinct) <= 7 and apart else LogLocator(base=base, subs=(1.0,), numticks=8)
     )

@@ -1,4 +1,4 @@
-"""``analyze effective``: the patterns of effective weight matrices (Hayase & Karakida 2024, Fig. S.9), and their counts.
+"""``analyze effective``: the patterns of effective weight matrices (Hayase & Karakida 2024, Fig. S.9), and counts.
 
 Every matrix is written as a scipy sparse ``.npz`` of the weights at the end of training, or as drawn where a run is not
 completed; the figure shows which weights are equal by their colour.
@@ -71,16 +71,22 @@ def rank(layer: SparseMap) -> int | None:
 
 
 def draw(networks: Mapping[str, nn.Module], out: Path) -> list[Path]:
-    """The first token-mixing and channel-mixing matrices (the first two) of each network."""
+    """Two matrices of each network, token mixing and channel mixing where there are such."""
     from mixersweep.analysis.drawing import figure
 
     panels: list[Any] = []
     for name, network in networks.items():
-        panels += [
-            _panel(f"{name}\n{layer}", weights) for layer, weights in list(mixing_maps(network).items())[:2]
-        ]
+        panels += [_panel(f"{name}\n{layer}", weights) for layer, weights in _shown(network)]
     title = "Effective weight matrices; equal colours are equal (shared) weights"
     return figure(out, "effective", title, panels[:MOST_PANELS], high=4.6)
+
+
+def _shown(network: nn.Module) -> list[tuple[str, SparseMap]]:
+    """The first two square maps, which leaves out one from patches to tokens, or the first two."""
+    maps = list(mixing_maps(network).items())
+    square = [(name, layer) for name, layer in maps if layer.in_width == layer.out_width]
+    chosen = square if len(square) >= 2 else maps
+    return sorted(chosen[:2], key=lambda one: "channel" in one[0])
 
 
 def _panel(title: str, layer: SparseMap) -> Any:
@@ -122,7 +128,8 @@ def shared_as(layer: SparseMap) -> NDArray[np.int64]:
         found = to_sparse(numbered).data.astype(np.int64)
     else:
         found = np.arange(to_sparse(layer).nnz, dtype=np.int64)
-    return found * 7919 % 1_000_003
+    scattered: NDArray[np.int64] = found * 7919 % 1_000_003
+    return scattered
 
 
 def names_of(labels: Sequence[str]) -> list[str]:

@@ -33,4 +33,5 @@ def percentiles(draws: Floats) -> Interval:
 
 def student_scale(generator: np.random.Generator, n: int, draws: int) -> Floats:
     """Factors (draws,) that make deviations of resampled means of n as wide as Student's t has them."""
-    return np.sqrt(n / (n - 1)) * np.sqrt((n - 1) / generator.chisquare(n - 1, size=draws))
+    factors: Floats = np.sqrt(n / generator.chisquare(n - 1, size=draws))
+    return factors

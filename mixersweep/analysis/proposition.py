@@ -41,7 +41,7 @@ class Unproven(AssertionError):
 
 @dataclass(frozen=True)
 class Problem:
-    """Inputs and targets (N, S, C); L(B) = |Y - X̂|²/(2N) with rows of ``vec``, column by column, as the paper stacks."""
+    """Inputs and targets (N, S, C); L(B) = Σ|vec Y - B vec X|²/(2N), where vec stacks columns."""
 
     inputs: Floats
     targets: Floats
@@ -106,12 +106,16 @@ def train_factors(problem: Problem, strength: float, seed: int) -> tuple[Floats,
         value = float((rest**2).sum()) / (2 * n) + strength / 2 * float((parameters**2).sum())
         return value, np.concatenate([of_v.ravel(), of_w.ravel()])
 
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 3000, "ftol": 1e-14, "gtol": 1e-9})
+    found = minimize(
+        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 3000, "ftol": 1e-14, "gtol": 1e-9}
+    )
     v = found.x[: channels**2].reshape(channels, channels)
     return v, found.x[channels**2 :].reshape(tokens, tokens), float(found.fun)
 
 
-def lasso(problem: Problem, strength: float, start: Floats | None = None, gap: float = GAP) -> tuple[Floats, float, float]:
+def lasso(
+    problem: Problem, strength: float, start: Floats | None = None, gap: float = GAP
+) -> tuple[Floats, float, float]:
     """min_B L(B) + strength·|B|₁: B (outputs, m), its objective, and a lower bound of the minimum within ``gap``.
 
     Coordinate descent on all outputs at once; the bound is the dual objective of scaled residuals.
@@ -217,13 +221,13 @@ def bisected(value: Callable[[float], float], wanted: float, low: float, high: f
     return math.sqrt(low * high)
 
 
-def test(
+def judge(
     seeds: Sequence[int],
     images: NDArray[np.uint8],
     *,
     lambdas: Sequence[float] = LAMBDAS,
     sizes: tuple[int, int] = (7, 7),
-    done: Callable[[str], None] = lambda _: None,
+    done: Callable[[str], object] = lambda _: None,
 ) -> tuple[dict[str, Any], list[Row]]:
     """All λ on the problem of each seed (other images, other noise, another start); raises ``Unproven``.
 
@@ -245,12 +249,12 @@ def _of_problem(problem: Problem, seed: int, lambdas: Sequence[float]) -> list[R
     arranged = cross.T.reshape(channels, tokens, channels, tokens).transpose(0, 2, 1, 3).reshape(channels**2, -1)
     most = float(np.linalg.svd(arranged, compute_uv=False)[0])
     free_v, free_w, _ = train_factors(problem, 1e-9 * most, seed)
-    unpenalised = np.kron(free_v, free_w)
+    unpenalised = np.kron(free_v, free_w).astype(np.float64)
     rows: list[Row] = []
     for share in lambdas:
         strength = share * most
         v, w, objective = train_factors(problem, strength, seed)
-        beta = np.kron(v, w)
+        beta = np.kron(v, w).astype(np.float64)
         loss = mse(problem, beta)
         _, l1_value, l1_bound = lasso(problem, strength / size)
         _, l2_value, l2_bound = ridge.unsquared(strength)
@@ -340,6 +344,6 @@ def _answer(lines: Sequence[Row]) -> str:
     more = sum((line["hoyer_factors_minus_unpenalised_interval"] or (0,))[0] > 0 for line in lines)
     return (
         f"at equal training loss the trained factors' matrix is sparser than the L2-penalised one at {above_l2} and "
-        f"less sparse than the L1-penalised one at {below_l1} of {len(compared)} λ (95%, over seeds); the penalty makes "
-        f"it sparser than the same factors without one at {more} of {len(lines)}"
+        f"less sparse than the L1-penalised one at {below_l1} of {len(compared)} λ (95%, over seeds); the penalty "
+        f"makes it sparser than the same factors without one at {more} of {len(lines)}"
     )

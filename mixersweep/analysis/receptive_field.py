@@ -60,7 +60,8 @@ def through(pattern: sp.csr_array, reach: Reach) -> Reach:
 
 def count(reach: Reach) -> NDArray[np.int64]:
     """Pixels of each unit."""
-    return _ONES[reach].sum(1)
+    pixels: NDArray[np.int64] = _ONES[reach].sum(1)
+    return pixels
 
 
 def receptive_fields(network: nn.Module, image_size: int, channels: int, *, norms: bool = False) -> dict[str, Reach]:

@@ -21,6 +21,7 @@ from mixersweep.analysis.subjects import Subject, groups, mixing_maps
 from mixersweep.layers import PermutedKronecker
 from mixersweep.layers.effective import Ends, bulk_edge, ends, ends_of_product, expected_largest
 from mixersweep.models.monarch import MonarchBlock, ShallowNetwork
+from mixersweep.report.canvas import framed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -188,6 +189,7 @@ def _largest(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any]) -> None:
             color=INK, linewidth=0.9, linestyle=(0, (4, 2.5)), label="theory of fresh weights",
         )  # fmt: skip
     log_axis(axes, [row["width"] for row in rows])
+    framed(axes, [row[key] for row in rows for key in ("largest", "theory") if row[key] is not None])
     axes.set_xlabel("effective width m")
     axes.set_ylabel("largest singular value, mean of layers")
 
@@ -205,8 +207,10 @@ def _at_end(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any], key: str,
         band(axes, [row["width"] for row in some], values, low, high, looks[model], model)
         drawn += values
     log_axis(axes, [row["width"] for row in rows])
-    if key == "condition" and drawn:
+    if key == "condition":
         axes.set_yscale("log")
+    elif drawn:
+        framed(axes, drawn)
     axes.set_xlabel("effective width m")
     axes.set_ylabel(label)
 

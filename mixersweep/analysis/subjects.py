@@ -69,7 +69,9 @@ class Subject:
     def epochs(self) -> list[int]:
         """The epochs whose weights can be had, 0 first and the end last; the end only of a completed run."""
         kept = {int(found[1]) for file in self.path.iterdir() if (found := _KEPT.search(file.name))}
-        last = {self.config.epochs} if self.listed.state == "completed" and self.directory.checkpoint.exists() else set()
+        last = (
+            {self.config.epochs} if self.listed.state == "completed" and self.directory.checkpoint.exists() else set()
+        )
         return sorted({0} | kept | last)
 
     def network(self, epoch: int | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -255,4 +257,3 @@ def same_data(subjects: Iterable[Subject]) -> None:
             f"{second}: its images are {other[0]} at {other[-1]} pixels, those of {first} {one[0]} at {one[-1]}; "
             f"compare runs on the same images, --where data.name={one[0]}"
         )
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def add(verbs: Any) -> None:
     sparsity.add_argument("--no-test", action="store_true", help="leave out the test of proposition 3.3")
     sparsity.add_argument("--lambdas", type=int, default=5, help="strengths of the penalty in it (5)")
     sparsity.add_argument("--seeds", type=int, default=5, help="seeds in it (5)")
+    made["cost"].add_argument("--no-measure", action="store_true", help="count only, train no step")
     made["landscape"].add_argument("--draws", type=int, default=4, help="random directions (4)")
     made["landscape"].add_argument("--images", type=int, default=2000, help="of each split, the first so many (2000)")
     made["landscape"].add_argument("--layers", action="store_true", help="perturb each layer by itself, too")
@@ -64,7 +66,8 @@ def analyze(options: argparse.Namespace) -> int:
     import torch
 
     keep_freed_memory()
-    torch.set_num_threads(choose_threads("auto"))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(choose_threads("auto"))
     device = choose_device(options.device)
     out = folder(options.out or Path("analysis") / options.verb)
     document, rows, draw = _RUN[options.verb](options, device, out)
@@ -100,4 +103,112 @@ def _cka(options: argparse.Namespace, device: Any, _out: Path) -> Any:
     return document, rows, cka.draw
 
 
-_RUN = {"cka": _cka}
+def _spectrum(options: argparse.Namespace, _device: Any, _out: Path) -> Any:
+    from mixersweep.analysis import spectrum
+
+    return *spectrum.analyze(_chosen(options), options.epochs), spectrum.draw
+
+
+def _sparsity(options: argparse.Namespace, _device: Any, _out: Path) -> Any:
+    from mixersweep.analysis import sparsity
+
+    found = sparsity.analyze(_chosen(options), tested=not options.no_test, lambdas=options.lambdas, seeds=options.seeds)
+    if found[0]["proposition"] is not None:
+        say(f"proposition 3.3 holds; {found[0]['proposition']['answer']}")
+    return *found, sparsity.draw
+
+
+def _landscape(options: argparse.Namespace, device: Any, _out: Path) -> Any:
+    from mixersweep.analysis import landscape
+
+    if options.draws < 1 or options.images < 1:
+        raise UserError(f"--draws {options.draws} --images {options.images}: at least 1 of each")
+    found = landscape.analyze(
+        _chosen(options), device, draws=options.draws, images=options.images, by_layer=options.layers
+    )
+    return *found, landscape.draw
+
+
+def _receptive_field(options: argparse.Namespace, _device: Any, _out: Path) -> Any:
+    from mixersweep.analysis import receptive_field
+    from mixersweep.models import build
+
+    networks = {
+        name: (build(run.config, run.architecture), run.config.image_size, run.config.data.image_channels)
+        for name, run in _networks(options).items()
+    }
+    return *receptive_field.analyze(networks), receptive_field.draw
+
+
+def _effective(options: argparse.Namespace, _device: Any, out: Path) -> Any:
+    from mixersweep.analysis import effective
+    from mixersweep.models import build
+
+    if _are_settings(options.places):
+        networks = {name: build(run.config, run.architecture) for name, run in _networks(options).items()}
+    else:
+        subjects = _one_a_group(_chosen(options, completed=False))
+        networks = {
+            name: subject.network(None if subject.listed.state == "completed" else 0)
+            for name, subject in subjects.items()
+        }
+    networks = dict(zip(effective.names_of(list(networks)), networks.values(), strict=True))
+    document, rows = effective.analyze(networks, out)
+    from mixersweep.analysis.output import markdown
+
+    say("\n" + markdown([{k: v for k, v in row.items() if k != "file"} for row in rows]).rstrip())
+    return document, rows, lambda _document, folder: effective.draw(networks, folder)
+
+
+def _cost(options: argparse.Namespace, device: Any, _out: Path) -> Any:
+    from mixersweep.analysis import cost
+
+    return *cost.analyze(_networks(options), device, measured=not options.no_measure), cost.draw
+
+
+def _are_settings(places: list[str]) -> bool:
+    """Whether the words behind a verb are settings; raises ``UserError`` where only some are."""
+    settings = ["=" in place and not Path(place).exists() for place in places]
+    if any(settings) and not all(settings):
+        raise UserError(f"{places[settings.index(False)]}: give run directories or key=value settings, not both")
+    return any(settings)
+
+
+def _networks(options: argparse.Namespace) -> dict[str, Any]:
+    """The solved runs that settings mean, or one of each group of runs that differ in their seeds alone."""
+    from mixersweep.analysis.cost import named
+
+    if not _are_settings(options.places):
+        subjects = _one_a_group(_chosen(options, completed=False))
+        return {name: subject.directory.run for name, subject in subjects.items()}
+    from mixersweep.compose import parsed_overrides
+    from mixersweep.sweeps.expand import expand
+
+    if options.where is not None:
+        raise UserError(f"--where {options.where}: is for run directories, not for settings")
+    several = any(override.is_sweep_override() for override in parsed_overrides(options.places))
+    points = expand(options.places, multirun=several).points
+    for point in points:
+        if point.run is None:
+            say(f"left out: {point.infeasible or point.waiting}")
+    runs = [point.run for point in points if point.run is not None]
+    if not runs:
+        raise UserError(f"{' '.join(options.places)}: no network meets these settings")
+    return named([(f"{run.config.model.name} w{run.architecture.width}", run) for run in runs])
+
+
+def _one_a_group(subjects: list[Any]) -> dict[str, Any]:
+    from mixersweep.analysis.subjects import groups
+
+    return {label: runs[0] for label, runs in groups(subjects).items()}
+
+
+_RUN = {
+    "cka": _cka,
+    "spectrum": _spectrum,
+    "sparsity": _sparsity,
+    "receptive_field": _receptive_field,
+    "effective": _effective,
+    "cost": _cost,
+    "landscape": _landscape,
+}

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixersweep import completer
 from mixersweep.cli.terminal import report as say
 from mixersweep.errors import DONE, FAILED, MixersweepError, UserError
+
+if TYPE_CHECKING:
+    from mixersweep.tracking.identity import Place
 
 
 def add(verbs: Any) -> None:
@@ -86,7 +91,8 @@ def report(options: argparse.Namespace) -> int:
     require(*NEEDED)
     runs_dir = options.runs_dir or completer.runs_dir()
     folder, sweep = _sweep(runs_dir, options.sweep)
-    runs = [run for run in listing([runs_dir]) if _is_of(run, sweep)]
+    own = set(sweep["runs"])
+    runs = [run for run in listing([runs_dir]) if run.name in own]
     completed = [run for run in runs if run.state == "completed"]
     if not completed:
         raise MixersweepError(f"{options.sweep}: none of its {len(runs)} runs in {runs_dir} is completed")
@@ -98,40 +104,42 @@ def report(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _send(folder: Path, sweep: dict[str, Any], runs: list[Path], place: Any, options: argparse.Namespace) -> str | None:
+def _send(
+    folder: Path, sweep: dict[str, Any], runs: list[Path], place: Place, options: argparse.Namespace
+) -> str | None:
     """Build the report and upload it; its URL, or None where it was only asked for online."""
-    import dataclasses
-    import os
-
-    from wandb.errors import CommError, UsageError
-
     from mixersweep.report.build import build, write
-    from mixersweep.report.to_wandb import open_run, send
-    from mixersweep.tracking import leave_agent
-    from mixersweep.tracking.client import line
-    from mixersweep.tracking.identity import NO_KEY
+    from mixersweep.tracking import REPORT_LOG, leave_agent, processes
 
     if options.where_online and os.environ.get("WANDB_MODE", "online") not in ("online", "run"):
         return None
     leave_agent()
+    processes.settle(os.environ)
+
+    from wandb.errors import CommError, UsageError
+
+    from mixersweep.report.to_wandb import open_run, send
+    from mixersweep.tracking.client import line, saying_to
+    from mixersweep.tracking.identity import NO_KEY
+
+    code = FAILED
     try:
-        run = open_run(folder, sweep, place, options.timeout)
+        with saying_to(folder / "wandb" / REPORT_LOG) as refused:
+            run = open_run(folder, sweep, place, options.timeout)
+            try:
+                built = dataclasses.replace(build(runs), command=f"mixersweep wandb report {sweep['name']}")
+                send(run, write(built, folder / "report", "width", "accuracy", published=False), options.timeout)
+                code = DONE
+            finally:
+                run.finish(exit_code=code)
+            if refused():
+                raise MixersweepError("W&B refused the report; it may have been deleted there, or the key be read-only")
     except UsageError:
         if options.where_online:
             return None
         raise UserError(NO_KEY) from None
-    except CommError as error:
+    except (CommError, TimeoutError, ValueError) as error:  # the last is what an artifact's failure is
         raise MixersweepError(f"W&B: {line(error)}") from None
-    code = FAILED
-    try:
-        command = f"mixersweep wandb report {sweep['name']}"
-        built = dataclasses.replace(build(runs), command=command)
-        send(run, write(built, folder / "report", "width", "accuracy", published=False), options.timeout)
-        code = DONE
-    except TimeoutError as error:
-        raise MixersweepError(f"W&B: {line(error)}") from None
-    finally:
-        run.finish(exit_code=code)
     return str(run.url)
 
 
@@ -161,7 +169,3 @@ def _sweep(runs_dir: Path, name: str) -> tuple[Path, dict[str, Any]]:
         nearest = f"the nearest is {near[0]}" if near else f"there are {', '.join(names) or 'none'}"
         raise UserError(f"{name}: no such sweep in {runs_dir}; {nearest}")
     return folder, stored
-
-
-def _is_of(run: Any, sweep: dict[str, Any]) -> bool:
-    return run.name in sweep["runs"]

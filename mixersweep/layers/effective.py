@@ -51,11 +51,13 @@ def to_sparse(layer: SparseMap) -> sp.csr_array:
     if isinstance(layer, PermutedKronecker):
         out, size = layer.out_size, layer.in_size
         middle = layer.after.indices().numpy()  # row i of the product is row middle[i] of the blocks
-        block, row = middle // out, middle % out
+        block_of, row_of = middle // out, middle % out
         blocks = layer.weight.detach().expand(layer.blocks, out, size).double().cpu().numpy()
-        columns = layer.before.indices().numpy()[block[:, None] * size + np.arange(size)]
+        columns = layer.before.indices().numpy()[block_of[:, None] * size + np.arange(size)]
         starts = np.arange(0, layer.out_width * size + 1, size)
-        matrix = sp.csr_array((blocks[block, row].ravel(), columns.ravel(), starts), (layer.out_width, layer.in_width))
+        matrix = sp.csr_array(
+            (blocks[block_of, row_of].ravel(), columns.ravel(), starts), (layer.out_width, layer.in_width)
+        )
         matrix.sort_indices()
         return matrix
     if isinstance(layer, SparseWeights):
@@ -63,10 +65,8 @@ def to_sparse(layer: SparseMap) -> sp.csr_array:
         indices = (layer.column_of.cpu().numpy(), layer.row_starts.cpu().numpy())
         return sp.csr_array((values, *indices), (layer.out_width, layer.in_width))
     dense = layer.to_dense().detach().double().cpu().numpy()
-    rows, columns = np.indices(dense.shape)
-    starts = np.arange(0, dense.size + 1, dense.shape[1])
-    del rows
-    return sp.csr_array((dense.ravel(), columns.ravel(), starts), dense.shape)
+    columns = np.tile(np.arange(dense.shape[1]), dense.shape[0])
+    return sp.csr_array((dense.ravel(), columns, np.arange(0, dense.size + 1, dense.shape[1])), dense.shape)
 
 
 def singular_values(layer: SparseMap) -> Floats:
@@ -75,10 +75,11 @@ def singular_values(layer: SparseMap) -> Floats:
     A sparse map costs a dense decomposition here: ``ends`` is for wide ones.
     """
     if isinstance(layer, PermutedKronecker):
-        values = torch.linalg.svdvals(layer.weight.detach().double().cpu()).numpy()
-        every = np.tile(values, layer.blocks) if layer.tied else values.ravel()
+        of_blocks = torch.linalg.svdvals(layer.weight.detach().double().cpu()).numpy()
+        every = np.tile(of_blocks, layer.blocks) if layer.tied else of_blocks.ravel()
         return np.sort(every)[::-1]
-    return torch.linalg.svdvals(layer.to_dense().detach().double().cpu()).numpy()
+    values: Floats = torch.linalg.svdvals(layer.to_dense().detach().double().cpu()).numpy()
+    return values
 
 
 def ends(layer: SparseMap) -> Ends:

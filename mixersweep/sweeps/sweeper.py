@@ -123,8 +123,8 @@ class _Carrying:
                     jobs[path] = before
             if refused and len(refused) == len(left):
                 raise refused[0]
-            for error in refused:
-                self._report(f"error: {error}")
+            for refusal in refused:
+                self._report(f"error: {refusal}")
             if not jobs and not queued:
                 return False
             if not self._launcher.launch(list(jobs), self._stop, self._report):

@@ -93,7 +93,7 @@ class Mirror:
             late = True
         finally:
             processes.end(self._process)
-        problem = processes.last_words(self._log, self._begins)
+        problem = processes.last_words(self._log, self._begins, "W&B: ")
         if late:
             problem = problem or f"no end within {self._timeout:g} s; `mixersweep wandb sync` sends the rest"
         elif self._process.returncode:
@@ -134,6 +134,9 @@ def report_sweep(name: str, runs_dir: Path, tracking: Tracking, check: Callable[
     finally:
         processes.end(process)
     if problem is None and process.returncode:
-        problem = processes.last_words(log, begins) or f"its process ended with code {process.returncode}"
+        problem = (
+            processes.last_words(log, begins, "mixersweep: error: ")
+            or f"its process ended with code {process.returncode}"
+        )
     if problem:
         report(f"W&B: no report of the sweep ({problem}); {again}")

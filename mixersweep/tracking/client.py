@@ -7,9 +7,11 @@ there on are logged. Only processes of their own import this (``mirror``, ``uplo
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,78 +90,74 @@ def _begin(folder: Path, place: Place, patience: float, mode: str | None, fields
     )
 
 
-def begin_training(directory: RunDirectory, place: Place, patience: float, mode: str | None = None) -> wandb.Run:
-    """Open the run that mirrors a training run, with all that is known before it trains."""
-    run, origin, sizes = directory.run, directory.run.origin, directory.run.architecture
-    tags = [run.config.model.name, run.config.data.name, *([origin.experiment] if origin.experiment else [])]
-    opened = begin(
-        directory.path,
-        place,
-        patience,
-        mode,
-        name=run.name,
-        group=origin.sweep,
-        job_type="train",
-        tags=[tag[:LONGEST_TAG] for tag in tags],
-        config=_config(run),
-    )
-    opened.define_metric("epoch")
-    opened.define_metric("*", step_metric="epoch")
-    opened.summary.update(
-        {
-            "effective_width": sizes.width,
-            "connections": sizes.connections,
-            "density": sizes.density,
-            "parameters": sizes.parameters,
-        }
-    )
-    return opened
+class TrainingRun:
+    """The run at W&B that mirrors a training run, opened with all that is known before it trains.
 
-
-def log_rows(run: wandb.Run, rows: list[dict[str, Any]], next_step: int) -> int:
-    """Log the rows from that step on, each with the time when it was; returns the step after them."""
-    for row in rows:
-        if row["epoch"] >= next_step:
-            run.log({**row, "_timestamp": row["time"]}, step=row["epoch"], commit=True)
-            next_step = row["epoch"] + 1
-    return next_step
-
-
-def end(
-    run: wandb.Run, directory: RunDirectory, place: Place, state: str, patience: float, with_checkpoint: bool
-) -> str | None:
-    """Tell how the run ended, send what is left within ``patience`` seconds; what did not go up and why, or None.
-
-    What is known to be at W&B stands in ``wandb/uploaded.json`` afterwards, and then the client's files go.
+    ``patience`` is how many seconds an answer is waited for; opening raises what ``begin`` raises.
     """
-    log = directory.path / "wandb" / LOG
-    before = _size(log)
-    problem = None
-    if state == "completed":
-        run.summary.update(_scalars(directory.result() or {}))
-    files = artifact_files(state, with_checkpoint) if not run.offline else []
-    if files:
+
+    def __init__(self, directory: RunDirectory, place: Place, patience: float, mode: str | None = None) -> None:
+        self._directory, self._place, self._patience = directory, place, patience
+        self._log = directory.path / "wandb" / LOG
+        self._begins = self._log.stat().st_size if self._log.exists() else 0
+        run, origin, sizes = directory.run, directory.run.origin, directory.run.architecture
+        tags = [run.config.model.name, run.config.data.name, *([origin.experiment] if origin.experiment else [])]
+        self.run = begin(
+            directory.path,
+            place,
+            patience,
+            mode,
+            name=run.name,
+            group=origin.sweep,
+            job_type="train",
+            tags=[tag[:LONGEST_TAG] for tag in tags],
+            config=_config(run),
+        )
+        self._next_step = self.run.starting_step
+        self.run.define_metric("epoch")
+        self.run.define_metric("*", step_metric="epoch")
+        known = {"connections": sizes.connections, "density": sizes.density, "parameters": sizes.parameters}
+        self.run.summary.update({"effective_width": sizes.width, **known})
+
+    def log(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log those of the rows that are not there yet, each with the time when it was."""
+        for row in rows:
+            if row["epoch"] >= self._next_step:
+                self.run.log({**row, "_timestamp": row["time"]}, step=row["epoch"], commit=True)
+                self._next_step = row["epoch"] + 1
+
+    def end(self, state: str, *, with_checkpoint: bool) -> str | None:
+        """Tell how the run ended and send what is left; what did not go up and why, or None.
+
+        What is known to be at W&B stands in ``wandb/uploaded.json`` afterwards; where that is all, the client's files
+        go.
+        """
+        run, run_dir, problem = self.run, self._directory.path, None
+        if state == "completed":
+            run.summary.update(_scalars(self._directory.result() or {}))
+        files = artifact_files(state, with_checkpoint) if not run.offline else []
+        if files:
+            try:
+                with within(self._patience / 2):
+                    _log_files(run, self._directory, files)
+            except Exception as error:
+                problem = f"config and result did not go up as an artifact: {line(error)}"
+        if state == "preempted":
+            run.mark_preempting()
         try:
-            with within(patience / 2):
-                _log_files(run, directory, files)
-        except Exception as error:
-            problem = f"config and result did not go up as an artifact: {line(error)}"
-    if state == "preempted":
-        run.mark_preempting()
-    try:
-        run.finish(exit_code=EXIT_CODES.get(state, FAILED))
-    except TimeoutError:
-        problem = f"no answer within {patience:g} s"
-    if before is not None and REFUSED in log.read_bytes()[before:].decode(errors="replace"):
-        problem = REFUSED.lower()
-    if run.offline:
+            run.finish(exit_code=EXIT_CODES.get(state, FAILED))
+        except TimeoutError:
+            problem = f"no answer within {self._patience:g} s"
+        if self._log.exists() and REFUSED in self._log.read_bytes()[self._begins :].decode(errors="replace"):
+            problem = REFUSED.lower()
+        if run.offline:
+            return problem
+        epoch = max((row["epoch"] for row in self._directory.rows()), default=None)
+        done = Uploaded(run.id, self._place.project, self._place.entity, epoch, state, files)
+        write_uploaded(run_dir, None if problem else done)
+        if problem is None:
+            clear(run_dir / "wandb")
         return problem
-    epoch = max((row["epoch"] for row in directory.rows()), default=None)
-    done = Uploaded(run.id, place.project, place.entity, epoch, state, files)
-    write_uploaded(directory.path, None if problem else done)
-    if problem is None:
-        clear(directory.path / "wandb")
-    return problem
 
 
 def _log_files(run: wandb.Run, directory: RunDirectory, files: list[str]) -> None:
@@ -170,6 +168,27 @@ def _log_files(run: wandb.Run, directory: RunDirectory, files: list[str]) -> Non
     for file in files:
         artifact.add_file(str(directory.path / file), policy="immutable", skip_cache=True)
     run.log_artifact(artifact).wait()
+
+
+@contextmanager
+def saying_to(log: Path) -> Iterator[Callable[[], bool]]:
+    """Append all that is printed in the block to a file; the function says whether the client spoke of a refusal."""
+    log.parent.mkdir(exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [os.dup(descriptor) for descriptor in (1, 2)]
+    begins = log.stat().st_size if log.exists() else 0
+    try:
+        with log.open("ab") as file:
+            for descriptor in (1, 2):
+                os.dup2(file.fileno(), descriptor)
+        yield lambda: REFUSED in log.read_bytes()[begins:].decode(errors="replace")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, descriptor)
+            os.close(kept)
 
 
 @contextmanager
@@ -221,10 +240,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if isinstance(value, int | float | str)}
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.exists() else None
 
 
 def line(error: BaseException) -> str:

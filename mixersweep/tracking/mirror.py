@@ -22,7 +22,7 @@ from wandb.errors import CommError, UsageError
 from mixersweep.config.schema import Tracking
 from mixersweep.errors import FAILED
 from mixersweep.runs import RunDirectory
-from mixersweep.tracking.client import begin_training, clear, end, line, log_rows
+from mixersweep.tracking.client import TrainingRun, clear, line
 from mixersweep.tracking.identity import read_identity, writing
 
 POLL = 0.5
@@ -57,26 +57,26 @@ def _mirror(directory: RunDirectory, parent: int, tracking: Tracking) -> str | N
     """Follow the run to its end; returns what is not mirrored and why, or None."""
     patience = max(1.0, tracking.timeout - MARGIN)
     place = read_identity(directory.path).place(tracking)
-    run, problem = _online_or_offline(lambda mode: begin_training(directory, place, patience, mode))
-    if run.disabled:
+    mirrored, problem = _online_or_offline(lambda mode: TrainingRun(directory, place, patience, mode))
+    if mirrored.run.disabled:
         return None
-    clear(directory.path / "wandb", keep=Path(run.dir).parent)
-    state = _follow(directory, parent, run)
+    clear(directory.path / "wandb", keep=Path(mirrored.run.dir).parent)
+    state = _follow(directory, parent, mirrored)
     last = threading.Timer(max(1.0, tracking.timeout), os._exit, [FAILED])  # nothing of W&B outlives this
     last.daemon = True
     last.start()
-    problem = end(run, directory, place, state, patience, tracking.checkpoint) or problem
+    problem = mirrored.end(state, with_checkpoint=tracking.checkpoint) or problem
     return f"{problem}; `mixersweep wandb sync` sends it" if problem else None
 
 
-def _follow(directory: RunDirectory, parent: int, run: wandb.Run) -> str:
+def _follow(directory: RunDirectory, parent: int, mirrored: TrainingRun) -> str:
     """Log the rows as they come until the run has ended, and return its state."""
-    next_step, seen = run.starting_step, None
+    seen = None
     while True:
         state = _state(directory, parent)  # before the rows: those of a run that has ended are all there
         size = _size(directory.path / "metrics.jsonl")
         if size != seen:
-            next_step = log_rows(run, directory.rows(), next_step)
+            mirrored.log(directory.rows())
             seen = size
         if state != "running":
             return state
@@ -90,7 +90,7 @@ def _state(directory: RunDirectory, parent: int) -> str:
     return "lost" if status.state == "running" and not held else status.state
 
 
-def _online_or_offline(open_run: Callable[[str | None], wandb.Run]) -> tuple[wandb.Run, str | None]:
+def _online_or_offline(open_run: Callable[[str | None], TrainingRun]) -> tuple[TrainingRun, str | None]:
     """The run at W&B, else in files: where there is no key, or, with the reason beside it, where nobody answers."""
     try:
         return open_run(None), None

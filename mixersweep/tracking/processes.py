@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -17,10 +17,10 @@ GRACE = 1.0
 def start(command: Sequence[str], log: Path) -> tuple[subprocess.Popen[bytes], int]:
     """Start a process out of reach of the terminal's Ctrl-C, its output appended to ``log`` from the byte returned.
 
-    It has this environment, with this package importable from anywhere, no W&B service to share, and no reports on use.
+    It has this environment, with this package importable from anywhere and what ``settle`` says.
     """
-    environment = {"WANDB_ERROR_REPORTING": "false", **os.environ}
-    environment.pop("WANDB_SERVICE", None)
+    environment = dict(os.environ)
+    settle(environment)
     package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     log.parent.mkdir(exist_ok=True)
@@ -35,6 +35,12 @@ def start(command: Sequence[str], log: Path) -> tuple[subprocess.Popen[bytes], i
             start_new_session=True,
         )
     return process, begins
+
+
+def settle(environment: MutableMapping[str, str]) -> None:
+    """For a process that is about to import wandb: no other service to share, no reports on its use."""
+    environment.setdefault("WANDB_ERROR_REPORTING", "false")
+    environment.pop("WANDB_SERVICE", None)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -52,18 +58,21 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def end_children() -> None:
-    """Kill all processes below this one."""
-    _each(psutil.Process().children(recursive=True), psutil.Process.kill)
+def end_workers() -> None:
+    """Kill all processes below this one but Python's own, which cleans up after the others and ends by itself."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not any("resource_tracker" in word for word in process.cmdline()):
+                process.kill()
 
 
-def last_words(log: Path, begins: int) -> str | None:
-    """The last line ``W&B: ...`` that was said from there on."""
+def last_words(log: Path, begins: int, prefix: str) -> str | None:
+    """The last line that was said from there on with this beginning, without it."""
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(begins)
         for line in reversed(file.read().decode(errors="replace").splitlines()):
-            if line.startswith("W&B: "):
-                return line.removeprefix("W&B: ")
+            if line.startswith(prefix):
+                return line.removeprefix(prefix)
     return None
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from filelock import Timeout
 
@@ -153,34 +153,36 @@ def _identity(run_dir: Path) -> Identity:
     return read_identity(run_dir)
 
 
-def _carried_out(jobs: list[_Job], at_once: int) -> Iterator[tuple[_Job, _Outcome]]:
-    """Each job with its outcome, as they end."""
+def _carried_out(jobs: Sequence[_Job], at_once: int) -> Iterator[tuple[_Job, _Outcome]]:
+    """Each job with its outcome, as they end; after one that says that it is over, no other is begun."""
     if not jobs:
         return
     leave_agent()
-    os.environ.pop("WANDB_SERVICE", None)
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    processes.settle(os.environ)
+    waiting = deque(jobs)
+    running: dict[Future[_Outcome], _Job] = {}
     pool = ProcessPoolExecutor(min(at_once, len(jobs)), get_context("spawn"), initializer=_ignore_interrupts)
-    futures = {pool.submit(_upload, job): job for job in jobs}
-    over: _Outcome | None = None
     try:
-        for future in as_completed(futures):
-            outcome = _outcome_of(future, over)
-            if outcome.is_over and over is None:
-                over = _Outcome(f"not tried, since another run was not taken: {outcome.problem}")
-                for other in futures:
-                    other.cancel()
-            yield futures[future], outcome
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.popleft()
+                running[pool.submit(_upload, job)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                outcome = _outcome(future)
+                yield running.pop(future), outcome
+                if outcome.is_over:
+                    rest = _Outcome(f"not tried, since another was not taken: {outcome.problem}", no_key=outcome.no_key)
+                    yield from ((job, rest) for job in waiting)
+                    waiting.clear()
         pool.shutdown()
+    except BaseException:
+        processes.end_workers()
+        raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        processes.end_children()
+        pool.shutdown(wait=False)
 
 
-def _outcome_of(future: Future[_Outcome], over: _Outcome | None) -> _Outcome:
-    if future.cancelled():
-        assert over is not None
-        return over
+def _outcome(future: Future[_Outcome]) -> _Outcome:
     try:
         return future.result()
     except BrokenProcessPool:
@@ -211,17 +213,16 @@ def _sent(job: _Job) -> _Outcome:
     import wandb
     from wandb.errors import CommError, UsageError
 
-    from mixersweep.tracking.client import begin_training, end, line, log_rows
+    from mixersweep.tracking.client import TrainingRun, line
 
     directory = RunDirectory.open(job.run_dir)
     status = directory.status()
     if status.alive:
         return _Outcome(BUSY)
-    run: Any = None
     try:
-        run = begin_training(directory, job.place, job.timeout, "online")
-        log_rows(run, directory.rows(), run.starting_step)
-        return _Outcome(end(run, directory, job.place, status.shown, job.timeout, job.with_checkpoint))
+        mirrored = TrainingRun(directory, job.place, job.timeout, "online")
+        mirrored.log(directory.rows())
+        return _Outcome(mirrored.end(status.shown, with_checkpoint=job.with_checkpoint))
     except UsageError:
         return _Outcome(NO_KEY, is_over=True, no_key=True)
     except CommError as error:

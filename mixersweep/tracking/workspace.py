@@ -6,12 +6,14 @@ mean and error, stands in the first section as the figures of the sweeps' report
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from mixersweep.errors import MixersweepError, UserError
+from mixersweep.tracking import processes
 from mixersweep.tracking.identity import NO_KEY, Place
 
 NAME = "effective width against accuracy"
@@ -30,6 +32,7 @@ def save(place: Place, experiments: Sequence[str], view: str | None) -> str:
     where W&B does not take it.
     """
     require()
+    processes.settle(os.environ)
     import wandb
     from wandb.errors import UsageError
 

@@ -84,12 +84,11 @@ class World:
         """The network's forward pass, whose backward pass averages the gradients over the processes."""
         if self.size == 1:
             return network
-        return nn.parallel.DistributedDataParallel(
-            network,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            broadcast_buffers=False,  # masks and permutations, the same everywhere
+        together = nn.parallel.DistributedDataParallel(
+            network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
         )
+        together.broadcast_buffers = False  # masks and permutations: the same everywhere
+        return together
 
     def close(self) -> None:
         """Let go of the others."""

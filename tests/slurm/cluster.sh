@@ -57,8 +57,8 @@ PriorityType=priority/basic
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-ReturnToService=2
-KillWait=5
+ReturnToService=1
+KillWait=30
 MaxArraySize=12
 GresTypes=gpu
 CONF

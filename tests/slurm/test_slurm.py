@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 20
 TINY = ["connections=1000", "depth=1", "batch_size=250", "threads=1", "tracking=none", "device=cpu", "sweep.name=tests"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus=1"]
-HELD = ["hydra.launcher.wait=false", "hydra.launcher.sbatch.hold=true"]
+HELD = ["hydra.launcher.wait=false", "hydra.launcher.sbatch={hold:true}"]
 """The jobs wait until they are released."""
 
 
@@ -68,11 +68,11 @@ def run_of(runs_dir: Path, seed: int) -> Path:
 
 def two_time_limits(folder: Path, tiny: list[str]) -> str:
     """A run that Slurm's limit of a minute stops twice; returns what its job said."""
-    process = start(folder, *tiny, *SLURM, "seed=3", "hydra.launcher.time=1", "hydra.launcher.grace=29")
+    process = start(folder, *tiny, *SLURM, "seed=3", "hydra.launcher.time=1", "hydra.launcher.grace=10")
     path = run_of(folder / "runs", 3)
     for time_out in (1, 2):
         with frozen(path, after=3 * time_out) as (job,):
-            until(lambda n=time_out, j=job: job_log(folder / "runs", j).count("told to stop") == n)  # type: ignore[misc]
+            until(lambda n=time_out, j=job: job_log(folder / "runs", j).count("told to stop") >= n)  # type: ignore[misc]
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return job_log(folder / "runs", job)
@@ -244,8 +244,8 @@ def test_more_runs_than_an_array_may_have(tmp_path: Path, tiny: list[str]) -> No
     assert (again.returncode, again.stdout) == (0, "")
     assert "slurm: 13 runs are in the queue already" in again.stderr
     waits = start(tmp_path, *arguments)
-    until(lambda: (tmp_path / "runs" / ".sweeps" / "tests" / "sweep.json").exists())
-    time.sleep(1)
+    assert waits.stderr is not None
+    assert any("in the queue already" in line for line in waits.stderr)
     for job in {status(path)["job"].partition("_")[0] for path in (tmp_path / "runs").glob("*-s*")}:
         slurm("scancel", job)
     _, err = waits.communicate(timeout=60)
@@ -258,7 +258,7 @@ def test_a_run_that_its_time_limit_stops_twice(
 ) -> None:
     runs_dir, scenario = timed_out
     said = scenario.result(timeout=240)
-    assert said.count("preempted by SIGUSR2") == 2
+    assert said.count("preempted by SIGUSR2") >= 2
     assert "requeued 2 times before" in said
     assert same(runs_dir, undisturbed, 1)
 

@@ -214,6 +214,8 @@ class Loopback:
     def _Viewer(self, _: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
         return 200, {"data": {"viewer": ME}}
 
+    _GetDefaultEntity = _Viewer
+
     def _ArtifactType(self, _: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
         return 200, {"data": {"project": {"artifact": None}}}
 
@@ -279,6 +281,13 @@ class Loopback:
     def _place(self, number: str, file: str) -> str:
         return f"{self.url}/artifact/{number}/{file}"
 
+    def _UpsertSweep(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        name = f"sweep{len(self.sweeps)}"
+        self.sweeps[name] = StoredSweep(variables["config"])
+        project = {"id": "p", "name": variables["projectName"], "entity": {"id": "e", "name": "me"}}
+        made = {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}
+        return 200, {"data": {"upsertSweep": made}}
+
     def _SweepWithRuns(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
         name = variables["sweep"]
         sweep = {"id": name, "name": name, "config": self.sweeps[name].config, "state": "RUNNING", "method": "grid"}
@@ -305,6 +314,14 @@ class Loopback:
         self.views[identity] = variables
         view = {"id": identity, "name": variables["name"]}
         return 200, {"data": {"upsertView": {"view": view, "inserted": not variables.get("id")}}}
+
+    def _View(self, variables: dict[str, Any]) -> tuple[int, Any]:  # noqa: N802
+        nodes = [
+            {"node": {"id": identity, "displayName": view["displayName"], "spec": view["spec"]}}
+            for identity, view in self.views.items()
+            if view["name"] == variables["viewName"]
+        ]
+        return 200, {"data": {"project": {"allViews": {"edges": nodes}}}}
 
     def _other(self, _: dict[str, Any]) -> tuple[int, Any]:
         return 200, {"data": {}}

@@ -137,6 +137,14 @@ def test_each_epoch_arrives_once_after_the_mirror_is_killed(tmp_path: Path, serv
     assert (stored.exit_code, len(training.said)) == (0, 1)
 
 
+def test_runs_of_one_process_are_runs_of_their_own(tmp_path: Path, server: Loopback) -> None:
+    one, other = Training(make(tmp_path)), Training(make(tmp_path, "seed=1"))
+    one.run(range(2), during=lambda: other.run(range(3)))
+    assert (one.said, other.said) == ([], [])
+    assert epochs(server.runs[run_id(one.directory)].received) == [0, 1]
+    assert epochs(server.runs[run_id(other.directory)].received) == [0, 1, 2]
+
+
 def test_deleted_run_gets_another_id(tmp_path: Path, server: Loopback) -> None:
     directory = make(tmp_path, "tracking.timeout=7")
     refused = run_id(directory)

@@ -107,12 +107,20 @@ def everything(folder: Path) -> str:
 
 
 def run_id(directory: RunDirectory) -> str:
-    return str(read_json(directory.path / "tracking.json")["id"])
+    return run_id_of(directory.path)
+
+
+def run_id_of(run_dir: Path) -> str:
+    return str(read_json(run_dir / "tracking.json")["id"])
 
 
 def offline(directory: RunDirectory) -> list[dict[str, Any]]:
+    return offline_of(directory.path)
+
+
+def offline_of(run_dir: Path) -> list[dict[str, Any]]:
     """The records of the one offline file, by W&B's own reader."""
-    (file,) = (directory.path / "wandb").glob("offline-run-*/*.wandb")
+    (file,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
     wandb = Path(sys.executable).with_name("wandb")
     read = subprocess.run([wandb, "leet", "inspect", "--json", file], capture_output=True, text=True, check=True)
     return [json.loads(line) for line in read.stdout.splitlines()]

@@ -1,10 +1,12 @@
-"""A data set of a second."""
+"""Data sets of a second."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mixersweep.data import prepare
+from mixersweep.data import load, prepare, splits
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +16,18 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data_dir = tmp_path_factory.mktemp("data")
     prepare("digits", data_dir, lambda text: None)
     return data_dir
+
+
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], list[str]]:
+    """Makes every data set one of so many training and test images; returns the settings that say so."""
+
+    def shorten(train: int, test: int) -> list[str]:
+        def shortened(name: str, data_dir: Path):
+            first, second = load(name, data_dir)
+            return first.subset(np.arange(train)), second.subset(np.arange(test))
+
+        monkeypatch.setattr(splits, "load", shortened)
+        return [f"data.train_images={train}", f"data.test_images={test}"]
+
+    return shorten

@@ -19,7 +19,7 @@ SIZES = ("depth=2", "tokens=6", "channels=5")
 
 
 class StopAfter(StopSignals):
-    """A stop at the n-th check, which is after a batch of training or evaluation: by a signal, or killed on the spot."""
+    """A stop at the n-th check, after a batch of training or evaluation: by a signal, or killed on the spot."""
 
     def __init__(self, checks: int, *, killed: bool = False) -> None:
         super().__init__()

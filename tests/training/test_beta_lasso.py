@@ -1,6 +1,7 @@
 """beta-LASSO against its two lines in a plain loop, and whole runs of the networks that are lists of layers."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch
 from torch import nn
 
 from mixersweep.compose import config_of
-from mixersweep.data import load, splits
 from mixersweep.errors import RunStopped
 from mixersweep.layers import SparseConv, SparseMap
 from mixersweep.models import build
@@ -149,17 +149,6 @@ def directory(tmp_path: Path, *overrides: str) -> RunDirectory:
     return RunDirectory.create(solve(config_of(list(overrides))), tmp_path)
 
 
-@pytest.fixture
-def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """271 images for training and 100 for testing: with batches of 54, the last has one image."""
-
-    def shortened(name: str, data_dir: Path):
-        first, second = load(name, data_dir)
-        return first.subset(np.arange(271)), second.subset(np.arange(100))
-
-    monkeypatch.setattr(splits, "load", shortened)
-
-
 def test_s_fc_under_beta_lasso_learns_gets_sparse_and_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     whole = directory(tmp_path / "whole", "model=s_fc", *FAST, *SHARP)
     train(whole, StopSignals(), lambda text: None)
@@ -178,7 +167,6 @@ def test_s_fc_under_beta_lasso_learns_gets_sparse_and_goes_on_to_the_same_number
     assert [row["density"] for row in parts.rows()] == densities
 
 
-@pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -187,17 +175,12 @@ def test_s_fc_under_beta_lasso_learns_gets_sparse_and_goes_on_to_the_same_number
     ],
     ids=lambda overrides: overrides[0],
 )
-def test_golubevas_networks_train_and_go_on_to_the_same_numbers(tmp_path: Path, overrides: list[str]) -> None:
-    common = [
-        *overrides,
-        "data.train_images=271",
-        "data.test_images=100",
-        "batch_size=54",
-        "validation=0",
-        "epochs=2",
-        "threads=1",
-        "tracking=none",
-    ]
+def test_golubevas_networks_train_and_go_on_to_the_same_numbers(
+    tmp_path: Path, overrides: list[str], few_images: Callable[[int, int], list[str]]
+) -> None:
+    """Of batches of 54, the last has one image."""
+    common = [*overrides, *few_images(271, 100), "batch_size=54", "validation=0"]
+    common += ["epochs=2", "threads=1", "tracking=none"]
     whole = directory(tmp_path / "whole", *common)
     train(whole, StopSignals(), lambda text: None)
     first, last = whole.rows()

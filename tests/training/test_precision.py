@@ -1,6 +1,7 @@
 """Mixed precision on a CPU: near fp32, resumable to the last bit, its scaler saved."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,21 @@ KINDS = {
     "sparse": ("model=sw_mlp", "model.storage=sparse", *SIZES),
     "dense": ("model=sw_mlp", "model.storage=dense", *SIZES),
     "monarch": ("model=monarch", *SIZES),
-    "convolution": ("model=golubeva_resnet18", "width=16", "model.base_width=8", "batch_size=700", "optim.lr=0.01"),
+    "convolution": ("model=golubeva_resnet18", "width=16", "model.base_width=8", "batch_size=40", "optim.lr=0.01"),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_losses_are_near_those_of_fp32_and_resumable(kind: str, tmp_path: Path, digits: Path) -> None:
-    common = (*DIGITS, *KINDS[kind], f"data_dir={digits}")
+def test_losses_are_near_those_of_fp32_and_resumable(
+    kind: str, tmp_path: Path, digits: Path, few_images: Callable[[int, int], list[str]]
+) -> None:
+    common = (*DIGITS, *KINDS[kind], f"data_dir={digits}", *(few_images(100, 50) if kind == "convolution" else ()))
     exact = finished(directory(tmp_path, *common)).rows()
     for precision in ("bf16", "fp16"):
         overrides = (*common, f"precision={precision}")
         whole = finished(directory(tmp_path / "whole", *overrides))
         for row, near in zip(whole.rows(), exact, strict=True):
-            assert row["train_loss"] == pytest.approx(near["train_loss"], rel=0.01)
+            assert row["train_loss"] == pytest.approx(near["train_loss"], rel=0.03)
             assert row["test_loss"] == pytest.approx(near["test_loss"], rel=0.03)
             assert row["train_loss"] != near["train_loss"]
         parts = directory(tmp_path / "parts", *overrides)
@@ -48,5 +51,5 @@ def test_losses_are_near_those_of_fp32_and_resumable(kind: str, tmp_path: Path, 
 
 
 def test_tf32_is_a_gpus(tmp_path: Path, digits: Path) -> None:
-    with pytest.raises(UserError, match="precision=tf32: .* on a CPU use fp32"):
+    with pytest.raises(UserError, match=r"precision=tf32: .* on a CPU use fp32"):
         finished(directory(tmp_path, *DIGITS, *SIZES, "precision=tf32", f"data_dir={digits}"))

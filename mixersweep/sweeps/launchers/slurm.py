@@ -65,7 +65,7 @@ class SlurmSettings:
     constraint: str | None
     array_parallelism: Count | None
     runs_per_job: Count
-    sbatch: dict[str, str | int | float | bool | None]
+    sbatch: dict[str, str | int | float | bool | None] | None
     grace: Count
     wait: bool
 
@@ -82,7 +82,7 @@ class Listed:
 def launcher(values: Mapping[str, Any], folder: Path) -> Slurm:
     """The launcher of these settings; raises ``UserError`` for those that cannot be."""
     settings = config.settings(SlurmSettings, values, "hydra.launcher.")
-    for name, value in settings.sbatch.items():
+    for name, value in (settings.sbatch or {}).items():
         key = name.replace("-", "_")
         if key in OWN:
             raise UserError(f"hydra.launcher.sbatch.{name}={value}: set hydra.launcher.{OWN[key]}")
@@ -174,7 +174,7 @@ class Slurm:
         asked = {
             **{key: getattr(own, key) for key in ("partition", "account", "qos", "time", "mem", "constraint")},
             **{"cpus_per_task": own.cpus, "gpus_per_node": gpus or None, "requeue": True},
-            **own.sbatch,
+            **(own.sbatch or {}),
         }
         known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         path = os.pathsep.join(dict.fromkeys(filter(None, [str(Path(__file__).parents[3]), *known])))

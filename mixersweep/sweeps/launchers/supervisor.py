@@ -141,6 +141,7 @@ class Supervising:
         for number in (signal.SIGCHLD, *_LEFT_TO_RUNS):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray's workers block some
         if self._libc is not None:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:

@@ -1,0 +1,185 @@
+"""``analyze cost``: what networks cost (Hayase & Karakida 2024, Table S.3), as counted and as measured here.
+
+Memory of the weights as they are stored (nonzeros, and the indices and permutations of their structure) stands beside
+that of the same network with masked dense matrices, a mask as large as the weights, which is how the paper's SW-MLP was
+stored. Seconds are those of real training steps on the run's own batches, times the steps of an epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mixersweep.analysis.output import tracked
+from mixersweep.bench.harness import peak_bytes
+from mixersweep.data.splits import open_splits
+from mixersweep.layers import SparseMap, SparseWeights
+from mixersweep.models import build
+from mixersweep.runs import Run
+from mixersweep.training.learner import Learner
+from mixersweep.training.parallel import World
+from mixersweep.training.steps import Steps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = dict[str, Any]
+WARM_UP, FEWEST, MOST, LONG = 3, 5, 60, 2.0
+"""Steps that are not timed, fewest and most that are, and the seconds after which there are enough."""
+
+FLOAT = 4
+
+
+def stored_bytes(network: nn.Module) -> tuple[int, int]:
+    """Of trainable parameters, and of the structure that goes with them: indices and permutations."""
+    parameters = sum(p.numel() * p.element_size() for p in network.parameters())
+    return parameters, sum(b.numel() * b.element_size() for b in network.buffers())
+
+
+def masked_dense_bytes(network: nn.Module) -> int:
+    """Of the same parameters with every map of a mixing layer written out and a mask of its size beside it."""
+    total = sum(p.numel() for p in network.parameters())
+    for layer in network.modules():
+        if isinstance(layer, SparseMap):
+            entries = layer.in_width * layer.out_width
+            if layer.connections < entries or isinstance(layer, SparseWeights):
+                total += 2 * entries - layer.weight.numel()
+    return total * FLOAT
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training steps of a run on its own data; called with a device, it returns one step to be timed."""
+
+    run: Run
+
+    def __call__(self, device: torch.device) -> Callable[[], object]:
+        """Set it up."""
+        steps, learner = self._parts(device)
+        endless = itertools.chain.from_iterable(steps.epoch(epoch) for epoch in itertools.count(1))
+        return lambda: learner.step(next(endless))
+
+    def _parts(self, device: torch.device) -> tuple[Steps, Learner]:
+        config, world = self.run.config, World()
+        splits = open_splits(config, device)
+        storage = getattr(config.model, "storage", "auto")
+        learner = Learner(self.run, device, world, storage)
+        learner.train()
+        return Steps(config, splits.train, world), learner
+
+
+def seconds_per_epoch(run: Run, device: torch.device) -> tuple[float, int]:
+    """Seconds of the training steps of an epoch, from the median step, and how many were timed."""
+    images = round(run.config.data.train_images * (1 - run.config.validation))
+    step = Training(run)(device)
+    times: list[float] = []
+    for number in range(WARM_UP + MOST):
+        _wait(device)
+        began = time.perf_counter()
+        step()
+        _wait(device)
+        if number >= WARM_UP:
+            times.append(time.perf_counter() - began)
+        if len(times) >= FEWEST and sum(times) > LONG:
+            break
+    return statistics.median(times) * math.ceil(images / run.config.batch_size), len(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def analyze(
+    runs: Mapping[str, Run], device: torch.device, *, measured: bool = True
+) -> tuple[dict[str, Any], list[Row]]:
+    """``cost.json``: a row for each named run; without ``measured`` what needs no training step."""
+    rows: list[Row] = []
+    for name, given in tracked(list(runs.items()), "cost"):
+        run = dataclasses.replace(given, config=dataclasses.replace(given.config, compile=False))
+        sizes = run.architecture
+        network = build(run.config, sizes)
+        parameters, structure = stored_bytes(network)
+        row: Row = {
+            "network": name,
+            "width": sizes.width,
+            "connections": sizes.connections,
+            "parameters": sizes.parameters,
+            "weight_bytes": parameters,
+            "structure_bytes": structure,
+            "masked_dense_bytes": masked_dense_bytes(network),
+            "flops_per_image": sizes.flops_per_image,
+        }
+        del network
+        if measured:
+            seconds, steps = seconds_per_epoch(run, device)
+            row |= {
+                "seconds_per_epoch": seconds,
+                "timed_steps": steps,
+                "peak_memory_bytes": peak_bytes(Training(run), device),
+                "batch_size": run.config.batch_size,
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                "threads": torch.get_num_threads(),
+            }
+        rows.append(row)
+    return {"networks": rows}, rows
+
+
+def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
+    """Bars of what is stored against masked dense, FLOPs, and seconds where they were measured."""
+    from mixersweep.analysis.drawing import figure, looks
+    from mixersweep.report.canvas import ticked
+
+    rows = document["networks"]
+    names = [row["network"] for row in rows]
+    look = looks([(name, name.split()[0]) for name in names])
+    places = list(range(len(rows)))[::-1]
+
+    def bars(key: str, label: str, scale: float, second: str | None = None) -> Any:
+        def panel(axes: Axes) -> None:
+            for place, row in zip(places, rows, strict=True):
+                value = row[key] / scale
+                axes.barh(place, value, height=0.6, color=look[row["network"]].colour)
+                text = ticked(float(f"{value:.3g}"))
+                if second is not None:
+                    other = row[second] / scale
+                    axes.plot([value, other], [place, place], color="#777777", linewidth=1, zorder=0)
+                    axes.plot([other], [place], marker="|", markersize=12, color="#777777")
+                    text += f", masked dense {ticked(float(f'{other:.3g}'))}"
+                axes.annotate(text, (0.99, place + 0.33), xycoords=("axes fraction", "data"), ha="right", fontsize=7)
+            axes.set_xscale("log")
+            axes.set_yticks(places, names, fontsize=8)
+            axes.set_ylim(-0.6, len(rows) - 0.3)
+            axes.set_xlabel(label)
+            axes.grid(False, axis="y")
+
+        return panel
+
+    panels = [bars("weight_bytes", "weights in MB, as stored", 1e6, "masked_dense_bytes")]
+    panels.append(bars("flops_per_image", "MFLOPs per image, forward", 1e6))
+    if rows and "seconds_per_epoch" in rows[0]:
+        panels.append(bars("seconds_per_epoch", "training seconds per epoch, measured", 1))
+        panels.append(bars("peak_memory_bytes", "peak memory of training in MB, measured", 1e6))
+    high = 1.2 + 0.5 * len(rows)
+    return figure(out, "cost", "Cost of networks", panels, wide=5.2, high=high, columns=2)
+
+
+def named(runs: Sequence[tuple[str, Run]]) -> dict[str, Run]:
+    """Runs under distinct labels."""
+    found: dict[str, Run] = {}
+    for label, run in runs:
+        name, number = label, 2
+        while name in found:
+            name, number = f"{label} ({number})", number + 1
+        found[name] = run
+    return found

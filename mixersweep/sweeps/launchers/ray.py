@@ -1,0 +1,164 @@
+"""``hydra/launcher=ray``: runs as tasks of a Ray cluster, or of a Ray of their own on this machine.
+
+A task asks for cores and GPUs, or fractions of one, and executes its run in a process of its own. When the command is
+asked to stop it cancels the tasks; each then asks its run to stop and waits for it. Where a worker of Ray's is killed,
+as all are when the command is, the supervisor of its run asks that to stop.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt
+
+from mixersweep import config
+from mixersweep.config.kinds import Auto, NotNegative
+from mixersweep.errors import RunStopped, UserError
+from mixersweep.runs import RunDirectory, read_status
+from mixersweep.sweeps import queue
+from mixersweep.sweeps.launchers import LOG, StopRequest
+from mixersweep.sweeps.launchers.node import execute, slots, visible_gpus
+from mixersweep.sweeps.outcome import outcome
+
+LOOK_EVERY = 0.25
+"""Seconds between two looks for a signal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """``hydra.launcher`` of ``hydra/launcher=ray``; what they mean stands in its YAML."""
+
+    name: Literal["ray"]
+    address: str | None
+    cpus_per_run: Annotated[float, Gt(0)]
+    gpus_per_run: NotNegative | Auto
+
+
+def launcher(values: Mapping[str, Any], folder: Path) -> Ray:
+    """The launcher of these settings; raises ``UserError`` for those that cannot be."""
+    del folder
+    settings = config.settings(RaySettings, values, "hydra.launcher.")
+    for name in ("cpus_per_run", "gpus_per_run"):
+        value = getattr(settings, name)
+        if value != "auto" and value > 1 and value != int(value):
+            raise UserError(f"hydra.launcher.{name}={value:g}: a fraction of one, or a whole number")
+    return Ray(settings)
+
+
+class Ray:
+    """``hydra/launcher=ray``."""
+
+    def __init__(self, settings: RaySettings) -> None:
+        self._settings = settings
+
+    def queued(self, jobs: Sequence[Path]) -> Collection[Path]:
+        """None: the tasks of a command end with it."""
+        del jobs
+        return ()
+
+    def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
+        """Execute the runs, as many at once as the cluster has room for."""
+        ray = _connected(self._settings.address)
+        try:
+            has = ray.cluster_resources()
+            needs = self._needs(RunDirectory.open(jobs[0]).run.config.device, has)
+            room = min(int(has.get(name, 0) // amount) for name, amount in needs.items() if amount)
+            shown = " and ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount)
+            where = f"at {self._settings.address}" if self._settings.address else "on this machine"
+            if room == 0:
+                raise UserError(f"hydra/launcher=ray: a run asks for {shown}, more than Ray has {where}")
+            report(f"ray: {len(jobs)} runs {where}, {min(room, len(jobs))} at once with {shown} each")
+            cores = max(1, int(needs["CPU"]))
+            task = ray.remote(_execute).options(num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_retries=0)
+            tasks = {task.remote(str(run_dir), i, cores): run_dir for i, run_dir in enumerate(jobs)}
+            self._wait(ray, tasks, stop, report)
+        finally:
+            ray.shutdown()
+        return True
+
+    def _needs(self, device: str, has: Mapping[str, float]) -> dict[str, float]:
+        gpus = self._settings.gpus_per_run
+        if gpus == "auto":
+            gpus = 1.0 if device != "cpu" and has.get("GPU") else 0.0
+        return {"CPU": self._settings.cpus_per_run, "GPU": gpus}
+
+    def _wait(self, ray: Any, tasks: dict[Any, Path], stop: StopRequest, report: Callable[[str], None]) -> None:
+        total, stopped = len(tasks), None
+        while tasks:
+            for task in ray.wait(list(tasks), timeout=LOOK_EVERY)[0]:
+                run_dir, code = tasks.pop(task), None
+                try:
+                    code = ray.get(task)
+                except ray.exceptions.TaskCancelledError:
+                    continue  # it never began
+                except ray.exceptions.RayError as error:  # of the cluster: the worker or its node is gone
+                    queue.fail(run_dir, f"Ray: {str(error).strip().splitlines()[0]}")
+                if code and read_status(run_dir).state == "queued" and stopped is None:
+                    queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
+                report(f"{outcome(run_dir)}  {len(tasks)} of {total} left")
+            if stopped is None:
+                try:
+                    stop.check()
+                except RunStopped as request:
+                    stopped = request
+                    for task in tasks:
+                        ray.cancel(task, recursive=False)
+        if stopped is not None:
+            raise stopped
+
+
+def _execute(run_dir: str, index: int, cores: int) -> int | None:
+    """The task: execute one run, and return the exit code of its process."""
+    from mixersweep.training.signals import StopSignals
+
+    before = _handlers()
+    stop = StopSignals().install()  # Ray cancels a task by what is a Ctrl-C to it
+    try:
+        return execute([Path(run_dir)], slots(1, cores, visible_gpus()[:1], index), stop).get(Path(run_dir))
+    except RunStopped as stopped:
+        return stopped.exit_code
+    finally:
+        _restore(before)
+
+
+def _handlers() -> dict[int, Any]:
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    return {number: signal.getsignal(number) for number in numbers}
+
+
+def _restore(handlers: Mapping[int, Any]) -> None:
+    for number, handler in handlers.items():
+        if handler is not None:  # one that Python did not install
+            signal.signal(number, handler)
+
+
+def _connected(address: str | None) -> Any:
+    """Ray, connected to a cluster or to a new one on this machine; raises ``UserError`` where there is none."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError:
+        raise UserError("hydra/launcher=ray: needs Ray; pip install 'mixersweep[ray]'") from None
+    known = [str(Path(__file__).parents[3]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, known)))}}
+    handlers = _handlers()
+    own = {"include_dashboard": False} if address is None else {}
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env=environment,
+            **own,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"hydra.launcher.address={address}: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        _restore(handlers)  # Ray takes TERM for itself
+    return ray
