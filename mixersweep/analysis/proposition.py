@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixersweep.analysis.intervals import over_seeds
+from mixersweep.layers.sparsity import hoyer, l1_over_l2
 from mixersweep.seeds import derive
 
 Floats = NDArray[np.float64]
@@ -194,20 +195,6 @@ class Ridge:
         with_target = float(self.square.sum() - (b * self.rotated).sum())
         scale = min(with_target / residual if residual else 0.0, strength / float(np.linalg.norm(gradient)))
         return self.at(mu), primal, scale * with_target - scale**2 * residual / 2
-
-
-def hoyer(weights: Floats) -> float:
-    """(√n - |w|₁/|w|₂) / (√n - 1): 0 where all are equal in size, 1 where one alone is not zero; 0.2 for a normal."""
-    n, norm = weights.size, float(np.linalg.norm(weights))
-    if n < 2 or norm == 0:
-        return float("nan")
-    return (math.sqrt(n) - float(np.abs(weights).sum()) / norm) / (math.sqrt(n) - 1)
-
-
-def l1_over_l2(weights: Floats) -> float:
-    """|w|₁ / (√n·|w|₂): 1 where all are equal in size, √(2/π) = 0.80 for a normal."""
-    norm = float(np.linalg.norm(weights))
-    return float("nan") if norm == 0 else float(np.abs(weights).sum()) / (norm * math.sqrt(weights.size))
 
 
 def bisected(value: Callable[[float], float], wanted: float, low: float, high: float, steps: int = 40) -> float:

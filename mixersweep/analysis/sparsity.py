@@ -16,43 +16,16 @@ from numpy.typing import NDArray
 
 from mixersweep.analysis.intervals import over_seeds
 from mixersweep.analysis.output import tracked
-from mixersweep.analysis.proposition import LAMBDAS, hoyer, judge, l1_over_l2
+from mixersweep.analysis.proposition import LAMBDAS, judge
 from mixersweep.analysis.subjects import Subject, groups, mixing_maps
 from mixersweep.data import Folder, find, load
 from mixersweep.errors import UserError
-from mixersweep.layers import PermutedKronecker, SparseMap, SparseWeights
-from mixersweep.layers.effective import DENSE_SIDE, singular_values
+from mixersweep.layers.sparsity import THRESHOLDS, measures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = dict[str, Any]
-
-THRESHOLDS = (0.01, 0.1, 0.5)
-"""Of the root mean square of the weights."""
-
-
-def measures(layer: SparseMap) -> Row:
-    """Of one layer; ``nuclear_norm`` is None where a sparse map is too large for all its singular values."""
-    values = layer.values() if isinstance(layer, SparseWeights) else layer.weight
-    weights: NDArray[np.float64] = values.detach().double().cpu().numpy().ravel()
-    copies = layer.connections / max(1, weights.size)  # how often each weight acts
-    norm, total = float(np.linalg.norm(weights)) * copies**0.5, float(np.abs(weights).sum()) * copies
-    entries = layer.in_width * layer.out_width
-    root = float(np.sqrt(np.mean(weights**2))) if weights.size else 0.0
-    side = min(layer.in_width, layer.out_width)
-    nuclear = None
-    if isinstance(layer, PermutedKronecker) or side <= DENSE_SIDE:
-        nuclear = float(singular_values(layer).sum())
-    return {
-        "l1_over_l2": l1_over_l2(weights),
-        "hoyer": hoyer(weights),
-        "hoyer_matrix": (entries**0.5 - total / norm) / (entries**0.5 - 1) if norm and entries > 1 else None,
-        **{f"below_{share:g}": float(np.mean(np.abs(weights) < share * root)) for share in THRESHOLDS},
-        "nuclear_norm": nuclear,
-        "nuclear_over_frobenius": nuclear / (norm * side**0.5) if nuclear is not None and norm else None,
-        "root_mean_square": root,
-    }
 
 
 def analyze(

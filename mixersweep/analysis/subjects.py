@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mixersweep.config import Config, Pretrainable
 from mixersweep.errors import MixersweepError, UserError
-from mixersweep.layers import SparseMap
 from mixersweep.models import build
-from mixersweep.models.mlp import MLPLayer, choose_storage
-from mixersweep.models.stochastic_depth import BRANCHES
+from mixersweep.models.branches import Features, mixing_maps
+from mixersweep.models.mlp import choose_storage
 from mixersweep.models.timm import start_from
 from mixersweep.runs import RunDirectory
 from mixersweep.runs.listing import Listed, listing
 from mixersweep.runs.where import parse_where
 from mixersweep.training.checkpoint import load_checkpoint
+
+__all__ = ["Features", "Subject", "chosen", "groups", "mixing_maps", "same_data"]
 
 SIZES = ("width", "connections", "tokens", "channels", "expansion", "depth")
 _KEPT = re.compile(r"checkpoint-(\d{4,})\.pt$")
@@ -180,68 +181,6 @@ def _described(subject: Subject) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def mixing_maps(network: nn.Module) -> dict[str, SparseMap]:
-    """The linear maps of the mixing layers by name: those on residual branches, or where a network has none, all but
-    stem and head.
-    """
-    found: dict[str, SparseMap] = {}
-    for name, block in network.named_modules():
-        for branch in BRANCHES.get(type(block), ()):
-            for inner, layer in getattr(block, branch).named_modules(prefix=f"{name}.{branch}"):
-                if isinstance(layer, SparseMap):
-                    found[inner] = layer
-    if found:
-        return found
-    ends = ("embedding", "head", "stem", "resize")
-    return {
-        name: layer
-        for name, layer in network.named_modules()
-        if isinstance(layer, SparseMap) and name.split(".")[0] not in ends
-    }
-
-
-class Features:
-    """The features of each branch of a network, just before they are added to its skip: (B, features) in ``layers``.
-
-    A context: within it, ``of(images)`` runs the network and returns them in that order. A network without residual
-    branches has the outputs of its mixing maps instead.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self._hooked: list[tuple[str, nn.Module]] = []
-        for name, block in network.named_modules():
-            for branch in BRANCHES.get(type(block), ()):
-                whole = isinstance(block, MLPLayer)  # it calls no branch as a whole: what it adds is output less input
-                self._hooked.append((f"{name}.{branch}", block if whole else getattr(block, branch)))
-        self._hooked = self._hooked or list(mixing_maps(network).items())
-        self.layers = [name for name, _ in self._hooked]
-        self._kept: dict[str, Tensor] = {}
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> Features:
-        self._hooks = [module.register_forward_hook(self._keep(name)) for name, module in self._hooked]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _keep(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            features_first = isinstance(module, MLPLayer)
-            self._kept[name] = (output - inputs[0]).t() if features_first else output.flatten(1)
-
-        return hook
-
-    @torch.no_grad()
-    def of(self, images: Tensor) -> list[Tensor]:
-        """One forward pass."""
-        self._kept = {}
-        self.network(images)
-        return [self._kept[name] for name in self.layers]
 
 
 def same_data(subjects: Iterable[Subject]) -> None:

@@ -63,7 +63,9 @@ def _request(config: Config) -> budget.Request:
         classes=config.data.classes,
         head=model.head,
         bias=model.bias,
-        **sizes,
+        width=sizes.get("width"),
+        tokens=sizes.get("tokens"),
+        channels=sizes.get("channels"),
     )
     if isinstance(model, MixerFamily):
         request = dataclasses.replace(

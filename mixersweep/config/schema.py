@@ -154,8 +154,8 @@ class Augment:
 class Tracking:
     """The mirror of a run; ``timeout`` is the most seconds that it may delay the end of a training run.
 
-    ``checkpoint``: the checkpoint goes up with config and result. ``report``: so do the figures of a sweep when it ends,
-    which may delay that by ``report_timeout`` seconds.
+    ``checkpoint``: the checkpoint goes up with config and result. ``report``: so do the figures of a sweep when it
+    ends, which may delay that by ``report_timeout`` seconds.
     """
 
     name: Literal["wandb", "none"]

@@ -116,11 +116,11 @@ def ends_of(matrix: Any) -> Ends:
     spectrum keeps off 0, it comes from the same iterations at the other end. An empty row (of the shorter side) makes
     it exactly 0.
     """
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, splu, svds
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, splu
 
     matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T.tocsr()
     start = np.random.default_rng(0).standard_normal(matrix.shape[1])
-    largest = float(svds(matrix, k=1, return_singular_vectors=False, v0=start, tol=1e-10)[0])
+    largest = largest_of(matrix)
     rows, columns = matrix.shape
     if columns > FACTORED_SIDE:
         empty = int((np.diff(matrix.tocsc().indptr) == 0).sum())
@@ -145,6 +145,16 @@ def ends_of(matrix: Any) -> Ends:
         if isinstance(error, ArpackNoConvergence):
             return Ends(largest, None)
         return Ends(largest, 0.0)
+
+
+def largest_of(matrix: Any) -> float:
+    """The largest singular value of a sparse matrix, by Lanczos iterations; 0 of one without entries."""
+    from scipy.sparse.linalg import svds
+
+    if not matrix.nnz or not np.any(matrix.data):
+        return 0.0
+    start = np.random.default_rng(0).standard_normal(min(matrix.shape))
+    return float(svds(matrix, k=1, return_singular_vectors=False, v0=start, tol=1e-10)[0])
 
 
 def bulk_edge(rows: float, columns: float) -> float:

@@ -56,9 +56,7 @@ def attach(network: nn.Module, rate: float, depth: int) -> None:
             branch.append(DropPath(of_block, features_first=isinstance(block, MLPLayer)))
 
 
-def draw(
-    network: nn.Module, seed: int, batch: int, device: torch.device, part: slice | Tensor = slice(None)
-) -> None:
+def draw(network: nn.Module, seed: int, batch: int, device: torch.device, part: slice | Tensor = slice(None)) -> None:
     """Draw what the next forward pass of ``batch`` images drops; nothing to do for a network without drop paths.
 
     Drawn on the CPU, whatever the device, which is not waited for. A process that computes a part of a batch with

@@ -1,0 +1,56 @@
+"""How sparse weights are in fact, whatever their structure allows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixersweep.layers.base import SparseMap
+from mixersweep.layers.effective import DENSE_SIDE, singular_values
+from mixersweep.layers.kronecker import PermutedKronecker
+from mixersweep.layers.sparse import SparseWeights
+
+Floats = NDArray[np.float64]
+
+THRESHOLDS = (0.01, 0.1, 0.5)
+"""Of the root mean square of the weights."""
+
+
+def measures(layer: SparseMap) -> dict[str, Any]:
+    """Of one layer; ``nuclear_norm`` is None where a sparse map is too large for all its singular values."""
+    values = layer.values() if isinstance(layer, SparseWeights) else layer.weight
+    weights: Floats = values.detach().double().cpu().numpy().ravel()
+    copies = layer.connections / max(1, weights.size)  # how often each weight acts
+    norm, total = float(np.linalg.norm(weights)) * copies**0.5, float(np.abs(weights).sum()) * copies
+    entries = layer.in_width * layer.out_width
+    root = float(np.sqrt(np.mean(weights**2))) if weights.size else 0.0
+    side = min(layer.in_width, layer.out_width)
+    nuclear = None
+    if isinstance(layer, PermutedKronecker) or side <= DENSE_SIDE:
+        nuclear = float(singular_values(layer).sum())
+    return {
+        "l1_over_l2": l1_over_l2(weights),
+        "hoyer": hoyer(weights),
+        "hoyer_matrix": (entries**0.5 - total / norm) / (entries**0.5 - 1) if norm and entries > 1 else None,
+        **{f"below_{share:g}": float(np.mean(np.abs(weights) < share * root)) for share in THRESHOLDS},
+        "nuclear_norm": nuclear,
+        "nuclear_over_frobenius": nuclear / (norm * side**0.5) if nuclear is not None and norm else None,
+        "root_mean_square": root,
+    }
+
+
+def hoyer(weights: Floats) -> float:
+    """(√n - |w|₁/|w|₂) / (√n - 1): 0 where all are equal in size, 1 where one alone is not zero; 0.2 for a normal."""
+    n, norm = weights.size, float(np.linalg.norm(weights))
+    if n < 2 or norm == 0:
+        return float("nan")
+    return (math.sqrt(n) - float(np.abs(weights).sum()) / norm) / (math.sqrt(n) - 1)
+
+
+def l1_over_l2(weights: Floats) -> float:
+    """|w|₁ / (√n·|w|₂): 1 where all are equal in size, √(2/π) = 0.80 for a normal."""
+    norm = float(np.linalg.norm(weights))
+    return float("nan") if norm == 0 else float(np.abs(weights).sum()) / (norm * math.sqrt(weights.size))
