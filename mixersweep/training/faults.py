@@ -61,7 +61,10 @@ def is_alone(error: BaseException) -> bool:
 
 
 def what_fits(most: int, attempt: Callable[[int], None]) -> int | None:
-    """The largest of most/2, /4, ... for which ``attempt`` runs without running out of memory; None for none."""
+    """Half of the largest of most/2, /4, ... for which ``attempt`` runs without running out of memory; None for none.
+
+    Half, since training keeps more than one step does.
+    """
     size = most // 2
     while size >= 1:
         try:
@@ -71,7 +74,7 @@ def what_fits(most: int, attempt: Callable[[int], None]) -> int | None:
                 return None
             traceback.clear_frames(error.__traceback__)
         else:
-            return size
+            return max(1, size // 2)
         size //= 2
     return None
 

@@ -30,7 +30,6 @@ FAMILIES = [
     ["model=sw_mlp", "model.hidden=true", "width=12", "connections=18", "expansion=2"],
     ["model=shallow_kronecker"],
     ["model=golubeva_mlp", "width=80", "augment=none", "depth=1"],
-    ["model=golubeva_resnet18", "width=16", "model.base_width=8", "augment=none", "depth=8"],
 ]
 
 

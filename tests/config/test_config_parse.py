@@ -567,8 +567,9 @@ def flat(values, prefix=""):
 
 def test_keys_are_those_of_the_files_and_no_others():
     composed_keys = {key for values in [*DEFAULTS.values(), ADAMW, BETA_LASSO, TIMM, FOLDER] for key in flat(values)}
-    groups = {"model", "optim", "data", "augment", "tracking", "seeds"}
-    assert {key for key, _ in keys()} == composed_keys | groups
+    groups = {"model", "optim", "data", "augment", "tracking", "seeds", "checkpoint"}
+    of_runs = {key for key in composed_keys if not key.startswith("sweep.")}
+    assert {key for key, _ in keys()} == of_runs | groups
 
 
 @pytest.mark.parametrize("key", ["width", "data.name", "nothing", "model.nothing", "seeds.split"])

@@ -20,7 +20,7 @@ from torchvision import transforms
 from mixersweep.compose import config_of
 from mixersweep.config import Config
 from mixersweep.data import folders
-from mixersweep.data.batches import Batches, DeviceImages
+from mixersweep.data.batches import Batches, DeviceImages, share_of
 from mixersweep.data.source import write
 from mixersweep.data.splits import Splits, open_splits
 from mixersweep.data.stream import LoaderFailed, Stream, choose_workers
@@ -94,11 +94,11 @@ def test_batches_depend_neither_on_workers_nor_ranks_nor_where_they_begin(
         assert torch.equal(y, whole[step][1])
     assert step == 3
     ranks = [list(others.train.batches(16, 3, 4, rank=rank, world_size=4)) for rank in range(4)]
-    assert [len(batches[-1][1]) for batches in ranks] == [1, 1, 0, 0]
+    assert [len(batches[-1][1]) for batches in ranks] == [2, 0, 0, 0]
     for step, (x, y) in enumerate(whole):
         for rank in range(4):
-            assert torch.equal(ranks[rank][step][0], x[rank::4])
-            assert torch.equal(ranks[rank][step][1], y[rank::4])
+            assert torch.equal(ranks[rank][step][0], x[share_of(len(y), rank, 4)])
+            assert torch.equal(ranks[rank][step][1], y[share_of(len(y), rank, 4)])
     others.close()
 
 

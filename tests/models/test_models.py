@@ -249,7 +249,7 @@ def test_a_shallow_kronecker_net_multiplies_pixels_from_both_sides() -> None:
 def test_the_published_sizes_have_the_connections_of_their_tables(
     overrides: list[str], total: float | None, connections: float | None, hidden_width: float | None
 ) -> None:
-    run = solve(config_of([*overrides, "data.image_channels=3"]))
+    run = solve(config_of([*overrides, "data=cifar10"]))
     a = run.architecture
     if total:  # the upper table counts all layers and the patch FC
         patch_fc = a.patches * 3 * run.config.patch_size**2 * a.embedding_channels

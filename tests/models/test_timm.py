@@ -42,8 +42,10 @@ def timm_mixer(sizes: dict, seed: int = 0) -> MlpMixer:
 
 def ours_of(state: dict[str, torch.Tensor], *more: str) -> nn.Module:
     """The network of the settings that a timm checkpoint means, with its weights."""
-    settings = [f"{key}={value}" for key, value in settings_of(state).items()]
-    config = config_of(["model=mixer", *settings, "data.native_size=1", *more])
+    meant = settings_of(state)
+    data = "cifar10" if meant["data.image_channels"] == 3 else "fashion_mnist_10k"
+    settings = [f"{key}={value}" for key, value in meant.items()]
+    config = config_of(["model=mixer", f"data={data}", *settings, "data.native_size=1", *more])
     network = build(config, architecture(config))
     network.load_state_dict(from_timm(state))
     return network
@@ -138,7 +140,7 @@ def test_the_settings_of_b16_are_those_of_the_paper_and_the_rule_finds_its_sizes
         "data.image_channels": 3,
         "data.classes": 1000,
     }
-    config = config_of(["model=mixer", *(f"{key}={value}" for key, value in settings.items())])
+    config = config_of(["model=mixer", "data=cifar10", *(f"{key}={value}" for key, value in settings.items())])
     sizes = architecture(config)
     assert (sizes.token_hidden, sizes.channel_hidden, sizes.patches) == (384, 3072, 196)
     assert sizes.connections == 260112384  # Omega 2.601e8
@@ -368,7 +370,7 @@ def test_a_run_starts_from_the_checkpoint_trains_and_needs_the_file_no_more(chec
 
     training = Training(directory, NeverLost(), StopSignals(), said.append)  # type: ignore[arg-type]
     start = from_timm(torch.load(checkpoint, weights_only=True))
-    state = training.network.state_dict()
+    state = training.learner.network.state_dict()
     assert all(torch.equal(state[key], start[key]) for key in start)
 
     train(directory, StopSignals(), said.append)
@@ -379,5 +381,5 @@ def test_a_run_starts_from_the_checkpoint_trains_and_needs_the_file_no_more(chec
     assert max(moved) < 1e-3  # three steps at lr=1e-6: it began at the checkpoint
     checkpoint.unlink()
     again = Training(RunDirectory.open(directory.path), NeverLost(), StopSignals(), said.append)  # type: ignore[arg-type]
-    assert torch.equal(again.network.head.weight, trained["head.weight"])
+    assert torch.equal(again.learner.network.head.weight, trained["head.weight"])
     assert said == ["going on after epoch 1 of 1"]
