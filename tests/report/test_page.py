@@ -134,7 +134,7 @@ def test_the_scatter_takes_other_axes_tells_a_run_and_copies_its_command(opened:
     dot.hover()
     assert page.locator("#said").inner_text().startswith(f"{name}: effective width m")
     dot.click()
-    page.wait_for_function("document.getElementById('said').textContent.startsWith('copied: mixersweep train model=')")
+    page.locator("#said", has_text="copied: mixersweep train model=").wait_for()
     command = page.locator("#said").inner_text().removeprefix("copied: ")
     page.locator("#filter").focus()
     page.keyboard.press("Control+V")
@@ -158,7 +158,7 @@ def test_it_is_readable_light_and_dark_and_on_a_phone(report: Report, opened: Ca
     assert phone.evaluate("document.documentElement.scrollWidth") <= 375
     assert phone.locator("#scatter .dot").count() == 27
     phone.locator("#scatter .dot").last.tap()
-    phone.wait_for_function("document.getElementById('said').textContent.startsWith('copied: ')")
+    phone.locator("#said", has_text="copied: ").wait_for()
     phone.screenshot(path=report.page.parent / f"phone-{scheme}.png", full_page=True)
 
 
