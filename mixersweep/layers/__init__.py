@@ -11,7 +11,7 @@ from mixersweep.layers.dense import Dense
 from mixersweep.layers.kronecker import PermutedKronecker
 from mixersweep.layers.norm import ColumnNorm
 from mixersweep.layers.permutation import Commutation, Identity, IndexPermutation, Permutation, RandomPermutation
-from mixersweep.layers.sparse import SparseWeights, draw_mask, sparse_is_faster
+from mixersweep.layers.sparse import SparseWeights, draw_mask
 
 __all__ = [
     "ColumnNorm",
@@ -26,5 +26,4 @@ __all__ = [
     "SparseMap",
     "SparseWeights",
     "draw_mask",
-    "sparse_is_faster",
 ]

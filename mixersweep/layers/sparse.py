@@ -75,21 +75,6 @@ def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
     return drawn[torch.randperm(drawn.numel(), generator=generator)[:count]].sort().values
 
 
-def sparse_is_faster(in_width: int, out_width: int, connections: int, batch_size: int, device_kind: str) -> bool:
-    """Whether sums over the nonzeros take less time than writing them into a matrix and multiplying by that.
-
-    On a CPU: forward and both gradients in nanoseconds, as `bench layers --all` fits them (2 cores, fp32, widths 256
-    to 2,048, batches 32 to 512), with a margin for what it does not know. On a GPU, where none has been measured: one
-    entry in twenty, where cuSPARSE is usually said to catch up with the dense product.
-    """
-    entries = in_width * out_width
-    if device_kind != "cpu":
-        return connections < 0.05 * entries
-    sparse = connections * (3.6 + 0.12 * batch_size)
-    dense = entries * (1.3 + 0.037 * batch_size) + connections * 8.5
-    return sparse < 0.9 * dense
-
-
 class SparseWeights(SparseMap):
     """y = (M o A) x + b with the nonzeros of M at ``positions``."""
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
+from mixersweep.budget.storage import sparse_is_faster
 from mixersweep.config import MLPFamily
 from mixersweep.config.families import MLP, SWMLP
-from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask, sparse_is_faster
+from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask
 from mixersweep.models.parts import ACTIVATIONS, ImageFacts, KeptEntries, PatchEmbedding, StructureSeed
 
 

@@ -38,6 +38,7 @@ class CellStatistics:
 
 
 def degenerate(row: Row) -> bool:
+    """Whether units have fewer than ``FAN_IN`` inputs in the mean, below which nothing is claimed."""
     fan_in = row.get("mean_fan_in")
     return fan_in is not None and fan_in < FAN_IN
 

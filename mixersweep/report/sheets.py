@@ -37,6 +37,11 @@ class Sheet:
         return [["–" if row[c.key] is None else c.show(row[c.key]) for c in self.columns] for row in self.rows]
 
 
+def _with_values(columns: list[Column], rows: list[dict[str, Any]]) -> list[Column]:
+    """The columns that any row has a value in."""
+    return [c for c in columns if any(row[c.key] is not None for row in rows)]
+
+
 def sheets(statistics: Statistics) -> list[Sheet]:
     """The tables of one comparison that have any rows."""
     made = [accuracy_sheet(statistics), pair_sheet(statistics), trend_sheet(statistics), width_sheet(statistics)]
@@ -100,10 +105,9 @@ def accuracy_sheet(statistics: Statistics) -> Sheet:
         Column("train_loss", "training loss", "{:.3f}".format),
         Column("seconds", "seconds", "{:.1f}".format),
     ]
-    columns = [c for c in columns if any(row[c.key] is not None for row in rows)]
     images = f"{statistics.images:,} test images" if statistics.images else "no test predictions"
     note = f"Means over n seeds; sd is the standard deviation of a run; {images}."
-    return Sheet("accuracy", "Test accuracy by model and width", columns, rows, note)
+    return Sheet("accuracy", "Test accuracy by model and width", _with_values(columns, rows), rows, note)
 
 
 def pair_sheet(statistics: Statistics) -> Sheet:
@@ -144,7 +148,6 @@ def pair_sheet(statistics: Statistics) -> Sheet:
         Column("residual", "sizes differ by", "{:.2%}".format),
         Column("verdict", "verdict", number=False),
     ]
-    columns = [c for c in columns if any(row[c.key] is not None for row in rows)]
     best = statistics.pairs and statistics.pairs[0].at_best is not None
     joined = (
         "The best width of each model, chosen on validation"
@@ -162,7 +165,7 @@ def pair_sheet(statistics: Statistics) -> Sheet:
     left = [f"{pair.first} and {pair.second} at {where}" for pair in statistics.pairs for where in pair.left_out]
     if left:
         note += f" Left out: {'; '.join(left)}."
-    return Sheet("pairs", "Models against each other", columns, rows, note)
+    return Sheet("pairs", "Models against each other", _with_values(columns, rows), rows, note)
 
 
 def verdict(pair: Pair) -> str:
@@ -209,12 +212,11 @@ def trend_sheet(statistics: Statistics) -> Sheet:
         Column("clean_interval", "95%", between),
         Column("verdict", "verdict", number=False),
     ]
-    columns = [c for c in columns if any(row[c.key] is not None for row in rows)]
     note = "Slope of test accuracy on log2 of the width, by least squares through the means of the widths."
     mixers = [row for row in statistics.comparison.rows if row["shape"]]
     if mixers and statistics.comparison.budget == "connections" and all(row["expansion"] == 1 for row in mixers):
         note += " At γ = 1 and fixed Ω, width and C / S are one variable of a Mixer: this is a trend of both."
-    return Sheet("trends", "Accuracy against width", columns, rows, note)
+    return Sheet("trends", "Accuracy against width", _with_values(columns, rows), rows, note)
 
 
 def trend_verdict(trend: Trend) -> str:
@@ -259,9 +261,8 @@ def width_sheet(statistics: Statistics) -> Sheet:
         Column("smallest_p", "smallest p that n allows", p_only),
         Column("verdict", "verdict, by sign flips", number=False),
     ]
-    columns = [c for c in columns if any(row[c.key] is not None for row in rows)]
     note = "Secondary and not corrected for their number: Student's t over seeds, and the exact sign-flip test."
-    return Sheet("widths", "At each width", columns, rows, note)
+    return Sheet("widths", "At each width", _with_values(columns, rows), rows, note)
 
 
 def points_only(share: float) -> str:

@@ -17,15 +17,13 @@ from __future__ import annotations
 from typing import Any
 
 from mixersweep.budget import Architecture
+from mixersweep.budget.storage import sparse_is_faster
 from mixersweep.config import Config, LayeredFamily, MixerFamily
 from mixersweep.config.families import SWMLP, Monarch, Shallow
 from mixersweep.config.schema import SGD, AdamW, BetaLasso
 
 FLOAT, INDICES = 4, 20
 """Bytes of a number in float32, and of the indices of a sparse weight (``layers.sparse``: three int32, one int64)."""
-
-SPARSE_BELOW = {"cpu": 0.48, "cuda": 0.05}
-"""About the density below which ``model.storage=auto`` keeps the nonzeros alone (``layers.sparse_is_faster``)."""
 
 
 def memory_bytes(config: Config, architecture: Architecture) -> int:
@@ -57,8 +55,9 @@ def _structure(config: Config, a: Architecture) -> float:
         return 0.0
     matrices = a.mixing_layers * (2 if model.hidden else 1)
     indices = INDICES * a.connections * matrices
-    below = SPARSE_BELOW["cuda" if config.device.startswith("cuda") else "cpu"]
-    sparse = model.storage == "sparse" or (model.storage == "auto" and a.density < below)
+    kind = "cuda" if config.device.startswith("cuda") else "cpu"
+    fits = sparse_is_faster(a.width, a.hidden_width, int(a.connections), config.batch_size, kind)
+    sparse = model.storage == "sparse" or (model.storage == "auto" and fits)
     return indices if sparse else indices + FLOAT * a.width * a.hidden_width * (matrices + 1)
 
 

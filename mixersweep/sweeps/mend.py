@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import secrets
 import shlex
 import shutil
 from collections.abc import Iterable
@@ -13,10 +12,11 @@ from pathlib import Path
 import psutil
 
 from mixersweep.runs import Status, read_status, set_status
-from mixersweep.runs.files import read_json, write_json
+from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import Listed
 from mixersweep.runs.status import guard, this_host
 from mixersweep.sweeps.launchers import slurm
+from mixersweep.tracking.identity import read_identity, write_identity
 
 RETRIED = ("failed", "lost", "diverged", "cancelled")
 """The states that ``retry`` takes: the others are taken up by the same command anyway, or are completed."""
@@ -94,7 +94,5 @@ def _start_anew(path: Path) -> None:
                 shutil.rmtree(left)
             else:
                 left.unlink()
-    identity = path / "tracking.json"
-    known = read_json(identity)
-    if known:
-        write_json(identity, {"id": f"{known['id'].rpartition('-')[0]}-{secrets.token_hex(2)}"})
+    if (path / "tracking.json").exists():
+        write_identity(path, read_identity(path).redrawn())

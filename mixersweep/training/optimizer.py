@@ -15,7 +15,6 @@ from mixersweep.config.schema import SGD, AdamW, AnyOptim, BetaLasso, Timm, Widt
 from mixersweep.errors import UserError
 from mixersweep.layers import SparseConv, SparseMap
 from mixersweep.training.beta_lasso import BetaLassoSGD
-from mixersweep.training.schedule import learning_rate as learning_rate
 from mixersweep.training.width_scaling import parameters, scales
 
 Groups = list[dict[str, Any]]

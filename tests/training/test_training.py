@@ -16,9 +16,10 @@ from mixersweep.training.checkpoint import load_checkpoint
 from mixersweep.training.environment import choose_device, choose_threads, describe_environment, git_commit
 from mixersweep.training.evaluation import Sums
 from mixersweep.training.loop import train
-from mixersweep.training.optimizer import learning_rate, make_optimizer
+from mixersweep.training.optimizer import make_optimizer
 from mixersweep.training.parallel import World
 from mixersweep.training.progress import TrainingProgress
+from mixersweep.training.schedule import learning_rate
 from mixersweep.training.signals import StopSignals
 from tests.training.small import StopAfter
 
