@@ -228,21 +228,36 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+_OF_THE_TRAINER = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]
+
+
 def _begin_worker(_: int) -> None:
     """Signals are the trainer's to act on: it saves, and ends its workers."""
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _OF_THE_TRAINER:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_TRAINER)
 
 
 def _quiet_iterator(loader: DataLoader[Any]) -> Any:
-    """An epoch of the loader, whose dead workers are then noticed here, and not wherever the trainer happens to be."""
+    """An epoch of the loader, whose dead workers are then noticed here, and not wherever the trainer happens to be.
+
+    Its workers begin with the trainer's signals blocked, so that none ends them before ``_begin_worker`` has run.
+    """
     chld = getattr(signal, "SIGCHLD", None)
     before = signal.getsignal(chld) if chld and threading.current_thread() is threading.main_thread() else None
-    iterator = iter(loader)
+    masks = hasattr(signal, "pthread_sigmask")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TRAINER) if masks else set()
+    try:
+        iterator = iter(loader)
+    finally:
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if before is not None and chld is not None:
         signal.signal(chld, before)
     return iterator
