@@ -82,9 +82,9 @@ class _Carrying:
         """Say what the sweep is before it costs anything."""
         for notice in self.expansion.notices:
             self._report(f"note: {notice}")
-        for point in self.expansion.points:
-            if point.infeasible is not None:
-                self._report(f"error: {point.infeasible}")
+        impossible = Counter(point.infeasible for point in self.expansion.points if point.infeasible is not None)
+        for reason, count in impossible.items():
+            self._report(f"error: {reason}" + (f" ({count} points)" if count > 1 else ""))
         known = [(p.config, p.architecture) for p in self.runs if p.config is not None and p.architecture is not None]
         warned = Counter(warning for config, sizes in known for warning in warnings(config, sizes))
         for warning, count in warned.items():

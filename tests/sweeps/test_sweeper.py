@@ -54,11 +54,13 @@ def test_one_run_that_diverges_does_not_hide_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("infeasible", "code"), [("refuse", 1), ("skip", 0)])
 def test_points_without_a_network_end_nothing(tmp_path: Path, infeasible: str, code: int) -> None:
-    arguments = ["train", "-m", *SMALL, "width=99,5000", f"sweep.infeasible={infeasible}"]
+    arguments = ["train", "-m", *SMALL, "width=99,5000", "seed=0,1", f"sweep.infeasible={infeasible}"]
     done = run(tmp_path, *arguments)
     assert done.returncode == code, done.stderr
-    assert len(results(done.stdout)) == 1
-    assert "width=5000: the widest mixer" in done.stderr
+    assert len(results(done.stdout)) == 2
+    told = [line for line in done.stderr.splitlines() if "width=5000: the widest mixer" in line]
+    assert len(told) == 1
+    assert told[0].endswith("(2 points)")
 
 
 @pytest.mark.slow
