@@ -23,9 +23,13 @@ class StopSignals:
         self._received: signal.Signals | None = None
 
     def install(self) -> StopSignals:
-        """Take over the handlers of this process (its main thread must call)."""
+        """Take over the handlers of this process (its main thread must call).
+
+        A signal that was blocked until now, as launchers begin their runs, is acted on at the first ``check``.
+        """
         for number in _EXIT_CODES:
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, list(_EXIT_CODES))
         return self
 
     @property

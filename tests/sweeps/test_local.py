@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,18 @@ def test_a_run_that_dies_before_it_begins_is_failed_with_the_reason(tmp_path: Pa
     assert process.returncode == 1
     assert err.count("killed by SIGKILL before it began; see log.txt") >= 1 or err.count("lost") >= 1
     assert not set(states(tmp_path / "runs").values()) & {"queued", "completed"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_before_it_has_begun_is_not_failed(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, "train", "-m", *SMALL, "epochs=4000", "seed=0,1", "hydra.launcher.jobs=2")
+    supervisor, _ = when(lambda: training(process.pid), process)
+    for child in when(lambda: supervisor.children() if len(supervisor.children()) == 2 else [], process):
+        child.send_signal(number)
+    process.communicate(timeout=60)
+    runs = tmp_path / "runs"
+    assert set(states(runs).values()) == {"interrupted" if number == signal.SIGINT else "preempted"}
+    assert not any("Traceback" in log.read_text() for log in runs.glob("*/log.txt"))
 
 
 def test_a_broken_run_directory_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from mixersweep.sweeps.launchers import LOG
 
 _PR_SET_PDEATHSIG = 1
 _LEFT_TO_RUNS = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_STOPS = (signal.SIGINT, *_LEFT_TO_RUNS)
 
 
 def main() -> int:
@@ -36,7 +37,7 @@ def main() -> int:
     warm = "--warm" in sys.argv[1:] and sys.platform == "linux"
     said = os.dup(1)
     os.dup2(2, 1)  # whatever prints, does not print into the protocol
-    for number in (signal.SIGINT, *_LEFT_TO_RUNS):
+    for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)  # the launching process alone decides
     if warm:
         import mixersweep.training.loop  # noqa: F401
@@ -98,9 +99,11 @@ class Supervising:
 
     def _start(self, message: dict[str, Any]) -> None:
         parent = os.getpid()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # else one sent to the fork at once would be ignored
         pid = os.fork()
         if pid == 0:
             self._become(message, parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._running[pid] = message["run_dir"]
         self._say({"run_dir": message["run_dir"], "pid": pid})
 
@@ -141,7 +144,8 @@ class Supervising:
         for number in (signal.SIGCHLD, *_LEFT_TO_RUNS):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray's workers block some
+        # What asks a run to stop waits until it can: its trainer unblocks them. Ray's workers block others.
+        signal.pthread_sigmask(signal.SIG_SETMASK, _STOPS)
         if self._libc is not None:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:
