@@ -126,15 +126,8 @@ def _is_there(run: Listed, wish: Wish) -> bool:
         return False
     files = artifact_files(run.state, _tracking(run).checkpoint)
     same_rows = run.result is not None or uploaded.epoch == (run.row and run.row["epoch"])
-    return (
-        same_rows
-        and set(files) <= set(uploaded.files)
-        and (uploaded.project, uploaded.entity)
-        == (
-            place.project,
-            place.entity,
-        )
-    )
+    same_place = (uploaded.project, uploaded.entity) == (place.project, place.entity)
+    return same_rows and same_place and set(files) <= set(uploaded.files)
 
 
 def _tracking(run: Listed) -> Tracking:
