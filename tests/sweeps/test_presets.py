@@ -47,11 +47,12 @@ RUNS: dict[str, dict[str, int]] = {
     "matched_parameters": {"s_mixer": 45, "rp_s_mixer": 45, "pk": 25, "sw_mlp": 25, "mlp": 5},
     "lr_per_width": {"s_mixer": 35, "rp_s_mixer": 35, "sw_mlp": 30, "mlp": 5},
     "fashion_mnist_width": {"s_mixer": 40, "rp_s_mixer": 40, "pk": 40, "sw_mlp": 35, "mlp": 5},
+    "fashion_mnist_parameters": {"s_mixer": 20, "rp_s_mixer": 20, "pk": 10, "sw_mlp": 20, "mlp": 5},
     "fashion_mnist_wide": {"sw_mlp": 12},
 }
 """The presets, and how many runs of each family they have; runs of a search not counted."""
 
-SEARCHED = ("lr_per_width", "fashion_mnist_width")
+SEARCHED = ("lr_per_width", "fashion_mnist_width", "fashion_mnist_parameters")
 OWN = (*SEARCHED, "untied", "matched_parameters", "fashion_mnist_wide")
 """Experiments that no paper has printed."""
 
