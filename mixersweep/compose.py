@@ -3,6 +3,9 @@
 Hydra's grammar, groups and defaults make the config; the schema checks it. Override keys are checked before anything is
 composed, because Hydra adds unknown keys with ``+`` in silence, and its own refusals do not know the nearest valid
 choice. A sweep is expanded by the program itself (``sweeps``); another sweeper of Hydra's gets a job a run.
+
+``--config-dir=DIR`` adds choices of the user's own, such as ``DIR/experiment/NAME.yaml``. Where overrides are kept it
+leads them, so that they mean the same again; runs are frozen and do not read it.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
@@ -43,16 +48,19 @@ WORST = 0.0
 
 OWN_SWEEPER = "mixersweep"
 
+CONFIG_DIR = "--config-dir="
+
 
 @dataclass(frozen=True)
 class Invocation:
     """The arguments of ``train``: overrides, Hydra's flags, and whether they mean many runs.
 
-    ``is_sweep``: the program's own sweeper carries them out; else Hydra does.
+    ``own``: the user's directory of configs. ``is_sweep``: the program's own sweeper carries them out; else Hydra does.
     """
 
     overrides: list[str]
     flags: list[str]
+    own: Path | None
     multirun: bool
     is_sweep: bool
 
@@ -65,17 +73,22 @@ def read_arguments(arguments: list[str]) -> Invocation:
     flags = list(arguments)
     for override in overrides:
         flags.remove(override)
-    check_overrides(overrides)
+    refused = next((flag for flag in ("config_path", "config_name", "experimental_rerun") if vars(parsed)[flag]), None)
+    if refused is not None:
+        flag = f"--{refused.replace('_', '-')}"
+        raise UserError(f"{flag}: the settings are train.yaml's; --config-dir adds choices of your own to it")
+    own = None if parsed.config_dir is None else own_configs(parsed.config_dir)
+    check_overrides(overrides, own)
     checked = parsed_overrides(overrides)
     shows = bool(parsed.cfg or parsed.info or parsed.help or parsed.hydra_help or parsed.shell_completion)
     multirun, sweeper = bool(parsed.multirun), OWN_SWEEPER
     if any(_root(o) == "hydra" or o.key_or_group == "experiment" for o in checked):
-        head = Composer(overrides).head.hydra
+        head = Composer(overrides, own).head.hydra
         multirun, sweeper = multirun or head.mode == RunMode.MULTIRUN, head.runtime.choices["hydra/sweeper"]
     several = next((o for o in checked if o.is_sweep_override()), None)
     if several is not None and not multirun:
         raise UserError(f"{several.input_line}: several values; sweep over them with -m")
-    return Invocation(overrides, flags, multirun, is_sweep=multirun and sweeper == OWN_SWEEPER and not shows)
+    return Invocation(overrides, flags, own, multirun, is_sweep=multirun and sweeper == OWN_SWEEPER and not shows)
 
 
 def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None]) -> None:
@@ -92,7 +105,7 @@ def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
     def app(composed: DictConfig) -> float | None:
         try:
-            return job(*_job_of(composed))
+            return job(*_job_of(composed, invocation.own))
         except Exception as error:  # kept from Hydra, which would print its own line about it
             if not multirun or isinstance(error, RunStopped):
                 ended.append(error)
@@ -112,18 +125,20 @@ def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None
         raise UserError(_one_line(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         for job_overrides in _jobs(overrides, multirun=multirun):
-            _check_against_choices(job_overrides)
+            _check_against_choices(job_overrides, invocation.own)
         raise UserError(_one_line(error)) from error
 
 
 class Composer:
     """Configs of many runs: one compose of Hydra's for each set of group choices, the values set on copies of it.
 
-    ``overrides`` are what all runs share: ``head`` holds their choices, the settings of the sweep and of Hydra.
+    ``overrides`` are what all runs share: ``head`` holds their choices, the settings of the sweep and of Hydra. ``own``
+    is the user's directory of configs.
     """
 
-    def __init__(self, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, overrides: Sequence[str] = (), own: Path | None = None) -> None:
         self._overrides = list(overrides)
+        self._own = own
         self._bases: dict[tuple[str, ...], _Base] = {}
 
     @cached_property
@@ -148,12 +163,12 @@ class Composer:
                 self._bases[chosen] = _Base(self._load(list(chosen), RunMode.RUN))
             return self._bases[chosen].with_values([override for override in parsed if not is_choice(override)])
         except (HydraException, OmegaConfBaseException) as error:
-            _check_against_choices(list(overrides))
+            _check_against_choices(list(overrides), self._own)
             raise UserError(_one_line(error)) from error
 
     def _load(self, overrides: list[str], mode: RunMode) -> DictConfig:
         try:
-            return _loader().load_configuration("train", overrides, mode)
+            return _loader(self._own).load_configuration("train", overrides, mode)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_one_line(error)) from error
 
@@ -204,9 +219,37 @@ class _Base:
 
 
 @cache
-def _loader() -> ConfigLoaderImpl:
+def _loader(own: Path | None = None) -> ConfigLoaderImpl:
     setup_globals()
-    return ConfigLoaderImpl(create_config_search_path(str(config_dir())))
+    places = create_config_search_path(str(config_dir()))
+    if own is not None:
+        places.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))  # as Hydra itself does
+    return ConfigLoaderImpl(places)
+
+
+def own_configs(directory: str) -> Path:
+    """The user's directory of configs, absolute; raises ``UserError`` where it is none or names a choice anew."""
+    path, known = Path(directory).expanduser().absolute(), groups()
+    found = {group: sorted(file.stem for file in (path / group).glob("*.yaml")) for group in known}
+    if not any(found.values()):
+        reason = f"has no files such as experiment/NAME.yaml (or in {', '.join(known)})"
+        raise UserError(f"{CONFIG_DIR}{directory}: {reason if path.is_dir() else 'no such directory'}")
+    for group, names in found.items():
+        for name in set(names) & set(known[group]):
+            raise UserError(f"{CONFIG_DIR}{directory}: {group}={name} is a choice already; call your file otherwise")
+    return path
+
+
+def leading(own: Path | None) -> list[str]:
+    """What leads overrides that are kept."""
+    return [] if own is None else [f"{CONFIG_DIR}{own}"]
+
+
+def split(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The user's directory of configs, where ``--config-dir=DIR`` leads the overrides, and the overrides."""
+    if arguments and arguments[0].startswith(CONFIG_DIR):
+        return own_configs(arguments[0].removeprefix(CONFIG_DIR)), list(arguments[1:])
+    return None, list(arguments)
 
 
 def config_of(overrides: list[str]) -> Config:
@@ -262,12 +305,13 @@ def _copied(value: Any) -> Any:
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _job_of(composed: DictConfig) -> tuple[Config, Origin]:
+def _job_of(composed: DictConfig, own: Path | None) -> tuple[Config, Origin]:
     context = HydraConfig.get()
     experiment = context.runtime.choices.get("experiment")
     with open_dict(composed):
         composed.pop("sweep", None)
-    return parse(_resolved(composed)), Origin(experiment=experiment, overrides=list(context.overrides.task))
+    overrides = [*leading(own), *context.overrides.task]
+    return parse(_resolved(composed)), Origin(experiment=experiment, overrides=overrides)
 
 
 def _resolved(composed: DictConfig) -> dict[str, Any]:
@@ -279,15 +323,16 @@ def _resolved(composed: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
+def check_overrides(overrides: Sequence[str], own: Path | None = None) -> None:
     """Refuse unknown keys and choices, whatever prefix they have."""
+    known = groups(own)
     for override in parsed_overrides(overrides):
         key = override.key_or_group
         if _root(override) == "hydra":
             continue
-        if key in groups() and not override.is_delete():
+        if key in known and not override.is_delete():
             for choice in _choices(override):
-                _check_choice(key, choice)
+                _check_choice(key, choice, known[key])
         else:
             check_key(key, _text(override))
 
@@ -303,8 +348,7 @@ def _choices(override: Override) -> Iterator[object]:
     yield from (getattr(choice, "text", choice) for choice in listed)  # a QuotedString has its text
 
 
-def _check_choice(group: str, choice: object) -> None:
-    names = groups()[group]
+def _check_choice(group: str, choice: object, names: list[str]) -> None:
     if isinstance(choice, str) and choice not in names:
         near = difflib.get_close_matches(choice, names, 1)
         nearest = f"; the nearest is {near[0]}" if near else ""
@@ -321,11 +365,12 @@ def _jobs(overrides: list[str], *, multirun: bool) -> list[list[str]]:
         return []
 
 
-def _check_against_choices(overrides: list[str]) -> None:
+def _check_against_choices(overrides: list[str], own: Path | None) -> None:
     """Refuse settings that only other choices of their group have, e.g. ``model.tied`` of an sw_mlp."""
     parsed = parsed_overrides(overrides)
     try:
-        composed = Composer().values([o.input_line or "" for o in parsed if is_choice(o) and _root(o) != "hydra"])
+        choices = [o.input_line or "" for o in parsed if is_choice(o) and _root(o) != "hydra"]
+        composed = Composer(own=own).values(choices)
     except UserError:
         return
     for override in parsed:

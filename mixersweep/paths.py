@@ -13,10 +13,11 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
-def groups() -> dict[str, list[str]]:
-    """The choices of every config group, e.g. ``{"model": ["mixer", "mlp", ...]}``."""
+def groups(own: Path | None = None) -> dict[str, list[str]]:
+    """The choices of every config group, e.g. ``{"model": ["mixer", "mlp", ...]}``; ``own`` has more of the user's."""
+    names = [group.name for group in config_dir().iterdir() if group.is_dir() and group.name not in ("hydra", "wandb")]
+    places = [config_dir(), own] if own else [config_dir()]
     return {
-        group.name: sorted(file.stem for file in group.glob("*.yaml"))
-        for group in sorted(config_dir().iterdir())
-        if group.is_dir() and group.name not in ("hydra", "wandb")
+        name: sorted({file.stem for place in places for file in (place / name).glob("*.yaml")})
+        for name in sorted(names)
     }

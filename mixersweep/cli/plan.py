@@ -26,6 +26,7 @@ def add(verbs: Any) -> None:
     )
     verb.add_argument("overrides", nargs="*", metavar="key=value").completer = completer.overrides
     verb.add_argument("-m", "--multirun", action="store_true", help="as for train; several values mean it anyway")
+    verb.add_argument("--config-dir", metavar="DIR", help="as for train: more choices, e.g. DIR/experiment/NAME.yaml")
     verb.add_argument("--json", action="store_true", help="one object a run and nothing else")
     verb.add_argument("--figure", type=Path, metavar="FILE", help="draw width and density against channels (png, svg)")
     verb.add_argument("--measure", action="store_true", help="time a few steps of each shape, and keep what they took")
@@ -34,11 +35,12 @@ def add(verbs: Any) -> None:
 
 def plan(options: argparse.Namespace) -> int:
     """``plan [-m] [key=value ...]``: the runs, their cost and their state; nothing is trained."""
+    from mixersweep.compose import leading, own_configs
     from mixersweep.sweeps.expand import expand
     from mixersweep.sweeps.plan import plan as planned
 
-    overrides = options.overrides
-    expansion = expand(overrides, multirun=options.multirun or _sweeps(overrides))
+    own = [] if options.config_dir is None else leading(own_configs(options.config_dir))
+    expansion = expand([*own, *options.overrides], multirun=options.multirun or _sweeps(options.overrides))
     rows = planned(expansion)
     runs = [row.run for row in rows if row.run is not None]
     if options.figure is not None:

@@ -25,6 +25,7 @@ def add(verbs: Any) -> None:
     for flags in (["-m", "--multirun"], ["-h", "--help"], ["--hydra-help"], ["--resolve"]):
         verb.add_argument(*flags, action="store_true")
     verb.add_argument("--cfg", choices=("job", "hydra", "all"))
+    verb.add_argument("--config-dir", metavar="DIR")
     verb.add_argument("overrides", nargs="*").completer = completer.overrides
 
 
@@ -37,7 +38,7 @@ def train(arguments: list[str]) -> int:
     if taken_up:
         return _take_up(taken_up[0], arguments, signals)
 
-    from mixersweep.compose import WORST, read_arguments, run_app
+    from mixersweep.compose import WORST, leading, read_arguments, run_app
 
     invocation = read_arguments(arguments)
     if invocation.multirun:
@@ -49,7 +50,8 @@ def train(arguments: list[str]) -> int:
     if invocation.is_sweep:
         from mixersweep.sweeps.sweeper import sweep
 
-        return sweep(invocation.overrides, signals, report, lambda path: print(path, flush=True))
+        told_of = [*leading(invocation.own), *invocation.overrides]
+        return sweep(told_of, signals, report, lambda path: print(path, flush=True))
 
     outcomes: list[int] = []
 

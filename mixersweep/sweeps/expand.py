@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from mixersweep.budget import Architecture
-from mixersweep.compose import Composer, check_overrides, is_choice, parsed_override, parsed_overrides
+from mixersweep.compose import Composer, check_overrides, is_choice, leading, parsed_override, parsed_overrides, split
 from mixersweep.config import VARIANTS, Config, Sweep, architecture, owners, parse, parse_sweep, structure
 from mixersweep.errors import Infeasible, UserError
 from mixersweep.runs import Origin, Run, solve
@@ -81,22 +81,24 @@ class Expansion:
         return self.runs_dir / ".sweeps" / self.name
 
 
-def expand(overrides: Sequence[str], *, multirun: bool = False) -> Expansion:
-    """What ``mixersweep train [-m] OVERRIDES`` means; reads outcomes of search runs, writes nothing, trains nothing.
+def expand(arguments: Sequence[str], *, multirun: bool = False) -> Expansion:
+    """What ``mixersweep train [-m] ARGUMENTS`` means; reads outcomes of search runs, writes nothing, trains nothing.
 
-    Raises ``UserError`` for a setting that cannot be; a point that no network meets is ``infeasible`` instead.
+    The arguments are overrides, perhaps led by a ``--config-dir=DIR``. Raises ``UserError`` for a setting that cannot
+    be; a point that no network meets is ``infeasible`` instead.
     """
-    check_overrides(overrides)
+    own, overrides = split(arguments)
+    check_overrides(overrides, own)
     task = [o for o in parsed_overrides(overrides) if not _is_of_the_sweep(o.key_or_group)]
-    composer = Composer(overrides)
+    composer = Composer(overrides, own)
     head = composer.head
     multirun = multirun or head.hydra.mode == RunMode.MULTIRUN
     settings = parse_sweep(_plain(head.sweep))
     experiment = head.hydra.runtime.choices.get("experiment")
-    grids = _grids(settings, task) if multirun else [grid_of(task)]
+    grids = _grids(settings, task, own) if multirun else [grid_of(task)]
     _check_places(grids)
     name = settings.name or experiment or _name(grids)
-    expanding = _Expanding(composer, settings, grids, Origin(experiment, name if multirun else None))
+    expanding = _Expanding(composer, settings, grids, Origin(experiment, name if multirun else None, leading(own)))
     points = expanding.points()
     searches: list[Search] = []
     if multirun and settings.search is not None:
@@ -123,7 +125,7 @@ def with_settings(overrides: Sequence[str], **values: object) -> list[str]:
 
 
 class _Expanding:
-    """Solves the points of all grids and keeps what is to be told about them."""
+    """Solves the points of all grids and keeps what is to be told about them; ``origin`` is what all share."""
 
     def __init__(self, composer: Composer, settings: Sweep, grids: list[Grid], origin: Origin) -> None:
         self._composer, self._settings, self._grids, self._origin = composer, settings, grids, origin
@@ -240,23 +242,23 @@ class _Expanding:
             raise
         except UserError as error:
             raise Infeasible(str(error)) from error
-        run = solve(config, dataclasses.replace(origin, overrides=overrides))
+        run = solve(config, dataclasses.replace(origin, overrides=[*origin.overrides, *overrides]))
         return Point(overrides, config, sizes, run)
 
 
-def _grids(settings: Sweep, task: list[Override]) -> list[Grid]:
+def _grids(settings: Sweep, task: list[Override], own: Path | None) -> list[Grid]:
     """The grids of the experiment, each crossed with ``over`` and with the command line, whose values win."""
-    command, over = grid_of(task), _of_mapping(settings.over, "sweep.over")
+    command, over = grid_of(task), _of_mapping(settings.over, "sweep.over", own)
     experiment = {key: command.pop(key) for key in list(command) if key == "experiment"}
-    grids = [_of_mapping(grid, f"sweep.grids[{i}]") for i, grid in enumerate(settings.grids)] or [{}]
+    grids = [_of_mapping(grid, f"sweep.grids[{i}]", own) for i, grid in enumerate(settings.grids)] or [{}]
     crossed = []
     for grid in grids:
-        own = {**grid, **{key: values for key, values in over.items() if key not in grid}}
-        for group in VARIANTS.keys() & own.keys() & command.keys():
-            for key in own:
+        written = {**grid, **{key: values for key, values in over.items() if key not in grid}}
+        for group in VARIANTS.keys() & written.keys() & command.keys():
+            for key in written:
                 if key.startswith(f"{group}."):
-                    own[key] = [_OfReplaced(value) for value in own[key]]
-        crossed.append({**experiment, **own, **command})
+                    written[key] = [_OfReplaced(value) for value in written[key]]
+        crossed.append({**experiment, **written, **command})
     return crossed if settings.grids or settings.over else [grid_of(task)]
 
 
@@ -273,12 +275,12 @@ def grid_of(task: Sequence[Override]) -> Grid:
     return {_identity(override): _values(override) for override in task}
 
 
-def _of_mapping(values: Mapping[str, object], where: str) -> Grid:
+def _of_mapping(values: Mapping[str, object], where: str, own: Path | None) -> Grid:
     """The grid that a mapping of an experiment file means."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
     overrides = [f"{key}={text}" for key, text in texts.items()]
     try:
-        check_overrides(overrides)
+        check_overrides(overrides, own)
         parsed = parsed_overrides(overrides)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

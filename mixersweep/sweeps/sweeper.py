@@ -28,13 +28,13 @@ PATIENCE = 5.0
 Report = Callable[[str], None]
 
 
-def sweep(overrides: Sequence[str], stop: StopRequest, report: Report, told: Callable[[Path], None]) -> int:
-    """Carry out ``train -m OVERRIDES`` and return its exit code: 0 where every run is completed.
+def sweep(arguments: Sequence[str], stop: StopRequest, report: Report, told: Callable[[Path], None]) -> int:
+    """Carry out ``train -m ARGUMENTS`` and return its exit code: 0 where every run is completed.
 
     ``told`` takes the ``result.json`` of each completed run, in job order. Raises ``RunStopped`` after a signal, when
     everything has stopped, and ``UserError`` for settings that cannot be.
     """
-    carrying = _Carrying(overrides, stop, report)
+    carrying = _Carrying(arguments, stop, report)
     carrying.announce()
     if not carrying.runs:
         report("error: this sweep has no run that can be")
@@ -54,9 +54,9 @@ def sweep(overrides: Sequence[str], stop: StopRequest, report: Report, told: Cal
 class _Carrying:
     """A sweep under way; ``expansion`` is what is known of it by now."""
 
-    def __init__(self, overrides: Sequence[str], stop: StopRequest, report: Report) -> None:
-        self._overrides, self._stop, self._report = list(overrides), stop, report
-        self.expansion: Expansion = expand(self._overrides, multirun=True)
+    def __init__(self, arguments: Sequence[str], stop: StopRequest, report: Report) -> None:
+        self._arguments, self._stop, self._report = list(arguments), stop, report
+        self.expansion: Expansion = expand(self._arguments, multirun=True)
         self._launcher = make(self.expansion.launcher, self.expansion.folder)
         self._tried: set[Path] = set()
         self._held: list[Path] = []
@@ -135,7 +135,7 @@ class _Carrying:
                     queue.take_back(path, before)
         self._tried |= {*jobs, *queued}
         if any(search.is_open for search in self.expansion.searches):
-            self.expansion = expand(self._overrides, multirun=True)
+            self.expansion = expand(self._arguments, multirun=True)
             self._write_down()
         return True
 
@@ -159,7 +159,7 @@ class _Carrying:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"runs_dir={self.expansion.runs_dir}: cannot be written: {error.strerror}") from None
-        command = shlex.join(["mixersweep", "train", "-m", *self._overrides])
+        command = shlex.join(["mixersweep", "train", "-m", *self._arguments])
         runs = [point.run.name for point in self.runs if point.run is not None]
         searched = [point.run.name for point in self.searched if point.run is not None]
         content = {"name": self.expansion.name, "experiment": self.expansion.experiment, "command": command}

@@ -96,6 +96,14 @@ def test_completion_knows_verbs_keys_choices_and_runs(tmp_path: Path) -> None:
         f"model.mask={k}" for k in ("exact", "bernoulli", "fixed_fan_in")
     }
     assert set(completed("mixersweep train model.tied=")) == {"model.tied=true", "model.tied=false"}
+    assert "experiment=fig4_width" in completed("mixersweep train experiment=fig4")
+    assert {"experiment=", "sweep.name=", "sweep.search.grow=", "hydra/launcher="} <= set(completed("mixersweep plan "))
+    assert completed("mixersweep train -m sweep.infeasible=n") == ["sweep.infeasible=nearest"]
+    assert completed("mixersweep train -m hydra/launcher=s") == ["hydra/launcher=slurm"]
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "fig4_mine.yaml").write_text("")
+    assert completed("mixersweep train --config-dir own experiment=fig4_m", tmp_path) == ["experiment=fig4_mine"]
+    assert completed("mixersweep train experiment=fig4_m", tmp_path) == [""]
     assert "fashion_mnist" in completed("mixersweep data prepare fash")
     (tmp_path / "runs" / "pk-w1-c1-x-s0-0123456789abcdef").mkdir(parents=True)
     (tmp_path / "runs" / "pk-w1-c1-x-s0-0123456789abcdef" / "config.yaml").write_text("")

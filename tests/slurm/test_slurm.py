@@ -83,7 +83,9 @@ def timed_out(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Goes on beside the other tests: Slurm looks at time limits every half minute."""
     folder = tmp_path_factory.mktemp("timed_out")
     with ThreadPoolExecutor(1) as pool:
-        yield folder / "runs", pool.submit(two_time_limits, folder, tiny)
+        scenario = pool.submit(two_time_limits, folder, tiny)
+        until(listed)  # its job is there before any test, so that no test takes it for its own
+        yield folder / "runs", scenario
 
 
 def test_an_array_of_twelve_over_two_nodes(
