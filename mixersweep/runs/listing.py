@@ -1,7 +1,8 @@
 """Many run directories at once, as status, plan and report see them: only JSON and the ends of files are read.
 
-Ten thousand directories take about a second. A directory that cannot be read is listed as ``broken`` with its reason;
-what is no run directory (``.sweeps``, files in the making, anything else of the user's) is passed over.
+Ten thousand directories take about two seconds, read before or not. A directory that cannot be read is listed as
+``broken`` with its reason; what is no run directory (``.sweeps``, files in the making, anything else of the user's) is
+passed over.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +51,9 @@ METRICS = (
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _RUN_NAME = re.compile(r"-[0-9a-f]{16}$")
 _ROW_BYTES = 2048
+
+READ = frozenset({"status.json", "planned.json", "result.json"})
+"""The files of a run that are read whole."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +139,36 @@ def listing(places: Iterable[Path]) -> Iterator[Listed]:
             reason = "no such directory" if isinstance(error, FileNotFoundError) else error.strerror
             raise UserError(f"{place}: {reason}; name a directory of runs (also MIXERSWEEP_RUNS)") from None
         itself = "config.yaml" in found
-        for run in [str(path)] if itself else [f"{path}/{name}" for name in found]:
-            if run in seen:
-                continue
-            seen.add(run)
-            listed = read_listed(run)
-            if listed is not None:
-                yield listed
+        runs = [str(path)] if itself else [f"{path}/{name}" for name in found]
+        with _read_ahead(runs):
+            for run in runs:
+                if run in seen:
+                    continue
+                seen.add(run)
+                listed = read_listed(run)
+                if listed is not None:
+                    yield listed
+
+
+@contextmanager
+def _read_ahead(runs: Sequence[str]) -> Iterator[None]:
+    """Have the system fetch the files of runs while those before are parsed: a disk alone takes as long as parsing."""
+    with ThreadPoolExecutor(4) as pool:
+        for first in range(0, len(runs) if hasattr(os, "posix_fadvise") else 0, 64):
+            pool.submit(_fetch, runs[first : first + 64])
+        try:
+            yield
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _fetch(runs: Sequence[str]) -> None:
+    for run in runs:
+        with suppress(OSError):  # who reads it says so
+            for name in READ.intersection(os.listdir(run)):  # noqa: PTH208
+                descriptor = os.open(f"{run}/{name}", os.O_RDONLY)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                os.close(descriptor)
 
 
 def read_listed(path: str | Path) -> Listed | None:
