@@ -131,7 +131,8 @@ def describe(annotation: Any) -> str:
     if origin is dict:
         return "a mapping such as {name: value}"
     if origin is list:
-        return f"a list such as [1,2] of {describe(arguments[0])}"
+        choices = typing.get_args(arguments[0]) if typing.get_origin(arguments[0]) is Literal else (1, 2)
+        return f"a list such as [{choices[0]},{choices[1]}] of {describe(arguments[0])}"
     if dataclasses.is_dataclass(annotation):
         return "a group of settings"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
@@ -222,12 +223,16 @@ def _power(value: Any) -> Any:
 def _expects(key: str, value: Any, annotation: Any) -> str:
     text = f"{key}={_shown(value)}: expects {describe(annotation)}"
     choices = [str(c) for part in _parts(annotation) for c in typing.get_args(part) if isinstance(c, str)]
-    near = difflib.get_close_matches(str(value), choices, 1) if isinstance(value, str) else []
-    return text + (f"; the nearest is {near[0]}" if near else "")
+    given = value if isinstance(value, list) else [value]
+    wrong = next((one for one in given if isinstance(one, str) and one not in choices), None)
+    near = difflib.get_close_matches(wrong, choices, 1) if wrong is not None else []
+    if not near:
+        return text
+    return f"{text}; the nearest {f'to {wrong} ' if isinstance(value, list) else ''}is {near[0]}"
 
 
 def _parts(annotation: Any) -> list[Any]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
         return [inner for part in typing.get_args(annotation) for inner in _parts(part)]
     return [annotation] if typing.get_origin(annotation) is Literal else []
 

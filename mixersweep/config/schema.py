@@ -227,6 +227,8 @@ class Config:
     compile: bool = execution(False)
     deterministic: bool = execution(False)
     checkpoint: Checkpoints = execution(Checkpoints())
+    probes: list[Literal["spectrum", "sparsity", "gradient_norm", "activation_rank"]] | None = execution(None)
+    probe_every: Count = execution(5)
     runs_dir: str = execution()
     data_dir: str = execution()
     run_dir: str | None = execution()

@@ -25,6 +25,9 @@ Floats = NDArray[np.float64]
 DENSE_SIDE = 768
 """Up to this smaller side a sparse map is decomposed as a dense matrix: under a second, and exact."""
 
+SMALL_SIDE = 128
+"""Up to this smaller side a dense decomposition costs less than Lanczos iterations."""
+
 FACTORED_SIDE = 6144
 """Up to this side the smallest singular value of a square sparse map is sought, by a factorisation that fills in."""
 
@@ -147,14 +150,31 @@ def ends_of(matrix: Any) -> Ends:
         return Ends(largest, 0.0)
 
 
-def largest_of(matrix: Any) -> float:
-    """The largest singular value of a sparse matrix, by Lanczos iterations; 0 of one without entries."""
+def largest(layer: SparseMap, tolerance: float = 1e-5) -> float | None:
+    """The largest singular value alone: exact where that is cheap, else at the cost of some dozens of products with a
+    vector, whatever the layer's size; None where the iterations do not converge.
+    """
+    from scipy.sparse.linalg import ArpackNoConvergence
+
+    if isinstance(layer, PermutedKronecker) or min(layer.in_width, layer.out_width) <= SMALL_SIDE:
+        return ends(layer).largest
+    is_sparse = isinstance(layer, SparseWeights)
+    try:
+        return largest_of(
+            to_sparse(layer) if is_sparse else layer.to_dense().detach().double().cpu().numpy(), tolerance
+        )
+    except ArpackNoConvergence:
+        return None
+
+
+def largest_of(matrix: Any, tolerance: float = 1e-10) -> float:
+    """The largest singular value of a matrix, by Lanczos iterations; 0 of one without entries."""
     from scipy.sparse.linalg import svds
 
-    if not matrix.nnz or not np.any(matrix.data):
+    if not np.any(matrix.data if sp.issparse(matrix) else matrix):
         return 0.0
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))
-    return float(svds(matrix, k=1, return_singular_vectors=False, v0=start, tol=1e-10)[0])
+    return float(svds(matrix, k=1, return_singular_vectors=False, v0=start, tol=tolerance)[0])
 
 
 def bulk_edge(rows: float, columns: float) -> float:

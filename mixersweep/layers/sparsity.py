@@ -44,13 +44,15 @@ def measures(layer: SparseMap) -> dict[str, Any]:
 
 def hoyer(weights: Floats) -> float:
     """(√n - |w|₁/|w|₂) / (√n - 1): 0 where all are equal in size, 1 where one alone is not zero; 0.2 for a normal."""
-    n, norm = weights.size, float(np.linalg.norm(weights))
-    if n < 2 or norm == 0:
-        return float("nan")
-    return (math.sqrt(n) - float(np.abs(weights).sum()) / norm) / (math.sqrt(n) - 1)
+    return indices(weights.size, float(np.abs(weights).sum()), float(np.linalg.norm(weights)))[0]
 
 
 def l1_over_l2(weights: Floats) -> float:
     """|w|₁ / (√n·|w|₂): 1 where all are equal in size, √(2/π) = 0.80 for a normal."""
-    norm = float(np.linalg.norm(weights))
-    return float("nan") if norm == 0 else float(np.abs(weights).sum()) / (norm * math.sqrt(weights.size))
+    return indices(weights.size, float(np.abs(weights).sum()), float(np.linalg.norm(weights)))[1]
+
+
+def indices(n: int, l1: float, l2: float) -> tuple[float, float]:
+    """Hoyer's index and |w|₁/(√n |w|₂) of n weights with these norms; NaN where there are none, or only zeros."""
+    ratio = l1 / (l2 * math.sqrt(n)) if l2 else float("nan")
+    return (math.sqrt(n) * (1 - ratio) / (math.sqrt(n) - 1) if n > 1 else float("nan")), ratio

@@ -5,6 +5,7 @@ runs/<readable name>-<16 hex of the fingerprint>/
     planned.json     the same for those that read many runs (``listing``), since YAML is slow
     status.json      state, host, pid, heartbeat, error (``status``)
     metrics.jsonl    a row an epoch
+    probes.jsonl     a row for each epoch that was looked into (``probes=``)
     checkpoint.pt    model, optimiser and the rows so far
     predictions.npz  of the test images, at the end
     result.json      the record (``record``)
@@ -192,10 +193,7 @@ class RunDirectory:
 
     def append_row(self, row: Mapping[str, Any]) -> None:
         """Append one epoch's row, on disk when this returns."""
-        with (self.path / "metrics.jsonl").open("ab") as file:
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.path / "metrics.jsonl", row)
 
     def restore_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Make ``metrics.jsonl`` agree with the rows that a checkpoint holds."""
@@ -203,6 +201,20 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if not path.exists() or path.read_bytes() != content:
             write_text(path, content.decode())
+
+    def probes(self) -> list[dict[str, Any]]:
+        """The rows of ``probes.jsonl``, flat; empty where nothing was looked into."""
+        return read_rows(self.path / "probes.jsonl")
+
+    def append_probe(self, row: Mapping[str, Any]) -> None:
+        """Append what was found at the end of an epoch, on disk when this returns."""
+        _append(self.path / "probes.jsonl", row)
+
+    def restore_probes(self, epochs: int) -> None:
+        """Drop what was found after so many epochs, which are trained again, and what a crash left half."""
+        path = self.path / "probes.jsonl"
+        if path.exists():
+            write_text(path, b"".join(_line(row) for row in self.probes() if row["epoch"] <= epochs).decode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -212,6 +224,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines]
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("ab") as file:
+        file.write(_line(row))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

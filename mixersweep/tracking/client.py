@@ -120,10 +120,14 @@ class TrainingRun:
         self.run.summary.update({"effective_width": sizes.width, **known})
 
     def log(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log those of the rows that are not there yet, each with the time when it was."""
+        """Log those of the rows that are not there yet, each with its probes and the time when it was."""
+        probes = {row["epoch"]: row for row in self._directory.probes()}
         for row in rows:
             if row["epoch"] >= self._next_step:
-                self.run.log({**row, "_timestamp": row["time"]}, step=row["epoch"], commit=True)
+                inside = {
+                    f"probes/{key}": value for key, value in probes.get(row["epoch"], {}).items() if key != "epoch"
+                }
+                self.run.log({**row, **inside, "_timestamp": row["time"]}, step=row["epoch"], commit=True)
                 self._next_step = row["epoch"] + 1
 
     def end(self, state: str, *, with_checkpoint: bool) -> str | None:

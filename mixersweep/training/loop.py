@@ -38,6 +38,7 @@ from mixersweep.training.learner import Learner
 from mixersweep.training.optimizer import pruned
 from mixersweep.training.outcome import now, outcome
 from mixersweep.training.parallel import World
+from mixersweep.training.probes import Probes
 from mixersweep.training.progress import TrainingProgress
 from mixersweep.training.signals import StopSignals
 from mixersweep.training.steps import Steps
@@ -122,6 +123,7 @@ class Training:
         if world.first:
             remove_leftovers(directory.checkpoint)
             directory.restore_rows(self.state.rows)
+        self.probes = Probes(directory, self.learner, self.splits.train, len(self.state.rows)) if world.first else None
         if kept:
             self._tell_where(environment)
 
@@ -132,6 +134,8 @@ class Training:
         try:
             for epoch in range(len(rows) + 1, epochs + 1):
                 row = self._epoch(epoch, progress)
+                if self.probes is not None:
+                    self.probes.after(epoch, self.learner)
                 rows.append(row)
                 self.state.step, self.state.seconds = 0, 0.0
                 self.sums = Sums(len(self.steps), self.device)

@@ -13,6 +13,7 @@ from typing import Any
 COMMAND = (sys.executable, "-m", "mixersweep")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 TIMES = ("time", "seconds", "images_per_second")
+PROBES = ("probes=[spectrum,sparsity,gradient_norm,activation_rank]", "probe_every=3")
 
 
 def new_home(tmp_path: Path) -> dict[str, str]:
@@ -80,6 +81,12 @@ def rows(runs_dir: Path) -> list[dict[str, Any]]:
 def told(runs_dir: Path) -> list[dict[str, Any]]:
     """The rows, but for what a clock says."""
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows(runs_dir)]
+
+
+def probed(runs_dir: Path) -> list[dict[str, Any]]:
+    """The rows of probes, but for what a clock says."""
+    lines = (only(runs_dir) / "probes.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
 
 
 def status(runs_dir: Path) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mixersweep.runs import same_experiment_same_numbers
-from tests.end_to_end.commands import COMMAND, Commands, only, rows, status, told, when
+from tests.end_to_end.commands import COMMAND, PROBES, Commands, only, probed, rows, status, told, when
 
 SMALL = (
     *("train", "model=s_mixer", "connections=1000", "depth=1", "batch_size=600", "threads=1", "tracking=none"),
@@ -58,13 +58,14 @@ def assert_same_result(one: Path, other: Path) -> None:
 def test_killed_at_random_moments_it_is_the_undisturbed_run(
     overrides: list[str], commands: Commands, tmp_path: Path
 ) -> None:
-    """With checkpoints all the time, so that many a kill finds the process writing one."""
+    """With checkpoints all the time, so that many a kill finds the process writing one; probes change nothing."""
     arguments = (*SMALL, "epochs=20", *overrides)
-    whole = commands.run(*arguments, "runs_dir=whole")
-    assert whole.returncode == 0, whole.stderr
+    for runs_dir, looking in (("whole", ()), ("probed", PROBES)):
+        whole = commands.run(*arguments, *looking, f"runs_dir={runs_dir}")
+        assert whole.returncode == 0, whole.stderr
     draw, codes = random.Random(str(overrides)), []
     for kill in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        process = commands.start(*arguments, "checkpoint.minutes=1e-5")
+        process = commands.start(*arguments, *PROBES, "checkpoint.minutes=1e-5")
         there, before = tmp_path / "runs", time.time_ns()
 
         def checkpointed() -> bool:
@@ -80,9 +81,11 @@ def test_killed_at_random_moments_it_is_the_undisturbed_run(
         assert process.returncode in (0, -kill, 130 if kill == signal.SIGINT else 75), err
         assert "Traceback" not in err
     assert len([code for code in codes if code != 0]) >= 3
-    parts = commands.run(*arguments)
+    parts = commands.run(*arguments, *PROBES)
     assert parts.returncode == 0, parts.stderr
     assert_same_result(tmp_path / "runs", tmp_path / "whole")
+    assert [row["epoch"] for row in probed(tmp_path / "runs")][-1] == told(tmp_path / "runs")[-1]["epoch"]
+    assert probed(tmp_path / "runs") == probed(tmp_path / "probed")
     assert sorted(path.name for path in only(tmp_path / "runs").glob("*checkpoint*")) == ["checkpoint.pt"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.end_to_end.commands import Commands, only, rows, status, told, torchrun, when
+from tests.end_to_end.commands import PROBES, Commands, only, probed, rows, status, told, torchrun, when
 
 SMALL = (
     *("train", "model=s_mixer", "connections=1000", "depth=2", "epochs=3", "threads=1", "tracking=none"),
@@ -94,22 +94,23 @@ def test_every_kind_of_run_has_the_numbers_of_one_process(
 
 @pytest.mark.slow
 def test_a_signal_to_torchrun_leaves_a_run_that_goes_on(commands: Commands, tmp_path: Path) -> None:
-    """To the very numbers of an undisturbed run of as many processes."""
+    """To the very numbers of an undisturbed run of as many processes, which nothing looked into."""
     arguments = (*SMALL, "epochs=12", "batch_size=600")
     whole = commands.torchrun(2, *arguments, "runs_dir=whole")
     assert whole.returncode == 0, whole.stderr
     for epochs in (2, 6):
-        process = commands.start(*arguments, program=torchrun(2))
+        process = commands.start(*arguments, *PROBES, program=torchrun(2))
         when(lambda wanted=epochs: len(rows(tmp_path / "runs")) >= wanted, process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=120)
         assert process.returncode != 0
         assert (out, status(tmp_path / "runs")["state"]) == ("", "preempted"), err
         assert err.count("preempted by SIGTERM after epoch") == 1
-    parts = commands.torchrun(2, *arguments)
+    parts = commands.torchrun(2, *arguments, *PROBES)
     assert parts.returncode == 0, parts.stderr
     assert parts.stderr.count("going on after epoch") == 1
     assert told(tmp_path / "runs") == told(tmp_path / "whole")
+    assert [row["epoch"] for row in probed(tmp_path / "runs")] == [3, 6, 9, 12]
 
 
 @pytest.mark.slow

@@ -56,6 +56,14 @@ def test_without_key_every_row_is_in_one_offline_file(tmp_path: Path) -> None:
     assert str(tmp_path / "home") not in (training.directory.path / "wandb" / "mirror.log").read_text()
 
 
+def test_probes_go_with_the_row_of_their_epoch(tmp_path: Path) -> None:
+    training = Training(make(tmp_path))
+    training.directory.append_probe({"epoch": 1, "spectrum_largest/blocks.0": 2.5, "seconds": 0.1})
+    training.run(range(3))
+    inside = [{key: value for key, value in r.items() if "probes" in key} for r in offline_rows(training.directory)]
+    assert inside == [{}, {"probes/spectrum_largest/blocks.0": 2.5, "probes/seconds": 0.1}, {}]
+
+
 def test_disabled_by_the_environment(tmp_path: Path, server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     training = Training(make(tmp_path))
