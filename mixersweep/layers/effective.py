@@ -158,11 +158,10 @@ def largest(layer: SparseMap, tolerance: float = 1e-5) -> float | None:
 
     if isinstance(layer, PermutedKronecker) or min(layer.in_width, layer.out_width) <= SMALL_SIDE:
         return ends(layer).largest
-    is_sparse = isinstance(layer, SparseWeights)
+    sparse = isinstance(layer, SparseWeights)
+    matrix = to_sparse(layer) if sparse else layer.to_dense().detach().double().cpu().numpy()
     try:
-        return largest_of(
-            to_sparse(layer) if is_sparse else layer.to_dense().detach().double().cpu().numpy(), tolerance
-        )
+        return largest_of(matrix, tolerance)
     except ArpackNoConvergence:
         return None
 

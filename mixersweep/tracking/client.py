@@ -121,12 +121,13 @@ class TrainingRun:
 
     def log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Log those of the rows that are not there yet, each with its probes and the time when it was."""
-        probes = {row["epoch"]: row for row in self._directory.probes()}
+        probes = {
+            row.pop("epoch"): {f"probes/{name}": value for name, value in row.items()}
+            for row in self._directory.probes()
+        }
         for row in rows:
             if row["epoch"] >= self._next_step:
-                inside = {
-                    f"probes/{key}": value for key, value in probes.get(row["epoch"], {}).items() if key != "epoch"
-                }
+                inside = probes.get(row["epoch"], {})
                 self.run.log({**row, **inside, "_timestamp": row["time"]}, step=row["epoch"], commit=True)
                 self._next_step = row["epoch"] + 1
 

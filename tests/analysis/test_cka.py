@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixersweep.analysis.cka import centred_gram, cka, compare, products, similarities
+from mixersweep.analysis.similarity import centred_gram, cka, compare, products, similarities
 from mixersweep.analysis.subjects import Features, chosen
 from mixersweep.cli import main
 from mixersweep.data.splits import open_splits

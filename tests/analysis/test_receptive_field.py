@@ -30,6 +30,7 @@ FAMILIES = [
     ["model=sw_mlp", "model.hidden=true", "width=12", "connections=18", "expansion=2"],
     ["model=shallow_kronecker"],
     ["model=golubeva_mlp", "width=80", "augment=none", "depth=1"],
+    ["model=golubeva_resnet18", "width=32", "model.base_width=8", "depth=8", "image_size=21", "patch_size=1"],
 ]
 
 
@@ -53,7 +54,7 @@ def without_norms(network: nn.Module) -> nn.Module:
 
 def brute_force(network: nn.Module, image_size: int = 8) -> dict[str, list[int]]:
     """How many pixels the gradient of each unit of the stream reaches, after each block."""
-    image = torch.zeros(1, 1, image_size, image_size, dtype=torch.float64, requires_grad=True)
+    image = torch.ones(1, 1, image_size, image_size, dtype=torch.float64, requires_grad=True)  # no ReLU is off
     kept: dict[str, torch.Tensor] = {}
     with torch.enable_grad():
         blocks = getattr(network, "blocks", None) or getattr(network, "layers", None)
@@ -80,8 +81,9 @@ def brute_force(network: nn.Module, image_size: int = 8) -> dict[str, list[int]]
 @pytest.mark.parametrize("overrides", FAMILIES, ids=lambda o: "-".join(o[:2]))
 def test_as_autograd_says(overrides: list[str]) -> None:
     network = small(overrides)
-    found = receptive_fields(network, 8, 1)
-    reached = brute_force(without_norms(network).requires_grad_(True))
+    size = 21 if "image_size=21" in overrides else 8  # odd: a stride of 2 rounds up
+    found = receptive_fields(network, size, 1)
+    reached = brute_force(without_norms(network).requires_grad_(True), size)
     checked = 0
     for name, pixels in reached.items():
         mine = [reach for layer, reach in found.items() if layer.split(".")[:2] == ["blocks", name]]
