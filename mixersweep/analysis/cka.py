@@ -213,7 +213,7 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     if len({one["densities"][1] for one in curve}) > 2:
         panels.append(lambda axes: _curve(axes, document, curve))
     panels += [_matrix_panel(one) for one in chosen[:3]]
-    return figure(out, "cka", f"CKA of hidden features with {document['groups'][0]}", panels, high=4.0)
+    return figure(out, "cka", f"CKA of hidden features with {document['groups'][0]}", panels)
 
 
 def _curve(axes: Axes, document: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> None:
@@ -228,14 +228,10 @@ def _curve(axes: Axes, document: Mapping[str, Any], curve: list[Mapping[str, Any
         )
         x = [1 / one["densities"][1] for one in points]
         low, high = ([one["interval"][end] for one in points] for end in (0, 1))
-        if len(points) == 1:
-            middle = points[0]["diagonal_mean"]
-            error = [[middle - low[0]], [high[0] - middle]]
-            style = {**look[model].line(), "linestyle": "none"}
-            axes.errorbar(x, [middle], error, label=f"{model}: diagonal mean", capsize=3, **style)
-            continue
         means = [one["diagonal_mean"] for one in points]
         band(axes, x, means, low, high, look[model], f"{model}: diagonal mean")
+        if len(points) == 1:
+            continue
         axes.plot(x, [one["off_diagonal_mean"] for one in points], color=look[model].colour, linewidth=1,
                   linestyle=":", label=f"{model}: off-diagonal mean")  # fmt: skip
         untrained: Any = [_value(one["baselines"]["untrained"]) for one in points]
@@ -266,8 +262,12 @@ def _matrix_panel(one: Mapping[str, Any]) -> Any:
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
         for which, size in ((axes.set_xticks, values.shape[1]), (axes.set_yticks, values.shape[0])):
             which(range(size), [str(number + 1) for number in range(size)])
-        axes.set_ylabel(f"layer of {one['groups'][0]}", fontsize=8)
-        axes.set_xlabel(f"layer of {one['groups'][1]}", fontsize=8)
+        labels = [
+            f"layer of {name.split()[0]}, 1/p = {1 / density:.3g}"
+            for name, density in zip(one["groups"], one["densities"], strict=True)
+        ]
+        axes.set_ylabel(labels[0])
+        axes.set_xlabel(labels[1])
         mean = shown(one["diagonal_mean"]) if one["diagonal_mean"] is not None else "none"
         axes.set_title(f"diagonal mean {mean}", fontsize=9, loc="left")
 

@@ -33,19 +33,21 @@ def figure(
     title: str,
     panels: Sequence[Panel],
     *,
-    wide: float = 4.6,
-    high: float = 3.9,
-    columns: int = 4,
+    wide: float = 4.2,
+    high: float = 3.6,
+    columns: int = 3,
     one_legend: bool = True,
 ) -> list[Path]:
-    """Draw panels side by side, with one legend for all or one in each; write ``name.svg`` and ``name.png``."""
+    """Draw panels in as few rows of ``columns`` or fewer as take them, with one legend for all or one in each; write
+    ``name.svg`` and ``name.png``.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     settings: Any = {**STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(settings):
         rows = -(-len(panels) // columns)
-        across = min(columns, len(panels))
+        across = -(-len(panels) // rows)
         drawing = Figure(figsize=(wide * across + 0.4, high * rows + 0.7), layout="constrained")
         every = drawing.subplots(rows, across, squeeze=False).ravel()
         handles: dict[str, Any] = {}
@@ -99,9 +101,13 @@ def log_axis(axes: Axes, values: Sequence[float], which: str = "x", base: int = 
 
 
 def band(axes: Axes, x: Sequence[float], middle: Sequence[float], low: Any, high: Any, look: Look, label: str) -> None:
-    """A line of means with its interval behind it; ``low`` and ``high`` None draw no interval."""
+    """A line of means with its interval behind it, or at a single point with a bar; None draws no interval."""
     axes.plot(x, middle, label=label, **look.line())
-    if low is not None and high is not None and None not in (*low, *high):
+    if low is None or high is None or None in (*low, *high):
+        return
+    if len(x) == 1:
+        axes.errorbar(x, middle, [[middle[0] - low[0]], [high[0] - middle[0]]], color=look.colour, capsize=3)
+    else:
         axes.fill_between(x, low, high, color=look.colour, alpha=0.16, linewidth=0)
 
 

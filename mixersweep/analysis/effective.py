@@ -78,7 +78,7 @@ def draw(networks: Mapping[str, nn.Module], out: Path) -> list[Path]:
     for name, network in networks.items():
         panels += [_panel(f"{name}\n{layer}", weights) for layer, weights in _shown(network)]
     title = "Effective weight matrices; equal colours are equal (shared) weights"
-    return figure(out, "effective", title, panels[:MOST_PANELS], high=4.6)
+    return figure(out, "effective", title, panels[:MOST_PANELS], wide=4.6, high=4.6, columns=4)
 
 
 def _shown(network: nn.Module) -> list[tuple[str, SparseMap]]:

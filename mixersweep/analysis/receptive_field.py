@@ -248,6 +248,7 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     look = looks([(name, name.split()[0]) for name in names])
 
     def panel(axes: Axes) -> None:
+        axes.xaxis.get_major_locator().set_params(integer=True)
         for name in names:
             mine = [row for row in rows if row["network"] == name]
             x = [row["after"] for row in mine]

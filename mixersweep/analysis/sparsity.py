@@ -101,19 +101,27 @@ def _table(layers: Sequence[Row]) -> list[Row]:
             line[key] = float(np.mean(means)) if means else None
             if key == "hoyer":
                 line["hoyer_interval"] = over_seeds(means)
+        changes = [_hoyer(layers, run, first["epoch"]) - _hoyer(layers, run, 0) for run in runs]
+        line["hoyer_change"], line["hoyer_change_interval"] = float(np.mean(changes)), over_seeds(changes)
         found.append(line)
     return found
 
 
+def _hoyer(layers: Sequence[Row], run: str, epoch: int) -> float:
+    """The mean over the layers of a run that have an index."""
+    values = [row["hoyer"] for row in layers if (row["run"], row["epoch"]) == (run, epoch)]
+    return float(np.mean([value for value in values if value is not None]))
+
+
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """Hoyer's index over epochs, and at equal training loss over λ."""
+    """How training moved Hoyer's index; the bound of proposition 3.3 and the index at equal training loss over λ."""
     from mixersweep.analysis.drawing import figure
 
     panels: list[Any] = [lambda axes: _widths(axes, document["groups"])]
     if document["proposition"] is not None:
-        lines = document["proposition"]["per_lambda"]
-        panels += [lambda axes: _bounds(axes, document["proposition"]), lambda axes: _at_equal_loss(axes, lines)]
-    return figure(out, "sparsity", "Sparsity of trained weights", panels, one_legend=False)
+        rows = document["proposition"]["rows"]
+        panels += [lambda axes: _bounds(axes, rows), lambda axes: _at_equal_loss(axes, rows)]
+    return figure(out, "sparsity", "Sparsity of trained weights; 95% intervals over seeds", panels, one_legend=False)
 
 
 def _widths(axes: Axes, rows: Sequence[Row]) -> None:
@@ -126,47 +134,52 @@ def _widths(axes: Axes, rows: Sequence[Row]) -> None:
         ends.setdefault(last["model"], []).append(last)
     for model, every in ends.items():
         some = sorted(every, key=lambda row: int(row["width"]))
-        intervals = [row["hoyer_interval"] for row in some]
+        intervals = [row["hoyer_change_interval"] for row in some]
         low, high = ([None if i is None else i[end] for i in intervals] for end in (0, 1))
-        band(axes, [row["width"] for row in some], [row["hoyer"] for row in some], low, high, looks[model], model)
-    axes.axhline(1 - (2 / np.pi) ** 0.5, color=INK, linewidth=0.9, linestyle=(0, (4, 2.5)), label="normal weights")
+        band(
+            axes, [row["width"] for row in some], [row["hoyer_change"] for row in some], low, high, looks[model], model
+        )
+    axes.axhline(0, color=INK, linewidth=0.9)
     log_axis(axes, [row["width"] for row in rows])
     axes.set_xlabel("effective width m")
-    axes.set_ylabel("Hoyer index of the connections")
-    axes.set_title("after training, mean of layers", fontsize=9, loc="left")
+    axes.set_ylabel("change of the Hoyer index")
+    axes.set_title("by training, of the connections", fontsize=9, loc="left")
 
 
-def _bounds(axes: Axes, found: Mapping[str, Any]) -> None:
+def _bounds(axes: Axes, rows: Sequence[Row]) -> None:
     from mixersweep.report.style import BLUE, GREEN, ORANGE
 
-    shares = [line["lambda_share"] for line in found["per_lambda"]]
-    for key, label, colour, marker in (
-        ("objective", "trained factors V, W", BLUE, "o"),
-        ("l2_bound", "least of L(B) + λ|B|₂", ORANGE, "s"),
-        ("l1_bound", "least of L(B) + λ/(CS)·|B|₁", GREEN, "^"),
-    ):
-        means = [np.mean([row[key] for row in found["rows"] if row["lambda_share"] == share]) for share in shares]
-        axes.plot(shares, means, color=colour, marker=marker, label=label)
-    axes.set_xscale("log")
-    axes.set_xlabel("λ over the least that makes all zero")
-    axes.set_ylabel("objective, mean of seeds")
+    _over_lambda(axes, rows, "objective", "trained factors V, W", BLUE, "o")
+    _over_lambda(axes, rows, "l2_bound", "least of L(B) + λ|B|₂", ORANGE, "s")
+    _over_lambda(axes, rows, "l1_bound", "least of L(B) + λ/(CS)·|B|₁", GREEN, "^")
+    axes.set_ylabel("objective")
     axes.set_title("Proposition 3.3: the bound holds", fontsize=9, loc="left")
 
 
-def _at_equal_loss(axes: Axes, lines: Sequence[Row]) -> None:
+def _at_equal_loss(axes: Axes, rows: Sequence[Row]) -> None:
     from mixersweep.report.style import BLUE, GREEN, GREY, ORANGE
 
-    for key, label, colour, marker in (
-        ("hoyer_l1", "dense, L1 penalty", GREEN, "^"),
-        ("hoyer_factors", "V ⊗ W, L2 on the factors", BLUE, "o"),
-        ("hoyer_unpenalised", "V ⊗ W, no penalty", GREY, "x"),
-        ("hoyer_l2", "dense, L2 penalty", ORANGE, "s"),
-    ):
-        points = [(line["lambda_share"], line[key]) for line in lines if line[key] is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, label=label)
-    axes.set_xscale("log")
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("λ over the least that makes all zero")
+    _over_lambda(axes, rows, "hoyer_l1", "dense B, L1 penalty", GREEN, "^")
+    _over_lambda(axes, rows, "hoyer_unpenalised", "V ⊗ W, no penalty", GREY, "x")
+    _over_lambda(axes, rows, "hoyer_factors", "V ⊗ W, L2 on the factors", BLUE, "o")
+    _over_lambda(axes, rows, "hoyer_l2", "dense B, L2 penalty", ORANGE, "s")
+    axes.set_ylim(0, 1.15)
     axes.set_ylabel("Hoyer index of B")
     axes.set_title("at equal training loss", fontsize=9, loc="left")
+
+
+def _over_lambda(axes: Axes, rows: Sequence[Row], key: str, label: str, colour: str, marker: str) -> None:
+    """Means over seeds where all have the value."""
+    shares = list(dict.fromkeys(row["lambda_share"] for row in rows))
+    x, means, lengths = [], [], []
+    for share in shares:
+        values = [row[key] for row in rows if row["lambda_share"] == share]
+        if None in values:
+            continue
+        low, high = over_seeds(values) or (values[0], values[0])
+        x.append(share)
+        means.append(float(np.mean(values)))
+        lengths.append((high - low) / 2)
+    axes.errorbar(x, means, lengths, color=colour, marker=marker, label=label, capsize=3)
+    axes.set_xscale("log")
+    axes.set_xlabel("λ over the least that makes all zero")

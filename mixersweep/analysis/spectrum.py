@@ -225,6 +225,7 @@ def _course(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any]) -> None:
         low, high = _edges(course, "largest_interval")
         values = [row["largest"] for row in course]
         band(axes, [row["epoch"] for row in course], values, low, high, looks[model], model)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("largest singular value")
     axes.set_title("the widest of each model", fontsize=9, loc="left")
