@@ -16,7 +16,7 @@ from mixersweep.runs.files import written_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FAINT", "INK", "Look", "band", "figure", "log_axis", "look_of", "looks", "require"]
+__all__ = ["FAINT", "INK", "Look", "band", "counted", "figure", "log_axis", "look_of", "looks", "require"]
 
 Panel = Callable[["Axes"], None]
 
@@ -83,6 +83,13 @@ def figure(
                 raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
             paths.append(path)
     return paths
+
+
+def counted(axes: Axes) -> None:
+    """An x axis of whole numbers: epochs, layers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def log_axis(axes: Axes, values: Sequence[float], which: str = "x", base: int = 2) -> None:

@@ -241,14 +241,14 @@ def analyze(networks: Mapping[str, tuple[nn.Module, int, int]]) -> tuple[dict[st
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     """The share of the image that reaches a unit, over the layers."""
-    from mixersweep.analysis.drawing import figure, looks
+    from mixersweep.analysis.drawing import counted, figure, looks
 
     rows = document["layers"]
     names = list(dict.fromkeys(row["network"] for row in rows))
     look = looks([(name, name.split()[0]) for name in names])
 
     def panel(axes: Axes) -> None:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        counted(axes)
         for name in names:
             mine = [row for row in rows if row["network"] == name]
             x = [row["after"] for row in mine]

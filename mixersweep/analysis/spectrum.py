@@ -217,7 +217,7 @@ def _at_end(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any], key: str,
 
 def _course(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any]) -> None:
     """The widest group of each model over the epochs that are kept."""
-    from mixersweep.analysis.drawing import band
+    from mixersweep.analysis.drawing import band, counted
 
     for model, some in _lines(rows, "last").items():
         widest = some[-1]["group"]
@@ -225,7 +225,7 @@ def _course(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any]) -> None:
         low, high = _edges(course, "largest_interval")
         values = [row["largest"] for row in course]
         band(axes, [row["epoch"] for row in course], values, low, high, looks[model], model)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    counted(axes)
     axes.set_xlabel("epoch")
     axes.set_ylabel("largest singular value")
     axes.set_title("the widest of each model", fontsize=9, loc="left")
