@@ -12,12 +12,14 @@ import torch
 from mixersweep.analysis.subjects import chosen, mixing_maps
 from mixersweep.cli import main
 from mixersweep.compose import config_of
+from mixersweep.config import FAMILIES
 from mixersweep.layers.sparsity import hoyer
 from mixersweep.runs import RunDirectory, solve
 from mixersweep.training.learner import Learner
 from mixersweep.training.parallel import World
-from mixersweep.training.probes import activation_rank, gradient_norm, spectrum
+from mixersweep.training.probes import PROBES, activation_rank, gradient_norm, spectrum
 from tests.training.small import DIGITS, SIZES, StopAfter, assert_identical, directory, finished, stopped
+from tests.training.test_resume import SHAPES
 
 ALL = ("probes=[spectrum,sparsity,gradient_norm,activation_rank]", "probe_every=1")
 CASES = {
@@ -100,6 +102,20 @@ def test_the_values_are_those_of_the_weights_and_come_every_so_many_epochs_and_l
 def learner(*overrides: str) -> Learner:
     run = solve(config_of([*DIGITS, *overrides]))
     return Learner(run, torch.device("cpu"), World(), "auto")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_all_of_them(family: str) -> None:
+    made = learner(f"model={family}", *SHAPES.get(family, SIZES))
+    made.network.eval()
+    size = made.config.image_size
+    images, labels = torch.randn(40, 1, size, size), torch.arange(40) % 10
+    layers = set(mixing_maps(made.network))
+    for name, probe in PROBES.items():
+        values = dict(probe(made, images, labels))
+        assert all(value is not None and 0 <= value < 1e6 for value in values.values())
+        of = {key.partition("/")[2] for key in values} - {"all"}
+        assert of == layers if name != "activation_rank" else of
 
 
 def test_wide_sparse_weights_have_the_largest_singular_value_of_the_dense_matrix() -> None:
