@@ -146,5 +146,8 @@ def test_the_verb(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     found = json.loads((tmp_path / "sparsity.json").read_text())
     assert len(found["layers"]) == 3 * 3 * 4 and len(found["proposition"]["rows"]) == 4
     (fresh,) = [row for row in found["groups"] if row["epoch"] == 0]
-    assert 0.1 < fresh["hoyer"] < 0.3
+    assert 0.1 < fresh["hoyer"] < 0.3 and fresh["hoyer_change"] == 0
+    (last,) = [row for row in found["groups"] if row["epoch"] == 2]
+    assert last["hoyer_change"] == pytest.approx(last["hoyer"] - fresh["hoyer"])
+    assert last["hoyer_change_interval"][0] < last["hoyer_change"] < last["hoyer_change_interval"][1]
     assert (tmp_path / "sparsity.png").exists()
