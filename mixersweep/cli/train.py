@@ -58,7 +58,9 @@ def train(arguments: list[str]) -> int:
     def job(config: Config, origin: Origin) -> float | None:
         from mixersweep.config import warnings
         from mixersweep.runs import RunDirectory, solve
+        from mixersweep.training.refusal import refuse
 
+        refuse(config)
         run = solve(config, origin)
         for warning in warnings(config, run.architecture):
             report(f"note: {warning}")

@@ -1,9 +1,9 @@
 """Batches: what a training run asks for, and the fast way to have it: all images on the device, as bytes.
 
-There a batch is one gather. The images are zero-padded once. A crop out of a padded image, plain or mirrored, is the
-same pattern of offsets from its first pixel (``window``), so crop and flip of a batch are ``images[start + window]``,
-and nothing waits for the device. Every random choice of an epoch is drawn beforehand from generators on the CPU: each
-device sees the same.
+The images are zero-padded once. A crop out of a padded image is the same strides from its first pixel on, wherever
+that is. So all crops that there can be are one view of the bytes (``crops``), from which a batch takes its own by their
+first pixels, and nothing waits for the device. Every random choice of an epoch is drawn beforehand from generators on
+the CPU: each device sees the same.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class DeviceImages:
         first = crop_padding + (image_size - native_size) // 2
         inside = slice(first, first + native_size)
         self.images[:, :, inside, inside] = torch.tensor(images.images, device=device)
-        self.window = self._window().to(device)
+        self.crops = self._crops()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -173,18 +173,20 @@ class DeviceImages:
         """One epoch, see ``Batches``; without augmentation an image is its centre."""
         start, mirrored = self._draw(augment_seed)
         boxes = self.finish.boxes(len(self), augment_seed)
-        shape = self.channels, self.image_size, self.image_size
-        order, pixels = epoch_order(len(self), order_seed).to(self.images.device), self.images.view(-1)
+        places = torch.arange(batch_size, device=self.images.device)
+        order = epoch_order(len(self), order_seed).to(self.images.device)
         for which in shares(order, batch_size, first_step, rank, world_size):
-            where = start[which, None] + self.window[mirrored[which]]  # (B, channels * image_size**2)
-            bytes_bcyx = pixels.index_select(0, where.view(-1)).view(len(which), *shape)
+            bytes_bcyx = self.crops.index_select(0, start[which])
+            if mirrored is not None:
+                both = torch.cat((bytes_bcyx, bytes_bcyx.flip(-1)))
+                bytes_bcyx = both.index_select(0, places[: len(which)] + mirrored[which] * len(which))
             yield self.finish(bytes_bcyx, boxes, which), self.labels[which]
 
-    def _draw(self, augment_seed: int | None) -> tuple[Tensor, Tensor]:
-        """On the device, each (N,): the flat index of a crop's first pixel, and 1 if it is mirrored else 0."""
+    def _draw(self, augment_seed: int | None) -> tuple[Tensor, Tensor | None]:
+        """On the device, each (N,): the place of a crop in ``crops``, and 1 if it is mirrored else 0; None for none."""
         count, margin = len(self), self.crop_padding
         row = column = torch.full((count,), margin)
-        mirrored = torch.zeros(count, dtype=torch.int64)
+        mirrored = None
         if augment_seed is not None:
             generator = torch.Generator().manual_seed(augment_seed)
             row, column = torch.randint(2 * margin + 1, (2, count), generator=generator)
@@ -192,15 +194,14 @@ class DeviceImages:
                 mirrored = torch.randint(2, (count,), generator=generator)
         start = (torch.arange(count) * self.channels * self.padded_size + row) * self.padded_size + column
         device = self.images.device
-        return start.to(device, self.window.dtype), mirrored.to(device)
+        return start.to(device), None if mirrored is None else mirrored.to(device)
 
-    def _window(self) -> Tensor:
-        """(2, channels * image_size**2): where a crop's pixels are from its first on, plain and mirrored.
+    def _crops(self) -> Tensor:
+        """(places, channels, image_size, image_size): crops by the flat index of their first pixel, without a copy.
 
-        int32 while that counts all pixels, since the gather is then nearly twice as fast on a CPU.
+        Those that reach over an image's border are never asked for.
         """
-        channel, pixel = torch.arange(self.channels), torch.arange(self.image_size)
-        lines = (channel[:, None] * self.padded_size + pixel) * self.padded_size
-        plain, mirrored = (lines[:, :, None] + columns for columns in (pixel, pixel.flip(0)))
-        window = torch.stack((plain.flatten(), mirrored.flatten()))
-        return window.int() if self.images.numel() < 2**31 else window
+        size, line = self.image_size, self.padded_size
+        within = ((self.channels - 1) * line + size - 1) * line + size - 1  # from a crop's first pixel to its last
+        places = max(0, self.images.numel() - within)
+        return self.images.as_strided((places, self.channels, size, size), (1, line * line, line, 1))

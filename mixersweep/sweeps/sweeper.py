@@ -21,6 +21,7 @@ from mixersweep.sweeps.expand import Expansion, Point, expand
 from mixersweep.sweeps.launchers import StopRequest, make
 from mixersweep.sweeps.outcome import outcome, state_of
 from mixersweep.tracking import report_sweep
+from mixersweep.training.refusal import refuse
 
 PATIENCE = 5.0
 """Seconds to wait for runs that others hold: those of a launching process that died are just stopping."""
@@ -111,6 +112,7 @@ class _Carrying:
                     continue
                 assert point.run is not None
                 try:
+                    refuse(point.run.config)
                     RunDirectory.create(point.run, path.parent).freeze()
                 except UserError as error:  # a directory that is broken does not stop the others
                     refused.append(error)

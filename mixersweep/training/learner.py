@@ -48,9 +48,8 @@ class Learner:
         self.network = checkpointed(network) if config.gradient_checkpointing else network
         self.optimizer = make_optimizer(self.network, config.optim)
         self.average = None if config.ema is None else _average(self.network, config.ema)
-        together = world.trained_together(self.network, device)
-        self._forward = torch.compile(together) if config.compile else together
-        self._plain = torch.compile(self.network) if config.compile else self.network
+        self._forward = world.trained_together(self.network, device)
+        self._compiled = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
         self.mixing = _mixing(config)
         self._smoothing = 0.0 if self.mixing is not None else config.optim.label_smoothing
 
@@ -70,13 +69,14 @@ class Learner:
         if self.mixing is not None:
             images, targets = self.mixing(images, labels, derive(step.seed, "mixing"))
         some = math.ceil(len(images) / self.config.accumulation)
+        whole = step.count == self.config.batch_size  # the smaller last batch is not worth compiling for
         losses, logits = [], []
         for first in range(0, len(images), some):
             part = slice(first, first + some)
             x = images[part]
             self._draw_depth(step, places[part])
             with self._unsynchronised(more=first + some < len(images)):
-                loss, out = self._loss(self._forward, x, targets[part])
+                loss, out = self._loss(self._compiled if whole else self._forward, x, targets[part])
                 weight = len(x) * self.world.size / step.count if share else 0.0
                 self.scaler.scale(loss if weight == 1 else loss * weight).backward()
             losses.append(loss.detach() * (len(x) / len(images)) if len(x) < len(images) else loss.detach())
@@ -88,7 +88,7 @@ class Learner:
 
     def logits(self, images: Tensor, *, averaged: bool = False) -> Tensor:
         """Of images in evaluation, by the network or by the average of its weights, in fp32."""
-        network: Any = self._plain
+        network = self.network
         if averaged:
             assert self.average is not None
             network = self.average.module

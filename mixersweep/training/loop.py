@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,15 @@ class Training:
 
     def run(self) -> Path:
         """Train what is left, evaluate, and write predictions and record."""
+        try:
+            for _ in self.epochs():
+                pass
+            return self._finish()
+        finally:
+            self.splits.close()
+
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        """Train what is left, an epoch a turn: its row, which is told and in a checkpoint where one was due."""
         rows, epochs = self.state.rows, self.config.epochs
         progress = TrainingProgress(epochs, len(self.steps), len(rows) + 1, self.state.step, shown=self.world.first)
         try:
@@ -144,14 +153,13 @@ class Training:
                 if self.world.first:
                     self.directory.append_row(row)
                     progress.epoch(row)
-            return self._finish()
+                yield row
         except RunStopped:
             if self.good and not self._earliest_bad():  # else it diverges once more when it goes on, and says where
                 self._save()
             raise
         finally:
             progress.close()
-            self.splits.close()
 
     def _epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
         """Train what is left of an epoch and evaluate: its row of metrics."""

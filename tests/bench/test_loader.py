@@ -1,8 +1,11 @@
 """The two loaders that are compared load the same: equal images without augmentation, equal shapes with it."""
 
+from collections.abc import Iterable, Iterator
+
 import pytest
 import torch
 
+from mixersweep.bench import loader
 from mixersweep.bench.loader import BATCH, Ours, Theirs, cifar_config, dataloader, some_images
 from mixersweep.data.splits import batches_of
 
@@ -23,8 +26,44 @@ def test_both_hand_over_the_same_images() -> None:
 
 
 @pytest.mark.parametrize("augment", ["crop_flip", "auto_augment"])
+def test_both_augment_what_they_hand_over(augment: str) -> None:
+    images, config = some_images(200), cifar_config(augment)
+    ours = batches_of(config, images, CPU)
+    for epoch in (lambda: ours.batches(BATCH, None, 0), lambda: dataloader(images, config, CPU)):
+        batches = list(epoch())
+        assert [(x.shape, y.shape) for x, y in batches] == [((128, 3, 32, 32), (128,)), ((72, 3, 32, 32), (72,))]
+        assert sorted(torch.cat([y for _, y in batches]).tolist()) == sorted(images.labels.tolist())
+    plain = torch.cat([x for x, _ in ours.batches(BATCH, None, None)])
+    changed = torch.cat([x for x, _ in ours.batches(BATCH, None, 0)])
+    assert sum(not torch.equal(one, other) for one, other in zip(plain, changed, strict=True)) > 150
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "auto_augment"])
 @pytest.mark.parametrize("make", [Ours, Theirs])
-def test_an_epoch_runs_again_and_again(make: type, augment: str) -> None:
+def test_what_is_timed_is_an_epoch_each_time(make: type, augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for name in ("batches_of", "dataloader"):
+        original = getattr(loader, name)
+        monkeypatch.setattr(loader, name, lambda *a, original=original, **k: Counted(original(*a, **k), taken))
     epoch = make(images=200, augment=augment)(CPU)
-    epoch()
-    epoch()
+    for times in (1, 2):
+        epoch()
+        assert taken == [128, 72] * times
+
+
+class Counted:
+    """Batches, and of which size those were that somebody took."""
+
+    def __init__(self, inner: object, taken: list[int]) -> None:
+        self.inner, self.taken = inner, taken
+
+    def batches(self, *arguments: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from self.seen(self.inner.batches(*arguments))
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from self.seen(self.inner)
+
+    def seen(self, batches: Iterable) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for x, y in batches:
+            self.taken.append(len(x))
+            yield x, y

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import yaml
 from hydra import compose
 from omegaconf import OmegaConf
 
@@ -109,8 +110,16 @@ def test_every_family_class_has_a_file_and_every_file_a_class():
     "choice",
     [f"{group}={path.stem}" for group in ("optim", "augment", "tracking") for path in (CONFIGS / group).glob("*")],
 )
-def test_every_choice_of_the_other_groups_parses(choice):
-    parse(composed(choice))
+def test_every_choice_of_the_other_groups_parses_to_what_its_file_says(choice):
+    group, _, name = choice.partition("=")
+    found = parse(composed(choice))
+    said = yaml.safe_load((CONFIGS / group / f"{name}.yaml").read_text())
+    said.pop("defaults", None)
+    if group not in said:  # a recipe sets more than its group
+        said = {group: said}
+    for where, values in ((found, said), (getattr(found, group), said.pop(group))):
+        plain = {key: value for key, value in values.items() if "${" not in str(value)}
+        assert {key: getattr(where, key) for key in plain} == plain
 
 
 @pytest.mark.parametrize(

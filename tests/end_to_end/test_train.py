@@ -80,6 +80,15 @@ def test_one_command_trains_and_the_same_command_again_only_tells(run: Callable,
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "home") == ["runs"]  # and nothing else is left
 
 
+@pytest.mark.parametrize("flags", [[], ["-m", "seed=0,1"]], ids=["one", "many"])
+def test_an_optimiser_that_there_is_not_leaves_no_run(flags: list[str], run: Callable, tmp_path: Path) -> None:
+    refused = run("train", *flags, *SMALL, "tracking=none", "optim=timm", "optim.optimizer=lmab")
+    assert (refused.returncode, refused.stdout) == (2, ""), refused.stderr
+    assert "error: optim.optimizer=lmab: timm has no such optimiser; the nearest is lamb" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert list((tmp_path / "runs").glob("[!.]*/config.yaml")) == []
+
+
 def test_a_finished_run_is_told_without_importing_torch_or_wandb(run: Callable, tmp_path: Path) -> None:
     arguments = ["train", *SMALL, "epochs=1", "tracking=none"]
     assert run(*arguments).returncode == 0

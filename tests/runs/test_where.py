@@ -125,6 +125,18 @@ def test_a_number_against_a_text_is_told_when_it_is_seen() -> None:
         condition(RUN)
 
 
-def test_every_setting_and_every_key_of_the_record_is_known() -> None:
-    for text in ("optim.lr>0", "model.mask=exact", "mean_fan_in<4", "test_accuracy>0.8", "state=lost", "epoch>3"):
-        parse_where(text)
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("optim.lr>0", {"optim.lr": 0.1}),
+        ("model.mask=exact", {"model.mask": "exact"}),
+        ("mean_fan_in<4", {"mean_fan_in": 3.5}),
+        ("test_accuracy>0.8", {"test_accuracy": 0.9}),
+        ("state=lost", {"state": "lost"}),
+        ("epoch>3", {"epoch": 4}),
+    ],
+)
+def test_settings_and_keys_of_the_record_and_the_status_are_known(text: str, values: dict[str, object]) -> None:
+    condition = parse_where(text)
+    assert condition(values) is True
+    assert condition(dict.fromkeys(values)) is False  # null is neither

@@ -19,6 +19,7 @@ from mixersweep.layers import SparseMap
 from mixersweep.models import build
 from mixersweep.runs import Run, solve
 from mixersweep.training.optimizer import make_optimizer
+from mixersweep.training.refusal import refuse
 
 SMALL = ["tokens=6", "channels=5", "depth=2", "patch_size=16"]
 
@@ -157,6 +158,9 @@ def test_arguments_come_from_the_command_line() -> None:
 )
 def test_what_timm_does_not_have_is_refused_in_one_line(overrides: list[str], said: str) -> None:
     assert refusal("optim=timm", *overrides).startswith(said)
+    with pytest.raises(UserError) as early:  # before there is a network
+        refuse(config_of(["optim=timm", *overrides]))
+    assert str(early.value).startswith(said)
 
 
 # --- learning rates by width -------------------------------------------------------------------------------------
