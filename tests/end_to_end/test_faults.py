@@ -59,7 +59,7 @@ def test_killed_at_random_moments_it_is_the_undisturbed_run(
     overrides: list[str], commands: Commands, tmp_path: Path
 ) -> None:
     """With checkpoints all the time, so that many a kill finds the process writing one; probes change nothing."""
-    arguments = (*SMALL, "epochs=20", *overrides)
+    arguments = (*SMALL, "epochs=8", *overrides)
     for runs_dir, looking in (("whole", ()), ("probed", PROBES)):
         whole = commands.run(*arguments, *looking, f"runs_dir={runs_dir}")
         assert whole.returncode == 0, whole.stderr

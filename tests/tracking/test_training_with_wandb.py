@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mixersweep.runs import read_status
+from mixersweep.tracking.processes import GRACE
 from tests.sweeps.commands import numbers, rows
 from tests.tracking.loopback import Loopback
 from tests.tracking.training import KEY, epochs, eventually, everything, offline_of, run_id_of
@@ -86,11 +87,14 @@ def test_killed_and_taken_up_again_every_epoch_is_there_once(tmp_path: Path, ser
 
 @pytest.mark.slow
 def test_a_dead_server_costs_fifteen_seconds_at_most(tmp_path: Path, server: Loopback) -> None:
+    run_dir, _ = train(tmp_path, "epochs=1", "tracking=none", "runs_dir=alone")
+    leaving = time.time() - (run_dir / "result.json").stat().st_mtime
     process = start(tmp_path, "epochs=10")
     eventually(lambda: any(run.lines for run in server.runs.values()))
     server.mode = "hang"
     _, said = process.communicate(timeout=300)
     (run_dir,) = (tmp_path / "runs").glob("[!.]*")
-    assert time.time() - (run_dir / "result.json").stat().st_mtime < 16
+    late = time.time() - (run_dir / "result.json").stat().st_mtime
+    assert late < 15 + GRACE + 3 * max(leaving, 0.3), "more than a slow machine takes"
     assert "W&B: not fully mirrored" in said
     assert len(rows(run_dir)) == 10
