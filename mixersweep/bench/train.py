@@ -158,7 +158,7 @@ def import_torch(device: torch.device) -> Callable[[], object]:
 
 def train_cases(everything: bool) -> Iterator[Case]:
     """The loop against a DataLoader's and against its model alone, and start-up; ``everything`` takes CIFAR's epoch."""
-    images = 50_000 if everything else 12_800
+    images = 50_000 if everything else 25_600
     yield Case("train_vs_dataloader_loop", _sizes(images), Ours(images), Theirs(images))
     yield Case("train_overhead", _sizes(images), Ours(images), ModelAlone(images))
     yield Case("start_up", _sizes(50_000), FirstStep(50_000), import_torch)
