@@ -244,6 +244,9 @@ def _curve(axes: Axes, document: Mapping[str, Any], curve: list[Mapping[str, Any
         axes.annotate(
             "two seeds of the reference", (0.02, seeds["diagonal_mean"]), xycoords=where, va="bottom", fontsize=8
         )
+    axes.set_ylim(
+        max(-0.02, axes.get_ylim()[0]), min(1.02, axes.get_ylim()[1])
+    )  # what CKA can be; an interval is wider
     densities = [1 / one["densities"][1] for one in curve]
     log_axis(axes, densities)
     axes.set_xlabel("1/p, inverse density of the weights compared with")

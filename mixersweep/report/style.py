@@ -32,11 +32,10 @@ FAMILIES: dict[str, tuple[str, str, Dash]] = {
     "golubeva_resnet18": (SKY, "h", DOTS),
     "s_fc": (GOLD, "d", DOTS),
 }
-SPARE = [
-    (colour, marker, dash)
-    for marker, dash in (("v", LONG), ("<", DOTS), (">", "-"), ("d", LONG), ("p", "-"), ("H", DOTS))
-    for colour in (SKY, GOLD, PINK, GREY, BLUE, ORANGE, GREEN)
-]
+_COLOURS = (SKY, GOLD, PINK, GREY, BLUE, ORANGE, GREEN)
+_SHAPES: tuple[tuple[str, Dash], ...] = (("v", LONG), ("<", DOTS), (">", "-"), ("d", LONG), ("p", "-"), ("H", DOTS))
+SPARE = [(_COLOURS[number % len(_COLOURS)], *_SHAPES[number % len(_SHAPES)]) for number in range(42)]
+"""All of both, each differing from the one before it in colour and in shape."""
 
 
 @dataclass(frozen=True)
