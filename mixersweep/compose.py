@@ -184,6 +184,7 @@ class _Base:
         texts = [leaf for leaf in _leaves(OmegaConf.to_container(composed, resolve=False)) if isinstance(leaf, str)]
         self._read = {key for text in texts for key in re.findall(r"\$\{([^{}:]+)\}", text)}
         self._plain: dict[str, Any] | None = None
+        self._replaceable: dict[str, bool] = {}
 
     def with_values(self, overrides: list[Override]) -> dict[str, Any]:
         """A new nested dict with the overrides applied and every interpolation resolved."""
@@ -207,13 +208,19 @@ class _Base:
         key = override.key_or_group
         if override.is_add() or override.is_force_add() or override.is_delete() or override.package is not None:
             return False
-        value = override.value()
+        if isinstance(override.value(), dict) or "${" in (override.input_line or ""):
+            return False
+        if key not in self._replaceable:
+            self._replaceable[key] = self._is_replaceable(key)
+        return self._replaceable[key]
+
+    def _is_replaceable(self, key: str) -> bool:
         node: Any = self._composed
         for part in key.split("."):
             if not isinstance(node, DictConfig) or part not in node:
                 return False
             node = node._get_node(part)
-        if isinstance(node, DictConfig) or isinstance(value, dict) or "${" in (override.input_line or ""):
+        if isinstance(node, DictConfig):
             return False
         return not any(read.startswith(".") or f"{key}.".startswith(f"{read}.") for read in self._read)
 

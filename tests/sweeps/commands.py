@@ -31,8 +31,12 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    process = start(folder, *arguments)
-    out, err = process.communicate(timeout=300)
+    with start(folder, *arguments) as process:
+        try:
+            out, err = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
