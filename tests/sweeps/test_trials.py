@@ -3,9 +3,9 @@
 Its twin on Slurm is ``tests/slurm``; by hand, the same with ``hydra/launcher=slurm`` behind it.
 """
 
+import importlib.util
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -51,7 +51,7 @@ def test_repeated_it_launches_nothing_and_returns_at_once(
     assert seconds < 3 * (1 + os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-@pytest.mark.skipif(shutil.which("ray") is None, reason="needs the extra ray")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 def test_through_ray_beside_a_run_that_diverges(folder: Path, undisturbed: object) -> None:
     grid = ",".join(f'{key}:"{values}"' for key, _, values in (setting.partition("=") for setting in GRID))
     diverges = "{model:s_mixer,width:255,seed:0,optim.lr:1e30}"
@@ -63,26 +63,31 @@ def test_through_ray_beside_a_run_that_diverges(folder: Path, undisturbed: objec
     assert numbers(folder / "ray") == numbers(folder / "runs")
 
 
-def test_with_a_third_of_its_runs_killed_and_the_command_repeated(folder: Path, undisturbed: object) -> None:
+def test_with_a_third_of_its_runs_killed_and_the_command_repeated(
+    folder: Path, undisturbed: subprocess.CompletedProcess[str]
+) -> None:
     runs, draw = folder / "killed", random.Random(0)
+    chosen = draw.sample(results(undisturbed.stdout), KILLED)
+    moments = {runs / record["name"]: draw.uniform(0, 0.8) * record["seconds"] for record in chosen}
     process = start(folder, *SWEEP, *GRID, "runs_dir=killed")
     killed: set[Path] = set()
-    while len(killed) < KILLED and process.poll() is None:
-        time.sleep(draw.uniform(0, 2))
-        going = [path.parent for path in sorted(runs.glob("[!.]*-s*/status.json")) if path.parent not in killed]
-        held = {path: status.pid for path in going if (status := read_status(path)).alive}
-        if held:
-            path = draw.choice(list(held))
-            with suppress(ProcessLookupError):
-                os.kill(held[path] or 0, signal.SIGKILL)
-                killed.add(path)
+    while process.poll() is None:
+        for path in moments.keys() - killed:
+            status = read_status(path)
+            if status.alive and status.pid and time.time() - (status.since or 0) > moments[path]:
+                with suppress(ProcessLookupError):
+                    os.kill(status.pid, signal.SIGKILL)
+                    killed.add(path)
+        time.sleep(0.02)
     process.communicate()
-    assert (process.returncode, len(killed)) == (1, KILLED)
+    assert process.returncode == 1
     found = states(runs)
-    assert {path.name for path in killed} == {name for name, state in found.items() if state != "completed"}
+    left = {name for name, state in found.items() if state != "completed"}
+    assert left == {path.name for path in killed}
+    assert len(left) > KILLED // 2  # one may have been too fast for its moment
 
     done = run(folder, *SWEEP, *GRID, "runs_dir=killed")
     assert done.returncode == 0, done.stderr
-    assert f"local: {KILLED} runs" in done.stderr
+    assert f"local: {len(left)} runs" in done.stderr
     assert numbers(runs) == numbers(folder / "runs")
     assert all([row["epoch"] for row in rows(runs / name)] == [1, 2] for name in found)
