@@ -22,15 +22,13 @@ class ColumnNorm(nn.LayerNorm):
 
 
 class _ColumnNorm(torch.autograd.Function):
-    """Few passes over (width, batch): sums over columns are products with a row vector."""
+    """Few passes over (width, batch): a column is normalised as BatchNorm does a feature of ``width`` examples."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        normed = x - x.mean(0)
-        inverse_std = (torch.linalg.vector_norm(normed, dim=0).square_() / x.shape[0] + eps).rsqrt()
-        normed *= inverse_std
+        normed, _, inverse_std = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
         ctx.save_for_backward(normed, inverse_std, weight)
-        return torch.addcmul(bias[:, None], normed, weight[:, None])
+        return (normed * weight[:, None]).add_(bias[:, None])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
@@ -41,6 +39,6 @@ class _ColumnNorm(torch.autograd.Function):
         of_weight, of_bias = product.sum(1), g.sum(1)
         if not ctx.needs_input_grad[0]:
             return None, of_weight, of_bias, None
-        of_x = torch.addcmul(-(weight @ g) / width, g, weight[:, None])
-        of_x = of_x.addcmul_(normed, weight @ product / width, value=-1).mul_(inverse_std)
+        along = weight @ product / width
+        of_x = (g * weight[:, None]).sub_(weight @ g / width).sub_(normed * along).mul_(inverse_std)
         return of_x, of_weight, of_bias, None
