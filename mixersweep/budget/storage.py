@@ -7,8 +7,9 @@ def sparse_is_faster(in_width: int, out_width: int, connections: int, batch_size
     """Whether sums over the nonzeros take less time than writing them into a matrix and multiplying by that.
 
     On a CPU: forward and both gradients in nanoseconds, as `bench layers --all` fits them (2 cores, fp32, widths 256
-    to 2,048, batches 32 to 512), with a margin for what it does not know. On a GPU, where none has been measured: one
-    entry in twenty, where cuSPARSE is usually said to catch up with the dense product.
+    to 2,048, batches 32 to 512), with a margin for what it does not know. On a GPU it is a guess that nobody has
+    tested: fewer than one entry in twenty, where cuSPARSE is usually said to catch up with the dense product.
+    `bench layers --all` measures both there; ``model.storage=sparse|dense`` overrides.
     """
     entries = in_width * out_width
     if device_kind != "cpu":
