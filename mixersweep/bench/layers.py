@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -78,7 +79,9 @@ class SparseLayer:
         layer = SparseWeights(self.width, self.width, positions, bias=False, storage=self.storage)  # type: ignore[arg-type]
         layer.initialize(generator)
         layer.to(device)
-        return _forward_and_backward(layer, torch.randn(self.width, self.batch_size, device=device), layer.columns)
+        return _forward_and_backward(
+            layer, torch.randn(self.width, self.batch_size, device=device), partial(layer, features_first=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class Block:
         )
         initialize(block, 0)
         block.to(device)
-        x = torch.randn(BATCH, self.tokens, self.channels, device=device)
+        x = torch.randn(self.tokens, BATCH, self.channels, device=device)
         return _forward_and_backward(block, x, torch.compile(block) if self.compiled else None)
 
     def _run(self) -> Run:
@@ -172,15 +175,18 @@ class TimmBlock:
 def _forward_and_backward(
     layer: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[], object]:
-    """Both, of a layer or of another way into it, with gradients of the input and of all parameters."""
+    """Both, of a layer or of another way into it; what is timed returns the gradients of the input and of all
+    parameters.
+    """
     forward = layer if forward is None else forward
     x.requires_grad_()
     upstream = torch.randn_like(x)
     parameters = [x, *layer.parameters()]
 
-    def run() -> None:
+    def run() -> list[Tensor | None]:
         for parameter in parameters:
             parameter.grad = None
         forward(x).backward(upstream)
+        return [parameter.grad for parameter in parameters]
 
     return run

@@ -8,9 +8,16 @@ that every fast path is tested against.
 from mixersweep.layers.base import SparseMap
 from mixersweep.layers.convolution import SparseConv
 from mixersweep.layers.dense import Dense
-from mixersweep.layers.kronecker import PermutedKronecker
+from mixersweep.layers.kronecker import PermutedKronecker, table
 from mixersweep.layers.norm import ColumnNorm
-from mixersweep.layers.permutation import Commutation, Identity, IndexPermutation, Permutation, RandomPermutation
+from mixersweep.layers.permutation import (
+    Commutation,
+    Identity,
+    IndexPermutation,
+    Permutation,
+    RandomPermutation,
+    turned,
+)
 from mixersweep.layers.sparse import SparseWeights, draw_mask
 
 __all__ = [
@@ -26,4 +33,6 @@ __all__ = [
     "SparseMap",
     "SparseWeights",
     "draw_mask",
+    "table",
+    "turned",
 ]

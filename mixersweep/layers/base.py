@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 
 class SparseMap(nn.Module, ABC):
-    """y = M x + b on the last axis, M of shape (out_width, in_width) and mostly zero."""
+    """y = M x + b on the last axis, M of shape (out_width, in_width) and mostly zero.
+
+    Called with ``features_first=True`` it is the same map in the layout between a network's stem and head, where the
+    batch comes after the features: (in_width, batch) to (out_width, batch), or of a permuted-Kronecker map tables of
+    features that are stored row by row, (rows, batch, columns).
+    """
 
     in_width: int
     out_width: int

@@ -31,10 +31,8 @@ class Dense(SparseMap):
         """The bias."""
         return self.weight.new_zeros(self.out_width) if self.bias is None else self.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_width) to (..., out_width)."""
-        return F.linear(x, self.weight, self.bias)
-
-    def columns(self, x_mb: Tensor) -> Tensor:
-        """(in_width, batch) to (out_width, batch)."""
-        return self.weight @ x_mb if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x_mb)
+    def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
+        """(..., in_width) to (..., out_width), or (in_width, batch) to (out_width, batch)."""
+        if not features_first:
+            return F.linear(x, self.weight, self.bias)
+        return self.weight @ x if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
-from mixersweep.layers.permutation import Commutation, Identity, Permutation
+from mixersweep.layers.permutation import Commutation, Identity, Permutation, turned
 
 
 class PermutedKronecker(SparseMap):
@@ -62,15 +59,19 @@ class PermutedKronecker(SparseMap):
     def mixes_rows(self) -> bool:
         """Whether it is J_cᵀ (I x W) J_c, which multiplies the matrix of features by W from the left."""
         before, after = self.before, self.after
-        if not (self.tied and isinstance(before, Commutation) and isinstance(after, Commutation)):
+        if not (isinstance(before, Commutation) and isinstance(after, Commutation)):
             return False
         return (before.rows, after.rows) == (self.in_size, self.blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_width) to (batch, out_width)."""
-        if self.mixes_rows:
-            rows: Tensor = _LeftProduct.apply(self.weight, x.view(-1, self.in_size, self.blocks), self.bias)
-            return rows.view(-1, self.out_width)
+    @property
+    def mixes_columns(self) -> bool:
+        """Whether it is I x W, which multiplies the matrix of features by Wᵀ from the right."""
+        return type(self.before) is Identity and type(self.after) is Identity
+
+    def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
+        """(batch, in_width) to (batch, out_width), or one table (rows, batch, columns) to another."""
+        if features_first:
+            return self._tables(x)
         x_bni = self.before(x).view(-1, self.blocks, self.in_size)
         if self.tied:
             y = F.linear(x_bni, self.weight, self.bias)
@@ -82,40 +83,39 @@ class PermutedKronecker(SparseMap):
         permuted: Tensor = self.after(y.reshape(-1, self.out_width))
         return permuted
 
+    def _tables(self, x_rbc: Tensor) -> Tensor:
+        """(rows, batch, columns) to (out_size, batch, blocks) where rows are mixed, else to (blocks, batch, out_size).
 
-class _LeftProduct(torch.autograd.Function):
-    """W (out, in) times each X (in, blocks) of a batch, plus a bias (out,) on its rows: nothing is transposed.
+        From either side it is one matrix product, and so is each gradient. Nothing is copied but what untied matrices
+        multiply from the left, and what is permuted at random.
+        """
+        batch = x_rbc.shape[1]
+        if self.mixes_rows:
+            x_ibn = table(x_rbc, self.in_size)
+            if self.tied:
+                y = _product(self.weight, x_ibn.flatten(1), None if self.bias is None else self.bias[:, None])
+                return y.view(self.out_size, batch, self.blocks)
+            x_nib = turned(x_ibn.flatten(0, 1)).view(self.blocks, self.in_size, batch)
+            y_nob = _product(self.weight, x_nib, None if self.bias is None else self.bias[..., None])
+            return y_nob.flatten(1).t().view(self.out_size, batch, self.blocks)
+        if self.mixes_columns:
+            x_nbi = table(x_rbc, self.blocks)
+            if self.tied:
+                return F.linear(x_nbi, self.weight, self.bias)
+            return _product(x_nbi, self.weight.mT, None if self.bias is None else self.bias[:, None])
+        y_bm = self.forward(x_rbc.transpose(0, 1).flatten(1))
+        return y_bm.view(batch, self.blocks, self.out_size).transpose(0, 1)
 
-    The gradient of W is one product over batch and blocks together; autograd's own would first write out one a batch
-    item, or reduce over strided views.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight, x)
-        ctx.has_bias = bias is not None
-        kind = x.device.type
-        ctx.autocast = nullcontext()
-        if torch.amp.is_autocast_available(kind):  # meta tensors have none
-            ctx.autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
-        batched = weight.expand(x.shape[0], *weight.shape)
-        if bias is None:
-            return torch.bmm(batched, x)
-        return torch.baddbmm(bias[:, None], batched, x)
+def table(x_rbc: Tensor, rows: int) -> Tensor:
+    """The same features, stored row by row, in a table of so many rows: (rows, batch, columns)."""
+    if x_rbc.shape[0] == rows:
+        return x_rbc
+    return x_rbc.transpose(0, 1).reshape(x_rbc.shape[1], rows, -1).transpose(0, 1)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        with ctx.autocast:
-            return _LeftProduct._gradients(ctx, *gradients)
 
-    @staticmethod
-    def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        weight, x = ctx.saved_tensors
-        of_weight = of_x = of_bias = None
-        if ctx.needs_input_grad[0]:
-            of_weight = g.transpose(0, 1).flatten(1) @ x.transpose(0, 1).flatten(1).t()
-        if ctx.needs_input_grad[1]:
-            of_x = torch.bmm(weight.t().expand(x.shape[0], *weight.t().shape), g)
-        if ctx.has_bias:
-            of_bias = g.sum((0, 2))
-        return of_weight, of_x, of_bias
+def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """a b + bias, of matrices or of batches of them."""
+    if bias is None:
+        return a @ b
+    return torch.addmm(bias, a, b) if a.dim() == 2 else torch.baddbmm(bias, a, b)

@@ -47,6 +47,33 @@ class Commutation(Permutation):
         return x.reshape(-1, self.rows, self.columns).transpose(1, 2).reshape(-1, self.width)
 
 
+def turned(x: Tensor) -> Tensor:
+    """The transpose of a matrix, contiguous, as is its gradient: J_c of the table in its rows."""
+    if x.t().is_contiguous():
+        return x.t()
+    copied: Tensor = _Turn.apply(x)
+    return copied
+
+
+class _Turn(torch.autograd.Function):
+    """A copy that transposes a matrix, and one back: autograd's own would leave a strided view for what comes next."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.t().contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        (gradient,) = gradients
+        back: Tensor = _Turn.apply(gradient)
+        return back
+
+
 class IndexPermutation(Permutation):
     """y = x[..., indices], fixed for life. Forward and backward are both gathers."""
 

@@ -143,14 +143,16 @@ class SparseWeights(SparseMap):
         """The bias."""
         return self.weight.new_zeros(self.out_width) if self.bias is None else self.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_width) to (batch, out_width)."""
+    def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
+        """(batch, in_width) to (batch, out_width), or (in_width, batch) to (out_width, batch)."""
+        if features_first:
+            return self._columns(x)
         if self.storage == "dense":
             return F.linear(x, self.to_dense(), self.bias)
-        return self.columns(x.t().contiguous()).t()
+        return self._columns(x.t().contiguous()).t()
 
-    def columns(self, x_mb: Tensor) -> Tensor:
-        """(in_width, batch) to (out_width, batch), the layout that the CSR kernels want."""
+    def _columns(self, x_mb: Tensor) -> Tensor:
+        """The layout that the CSR kernels want."""
         if self.storage == "dense":
             matrix = self.to_dense()
             return matrix @ x_mb if self.bias is None else torch.addmm(self.bias[:, None], matrix, x_mb)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixersweep.layers import SparseMap
-from mixersweep.models.mlp import MLPLayer
+from mixersweep.models.parts import Mixing
 from mixersweep.models.stochastic_depth import BRANCHES
 
 ENDS = ("embedding", "head", "stem", "resize")
@@ -46,8 +46,7 @@ class Features:
         self._hooked: list[tuple[str, nn.Module]] = []
         for name, block in network.named_modules():
             for branch in BRANCHES.get(type(block), ()):
-                whole = isinstance(block, MLPLayer)  # it calls no branch as a whole: what it adds is output less input
-                self._hooked.append((f"{name}.{branch}", block if whole else getattr(block, branch)))
+                self._hooked.append((f"{name}.{branch}", getattr(block, branch)))
         self._hooked = self._hooked or list(mixing_maps(network).items())
         self.layers = [name for name, _ in self._hooked]
         self._kept: dict[str, Tensor] = {}
@@ -63,8 +62,9 @@ class Features:
 
     def _keep(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            features_first = isinstance(module, MLPLayer)
-            self._kept[name] = (output - inputs[0]).t() if features_first else output.flatten(1)
+            del inputs
+            batch_first = output.transpose(0, 1) if isinstance(module, Mixing) else output
+            self._kept[name] = batch_first.flatten(1)
 
         return hook
 

@@ -8,23 +8,25 @@ RP-Mixers have independent random permutations in their place. A block with skip
 
 token(x) = act(J2 (I x W) J1 x), or J2 (I x W2) act((I x W1) J1 x) where layers have a hidden layer. The first token
 mixing maps the S0 patches to S tokens; its skip is then LN(W̃ X) (appendix A.2.4).
+
+Between stem and head the tokens come first, (S, B, C): either mixing is one matrix product there, from the left on
+(S, B·C) or from the right on (S·B, C), and nothing is copied but for random permutations.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
 from mixersweep.config import AnyMixer
 from mixersweep.layers import Commutation, Dense, Permutation, PermutedKronecker, RandomPermutation
-from mixersweep.models.parts import ACTIVATIONS, ImageFacts, PatchEmbedding, StructureSeed
+from mixersweep.models.parts import ACTIVATIONS, ImageFacts, Mixing, PatchEmbedding, StructureSeed
 
 
 class MixerBlock(nn.Module):
-    """Token mixing and channel mixing with their skips: (B, inputs, C) to (B, S, C)."""
+    """Token mixing and channel mixing with their skips: (inputs, B, C) to (S, B, C)."""
 
     def __init__(
         self,
@@ -46,12 +48,11 @@ class MixerBlock(nn.Module):
         self.channel_norm = nn.LayerNorm(channels, eps=eps)
         self.channel_mixing = _mixing(settings, architecture, "channel", block, channels, structure)
 
-    def forward(self, x_btc: Tensor) -> Tensor:
-        """(B, inputs, C) to (B, S, C)."""
-        u_bsc = self.skip(x_btc)
-        u_bsc = u_bsc + self.token_mixing(self.token_norm(x_btc).flatten(1)).view_as(u_bsc)
-        y_bsc: Tensor = u_bsc + self.channel_mixing(self.channel_norm(u_bsc).flatten(1)).view_as(u_bsc)
-        return y_bsc
+    def forward(self, x_tbc: Tensor) -> Tensor:
+        """(inputs, B, C) to (S, B, C)."""
+        u_sbc = self.skip(x_tbc) + self.token_mixing(self.token_norm(x_tbc))
+        y_sbc: Tensor = u_sbc + self.channel_mixing(self.channel_norm(u_sbc))
+        return y_sbc
 
 
 class MixerNetwork(nn.Module):
@@ -84,21 +85,22 @@ class MixerNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""
-        x_bsc = self.norm(self.blocks(self.resize(self.embedding(images))))
-        logits: Tensor = self.head(x_bsc.mean(1) if self.pooled else x_bsc.flatten(1))
+        x_sbc = self.norm(self.blocks(self.resize(self.embedding(images))))
+        logits: Tensor = self.head(x_sbc.mean(0) if self.pooled else x_sbc.transpose(0, 1).flatten(1))
         return logits
 
 
 class TokenMap(nn.Module):
-    """X to W̃ X, (B, inputs, C) to (B, tokens, C): the skip of a first token mixing, or the resizing stem."""
+    """X to W̃ X, (inputs, B, C) to (tokens, B, C): the skip of a first token mixing, or the resizing stem."""
 
     def __init__(self, inputs: int, tokens: int) -> None:
         super().__init__()
         self.map = Dense(inputs, tokens, bias=False)
 
-    def forward(self, x_btc: Tensor) -> Tensor:
-        """(B, inputs, C) to (B, tokens, C)."""
-        return torch.matmul(self.map.weight, x_btc)
+    def forward(self, x_tbc: Tensor) -> Tensor:
+        """(inputs, B, C) to (tokens, B, C)."""
+        y: Tensor = self.map(x_tbc.flatten(1), features_first=True)
+        return y.view(-1, *x_tbc.shape[1:])
 
 
 def skip_layer(inputs: int, tokens: int, channels: int, eps: float) -> nn.Sequential:
@@ -113,8 +115,8 @@ def _mixing(
     block: int,
     inputs: int,
     structure: StructureSeed,
-) -> nn.Sequential:
-    """One mixing layer on vectorised features: one permuted-Kronecker map and an activation, or two around it."""
+) -> Mixing:
+    """One mixing layer: one permuted-Kronecker map and an activation, or two around it."""
     tokens, channels = architecture.tokens, architecture.channels
     hidden = architecture.token_hidden if layer == "token" else architecture.channel_hidden
     assert tokens is not None and channels is not None and hidden is not None
@@ -138,7 +140,6 @@ def _mixing(
         to_rows = to_blocks = None  # between the two matrices, tokens stay rows: J_c and its inverse cancel
         if isinstance(before, Commutation):
             to_rows, to_blocks = Commutation(channels, hidden), Commutation(hidden, channels)
-        return nn.Sequential(
-            kronecker((inputs, hidden), before, to_rows), activation, kronecker((hidden, outputs), to_blocks, after)
-        )
-    return nn.Sequential(kronecker((inputs, outputs), before, after), activation)
+        first, second = kronecker((inputs, hidden), before, to_rows), kronecker((hidden, outputs), to_blocks, after)
+        return Mixing(first, activation, second, rows=tokens)
+    return Mixing(kronecker((inputs, outputs), before, after), activation, rows=tokens)

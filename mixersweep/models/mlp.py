@@ -17,7 +17,7 @@ from mixersweep.budget.storage import sparse_is_faster
 from mixersweep.config import MLPFamily
 from mixersweep.config.families import MLP, SWMLP
 from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask
-from mixersweep.models.parts import ACTIVATIONS, ImageFacts, KeptEntries, PatchEmbedding, StructureSeed
+from mixersweep.models.parts import ACTIVATIONS, ImageFacts, KeptEntries, Mixing, PatchEmbedding, StructureSeed
 
 
 class MLPNetwork(nn.Module):
@@ -61,14 +61,11 @@ class MLPLayer(nn.Module):
             _map(settings, architecture, n_in, n_out, structure.generator(f"{name}.{index}"))
             for index, (n_in, n_out) in enumerate(sizes)
         ]
-        self.mixing = nn.Sequential(maps[0], activation, *maps[1:])
+        self.mixing = Mixing(maps[0], activation, *maps[1:], rows=width)
 
     def forward(self, x_mb: Tensor) -> Tensor:
         """(m, B) to (m, B)."""
-        y_mb = self.norm(x_mb)
-        for layer in self.mixing:
-            y_mb = layer.columns(y_mb) if isinstance(layer, Dense | SparseWeights) else layer(y_mb)
-        mixed: Tensor = x_mb + y_mb
+        mixed: Tensor = x_mb + self.mixing(self.norm(x_mb))
         return mixed
 
 

@@ -13,11 +13,11 @@ from mixersweep.budget import Architecture
 from mixersweep.config.families import Monarch, Shallow
 from mixersweep.layers import Commutation, Dense, PermutedKronecker
 from mixersweep.models.mixer import MixerNetwork, skip_layer
-from mixersweep.models.parts import ACTIVATIONS, ImageFacts, StructureSeed
+from mixersweep.models.parts import ACTIVATIONS, ImageFacts, Mixing, StructureSeed
 
 
 class MonarchBlock(nn.Module):
-    """skip(X) + act(L act?(R LN(X))): (B, inputs, C) to (B, S, C)."""
+    """skip(X) + act(L act?(R LN(X))): (inputs, B, C) to (S, B, C)."""
 
     def __init__(
         self,
@@ -38,13 +38,12 @@ class MonarchBlock(nn.Module):
         right, left = monarch_factors(inputs, tokens, channels, tied=settings.tied, bias=settings.bias)
         activation = ACTIVATIONS[settings.activation]()
         inner = activation if settings.inner_activation else nn.Identity()
-        self.mixing = nn.Sequential(right, inner, left, activation)
+        self.mixing = Mixing(right, inner, left, activation, rows=tokens)
 
-    def forward(self, x_btc: Tensor) -> Tensor:
-        """(B, inputs, C) to (B, S, C)."""
-        u_bsc = self.skip(x_btc)
-        y_bsc: Tensor = u_bsc + self.mixing(self.norm(x_btc).flatten(1)).view_as(u_bsc)
-        return y_bsc
+    def forward(self, x_tbc: Tensor) -> Tensor:
+        """(inputs, B, C) to (S, B, C)."""
+        y_sbc: Tensor = self.skip(x_tbc) + self.mixing(self.norm(x_tbc))
+        return y_sbc
 
 
 class MonarchNetwork(MixerNetwork):

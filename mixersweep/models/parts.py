@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mixersweep.layers import Dense
+from mixersweep.layers import Dense, SparseMap, table, turned
 from mixersweep.seeds import derive
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -39,7 +39,7 @@ class ImageFacts:
 
 
 class PatchEmbedding(nn.Module):
-    """Cut an image into patches and map each by one matrix: (B, ch, H, W) to (B, patches, channels) (A.1).
+    """Cut an image into patches and map each by one matrix: (B, ch, H, W) to (patches, B, channels) (A.1).
 
     Patches come row by row, the values of one as (ch, row, column): the order of a convolution with stride P.
     """
@@ -50,12 +50,32 @@ class PatchEmbedding(nn.Module):
         self.projection = Dense(patch_values, channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, ch, H, W) to (B, H·W/P², channels)."""
+        """(B, ch, H, W) to (H·W/P², B, channels)."""
         batch, ch, height, width = images.shape
         p = self.patch_size
-        patches = images.reshape(batch, ch, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
-        embedded: Tensor = self.projection(patches.reshape(batch, (height // p) * (width // p), ch * p * p))
+        patches = images.reshape(batch, ch, height // p, p, width // p, p).permute(2, 4, 0, 1, 3, 5)
+        embedded: Tensor = self.projection(patches.reshape((height // p) * (width // p), batch, ch * p * p))
         return embedded
+
+
+class Mixing(nn.Sequential):
+    """The layers of a residual branch on what lies between stem and head: features first, (m, B), or a Mixer's table
+    (rows, B, columns), which it gives back with ``rows``.
+    """
+
+    def __init__(self, *layers: nn.Module, rows: int) -> None:
+        super().__init__(*layers)
+        self.rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        """To the same layout, contiguous or at least in rows of columns."""
+        for layer in self:
+            x = layer(x, features_first=True) if isinstance(layer, SparseMap) else layer(x)
+        if x.dim() == 3:
+            x = table(x, self.rows)
+            if x.stride(2) != 1:
+                x = turned(x.flatten(0, 1).t()).view(x.shape)
+        return x
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -102,8 +122,8 @@ class KeptEntries(nn.Module):
         self.register_buffer("patches_of_channel", keep.sum(0).clamp(min=1).float(), persistent=False)
 
     def forward(self, embedded: Tensor) -> Tensor:
-        """(B, patches, channels) to (width, B)."""
-        flat = embedded.flatten(1).t().contiguous()
+        """(patches, B, channels) to (width, B)."""
+        flat = embedded.transpose(1, 2).flatten(0, 1)
         return flat if self.width == flat.shape[0] else flat.index_select(0, self.kept)
 
     def pool(self, features: Tensor) -> Tensor:

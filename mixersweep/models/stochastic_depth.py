@@ -16,6 +16,7 @@ from mixersweep.models.golubeva import ResidualBlock
 from mixersweep.models.mixer import MixerBlock
 from mixersweep.models.mlp import MLPLayer
 from mixersweep.models.monarch import MonarchBlock
+from mixersweep.models.parts import Mixing
 
 BRANCHES: dict[type[nn.Module], tuple[str, ...]] = {
     MixerBlock: ("token_mixing", "channel_mixing"),
@@ -31,18 +32,17 @@ class DropPath(nn.Module):
 
     kept: Tensor | None
 
-    def __init__(self, rate: float, *, features_first: bool) -> None:
+    def __init__(self, rate: float, *, batch_dim: int) -> None:
         super().__init__()
-        self.rate, self.features_first = rate, features_first
+        self.rate, self.batch_dim = rate, batch_dim
         self.kept = None  # (B,), 1/keep or 0; set by draw
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...), or (m, B) where features come first, to the same."""
+        """The same shape, which has the batch in ``batch_dim``."""
         if not self.training:
             return x
         assert self.kept is not None, "stochastic_depth.draw comes before a forward pass in training"
-        kept = self.kept.to(x.dtype)
-        return x * (kept if self.features_first else kept.view(-1, *[1] * (x.dim() - 1)))
+        return x * self.kept.to(x.dtype).view(-1, *[1] * (x.dim() - 1 - self.batch_dim))
 
 
 def attach(network: nn.Module, rate: float, depth: int) -> None:
@@ -53,7 +53,7 @@ def attach(network: nn.Module, rate: float, depth: int) -> None:
         for name in BRANCHES[type(block)] if of_block else ():
             branch = getattr(block, name)
             assert isinstance(branch, nn.Sequential)
-            branch.append(DropPath(of_block, features_first=isinstance(block, MLPLayer)))
+            branch.append(DropPath(of_block, batch_dim=1 if isinstance(branch, Mixing) else 0))
 
 
 def draw(network: nn.Module, seed: int, batch: int, device: torch.device, part: slice | Tensor = slice(None)) -> None:

@@ -94,7 +94,7 @@ def test_features_are_what_is_added_to_the_skips(runs: Path) -> None:
         with torch.no_grad():  # the stream rebuilt from stem and branches alone gives the same logits
             if subject.config.model.name == "s_mixer":
                 x = network.embedding(images)
-                first = network.blocks[0].skip(x).flatten(1) + found[0] + found[1]
+                first = network.blocks[0].skip(x).transpose(0, 1).flatten(1) + found[0] + found[1]
                 x = first + found[2] + found[3]
                 logits = network.head(network.norm(x.view(50, 6, 6)).mean(1))
             else:

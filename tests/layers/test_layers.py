@@ -15,6 +15,7 @@ from mixersweep.layers import (
     SparseMap,
     SparseWeights,
     draw_mask,
+    turned,
 )
 
 
@@ -89,10 +90,36 @@ def test_forward_and_gradients_equal_those_of_the_dense_matrix(name: str, batch:
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if not name.startswith("kronecker")])
-def test_columns_are_the_same_map_with_features_first(name: str) -> None:
+def test_with_features_first_it_is_the_same_map(name: str) -> None:
     layer = ready(name)
     x = torch.randn(5, layer.in_width, dtype=torch.float64, generator=seeded(6))
-    torch.testing.assert_close(layer.columns(x.t().contiguous()), layer(x).t(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer(x.t().contiguous(), features_first=True), layer(x).t(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("rows", [1, 5, 7, 35])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("kronecker")])
+def test_on_tables_of_features_it_is_the_same_map_with_the_same_gradients(name: str, rows: int, batch: int) -> None:
+    layer = ready(name)
+    x = torch.randn(batch, layer.in_width, dtype=torch.float64, generator=seeded(6)).requires_grad_()
+    upstream = torch.randn(batch, layer.out_width, dtype=torch.float64, generator=seeded(7))
+    inputs = [x, layer.weight] + ([layer.bias] if layer.bias is not None else [])
+    x_rbc = x.view(batch, rows, -1).transpose(0, 1)
+    for given in (x_rbc, x_rbc.contiguous()):
+        found = layer(given, features_first=True)
+        assert found.shape[1] == batch
+        by_tables = found.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(by_tables, layer(x), rtol=1e-12, atol=1e-12)
+        of_tables = torch.autograd.grad(by_tables, inputs, upstream)
+        for one, other in zip(of_tables, torch.autograd.grad(layer(x), inputs, upstream), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_turning_a_matrix_has_first_and_second_derivatives_and_leaves_it_contiguous() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64, generator=seeded()).requires_grad_()
+    assert torch.equal(turned(x), x.t()) and turned(x).is_contiguous() and turned(x.t()).is_contiguous()
+    assert torch.autograd.gradcheck(turned, x)
+    assert torch.autograd.gradgradcheck(lambda y: turned(y) ** 2, x)
 
 
 @pytest.mark.parametrize("width", [1, 2, 33])

@@ -156,8 +156,7 @@ def test_proposition_3_2_an_s_mixer_is_an_mlp_with_kronecker_and_commutation_mat
     tokens, channels = 9, 14
     weight, value = block.token_mixing[0].weight, block.channel_mixing[0].weight.t()
     x = torch.randn(tokens, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    inner = block.token_mixing(x.reshape(1, -1))
-    ours = block.channel_mixing(inner).view(tokens, channels)
+    ours = block.channel_mixing(block.token_mixing(x[:, None]))[:, 0]
 
     act = nn.GELU()
     j = commutation(tokens, channels)
@@ -202,7 +201,7 @@ def test_a_block_is_the_papers_block(name: str) -> None:
         else:
             mixed = nn.functional.gelu(normed @ channel[0].weight.t() + channel[0].bias)
         y = u + mixed
-        torch.testing.assert_close(block(x), y, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(block(x.transpose(0, 1)).transpose(0, 1), y, rtol=1e-12, atol=1e-12)
         x = y
 
 
@@ -216,11 +215,13 @@ def test_a_monarch_block_is_the_product_of_two_block_diagonal_factors(tied: bool
     left = block.mixing[2].weight.expand(9, 14, 14)
     mixed = torch.einsum("cst,btc->bsc", right, block.norm(x))
     mixed = torch.einsum("sdc,bsc->bsd", left, mixed)
-    torch.testing.assert_close(block(x), x + nn.functional.gelu(mixed), rtol=1e-12, atol=1e-12)
+    found = block(x.transpose(0, 1)).transpose(0, 1)
+    torch.testing.assert_close(found, x + nn.functional.gelu(mixed), rtol=1e-12, atol=1e-12)
     _, active = made("monarch", f"model.tied={str(tied).lower()}", "model.bias=false", "model.inner_activation=true")
     mixed = nn.functional.gelu(torch.einsum("cst,btc->bsc", right, block.norm(x)))
     mixed = torch.einsum("sdc,bsc->bsd", left, mixed)
-    torch.testing.assert_close(active.double().blocks[1](x), x + nn.functional.gelu(mixed), rtol=1e-12, atol=1e-12)
+    found = active.double().blocks[1](x.transpose(0, 1)).transpose(0, 1)
+    torch.testing.assert_close(found, x + nn.functional.gelu(mixed), rtol=1e-12, atol=1e-12)
 
 
 def test_a_shallow_kronecker_net_multiplies_pixels_from_both_sides() -> None:
@@ -275,7 +276,7 @@ def test_patches_come_in_the_order_of_a_convolution() -> None:
     embedding.projection.initialize(torch.Generator().manual_seed(0))
     pictures = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
     kernel = embedding.projection.weight.view(5, 3, 4, 4)
-    by_convolution = nn.functional.conv2d(pictures, kernel, stride=4).flatten(2).transpose(1, 2)
+    by_convolution = nn.functional.conv2d(pictures, kernel, stride=4).flatten(2).permute(2, 0, 1)
     torch.testing.assert_close(embedding(pictures), by_convolution)
 
 
@@ -286,7 +287,7 @@ def test_kept_entries_are_spread_evenly_and_pooled_by_channel(width: int) -> Non
     per_patch = torch.bincount(entries.kept // entries.channels, minlength=16)
     assert int(per_patch.max() - per_patch.min()) <= 1
     embedded = torch.randn(2, 16, entries.channels, generator=torch.Generator().manual_seed(1))
-    features = entries(embedded)
+    features = entries(embedded.transpose(0, 1))
     assert features.shape == (width, 2)
     pooled = entries.pool(features)
     for channel in range(entries.channels):

@@ -52,7 +52,7 @@ def test_rates_rise_linearly_over_blocks_as_timms(family: str) -> None:
     assert rates[:branches] == [0.0] * branches  # the first block has none
     assert [path.rate for path in paths(network)] == pytest.approx(rates[branches:])
     for path in paths(network):
-        assert path.features_first == ("mlp" in family)
+        assert path.batch_dim == (0 if family == "golubeva_resnet18" else 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,13 +86,10 @@ def test_in_training_each_image_is_computed_by_the_branches_that_it_keeps(family
     for name, module in plain.named_modules():
         if name in ends:
             last, row = list(module.children())[-1], next(factors)
-            columns = "mlp" in family
 
-            def scaled(_: nn.Module, __: object, y: Tensor, row: Tensor = row, columns: bool = columns) -> Tensor:
-                return y * (row if columns else row[:, None])
+            def scaled(_: nn.Module, __: object, y: Tensor, row: Tensor = row) -> Tensor:
+                return y * (row if y.dim() == 2 else row[:, None])  # (m, B) or (rows, B, columns)
 
-            if columns and hasattr(last, "columns"):  # a map of an MLP, which is not called as a module
-                continue
             last.register_forward_hook(scaled)
     assert torch.equal(found, plain(x))
 
