@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mixersweep.report.bootstrap import Interval
+from mixersweep.report.bootstrap import Estimate, Interval
 from mixersweep.report.recipe import Comparison
 from mixersweep.report.statistics import Pair, Statistics, Trend
 
@@ -28,7 +28,8 @@ def _of_width(statistics: Statistics) -> str:
         )
     rising = [trend for trend in known if trend.decided and trend.slope.value > 0]
     falling = [trend for trend in known if trend.decided and trend.slope.value < 0]
-    flat = [trend for trend in known if not trend.decided]
+    unclear = [trend for trend in known if trend.shown and not trend.decided]
+    flat = [trend for trend in known if not trend.shown]
     parts = [
         f"{said} " + listed([_trend_said(trend) for trend in trends])
         for said, trends in (
@@ -38,6 +39,8 @@ def _of_width(statistics: Statistics) -> str:
         )
         if trends
     ]
+    if unclear:
+        parts.append("no trend is claimed for " + listed([_borne_out(t.name, t.slope, t.clean) for t in unclear]))
     seeds = sorted({trend.slope.seeds for trend in known})
     runs = sorted({trend.slope.runs for trend in known})
     ends = min(t.widths[0] for t in known), max(t.widths[-1] for t in known)
@@ -46,7 +49,7 @@ def _of_width(statistics: Statistics) -> str:
         f"points of test accuracy per doubling of the width between {ends[0]:,} and {ends[1]:,}, 95% intervals{over}, "
         f"n = {_span(runs)} runs of {_span(seeds)} seeds a model"
     )
-    return f"{held}, {listed(parts, '; ')} ({unit}){_confounded(known)}."
+    return f"{held}, {listed(parts, '; ')} ({unit}){_confounded([*rising, *falling, *flat])}."
 
 
 def _trend_said(trend: Trend) -> str:
@@ -80,22 +83,30 @@ def _of_structure(statistics: Statistics) -> str:
     equal = same if pairs[0].at_best is None else "At the best width of each, chosen on validation"
     untested = [pair for pair in pairs if pair.p_holm is None]
     decided = [pair for pair in pairs if pair.decided]
-    open_ = [pair for pair in pairs if pair.p_holm is not None and not pair.decided]
+    unclear = [pair for pair in pairs if pair.shown and not pair.decided]
+    open_ = [pair for pair in pairs if pair.p_holm is not None and not pair.shown]
     parts = [listed([_better(pair) for pair in decided])] if decided else []
     if open_:
         parts.append(
             "no difference is shown between "
             + listed([_open(pair) for pair in open_], ", nor between ", ", nor between ")
         )
+    if unclear:
+        said = [_borne_out(f"{pair.first} and {pair.second}", pair.difference, pair.clean) for pair in unclear]
+        parts.append("nothing is claimed of " + listed(said, ", nor of ", ", nor of "))
     if untested:
         said = listed([f"{pair.first} and {pair.second} ({points(pair.difference.value)})" for pair in untested])
         parts.append(f"one seed decides nothing between {said}")
-    tested = pairs if untested else [*decided, *open_]
+    tested = pairs if untested else [*decided, *unclear, *open_]
     counts = _span(sorted({pair.pairs for pair in tested}))
     widths = _span(sorted({len({width for width, _ in pair.widths}) for pair in tested}))
     seeds = _span(sorted({pair.difference.seeds for pair in tested}))
     sample = f"n = {counts} pairs of {_many(seeds, 'seed')} at {_many(widths, 'width')}"
-    told = "points of test accuracy, 95% intervals over seeds and test images, p by Holm, " if decided or open_ else ""
+    told = (
+        "points of test accuracy, 95% intervals over seeds and test images, p by Holm, "
+        if len(untested) < len(pairs)
+        else ""
+    )
     if any(pair.difference.images is None for pair in tested):
         told = told.replace(" and test images", "")
     return f"{equal}, {listed(parts, '; ')} ({told}{sample})."
@@ -116,6 +127,13 @@ def _open(pair: Pair) -> str:
     e = pair.difference
     said = f"{points(e.value, False)}, {between(e.interval)}, {p_said(pair.p_holm)}"
     return f"{pair.first} and {pair.second} ({said})"
+
+
+def _borne_out(name: str, whole: Estimate, clean: Estimate | None) -> str:
+    """What is not claimed, since the runs without rank-limited heads do not bear it out."""
+    assert clean is not None
+    without = f"{points(clean.value, False)}, {between(clean.interval)}, where channels are not fewer than classes"
+    return f"{name} ({points(whole.value, False)}, but {without})"
 
 
 def _many(count: str, what: str) -> str:

@@ -173,7 +173,7 @@ def verdict(pair: Pair) -> str:
     if pair.p_holm is None:
         return "one seed decides nothing"
     if not pair.decided:
-        return "no difference shown"
+        return "not without rank-limited heads" if pair.shown else "no difference shown"
     return f"{pair.first if pair.difference.value > 0 else pair.second} is better"
 
 
@@ -224,7 +224,7 @@ def trend_verdict(trend: Trend) -> str:
     if trend.slope.interval is None:
         return "one seed decides nothing"
     if not trend.decided:
-        return "no trend shown"
+        return "not without rank-limited heads" if trend.shown else "no trend shown"
     return "wider is better" if trend.slope.value > 0 else "wider is worse"
 
 

@@ -6,7 +6,7 @@ best widths (chosen on validation) are compared instead, since at equal width an
 width: Student's t over seeds, and the exact sign-flip test with the smallest p that so few seeds allow.
 
 Runs below a mean fan-in of 4 are shown and take part in no claim. Where Mixers have fewer channels than classes, their
-head is rank-limited: every claim stands a second time without them (``clean``).
+head is rank-limited: every claim is tested again without them (``clean``), and made only if that bears it out.
 """
 
 from __future__ import annotations
@@ -47,9 +47,14 @@ class Pair:
     left_out: list[str] = field(default_factory=list)
 
     @property
-    def decided(self) -> bool:
+    def shown(self) -> bool:
         """Whether the test shows a difference."""
         return self.p_holm is not None and self.p_holm <= ALPHA
+
+    @property
+    def decided(self) -> bool:
+        """Whether it does, and the runs without rank-limited heads bear it out."""
+        return self.shown and _bears_out(self.difference, self.clean)
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,15 @@ class Trend:
     clean_widths: list[int]
 
     @property
-    def decided(self) -> bool:
+    def shown(self) -> bool:
         """Whether the interval leaves out 0."""
         interval = self.slope.interval
         return interval is not None and not interval[0] <= 0 <= interval[1]
+
+    @property
+    def decided(self) -> bool:
+        """Whether it does, and the widths without rank-limited heads bear it out."""
+        return self.shown and _bears_out(self.slope, self.clean)
 
     @property
     def name(self) -> str:
@@ -202,6 +212,14 @@ def _replaced(part: Any, **changes: Any) -> Any:
 
 
 _TO_COME = Estimate(0.0, 0, 0, None)
+
+
+def _bears_out(whole: Estimate, clean: Estimate | None) -> bool:
+    """Whether the interval without rank-limited heads lies on the same side of 0; of one seed, the value."""
+    if clean is None:
+        return True
+    low, high = clean.interval or (clean.value, clean.value)
+    return low > 0 if whole.value > 0 else high < 0
 
 
 def _pair(

@@ -202,6 +202,31 @@ def test_warnings_and_what_takes_part_in_no_claim(tmp_path: Path) -> None:
     assert pair.widths == [(256, "square")]
 
 
+@pytest.mark.parametrize("is_of_the_head", [True, False])
+def test_what_rank_limited_heads_alone_show_is_claimed_of_nothing(tmp_path: Path, is_of_the_head: bool) -> None:
+    def level(model: str, width: int, seed: int) -> float:
+        if not is_of_the_head:
+            return LEVELS[model] + 0.3 * np.log2(width / 644)
+        return (0.4 if width < 500 else 0.8) + 0.2 * (model == "sw_mlp" and width < 500)
+
+    settings = ["connections=2**14"]
+    write_sweep(tmp_path, level, models=("s_mixer",), widths=(309, 426, 520, 572, 644), settings=settings)
+    write_sweep(tmp_path, level, models=("sw_mlp",), widths=(426, 644), settings=settings)
+    made = build([tmp_path])
+    (main,) = made.all_statistics
+    (trend,) = (trend for trend in main.trends if trend.variant == "s_mixer")
+    assert trend.clean_widths == [520, 572, 644]
+    assert trend.shown
+    assert trend.decided is not is_of_the_head
+    claimed = "no trend is claimed for s_mixer (tall) (+" if is_of_the_head else "wider is better for s_mixer (tall) (+"
+    assert claimed in made.answer
+    (pair,) = main.pairs
+    assert pair.clean is not None
+    assert pair.shown
+    assert pair.decided is not is_of_the_head
+    assert ("nothing is claimed of s_mixer and sw_mlp (−" in made.answer) is is_of_the_head
+
+
 def test_budget_parameters_compares_the_best_widths(tmp_path: Path) -> None:
     settings = ["budget=parameters", "weights=1024"]
 
