@@ -92,8 +92,8 @@ def _of_structure(statistics: Statistics) -> str:
             + listed([_open(pair) for pair in open_], ", nor between ", ", nor between ")
         )
     if unclear:
-        said = [_borne_out(f"{pair.first} and {pair.second}", pair.difference, pair.clean) for pair in unclear]
-        parts.append("nothing is claimed of " + listed(said, ", nor of ", ", nor of "))
+        named = [_borne_out(f"{pair.first} and {pair.second}", pair.difference, pair.clean) for pair in unclear]
+        parts.append("nothing is claimed of " + listed(named, ", nor of ", ", nor of "))
     if untested:
         said = listed([f"{pair.first} and {pair.second} ({points(pair.difference.value)})" for pair in untested])
         parts.append(f"one seed decides nothing between {said}")
