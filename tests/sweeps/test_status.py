@@ -219,10 +219,11 @@ class Terminal:
         self.text = ""
 
     def until(self, wanted: str) -> None:
-        deadline = time.time() + 60
+        deadline = time.time() + 120
         while wanted not in self.text:
-            assert time.time() < deadline, self.text
-            self._read()
+            if time.time() > deadline or not self._read():
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(self.text)
 
     def end(self) -> int:
         """The exit code, and the rest of the text."""
