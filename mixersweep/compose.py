@@ -317,8 +317,8 @@ def _job_of(composed: DictConfig, own: Path | None) -> tuple[Config, Origin]:
     experiment = context.runtime.choices.get("experiment")
     with open_dict(composed):
         composed.pop("sweep", None)
-    overrides = [*leading(own), *context.overrides.task]
-    return parse(_resolved(composed)), Origin(experiment=experiment, overrides=overrides)
+    config = parse(_resolved(composed))  # first: it refuses what cannot be resolved, in the overrides too
+    return config, Origin(experiment=experiment, overrides=[*leading(own), *context.overrides.task])
 
 
 def _resolved(composed: DictConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from mixersweep.budget import Architecture
 from mixersweep.budget.storage import sparse_is_faster
-from mixersweep.config import Config, LayeredFamily, MixerFamily
+from mixersweep.config import Config, LayeredFamily
 from mixersweep.config.families import SWMLP, Monarch, Shallow
 from mixersweep.config.schema import SGD, AdamW, BetaLasso
 
@@ -71,8 +71,8 @@ def _kept(config: Config, a: Architecture) -> float:
         return pixels + a.width * (a.mixing_layers + 0.5)
     hidden = a.hidden_width if model.hidden else a.width
     layer = 2.0 * a.width + (2 * hidden if model.hidden else a.width)
-    if isinstance(model, MixerFamily) and not isinstance(model, Monarch):
-        layer += a.width  # of one of its two, the transposed copy
+    if isinstance(model, Monarch):  # its two layers have one norm, and perhaps nothing between them
+        layer -= a.width / 2 if model.inner_activation else a.width
     layers: float = a.mixing_layers
     if config.gradient_checkpointing:  # the inputs of all layers, and one block in full
         layers = 2 + a.mixing_layers * a.width / layer
