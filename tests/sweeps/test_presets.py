@@ -472,7 +472,8 @@ def test_another_family_or_optimiser_leaves_out_what_it_has_not() -> None:
 
 REAL, REAL_MASKED = 1e7, 7e6
 """Weights, and connections in all, up to which a network is really built and trained. Beyond, Mixers and dense
-networks are on meta tensors. Masks cannot be drawn there, so wider sparse MLPs have a single block.
+networks are on meta tensors. Masks cannot be drawn there, so wider sparse MLPs have a single block, and Golubeva's
+ResNets are all built.
 """
 
 NOT_DRAWN = {("fig2_cka", 4096, 2.0**-n) for n in range(4)} | {
@@ -555,9 +556,10 @@ def test_each_shape_as_printed_trains(presets: dict, name: str) -> None:
     runs, others, _ = presets[name]
     not_drawn = set()
     for run in distinct([*runs, *others]):
-        is_masked = run.config.model.name == "sw_mlp"
-        if not is_masked:
-            train_one_step(run, "cpu" if total(run) < REAL else "meta")
+        family = run.config.model.name
+        if family != "sw_mlp":
+            has_masks = family == "golubeva_resnet18"
+            train_one_step(run, "cpu" if has_masks or total(run) < REAL else "meta")
         elif total(run) < REAL_MASKED or total(with_one_block(run)) < REAL:
             train_one_step(run if total(run) < REAL_MASKED else with_one_block(run))
         else:
