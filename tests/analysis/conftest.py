@@ -4,22 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from mixersweep.data import prepare
 from tests.training.small import directory, finished
 
 SMALL = ("data=digits", "epochs=2", "batch_size=300", "threads=1", "tracking=none", "device=cpu", "depth=2")
 KEPT = ("checkpoint.keep=[1,2]",)
 MIXER = ("model=s_mixer", "tokens=6", "channels=6", *KEPT)
 SW_MLP = ("model=sw_mlp", "width=36", "connections=216", *KEPT)
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data_dir that has the 1,797 digits of 8 x 8 pixels."""
-    pytest.importorskip("sklearn")
-    data = tmp_path_factory.mktemp("data")
-    prepare("digits", data, lambda text: None)
-    return data
 
 
 @pytest.fixture(scope="session")
