@@ -14,14 +14,15 @@ class SparseMap(nn.Module, ABC):
     """y = M x + b on the last axis, M of shape (out_width, in_width) and mostly zero.
 
     Called with ``features_first=True`` it is the same map in the layout between a network's stem and head, where the
-    batch comes after the features: (in_width, batch) to (out_width, batch), or of a permuted-Kronecker map tables of
-    features that are stored row by row, (rows, batch, columns).
+    batch comes after the features: (in_width, batch) to (out_width, batch), or where the map ``takes_tables`` one table
+    of features that are stored row by row to another, (rows, batch, columns).
     """
 
     in_width: int
     out_width: int
     weight: nn.Parameter
     bias: nn.Parameter | None
+    takes_tables: bool = False
     distribution: Literal["normal", "uniform"] = "normal"
     """Of fresh weights; ``uniform`` is PyTorch's own, for biases too, at the effective fan-in (Golubeva et al.)."""
 

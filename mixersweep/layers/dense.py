@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
+from mixersweep.layers.product import linear, product
 
 
 class Dense(SparseMap):
@@ -34,5 +34,5 @@ class Dense(SparseMap):
     def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
         """(..., in_width) to (..., out_width), or (in_width, batch) to (out_width, batch)."""
         if not features_first:
-            return F.linear(x, self.weight, self.bias)
-        return self.weight @ x if self.bias is None else torch.addmm(self.bias[:, None], self.weight, x)
+            return linear(x, self.weight, self.bias)
+        return product(self.weight, x, None if self.bias is None else self.bias[:, None])

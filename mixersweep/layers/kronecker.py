@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
-from mixersweep.layers.permutation import Commutation, Identity, Permutation, turned
+from mixersweep.layers.permutation import Commutation, Identity, IndexPermutation, Permutation, turned
+from mixersweep.layers.product import linear, product
 
 
 class PermutedKronecker(SparseMap):
@@ -34,9 +34,20 @@ class PermutedKronecker(SparseMap):
         self.before = before or Identity(self.in_width)
         self.after = after or Identity(self.out_width)
         assert (self.before.width, self.after.width) == (self.in_width, self.out_width)
+        self.to_columns, self.from_columns = self._between_columns()
         copies = () if tied else (blocks,)
         self.weight = nn.Parameter(torch.zeros(*copies, out_size, in_size))
         self.bias = nn.Parameter(torch.zeros(*copies, out_size)) if bias else None
+
+    def _between_columns(self) -> tuple[IndexPermutation | None, IndexPermutation | None]:
+        """Random permutations to where one W multiplies all blocks as columns, (in_size, blocks), and back."""
+        before = after = None
+        if self.tied and isinstance(self.before, IndexPermutation):
+            before = self.before.then(Commutation(self.blocks, self.in_size))
+        if self.tied and isinstance(self.after, IndexPermutation):
+            columns = Commutation(self.out_size, self.blocks).indices().to(self.after.forward_indices.device)
+            after = IndexPermutation(columns).then(self.after)
+        return before, after
 
     @property
     def connections(self) -> int:
@@ -68,13 +79,20 @@ class PermutedKronecker(SparseMap):
         """Whether it is I x W, which multiplies the matrix of features by Wᵀ from the right."""
         return type(self.before) is Identity and type(self.after) is Identity
 
+    @property
+    def takes_tables(self) -> bool:  # type: ignore[override]
+        """Whether tables are multiplied as they are. Else a layout is (in_width, batch) to (out_width, batch); on a
+        side without permutation it is (blocks, in_size, batch) or (blocks, out_size, batch), perhaps strided.
+        """
+        return self.mixes_rows or self.mixes_columns
+
     def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
-        """(batch, in_width) to (batch, out_width), or one table (rows, batch, columns) to another."""
+        """(batch, in_width) to (batch, out_width), or what ``takes_tables`` says."""
         if features_first:
-            return self._tables(x)
+            return self._tables(x) if self.takes_tables else self._rows(x)
         x_bni = self.before(x).view(-1, self.blocks, self.in_size)
         if self.tied:
-            y = F.linear(x_bni, self.weight, self.bias)
+            y = linear(x_bni, self.weight, self.bias)
         else:
             y_nbo = torch.bmm(x_bni.transpose(0, 1), self.weight.transpose(1, 2))
             y = y_nbo.transpose(0, 1)
@@ -87,24 +105,46 @@ class PermutedKronecker(SparseMap):
         """(rows, batch, columns) to (out_size, batch, blocks) where rows are mixed, else to (blocks, batch, out_size).
 
         From either side it is one matrix product, and so is each gradient. Nothing is copied but what untied matrices
-        multiply from the left, and what is permuted at random.
+        multiply from the left.
         """
         batch = x_rbc.shape[1]
         if self.mixes_rows:
             x_ibn = table(x_rbc, self.in_size)
             if self.tied:
-                y = _product(self.weight, x_ibn.flatten(1), None if self.bias is None else self.bias[:, None])
+                y = product(self.weight, x_ibn.flatten(1), _column(self.bias))
                 return y.view(self.out_size, batch, self.blocks)
             x_nib = turned(x_ibn.flatten(0, 1)).view(self.blocks, self.in_size, batch)
-            y_nob = _product(self.weight, x_nib, None if self.bias is None else self.bias[..., None])
+            y_nob = _products(self.weight, x_nib, _column(self.bias))
             return y_nob.flatten(1).t().view(self.out_size, batch, self.blocks)
-        if self.mixes_columns:
-            x_nbi = table(x_rbc, self.blocks)
-            if self.tied:
-                return F.linear(x_nbi, self.weight, self.bias)
-            return _product(x_nbi, self.weight.mT, None if self.bias is None else self.bias[:, None])
-        y_bm = self.forward(x_rbc.transpose(0, 1).flatten(1))
-        return y_bm.view(batch, self.blocks, self.out_size).transpose(0, 1)
+        x_nbi = table(x_rbc, self.blocks)
+        if self.tied:
+            return linear(x_nbi, self.weight, self.bias)
+        return _products(x_nbi, self.weight.mT, None if self.bias is None else self.bias[:, None])
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Permuted by whole rows of the batch, in place of single numbers."""
+        batch = x.shape[-1]
+        if self.tied:
+            if self.to_columns is not None:
+                x_im = self.to_columns(x, features_first=True)
+            else:
+                x_im = self._blocks(x).transpose(0, 1)
+            y_om = product(self.weight, x_im.reshape(self.in_size, self.blocks * batch), _column(self.bias))
+            if self.from_columns is not None:
+                permuted: Tensor = self.from_columns(y_om.view(self.out_width, batch), features_first=True)
+                return permuted
+            y_nob = y_om.view(self.out_size, self.blocks, batch).transpose(0, 1)
+        else:
+            y_nob = _products(self.weight, self._blocks(x), _column(self.bias))
+        if type(self.after) is not Identity:
+            y_nob = self.after(y_nob.reshape(self.out_width, batch), features_first=True)
+        return y_nob
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """What the blocks are given, (blocks, in_size, batch)."""
+        if type(self.before) is not Identity:
+            x = self.before(x.reshape(self.in_width, -1), features_first=True)
+        return x.reshape(self.blocks, self.in_size, -1)
 
 
 def table(x_rbc: Tensor, rows: int) -> Tensor:
@@ -114,8 +154,11 @@ def table(x_rbc: Tensor, rows: int) -> Tensor:
     return x_rbc.transpose(0, 1).reshape(x_rbc.shape[1], rows, -1).transpose(0, 1)
 
 
-def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """a b + bias, of matrices or of batches of them."""
-    if bias is None:
-        return a @ b
-    return torch.addmm(bias, a, b) if a.dim() == 2 else torch.baddbmm(bias, a, b)
+def _column(bias: Tensor | None) -> Tensor | None:
+    """For what stands in rows."""
+    return None if bias is None else bias[..., None]
+
+
+def _products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """a b + bias of each block."""
+    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)

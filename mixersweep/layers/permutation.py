@@ -23,8 +23,9 @@ class Permutation(nn.Module):
         """The permutation matrix (width, width)."""
         return torch.eye(self.width, dtype=torch.float64)[self.indices()]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, width) to (batch, width)."""
+    def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
+        """(batch, width) to (batch, width), or (width, batch) to (width, batch)."""
+        del features_first
         return x
 
 
@@ -42,8 +43,10 @@ class Commutation(Permutation):
         """The transpose of the table of positions."""
         return torch.arange(self.width).view(self.rows, self.columns).t().reshape(-1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, rows·columns) to (batch, columns·rows): a strided copy."""
+    def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
+        """(batch, rows·columns) to (batch, columns·rows), or with the batch last: a strided copy."""
+        if features_first:
+            return x.reshape(self.rows, self.columns, -1).transpose(0, 1).reshape(self.width, -1)
         return x.reshape(-1, self.rows, self.columns).transpose(1, 2).reshape(-1, self.width)
 
 
@@ -94,9 +97,14 @@ class IndexPermutation(Permutation):
         """As given."""
         return self.forward_indices.cpu()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, width) to (batch, width)."""
-        permuted: Tensor = _Gather.apply(x, self.forward_indices, self.inverse_indices)
+    def then(self, following: Permutation) -> IndexPermutation:
+        """This permutation and another after it, as one."""
+        return IndexPermutation(self.forward_indices[following.indices().to(self.forward_indices.device)])
+
+    def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
+        """(batch, width) to (batch, width), or (width, batch) to (width, batch), whose rows move as a whole."""
+        axis = 0 if features_first else -1
+        permuted: Tensor = _Gather.apply(x, self.forward_indices, self.inverse_indices, axis)
         return permuted
 
 
@@ -108,20 +116,20 @@ class RandomPermutation(IndexPermutation):
 
 
 class _Gather(torch.autograd.Function):
-    """x[..., indices], whose gradient is a gather by the inverse permutation and not a scatter."""
+    """The entries of x along an axis by their indices; its gradient is a gather by the inverse, not a scatter."""
 
     @staticmethod
-    def forward(x: Tensor, indices: Tensor, inverse: Tensor) -> Tensor:
+    def forward(x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
         del inverse
-        return x.index_select(-1, indices)
+        return x.index_select(axis, indices)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
         del output
-        _, ctx.indices, ctx.inverse = inputs
+        _, ctx.indices, ctx.inverse, ctx.axis = inputs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = gradients
-        back: Tensor = _Gather.apply(gradient, ctx.inverse, ctx.indices)
-        return back, None, None
+        back: Tensor = _Gather.apply(gradient, ctx.inverse, ctx.indices, ctx.axis)
+        return back, None, None, None

@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
+from mixersweep.layers.product import linear, product
 
 Mask = Literal["exact", "bernoulli", "fixed_fan_in"]
 Rescale = Literal["init", "forward", "none"]
@@ -148,14 +149,13 @@ class SparseWeights(SparseMap):
         if features_first:
             return self._columns(x)
         if self.storage == "dense":
-            return F.linear(x, self.to_dense(), self.bias)
+            return linear(x, self.to_dense(), self.bias)
         return self._columns(x.t().contiguous()).t()
 
     def _columns(self, x_mb: Tensor) -> Tensor:
         """The layout that the CSR kernels want."""
         if self.storage == "dense":
-            matrix = self.to_dense()
-            return matrix @ x_mb if self.bias is None else torch.addmm(self.bias[:, None], matrix, x_mb)
+            return product(self.to_dense(), x_mb, None if self.bias is None else self.bias[:, None])
         with torch.autocast(x_mb.device.type, enabled=False):  # the kernels for nonzeros are fp32's
             y_mb: Tensor = _SparseProduct.apply(x_mb.to(self.weight.dtype), self.values(), self.bias, self)
         return y_mb

@@ -60,22 +60,42 @@ class PatchEmbedding(nn.Module):
 
 class Mixing(nn.Sequential):
     """The layers of a residual branch on what lies between stem and head: features first, (m, B), or a Mixer's table
-    (rows, B, columns), which it gives back with ``rows``.
+    (rows, B, columns), which it gives back with ``rows``. Layers that are appended later get what it would give back.
     """
 
     def __init__(self, *layers: nn.Module, rows: int) -> None:
         super().__init__(*layers)
-        self.rows = rows
+        self.rows, self.own = rows, len(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """To the same layout, contiguous or at least in rows of columns."""
-        for layer in self:
-            x = layer(x, features_first=True) if isinstance(layer, SparseMap) else layer(x)
-        if x.dim() == 3:
-            x = table(x, self.rows)
+        """To the same layout, contiguous."""
+        layers, had_table = list(self), x.dim() == 3
+        has_table = had_table
+        for layer in layers[: self.own]:
+            if not isinstance(layer, SparseMap):
+                x = layer(x)
+                continue
+            if has_table != layer.takes_tables:
+                x = _batch_inside(x) if layer.takes_tables else _batch_last(x)
+                has_table = layer.takes_tables
+            x = layer(x, features_first=True)
+        if had_table:
+            x = table(x if has_table else _batch_inside(x, self.rows), self.rows)
             if x.stride(2) != 1:
-                x = turned(x.flatten(0, 1).t()).view(x.shape)
+                x = turned(x.flatten(0, 1).t()).view(x.shape) if has_table else x.contiguous()
+        for layer in layers[self.own :]:
+            x = layer(x)
         return x
+
+
+def _batch_last(x_rbc: Tensor) -> Tensor:
+    """(rows, B, columns) to (rows·columns, B)."""
+    return x_rbc.transpose(1, 2).flatten(0, 1)
+
+
+def _batch_inside(x: Tensor, rows: int = 1) -> Tensor:
+    """(m, B) or (blocks, size, B) to (rows, B, columns), a view of it."""
+    return x.reshape(rows, -1, x.shape[-1]).transpose(1, 2)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):

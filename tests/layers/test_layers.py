@@ -89,16 +89,24 @@ def test_forward_and_gradients_equal_those_of_the_dense_matrix(name: str, batch:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if not name.startswith("kronecker")])
-def test_with_features_first_it_is_the_same_map(name: str) -> None:
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("name", [name for name in LAYERS if not LAYERS[name]().takes_tables])
+def test_with_features_first_it_is_the_same_map_with_the_same_gradients(name: str, batch: int) -> None:
     layer = ready(name)
-    x = torch.randn(5, layer.in_width, dtype=torch.float64, generator=seeded(6))
-    torch.testing.assert_close(layer(x.t().contiguous(), features_first=True), layer(x).t(), rtol=1e-12, atol=1e-12)
+    x = torch.randn(batch, layer.in_width, dtype=torch.float64, generator=seeded(6)).requires_grad_()
+    upstream = torch.randn(batch, layer.out_width, dtype=torch.float64, generator=seeded(7))
+    inputs = [x, layer.weight] + ([layer.bias] if layer.bias is not None else [])
+    for given in (x.t(), x.t().contiguous()):
+        found = layer(given, features_first=True).reshape(layer.out_width, batch).t()
+        torch.testing.assert_close(found, layer(x), rtol=1e-12, atol=1e-12)
+        of_found = torch.autograd.grad(found, inputs, upstream)
+        for one, other in zip(of_found, torch.autograd.grad(layer(x), inputs, upstream), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("batch", [1, 6])
 @pytest.mark.parametrize("rows", [1, 5, 7, 35])
-@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("kronecker")])
+@pytest.mark.parametrize("name", [name for name in LAYERS if LAYERS[name]().takes_tables])
 def test_on_tables_of_features_it_is_the_same_map_with_the_same_gradients(name: str, rows: int, batch: int) -> None:
     layer = ready(name)
     x = torch.randn(batch, layer.in_width, dtype=torch.float64, generator=seeded(6)).requires_grad_()

@@ -1,0 +1,136 @@
+"""The product by oneDNN against the plain one in float64: values, gradients, layouts, and where it is not used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import mixersweep.layers.product as module
+from mixersweep.layers.product import linear, product
+from tests.layers.test_layers import seeded
+
+needs_onednn = pytest.mark.skipif(not module._AVAILABLE, reason="this torch has no oneDNN for this processor")
+
+SHAPES = {"tall": (5000, 33, 29), "wide": (31, 66, 4099), "deep": (37, 9001, 41), "square": (301, 303, 305)}
+
+
+def matrix(rows: int, columns: int, layout: str, seed: int) -> Tensor:
+    """In rows, in columns, or spread from one row without memory of its own."""
+    x = torch.randn(rows, columns, generator=seeded(seed))
+    if layout == "columns":
+        return x.t().contiguous().t()
+    return x[:1].expand(rows, columns) if layout == "spread" else x
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of what oneDNN is given, call by call; everything is enough."""
+    found: list[tuple[int, ...]] = []
+    original = module._onednn
+
+    def counted(a: Tensor, b: Tensor, row: Tensor | None) -> Tensor:
+        found.append((*a.shape, b.shape[1]))
+        return original(a, b, row)
+
+    monkeypatch.setattr(module, "_onednn", counted)
+    monkeypatch.setattr(module, "ENOUGH", 1)
+    return found
+
+
+@needs_onednn
+@pytest.mark.parametrize("upstream", ["rows", "columns", "spread"])
+@pytest.mark.parametrize(
+    "layouts", [("rows", "rows"), ("rows", "columns"), ("columns", "rows"), ("columns", "columns")]
+)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_product_and_its_gradients_are_those_of_float64(
+    shape: str, bias: bool, layouts: tuple[str, str], upstream: str, calls: list[tuple[int, ...]]
+) -> None:
+    n, k, m = SHAPES[shape]
+    a, b = matrix(n, k, layouts[0], 1).requires_grad_(), matrix(k, m, layouts[1], 2).requires_grad_()
+    inputs = [a, b, *([torch.randn(n, 1, generator=seeded(3)).requires_grad_()] if bias else [])]
+    gradient = matrix(n, m, upstream, 4)
+    found = product(*inputs)
+    gradients = torch.autograd.grad(found, inputs, gradient)
+    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    expected = doubles[0] @ doubles[1] + (doubles[2] if bias else 0)
+    assert found.is_contiguous() and (len(calls) >= 2 or (shape, layouts) == ("deep", ("columns", "rows")))
+    slow = (expected, *torch.autograd.grad(expected, doubles, gradient.double()))
+    for one, other in zip((found, *gradients), slow, strict=True):
+        error = (one.double() - other).detach().abs().max() / other.detach().abs().max()
+        assert float(error) < 2e-6, (one.shape, float(error))
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(70, 33), (3, 5, 33), (33,)])
+def test_a_linear_layer_is_torchs(shape: tuple[int, ...], bias: bool, calls: list[tuple[int, ...]]) -> None:
+    x = torch.randn(*shape, generator=seeded(1)).requires_grad_()
+    inputs = [x, *(torch.randn(*size, generator=seeded(2)).requires_grad_() for size in [(17, 33), (17,)][: 1 + bias])]
+    for given in (x, x.transpose(0, 1).contiguous().transpose(0, 1) if x.dim() > 1 else x):
+        found = linear(given, *inputs[1:])
+        expected = torch.nn.functional.linear(*(value.double() for value in inputs))
+        upstream = torch.randn(*expected.shape, generator=seeded(3))
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+        of_found = torch.autograd.grad(found, inputs, upstream)
+        for one, other in zip(of_found, torch.autograd.grad(expected, inputs, upstream.double()), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert calls
+
+
+@needs_onednn
+def test_gradients_have_gradients(calls: list[tuple[int, ...]]) -> None:
+    a, b = torch.randn(9, 7, generator=seeded(1)).requires_grad_(), torch.randn(7, 8, generator=seeded(2))
+    (first,) = torch.autograd.grad((product(a, b) ** 3).sum(), a, create_graph=True)
+    (found,) = torch.autograd.grad(first.sum(), a)
+    before = len(calls)
+    (slow,) = torch.autograd.grad(((a @ b) ** 3).sum(), a, create_graph=True)
+    (expected,) = torch.autograd.grad(slow.sum(), a)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    assert len(calls) == before >= 3
+
+
+@needs_onednn
+def test_it_stays_out_of_small_products_other_dtypes_and_autocast(calls: list[tuple[int, ...]]) -> None:
+    a, b = torch.randn(300, 300), torch.randn(300, 300)
+    product(a.double(), b.double())
+    product(a.bfloat16(), b.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert product(a, b).dtype == linear(a, b).dtype == torch.bfloat16
+    module.ENOUGH = 300**3 + 1  # put back by the fixture
+    product(a, b)
+    assert not calls
+    module.ENOUGH = 300**3
+    product(a, b)
+    assert calls == [(300, 300, 300)]
+
+
+@needs_onednn
+def test_a_gradient_that_is_summed_over_many_rows_is_torchs_own(calls: list[tuple[int, ...]]) -> None:
+    x, weight = torch.randn(4096, 32).requires_grad_(), torch.randn(16, 32).requires_grad_()
+    linear(x, weight).backward(torch.ones(4096, 16))
+    assert sorted(calls) == [(4096, 16, 32), (4096, 32, 16)]
+
+
+@needs_onednn
+@pytest.mark.slow
+def test_compiled_it_is_the_same(calls: list[tuple[int, ...]]) -> None:
+    del calls
+    x, weight = torch.randn(40, 30).requires_grad_(), torch.randn(20, 30).requires_grad_()
+    bias = torch.randn(20).requires_grad_()
+    inputs = [x, weight, bias]
+
+    def both(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        hidden = linear(x, weight, bias)
+        return product(weight, x.t(), bias[:, None]).t() * hidden
+
+    compiled = torch.compile(both, dynamic=False)
+    one, other = compiled(*inputs), both(*inputs)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn(one.shape)
+    for mine, theirs in zip(
+        torch.autograd.grad(one, inputs, upstream), torch.autograd.grad(other, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
