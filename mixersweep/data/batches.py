@@ -60,14 +60,22 @@ def share_of(count: int, rank: int, world_size: int) -> Tensor:
     So the images at places i and count - 1 - i, which mixup mixes, are in one rank, whatever the number of ranks.
     """
     place = torch.arange(count)
+    if world_size == 1:
+        return place
     return place[torch.minimum(place, count - 1 - place) % world_size == rank]
 
 
-def shares(order: Tensor, batch_size: int, first_step: int, rank: int, world_size: int) -> Iterator[Tensor]:
-    """Which images a rank has in each step of an epoch, int64 (B,)."""
-    for first in range(first_step * batch_size, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        yield batch if world_size == 1 else batch[share_of(len(batch), rank, world_size).to(batch.device)]
+def shares(
+    epoch: Sequence[Tensor], batch_size: int, first_step: int, rank: int, world_size: int
+) -> Iterator[list[Tensor]]:
+    """What a rank has in each step, (B,) each, of tensors (N,) that stand in the order of an epoch."""
+    count = len(epoch[0])
+    for first in range(first_step * batch_size, count, batch_size):
+        batch = [values[first : first + batch_size] for values in epoch]
+        if world_size > 1:
+            places = share_of(len(batch[0]), rank, world_size)
+            batch = [values[places.to(values.device)] for values in batch]
+        yield batch
 
 
 class Finish:
@@ -171,30 +179,29 @@ class DeviceImages:
         world_size: int = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch, see ``Batches``; without augmentation an image is its centre."""
-        start, mirrored = self._draw(augment_seed)
+        order = epoch_order(len(self), order_seed).to(self.images.device)
         boxes = self.finish.boxes(len(self), augment_seed)
         places = torch.arange(batch_size, device=self.images.device)
-        order = epoch_order(len(self), order_seed).to(self.images.device)
-        for which in shares(order, batch_size, first_step, rank, world_size):
-            bytes_bcyx = self.crops.index_select(0, start[which])
-            if mirrored is not None:
+        epoch = [values[order] for values in (self.labels, *self._draw(augment_seed))]
+        for which, labels, start, *mirrored in shares([order, *epoch], batch_size, first_step, rank, world_size):
+            bytes_bcyx = self.crops.index_select(0, start)
+            if mirrored:
                 both = torch.cat((bytes_bcyx, bytes_bcyx.flip(-1)))
-                bytes_bcyx = both.index_select(0, places[: len(which)] + mirrored[which] * len(which))
-            yield self.finish(bytes_bcyx, boxes, which), self.labels[which]
+                bytes_bcyx = both.index_select(0, places[: len(which)] + mirrored[0] * len(which))
+            yield self.finish(bytes_bcyx, boxes, which), labels
 
-    def _draw(self, augment_seed: int | None) -> tuple[Tensor, Tensor | None]:
-        """On the device, each (N,): the place of a crop in ``crops``, and 1 if it is mirrored else 0; None for none."""
+    def _draw(self, augment_seed: int | None) -> list[Tensor]:
+        """On the device, each (N,): the place of a crop in ``crops`` and, where any is, 1 if it is mirrored else 0."""
         count, margin = len(self), self.crop_padding
         row = column = torch.full((count,), margin)
-        mirrored = None
+        mirrored = []
         if augment_seed is not None:
             generator = torch.Generator().manual_seed(augment_seed)
             row, column = torch.randint(2 * margin + 1, (2, count), generator=generator)
             if self.flip:
-                mirrored = torch.randint(2, (count,), generator=generator)
+                mirrored = [torch.randint(2, (count,), generator=generator)]
         start = (torch.arange(count) * self.channels * self.padded_size + row) * self.padded_size + column
-        device = self.images.device
-        return start.to(device), None if mirrored is None else mirrored.to(device)
+        return [values.to(self.images.device) for values in (start, *mirrored)]
 
     def _crops(self) -> Tensor:
         """(places, channels, image_size, image_size): crops by the flat index of their first pixel, without a copy.

@@ -168,7 +168,8 @@ class Stream:
         boxes, device = self._finish.boxes(len(self), augment_seed), self._finish.device
 
         def mine() -> Iterator[Tensor]:
-            return shares(epoch_order(len(self), order_seed), batch_size, first_step, rank, world_size)
+            order = epoch_order(len(self), order_seed)
+            return (which for (which,) in shares([order], batch_size, first_step, rank, world_size))
 
         keys = ([(self._side, index, augment_seed) for index in which.tolist()] for which in mine())
         for which, pixels in zip(mine(), self._workers.batches(keys), strict=True):

@@ -61,10 +61,10 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = step.rate * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        images, labels, places = step.images, step.labels, step.places
+        images, labels = step.images, step.labels
         share = len(images)
         if not share:  # the others have the last images; this process still takes part, with a weight of zero
-            images, labels, places = images.new_zeros(1, *images.shape[1:]), labels.new_zeros(1), places.new_zeros(1)
+            images, labels = images.new_zeros(1, *images.shape[1:]), labels.new_zeros(1)
         targets = labels
         if self.mixing is not None:
             images, targets = self.mixing(images, labels, derive(step.seed, "mixing"))
@@ -74,7 +74,7 @@ class Learner:
         for first in range(0, len(images), some):
             part = slice(first, first + some)
             x = images[part]
-            self._draw_depth(step, places[part])
+            self._draw_depth(step, part)
             with self._unsynchronised(more=first + some < len(images)):
                 loss, out = self._loss(self._compiled if whole else self._forward, x, targets[part])
                 weight = len(x) * self.world.size / step.count if share else 0.0
@@ -102,7 +102,7 @@ class Learner:
         """The loss () of this process's share in training mode, by the plain network; to find what is wrong in it."""
         if not len(step.images):
             return torch.zeros(())
-        self._draw_depth(step, step.places)
+        self._draw_depth(step)
         images, targets = step.images, step.labels
         if self.mixing is not None:
             images, targets = self.mixing(images, targets, derive(step.seed, "mixing"))
@@ -132,7 +132,7 @@ class Learner:
         images = torch.zeros(share, *shape, device=self.device)[:size]
         labels = torch.zeros(size, dtype=torch.int64, device=self.device)
         self.train()
-        self._draw_depth(Step(1, 0, 0, images, labels, torch.arange(size), size, 0.0, 0), torch.arange(size))
+        self._draw_depth(Step(1, 0, 0, images, labels, size, 0.0, 0))
         loss, _ = self._loss(self.network, images, labels)
         self.scaler.scale(loss).backward()
         self._update(0)
@@ -172,8 +172,10 @@ class Learner:
         if self.average is not None:
             self.average.update(self.network, step)
 
-    def _draw_depth(self, step: Step, places: Tensor) -> None:
+    def _draw_depth(self, step: Step, part: slice = slice(None)) -> None:
+        """For a part of this process's images, or for the first of all where it has none."""
         if self.config.stochastic_depth:
+            places = step.places[part] if len(step.images) else torch.zeros(1, dtype=torch.int64)
             stochastic_depth.draw(self.network, derive(step.seed, "depth"), step.count, self.device, places)
 
     def _unsynchronised(self, *, more: bool) -> AbstractContextManager[Any]:

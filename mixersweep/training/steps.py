@@ -20,10 +20,10 @@ from mixersweep.training.schedule import learning_rate
 
 @dataclass(frozen=True)
 class Step:
-    """Step ``number`` (from 0) of ``epoch`` (from 1): ``images`` and ``labels`` are this process's share of the batch.
+    """Step ``number`` (from 0) of ``epoch`` (from 1), the ``index``-th of training.
 
-    ``places``, int64 (B,), is where they stand among the ``count`` images of all processes; ``index`` counts from the
-    start of training.
+    ``images`` and ``labels`` are the share of one of ``world_size`` processes in ``count`` images. ``augmentation`` is
+    the seed of what is random in the epoch.
     """
 
     epoch: int
@@ -31,10 +31,21 @@ class Step:
     index: int
     images: Tensor
     labels: Tensor
-    places: Tensor
     count: int
     rate: float
-    seed: int
+    augmentation: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def places(self) -> Tensor:
+        """Where the images stand among those of all processes, int64 (B,)."""
+        return share_of(self.count, self.rank, self.world_size)
+
+    @property
+    def seed(self) -> int:
+        """Of what is random in this step."""
+        return derive(self.augmentation, "step", self.number)
 
 
 class Steps:
@@ -71,10 +82,11 @@ class Steps:
                 index=(epoch - 1) * len(self) + number,
                 images=images,
                 labels=labels,
-                places=share_of(count, world.rank, world.size),
                 count=count,
                 rate=self.rate(epoch, number),
-                seed=derive(augmentation, "step", number),
+                augmentation=augmentation,
+                rank=world.rank,
+                world_size=world.size,
             )
 
     def between(self, first: tuple[int, int], last_epoch: int) -> Iterator[Step]:

@@ -9,7 +9,7 @@ from mixersweep.layers import SparseMap, SparseWeights
 from mixersweep.models import build
 from mixersweep.models.mixer import MixerBlock, MixerNetwork
 from mixersweep.models.mlp import MLPNetwork, choose_storage
-from mixersweep.models.parts import KeptEntries, PatchEmbedding
+from mixersweep.models.parts import KeptEntries, PatchEmbedding, patches
 from mixersweep.runs import solve
 
 SMALL = ["connections=auto", "tokens=9", "channels=14", "depth=2", "image_size=32", "patch_size=8"]
@@ -278,6 +278,24 @@ def test_patches_come_in_the_order_of_a_convolution() -> None:
     kernel = embedding.projection.weight.view(5, 3, 4, 4)
     by_convolution = nn.functional.conv2d(pictures, kernel, stride=4).flatten(2).permute(2, 0, 1)
     torch.testing.assert_close(embedding(pictures), by_convolution)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 6, 8, 12])
+def test_patches_are_the_same_however_they_are_moved(size: int) -> None:
+    pictures = torch.randn(3, 2, 24, 48, generator=torch.Generator().manual_seed(1))
+    slow = torch.stack(
+        [
+            pictures[:, :, top : top + size, left : left + size].flatten(1)
+            for top in range(0, 24, size)
+            for left in range(0, 48, size)
+        ]
+    )
+    for given in (pictures, pictures.double(), pictures.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)):
+        assert torch.equal(patches(given, size), slow.to(given.dtype))
+    assert torch.equal(patches(pictures[1:], size), slow[:, 1:])
+    pictures.requires_grad_()
+    (gradient,) = torch.autograd.grad((patches(pictures, size) * slow).sum(), pictures)
+    assert torch.equal(gradient, pictures)
 
 
 @pytest.mark.parametrize("width", [1, 5, 16, 17, 40, 47, 48])

@@ -35,10 +35,9 @@ def gradients(*overrides: str, images: int = 22) -> dict[str, Tensor]:
         index=0,
         images=torch.randn(images, 1, 8, 8, generator=generator, dtype=torch.float64),
         labels=torch.randint(10, (images,), generator=generator),
-        places=torch.arange(images),
         count=images,
         rate=0.1,
-        seed=3,
+        augmentation=3,
     )
     learner.train()
     loss, logits = learner.step(step)
