@@ -14,6 +14,7 @@ from mixersweep.bench.harness import Case
 from mixersweep.budget import Architecture
 from mixersweep.compose import config_of
 from mixersweep.layers import SparseWeights, draw_mask
+from mixersweep.layers.product import linear
 from mixersweep.models import initialize
 from mixersweep.models.mixer import MixerBlock
 from mixersweep.models.parts import StructureSeed
@@ -30,6 +31,10 @@ def layer_cases(everything: bool) -> Iterator[Case]:
         sizes = {"model": "sw_mlp", "width": width, "connections": connections, "batch_size": BATCH}
         sparse, dense = SparseLayer(width, connections, "sparse"), MaskedDense(width, connections)
         yield Case("sw_mlp_vs_masked_dense", sizes, sparse, dense, memory=width == SPARSE_SIZES[-1][0])
+    for width in (64, 128):
+        rows = 8192
+        sizes = {"model": None, "width": width, "connections": width**2, "rows": rows}
+        yield Case("product_vs_mm", sizes, DenseLayer(width, rows, linear), DenseLayer(width, rows, F.linear))
     for family in ("s_mixer", "mixer"):
         for tokens, channels in MIXER_SIZES:
             for compiled in (False, True):
@@ -61,6 +66,21 @@ def gemm(device: torch.device) -> Callable[[], object]:
     """One square matrix product, by whose rate this machine is judged."""
     a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, device=device) for _ in range(2))
     return lambda: a @ b
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """Forward and both backward products of a dense layer on so many rows, by some ``F.linear``."""
+
+    width: int
+    rows: int
+    linear: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def __call__(self, device: torch.device) -> Callable[[], object]:
+        """Set it up on a device."""
+        layer = nn.Linear(self.width, self.width, device=device)
+        x = torch.randn(self.rows, self.width, device=device)
+        return _forward_and_backward(layer, x, lambda x: self.linear(x, layer.weight, layer.bias))
 
 
 @dataclass(frozen=True)

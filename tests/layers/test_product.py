@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,7 +37,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(module, "_onednn", counted)
     monkeypatch.setattr(module, "ENOUGH", 1)
+    monkeypatch.setattr(module, "ENOUGH_OF_ROWS", 1)
     return found
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """What torch is asked for in tests is one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @needs_onednn
@@ -46,8 +58,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_product_and_its_gradients_are_those_of_float64(
-    shape: str, bias: bool, layouts: tuple[str, str], upstream: str, calls: list[tuple[int, ...]]
+    shape: str, bias: bool, layouts: tuple[str, str], upstream: str, calls: list[tuple[int, ...]], two_threads: None
 ) -> None:
+    del two_threads
     n, k, m = SHAPES[shape]
     a, b = matrix(n, k, layouts[0], 1).requires_grad_(), matrix(k, m, layouts[1], 2).requires_grad_()
     inputs = [a, b, *([torch.randn(n, 1, generator=seeded(3)).requires_grad_()] if bias else [])]
@@ -56,7 +69,7 @@ def test_a_product_and_its_gradients_are_those_of_float64(
     gradients = torch.autograd.grad(found, inputs, gradient)
     doubles = [x.detach().double().requires_grad_() for x in inputs]
     expected = doubles[0] @ doubles[1] + (doubles[2] if bias else 0)
-    assert found.is_contiguous() and (len(calls) >= 2 or (shape, layouts) == ("deep", ("columns", "rows")))
+    assert found.is_contiguous() and len(calls) == 3
     slow = (expected, *torch.autograd.grad(expected, doubles, gradient.double()))
     for one, other in zip((found, *gradients), slow, strict=True):
         error = (one.double() - other).detach().abs().max() / other.detach().abs().max()
@@ -108,10 +121,15 @@ def test_it_stays_out_of_small_products_other_dtypes_and_autocast(calls: list[tu
 
 
 @needs_onednn
-def test_a_gradient_that_is_summed_over_many_rows_is_torchs_own(calls: list[tuple[int, ...]]) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_with_one_thread_a_gradient_that_is_summed_over_many_rows_is_torchs_own(
+    threads: int, calls: list[tuple[int, ...]], two_threads: None
+) -> None:
+    del two_threads
+    torch.set_num_threads(threads)
     x, weight = torch.randn(4096, 32).requires_grad_(), torch.randn(16, 32).requires_grad_()
     linear(x, weight).backward(torch.ones(4096, 16))
-    assert sorted(calls) == [(4096, 16, 32), (4096, 32, 16)]
+    assert sorted(calls) == [(16, 4096, 32)] * (threads == 2) + [(4096, 16, 32), (4096, 32, 16)]
 
 
 @needs_onednn
