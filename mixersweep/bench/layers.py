@@ -33,7 +33,7 @@ def layer_cases(everything: bool) -> Iterator[Case]:
         yield Case("sw_mlp_vs_masked_dense", sizes, sparse, dense, memory=width == SPARSE_SIZES[-1][0])
     for width in (64, 128):
         rows = 8192
-        sizes = {"model": None, "width": width, "connections": width**2, "rows": rows}
+        sizes = {"model": None, "width": width, "connections": width**2, "batch_size": rows}
         yield Case("product_vs_mm", sizes, DenseLayer(width, rows, linear), DenseLayer(width, rows, F.linear))
     for family in ("s_mixer", "mixer"):
         for tokens, channels in MIXER_SIZES:
