@@ -154,10 +154,10 @@ def largest(layer: SparseMap, tolerance: float = 1e-5) -> float | None:
     """The largest singular value alone: exact where that is cheap, else at the cost of some dozens of products with a
     vector, whatever the layer's size; None where the iterations do not converge.
     """
-    from scipy.sparse.linalg import ArpackNoConvergence
-
     if isinstance(layer, PermutedKronecker) or min(layer.in_width, layer.out_width) <= SMALL_SIDE:
         return ends(layer).largest
+    from scipy.sparse.linalg import ArpackNoConvergence  # some time to import
+
     sparse = isinstance(layer, SparseWeights)
     matrix = to_sparse(layer) if sparse else layer.to_dense().detach().double().cpu().numpy()
     try:

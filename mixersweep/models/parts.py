@@ -95,10 +95,12 @@ class Mixing(nn.Sequential):
                 x = _batch_inside(x) if layer.takes_tables else _batch_last(x)
                 has_table = layer.takes_tables
             x = layer(x, features_first=True)
-        if had_table:
-            x = table(x if has_table else _batch_inside(x, self.rows), self.rows)
+        if had_table and not has_table:
+            x = _batch_inside(x, self.rows).contiguous()
+        elif had_table:
+            x = table(x, self.rows)
             if x.stride(2) != 1:
-                x = turned(x.flatten(0, 1).t()).view(x.shape) if has_table else x.contiguous()
+                x = turned(x.flatten(0, 1).t()).view(x.shape)
         for layer in layers[self.own :]:
             x = layer(x)
         return x
