@@ -62,12 +62,9 @@ class _Turn(torch.autograd.Function):
     """A copy that transposes a matrix, and one back: autograd's own would leave a strided view for what comes next."""
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        del ctx
         return x.t().contiguous()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -119,14 +116,9 @@ class _Gather(torch.autograd.Function):
     """The entries of x along an axis by their indices; its gradient is a gather by the inverse, not a scatter."""
 
     @staticmethod
-    def forward(x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
-        del inverse
+    def forward(ctx: Any, x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
+        ctx.indices, ctx.inverse, ctx.axis = indices, inverse, axis
         return x.index_select(axis, indices)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
-        del output
-        _, ctx.indices, ctx.inverse, ctx.axis = inputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
