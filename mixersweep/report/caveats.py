@@ -17,6 +17,9 @@ FAN_IN = 4.0
 UNCOUNTED = 0.25
 """The share of stem, head and skip in the mixing weights from which on they are told of."""
 
+FEWEST_RANKED, SAME_ORDER = 5, -0.8
+"""Points whose order is compared, and the rank correlation of training loss and accuracy from which it is told of."""
+
 
 @dataclass(frozen=True)
 class CellStatistics:
@@ -89,6 +92,12 @@ def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str
     if len({rate for own in rates.values() for rate in own}) > 1:
         said = "; ".join(f"{variant} {', '.join(f'{rate:g}' for rate in own)}" for variant, own in rates.items())
         found.append(f"learning rates differ between the compared runs: {said}")
+    order = order_of_losses(cells)
+    if order is not None and order < SAME_ORDER:
+        found.append(
+            f"over the {len(cells)} points lower training loss goes with higher test accuracy (rank correlation "
+            f"−{-order:.2f}): what generalises better cannot be told from what trains better"
+        )
     if comparison.search_seeds:
         found.append(f"the seeds {', '.join(comparison.search_seeds)} chose learning rates and are in no comparison")
     lost = [row for row in comparison.unfinished if row["state"] in ("failed", "diverged", "lost", "broken")]
@@ -96,6 +105,17 @@ def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str
         said = "1 run of this comparison has" if len(lost) == 1 else f"{len(lost)} runs of this comparison have"
         found.append(f"{said} failed, diverged or been lost: the means are of those that survived")
     return found
+
+
+def order_of_losses(cells: Sequence[CellStatistics]) -> float | None:
+    """Spearman's correlation of mean training loss and mean test accuracy over points; None for few or equal ones."""
+    losses, accuracies = ([cell.mean.get(name, np.nan) for cell in cells] for name in ("train_loss", "test_accuracy"))
+    if len(cells) < FEWEST_RANKED or len(set(losses)) == 1 or len(set(accuracies)) == 1:
+        return None
+    from scipy.stats import spearmanr
+
+    found = float(spearmanr(losses, accuracies, nan_policy="omit").statistic)
+    return found if np.isfinite(found) else None
 
 
 def _widths(cells: Sequence[CellStatistics]) -> str:

@@ -10,6 +10,7 @@ from scipy import stats
 
 from mixersweep.compose import config_of
 from mixersweep.report import Report, build
+from mixersweep.report.caveats import order_of_losses
 from mixersweep.report.recipe import experiment_of
 from mixersweep.runs import fingerprint, solve
 from tests.report.sweeps import IMAGES, images, networks, write_sweep, write_trained
@@ -200,6 +201,25 @@ def test_warnings_and_what_takes_part_in_no_claim(tmp_path: Path) -> None:
     assert len(main.cells) == 4
     (pair,) = main.pairs
     assert pair.widths == [(256, "square")]
+
+
+@pytest.mark.parametrize("order", ["opposite", "equal", "few"])
+def test_where_training_loss_orders_the_points_too_it_is_said(tmp_path: Path, order: str) -> None:
+    widths = (700, 1024) if order == "few" else (700, 900, 1024)
+    written = write_sweep(tmp_path, known, models=("s_mixer", "sw_mlp"), widths=widths, seeds=(0, 1))
+    for path in written.values() if order == "equal" else ():
+        record = json.loads((path / "result.json").read_text())
+        (path / "result.json").write_text(json.dumps(record | {"train_loss": record["test_accuracy"]}))
+    (main,) = build([tmp_path]).all_statistics
+    found = [text for text in main.warnings if "rank correlation" in text]
+    assert (
+        found
+        == [
+            "over the 6 points lower training loss goes with higher test accuracy (rank correlation −1.00): "
+            "what generalises better cannot be told from what trains better"
+        ][: order == "opposite"]
+    )
+    assert order_of_losses(main.cells) == {"opposite": pytest.approx(-1), "equal": pytest.approx(1), "few": None}[order]
 
 
 @pytest.mark.parametrize("is_of_the_head", [True, False])
