@@ -130,8 +130,9 @@ def _open(pair: Pair) -> str:
 
 
 def _borne_out(name: str, whole: Estimate, clean: Estimate | None) -> str:
-    """What is not claimed, since the runs without rank-limited heads do not bear it out."""
-    assert clean is not None
+    """What is not claimed: the runs without rank-limited heads do not bear it out, or there are too few of them."""
+    if clean is None:
+        return f"{name} ({points(whole.value, False)}, but channels are fewer than classes)"
     without = f"{points(clean.value, False)}, {between(clean.interval)}, where channels are not fewer than classes"
     return f"{name} ({points(whole.value, False)}, but {without})"
 

@@ -32,7 +32,8 @@ ALPHA = 0.05
 class Pair:
     """The primary test of two models: ``difference`` is the first's accuracy minus the second's.
 
-    ``p_holm`` is corrected over the pairs of the comparison; None where no p can be had (one seed).
+    ``p_holm`` is corrected over the pairs of the comparison; None where no p can be had (one seed). ``is_of_heads``:
+    no pair of runs is free of rank-limited heads, and the two models' are not equally so.
     """
 
     first: str
@@ -45,6 +46,7 @@ class Pair:
     at_best: tuple[int, int] | None = None
     p_holm: float | None = None
     left_out: list[str] = field(default_factory=list)
+    is_of_heads: bool = False
 
     @property
     def shown(self) -> bool:
@@ -54,7 +56,7 @@ class Pair:
     @property
     def decided(self) -> bool:
         """Whether it does, and the runs without rank-limited heads bear it out."""
-        return self.shown and _bears_out(self.difference, self.clean)
+        return self.shown and not self.is_of_heads and _bears_out(self.difference, self.clean)
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ class Trend:
 
     @property
     def decided(self) -> bool:
-        """Whether it does, and the widths without rank-limited heads bear it out."""
-        return self.shown and _bears_out(self.slope, self.clean)
+        """Whether it does, and the widths without rank-limited heads, if there are others, bear it out."""
+        is_of_heads = self.clean is None and len(self.clean_widths) < len(self.widths)
+        return self.shown and not is_of_heads and _bears_out(self.slope, self.clean)
 
     @property
     def name(self) -> str:
@@ -242,6 +245,7 @@ def _pair(
     left_out = [f"width {join[0][1]} (one seed)" for join in joined if len(join[2]) == 1] if several else []
     joined = several or joined
     clean = [join for join in joined if not any(rank_limited(claims[cell][0]) for cell in join[:2])]
+    unequal = any(len({_head_channels(claims[cell][0]) for cell in join[:2]}) > 1 for join in joined)
     wanted.add(_difference([(claims[one], claims[other], seeds) for one, other, seeds in joined]))
     parts = [(claims[one], claims[other], seeds) for one, other, seeds in clean]
     wanted.add(_difference(parts) if clean and len(clean) < len(joined) else None)
@@ -256,7 +260,13 @@ def _pair(
         residual,
         at_best,
         left_out=left_out,
+        is_of_heads=not clean and unequal,
     )
+
+
+def _head_channels(row: Row) -> int | None:
+    """What a pooled head sees of each image."""
+    return row.get("embedding_channels") or row.get("channels")
 
 
 def _joined_cells(claims: Mapping[Cell, list[Row]], variants: Iterable[str]) -> Iterable[tuple[Cell, Cell, list[str]]]:

@@ -10,6 +10,7 @@ from scipy import stats
 
 from mixersweep.compose import config_of
 from mixersweep.report import Report, build
+from mixersweep.report.answer import answer
 from mixersweep.report.caveats import order_of_losses
 from mixersweep.report.recipe import experiment_of
 from mixersweep.runs import fingerprint, solve
@@ -201,6 +202,22 @@ def test_warnings_and_what_takes_part_in_no_claim(tmp_path: Path) -> None:
     assert len(main.cells) == 4
     (pair,) = main.pairs
     assert pair.widths == [(256, "square")]
+
+
+def test_where_all_heads_are_rank_limited_only_equal_ones_are_compared_and_no_trend_is_claimed(tmp_path: Path) -> None:
+    def level(model: str, width: int, seed: int) -> float:
+        return {"s_mixer": 0.4, "rp_s_mixer": 0.6, "sw_mlp": 0.8}[model] + 0.1 * (width > 400)
+
+    write_sweep(tmp_path, level, widths=(309, 426), settings=["connections=2**14"])  # 3 and 6 channels; 5 and 7 in MLPs
+    made = build([tmp_path])
+    (main,) = made.all_statistics
+    assert [(trend.shown, trend.decided, trend.clean_widths) for trend in main.trends] == [(True, False, [])] * 3
+    claimed = {(pair.first, pair.second): pair.decided for pair in main.pairs}
+    assert all(pair.shown for pair in main.pairs) and sum(claimed.values()) == 1
+    assert claimed["s_mixer", "rp_s_mixer"]
+    said = answer(main)
+    assert "wider is" not in said and "no trend is claimed for" in said
+    assert "rp_s_mixer is better than s_mixer" in said and "but channels are fewer than classes" in said
 
 
 @pytest.mark.parametrize("order", ["opposite", "equal", "few"])
