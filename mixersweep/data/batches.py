@@ -60,8 +60,6 @@ def share_of(count: int, rank: int, world_size: int) -> Tensor:
     So the images at places i and count - 1 - i, which mixup mixes, are in one rank, whatever the number of ranks.
     """
     place = torch.arange(count)
-    if world_size == 1:
-        return place
     return place[torch.minimum(place, count - 1 - place) % world_size == rank]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
-from mixersweep.layers.product import linear, product
+from mixersweep.layers.product import column, linear, product
 
 
 class Dense(SparseMap):
@@ -35,4 +35,4 @@ class Dense(SparseMap):
         """(..., in_width) to (..., out_width), or (in_width, batch) to (out_width, batch)."""
         if not features_first:
             return linear(x, self.weight, self.bias)
-        return product(self.weight, x, None if self.bias is None else self.bias[:, None])
+        return product(self.weight, x, column(self.bias))

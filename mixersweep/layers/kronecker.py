@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
 from mixersweep.layers.permutation import Commutation, Identity, IndexPermutation, Permutation, turned
-from mixersweep.layers.product import linear, product
+from mixersweep.layers.product import column, linear, product
 
 
 class PermutedKronecker(SparseMap):
@@ -111,10 +111,10 @@ class PermutedKronecker(SparseMap):
         if self.mixes_rows:
             x_ibn = table(x_rbc, self.in_size)
             if self.tied:
-                y = product(self.weight, x_ibn.flatten(1), _column(self.bias))
+                y = product(self.weight, x_ibn.flatten(1), column(self.bias))
                 return y.view(self.out_size, batch, self.blocks)
             x_nib = turned(x_ibn.flatten(0, 1)).view(self.blocks, self.in_size, batch)
-            y_nob = _products(self.weight, x_nib, _column(self.bias))
+            y_nob = _products(self.weight, x_nib, column(self.bias))
             return y_nob.flatten(1).t().view(self.out_size, batch, self.blocks)
         x_nbi = table(x_rbc, self.blocks)
         if self.tied:
@@ -129,13 +129,13 @@ class PermutedKronecker(SparseMap):
                 x_im = self.to_columns(x, features_first=True)
             else:
                 x_im = self._blocks(x).transpose(0, 1)
-            y_om = product(self.weight, x_im.reshape(self.in_size, self.blocks * batch), _column(self.bias))
+            y_om = product(self.weight, x_im.reshape(self.in_size, self.blocks * batch), column(self.bias))
             if self.from_columns is not None:
                 permuted: Tensor = self.from_columns(y_om.view(self.out_width, batch), features_first=True)
                 return permuted
             y_nob = y_om.view(self.out_size, self.blocks, batch).transpose(0, 1)
         else:
-            y_nob = _products(self.weight, self._blocks(x), _column(self.bias))
+            y_nob = _products(self.weight, self._blocks(x), column(self.bias))
         if type(self.after) is not Identity:
             y_nob = self.after(y_nob.reshape(self.out_width, batch), features_first=True)
         return y_nob
@@ -152,11 +152,6 @@ def table(x_rbc: Tensor, rows: int) -> Tensor:
     if x_rbc.shape[0] == rows:
         return x_rbc
     return x_rbc.transpose(0, 1).reshape(x_rbc.shape[1], rows, -1).transpose(0, 1)
-
-
-def _column(bias: Tensor | None) -> Tensor | None:
-    """For what stands in rows."""
-    return None if bias is None else bias[..., None]
 
 
 def _products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

@@ -37,6 +37,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def column(bias: Tensor | None) -> Tensor | None:
+    """A bias of each row of a product: (..., n) to (..., n, 1)."""
+    return None if bias is None else bias[..., None]
+
+
 def _biased(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a b plus a row or a column."""
     if torch.is_grad_enabled():

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
-from mixersweep.layers.product import linear, product
+from mixersweep.layers.product import column, linear, product
 
 Mask = Literal["exact", "bernoulli", "fixed_fan_in"]
 Rescale = Literal["init", "forward", "none"]
@@ -155,7 +155,7 @@ class SparseWeights(SparseMap):
     def _columns(self, x_mb: Tensor) -> Tensor:
         """The layout that the CSR kernels want."""
         if self.storage == "dense":
-            return product(self.to_dense(), x_mb, None if self.bias is None else self.bias[:, None])
+            return product(self.to_dense(), x_mb, column(self.bias))
         with torch.autocast(x_mb.device.type, enabled=False):  # the kernels for nonzeros are fp32's
             y_mb: Tensor = _SparseProduct.apply(x_mb.to(self.weight.dtype), self.values(), self.bias, self)
         return y_mb

@@ -48,8 +48,13 @@ def degenerate(row: Row) -> bool:
 
 def rank_limited(row: Row) -> bool:
     """Whether a pooled head has fewer channels than there are classes."""
-    channels = row.get("embedding_channels") or row.get("channels")
+    channels = head_channels(row)
     return row.get("model.head") == "pool" and channels is not None and channels < (row.get("data.classes") or 0)
+
+
+def head_channels(row: Row) -> int | None:
+    """What a pooled head sees of each image."""
+    return row.get("embedding_channels") or row.get("channels")
 
 
 def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str]:

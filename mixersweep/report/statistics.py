@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixersweep.report.bootstrap import Estimate, Interval, estimate
-from mixersweep.report.caveats import CellStatistics, caveats, degenerate, rank_limited
+from mixersweep.report.caveats import CellStatistics, caveats, degenerate, head_channels, rank_limited
 from mixersweep.report.exact import holm, sign_flip_p
 from mixersweep.report.recipe import Cell, Comparison, Row, replicate_of
 from mixersweep.report.table import predictions
@@ -245,7 +245,7 @@ def _pair(
     left_out = [f"width {join[0][1]} (one seed)" for join in joined if len(join[2]) == 1] if several else []
     joined = several or joined
     clean = [join for join in joined if not any(rank_limited(claims[cell][0]) for cell in join[:2])]
-    unequal = any(len({_head_channels(claims[cell][0]) for cell in join[:2]}) > 1 for join in joined)
+    unequal = any(len({head_channels(claims[cell][0]) for cell in join[:2]}) > 1 for join in joined)
     wanted.add(_difference([(claims[one], claims[other], seeds) for one, other, seeds in joined]))
     parts = [(claims[one], claims[other], seeds) for one, other, seeds in clean]
     wanted.add(_difference(parts) if clean and len(clean) < len(joined) else None)
@@ -262,11 +262,6 @@ def _pair(
         left_out=left_out,
         is_of_heads=not clean and unequal,
     )
-
-
-def _head_channels(row: Row) -> int | None:
-    """What a pooled head sees of each image."""
-    return row.get("embedding_channels") or row.get("channels")
 
 
 def _joined_cells(claims: Mapping[Cell, list[Row]], variants: Iterable[str]) -> Iterable[tuple[Cell, Cell, list[str]]]:
