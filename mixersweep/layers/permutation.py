@@ -17,11 +17,11 @@ class Permutation(nn.Module):
 
     def indices(self) -> Tensor:
         """y = x[..., indices]; int64, on the CPU."""
-        return torch.arange(self.width)
+        return torch.arange(self.width, device="cpu")
 
     def to_dense(self) -> Tensor:
         """The permutation matrix (width, width)."""
-        return torch.eye(self.width, dtype=torch.float64)[self.indices()]
+        return torch.eye(self.width, dtype=torch.float64, device="cpu")[self.indices()]
 
     def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
         """(batch, width) to (batch, width), or (width, batch) to (width, batch)."""
@@ -41,7 +41,7 @@ class Commutation(Permutation):
 
     def indices(self) -> Tensor:
         """The transpose of the table of positions."""
-        return torch.arange(self.width).view(self.rows, self.columns).t().reshape(-1)
+        return super().indices().view(self.rows, self.columns).t().reshape(-1)
 
     def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
         """(batch, rows·columns) to (batch, columns·rows), or with the batch last: a strided copy."""

@@ -115,6 +115,17 @@ def test_a_network_maps_images_to_logits_whatever_the_batch_and_repeats_itself(n
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "mlp" not in name])
+def test_shapes_alone_take_no_memory(name: str) -> None:
+    run = made(name)[0]
+    with torch.device("meta"):
+        network = build(run.config, run.architecture)
+    logits = network(torch.empty(3, 1, run.config.image_size, run.config.image_size, device="meta"))
+    logits.sum().backward()
+    assert logits.shape == (3, 10)
+    assert all(p.is_meta and p.grad is not None for p in network.parameters())
+
+
 def test_seeds_of_weights_and_structure_are_apart() -> None:
     _, one = made("rp_s_mixer")
     _, weights = made("rp_s_mixer", "seeds.initialization=5")

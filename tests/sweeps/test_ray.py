@@ -62,7 +62,7 @@ def test_ctrl_c_stops_the_runs_and_ends_ray(tmp_path: Path) -> None:
 @needs_ray
 @pytest.mark.slow
 def test_a_command_that_is_killed_leaves_runs_that_go_on(tmp_path: Path) -> None:
-    arguments = ["train", "-m", *SMALL, "epochs=12", "seed=0", *RAY]
+    arguments = ["train", "-m", *SMALL, "epochs=200", "seed=0", *RAY]
     process = start(tmp_path, *arguments)
     (path,) = when(lambda: [path for path in (tmp_path / "runs").glob("*-s*") if len(rows(path)) >= 2], process)
     (trains,) = [child for child in family(process.pid) if path.name in " ".join(child.cmdline())]
@@ -70,9 +70,9 @@ def test_a_command_that_is_killed_leaves_runs_that_go_on(tmp_path: Path) -> None
     process.communicate()
     trains.wait(timeout=60)
     assert states(tmp_path / "runs")[path.name] == "preempted"
-    done = run(tmp_path, "train", "-m", *SMALL, "epochs=12", "seed=0", "device=cpu")
+    done = run(tmp_path, "train", "-m", *SMALL, "epochs=200", "seed=0", "device=cpu")
     assert done.returncode == 0, done.stderr
-    assert [row["epoch"] for row in rows(path)] == list(range(1, 13))
+    assert [row["epoch"] for row in rows(path)] == list(range(1, 201))
 
 
 @pytest.mark.parametrize(
