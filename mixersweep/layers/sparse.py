@@ -10,13 +10,12 @@ revive them, and a checkpoint is O(connections) whatever way the product is comp
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from mixersweep.layers import nonzeros
 from mixersweep.layers.base import SparseMap
 from mixersweep.layers.product import column, linear, product
 
@@ -111,8 +110,7 @@ class SparseWeights(SparseMap):
             ("by_column", by_column),
             ("rows_by_column", rows[by_column]),
         ):
-            chosen = torch.int64 if name == "by_column" else kind  # a gather is faster so, the kernels want int32
-            self.register_buffer(name, indices.to(chosen), persistent=False)
+            self.register_buffer(name, indices.to(kind), persistent=False)
         self.weight = nn.Parameter(torch.zeros(positions.numel()))
         self.bias = nn.Parameter(torch.zeros(out_width)) if bias else None
 
@@ -171,66 +169,19 @@ class _SparseProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: SparseWeights) -> Tensor:
         ctx.layer = layer
         ctx.save_for_backward(x, values)
-        product = _opaque_product if torch.compiler.is_compiling() else _product
-        y: Tensor = product(layer.row_starts, layer.column_of, values, x)
-        return y if bias is None else y.add_(bias[:, None])
+        return nonzeros.product(layer.row_starts, layer.column_of, values, x, bias=bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, values = ctx.saved_tensors
         layer: SparseWeights = ctx.layer
-        compiling = torch.compiler.is_compiling()
-        product = _opaque_product if compiling else _product
-        sampled_product = _opaque_sampled_product if compiling else _sampled_product
-        gradient = gradients[0].contiguous()
-        of_x = of_values = of_bias = None
-        if ctx.needs_input_grad[0]:
-            by_column = values.index_select(0, layer.by_column)
-            of_x = product(layer.column_starts, layer.rows_by_column, by_column, gradient)
-        if ctx.needs_input_grad[1]:
-            of_values = sampled_product(layer.row_starts, layer.column_of, gradient, x)
-        if ctx.needs_input_grad[2]:
-            of_bias = gradient.sum(1)
-        return of_x, of_values, of_bias, None
-
-
-def _product(starts: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
-    """The CSR matrix of (rows + 1,) starts, columns and values times x (in_width, batch).
-
-    On a CPU a row of the result is a weighted sum of rows of x, which is what an embedding bag is: torch's kernel for
-    it is 3 to 8 times as fast as its CSR product, which is MKL's.
-    """
-    if x.device.type == "cpu":
-        bags: Tensor = F.embedding_bag(
-            columns, x.detach(), starts, mode="sum", per_sample_weights=values.detach(), include_last_offset=True
+        of_x, of_values = nonzeros.gradients(
+            layer.column_starts, layer.rows_by_column, layer.by_column, values, x, gradients[0].contiguous()
         )
-        return bags
-    matrix = _csr(starts, columns, values, (starts.numel() - 1, x.shape[0]))
-    y = x.new_empty(matrix.shape[0], x.shape[1])
-    return torch.addmm(y, matrix, x, beta=0, out=y)  # `@` would first fill fresh memory with zeros, and add
-
-
-def _sampled_product(starts: Tensor, columns: Tensor, gradient: Tensor, x: Tensor) -> Tensor:
-    """(gradient @ xᵀ) at the nonzeros of a CSR matrix: the gradient of their values."""
-    found = x.new_zeros(columns.numel())
-    matrix = _csr(starts, columns, found, (gradient.shape[0], x.shape[0]))  # shares the memory: written in place
-    torch.sparse.sampled_addmm(matrix, gradient, x.t(), beta=0.0, out=matrix)
-    return found
-
-
-_opaque_product = torch.library.custom_op("mixersweep::product", _product, mutates_args=())
-_opaque_product.register_fake(lambda starts, _columns, _values, x: x.new_empty(starts.shape[0] - 1, x.shape[1]))
-_opaque_sampled_product = torch.library.custom_op("mixersweep::sampled_product", _sampled_product, mutates_args=())
-_opaque_sampled_product.register_fake(lambda _starts, columns, _gradient, x: x.new_empty(columns.shape[0]))
+        return of_x, of_values, gradients[0].sum(1) if ctx.needs_input_grad[2] else None, None
 
 
 def _starts(sorted_or_not: Tensor, size: int) -> Tensor:
     """Where each row begins: cumulated counts, (size + 1,)."""
     counts = torch.bincount(sorted_or_not, minlength=size)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
-def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():  # said once a process by torch, of a format that it has had since 1.10
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)

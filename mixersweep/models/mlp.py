@@ -17,6 +17,7 @@ from mixersweep.budget.storage import sparse_is_faster
 from mixersweep.config import MLPFamily
 from mixersweep.config.families import MLP, SWMLP
 from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask
+from mixersweep.layers.nonzeros import kernels
 from mixersweep.models.parts import ACTIVATIONS, ImageFacts, KeptEntries, Mixing, PatchEmbedding, StructureSeed
 
 
@@ -81,11 +82,11 @@ def _map(
 def choose_storage(network: nn.Module, asked: str, device: torch.device, batch_size: int) -> str:
     """Set how the sparse weights of a network are multiplied, and return it: ``sparse``, ``dense`` or ``mixed``.
 
-    ``auto`` takes for each layer what is faster where torch has a kernel for both. ``mixed`` is what that gives a
+    ``auto`` takes for each layer what is faster where there is a kernel for both. ``mixed`` is what that gives a
     network whose layers differ.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, SparseWeights)]
-    has_kernel = device.type == "cuda" or (device.type == "cpu" and torch.backends.mkl.is_available())
+    has_kernel = device.type == "cuda" or kernels(device) == "own" or torch.backends.mkl.is_available()
     for layer in layers:
         sizes = layer.in_width, layer.out_width, layer.connections
         fits = has_kernel and sparse_is_faster(*sizes, batch_size, device.type)

@@ -18,6 +18,7 @@ from mixersweep.config import Pretrainable
 from mixersweep.data.splits import open_splits
 from mixersweep.data.stream import choose_workers
 from mixersweep.errors import RunFailed, RunHeld, RunStopped
+from mixersweep.layers.nonzeros import why_not_own
 from mixersweep.models.timm import start_from
 from mixersweep.runs import Hold, RunDirectory, completed, hold
 from mixersweep.runs.files import written_whole
@@ -115,6 +116,8 @@ class Training:
         self.storage = before.get("storage", getattr(config.model, "storage", "auto"))
         self.learner = self._start(kept)
         self.storage = self.learner.storage
+        if self.device.type == "cpu" and self.storage != "dense" and (reason := why_not_own()):
+            report(f"torch's kernels multiply the nonzeros, which takes about twice as long as with our own: {reason}")
         environment = describe_environment(self.device, threads, self.storage, config, world.size)
         self.state = kept or Checkpoint(directory.run.fingerprint, environment, now())
         self.sums = Sums(len(self.steps), self.device, self.state.sums if world.first else None)

@@ -229,6 +229,23 @@ def test_a_run_dir_that_is_none_is_refused(run: Callable) -> None:
     assert "nowhere: no run directory, it has no config.yaml" in done.stderr
 
 
+def test_without_a_c_compiler_a_sparse_network_is_trained_by_torchs_kernels_and_the_run_says_so(
+    run: Callable, environment: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = ["train", "model=sw_mlp", "width=256", *SMALL, "epochs=1", "model.storage=sparse"]
+    losses = {}
+    for kernels, compiler in (("own", os.environ.get("CC", "cc")), ("torch", "false")):
+        environment["CC"] = compiler
+        done = run(*arguments, f"runs_dir={kernels}")
+        assert done.returncode == 0, done.stderr
+        told = "torch's kernels multiply the nonzeros, which takes about twice as long as with our own: false cannot"
+        assert (told in done.stderr) == (kernels == "torch")
+        record = json.loads(Path(done.stdout.strip()).read_text())
+        assert record["environment"]["sparse_kernels"] == kernels
+        losses[kernels] = record["train_loss"]
+    assert losses["own"] == pytest.approx(losses["torch"], rel=1e-5)
+
+
 def test_the_papers_shape(run: Callable) -> None:
     done = run("train", "model=s_mixer", "connections=262144", "width=3616", "--cfg", "job")
     assert done.returncode == 0

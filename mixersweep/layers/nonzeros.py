@@ -1,0 +1,168 @@
+"""Products with the nonzeros of a sparse matrix, in CSR form, of features that come first: (width, batch).
+
+On a CPU with AVX2 or AVX-512 they are ``nonzeros.c``'s, which the machine's C compiler makes ready in half a second,
+once. Elsewhere they are torch's, as where there is no compiler: an embedding bag, whose rows are weighted sums of rows
+of x, and MKL's sampled product on a CPU; cuSPARSE's on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+LANES = {"AVX512": 16, "AVX2": 8}
+"""The floats in a vector of each instruction set that ``nonzeros.c`` is made for."""
+
+FLAGS = {"AVX512": ("-mavx512f", "-mavx2", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
+MADE = ("-std=gnu11", "-O3", "-fopenmp", "-shared", "-fPIC")
+
+
+def product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A x + bias: (rows + 1,) starts, (nonzeros,) columns and values, (columns, batch) to (rows, batch)."""
+    chosen = _opaque_product if torch.compiler.is_compiling() else _product
+    y: Tensor = chosen(starts, column_of, values, x, bias)
+    return y
+
+
+def gradients(
+    starts: Tensor, row_of: Tensor, order: Tensor, values: Tensor, x: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Aᵀ gradient and (gradient xᵀ) at the nonzeros: those of x and of the values in ``product``.
+
+    The nonzeros come by columns, with (columns + 1,) starts and their rows; ``order`` says where their values are.
+    """
+    chosen = _opaque_gradients if torch.compiler.is_compiling() else _gradients
+    of_x, of_values = chosen(starts, row_of, order, values, x, gradient)
+    return of_x, of_values
+
+
+def kernels(device: torch.device) -> str:
+    """Whose products these are on a device, ``own`` or ``torch``: their last digits differ."""
+    return "own" if device.type == "cpu" and not isinstance(_library(), str) else "torch"
+
+
+def why_not_own() -> str | None:
+    """What stands in the way of the kernels of our own on this machine's CPU."""
+    library = _library()
+    return library if isinstance(library, str) else None
+
+
+def _product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    library = _library_for(x, starts)
+    if library is not None:
+        x = x.contiguous()
+        y = x.new_empty(starts.numel() - 1, x.shape[1])
+        tensors = starts, column_of, values, bias, x, y
+        library.mixersweep_product(*y.shape, torch.get_num_threads(), *map(_address, tensors))
+        return y
+    if x.is_cpu:
+        y = F.embedding_bag(
+            column_of, x.detach(), starts, mode="sum", per_sample_weights=values.detach(), include_last_offset=True
+        )
+    else:
+        matrix = _csr(starts, column_of, values, (starts.numel() - 1, x.shape[0]))
+        y = x.new_empty(matrix.shape[0], x.shape[1])
+        torch.addmm(y, matrix, x, beta=0, out=y)  # `@` would first fill fresh memory with zeros, and add
+    return y if bias is None else y.add_(bias[:, None])
+
+
+def _gradients(
+    starts: Tensor, row_of: Tensor, order: Tensor, values: Tensor, x: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    library = _library_for(x, starts)
+    if library is not None:
+        x, gradient = x.contiguous(), gradient.contiguous()
+        of_x, of_values = torch.empty_like(x), torch.empty_like(values)
+        tensors = starts, row_of, order, values, x, gradient, of_x, of_values
+        library.mixersweep_gradients(*x.shape, torch.get_num_threads(), *map(_address, tensors))
+        return of_x, of_values
+    of_x = _product(starts, row_of, values.index_select(0, order), gradient, None)
+    by_column = torch.zeros_like(values)
+    matrix = _csr(starts, row_of, by_column, (x.shape[0], gradient.shape[0]))  # shares the memory: written in place
+    torch.sparse.sampled_addmm(matrix, x, gradient.t(), beta=0.0, out=matrix)
+    return of_x, torch.empty_like(values).index_copy_(0, order.long(), by_column)
+
+
+_opaque_product = torch.library.custom_op("mixersweep::product", _product, mutates_args=())
+_opaque_product.register_fake(lambda starts, _c, _v, x, _b: x.new_empty(starts.shape[0] - 1, x.shape[1]))
+_opaque_gradients = torch.library.custom_op("mixersweep::gradients", _gradients, mutates_args=())
+_opaque_gradients.register_fake(lambda _s, _r, _o, values, x, _g: (torch.empty_like(x), torch.empty_like(values)))
+
+
+def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():  # said once a process by torch, of a format that it has had since 1.10
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _library_for(x: Tensor, starts: Tensor) -> ctypes.CDLL | None:
+    """The kernels of our own, for what they take: fp32, positions below 2^31, a vector's width of images at least."""
+    if not (x.is_cpu and x.dtype == torch.float32 and starts.dtype == torch.int32):
+        return None
+    library = _library()
+    enough = x.shape[1] >= LANES.get(torch.backends.cpu.get_cpu_capability(), 0)
+    return library if enough and not isinstance(library, str) else None
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """``nonzeros.c``, made and loaded, or why there is none."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in LANES:
+        return f"they need AVX2 or AVX-512, and this CPU has {capability}"
+    try:
+        library = ctypes.CDLL(str(_made(_compiler(), capability)))  # the OpenMP that it asks for is torch's
+    except (OSError, RuntimeError) as error:  # the latter: nobody's home
+        return str(error)
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.mixersweep_product.argtypes = [size, size, ctypes.c_int, *[pointer] * 6]
+    library.mixersweep_gradients.argtypes = [size, size, ctypes.c_int, *[pointer] * 8]
+    library.mixersweep_product.restype = library.mixersweep_gradients.restype = None
+    return library
+
+
+def _compiler() -> list[str]:
+    """The command of a C compiler: the variable CC's, or the first there is."""
+    for command in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    raise OSError("they need a C compiler: cc, gcc, clang, or the one that CC names")
+
+
+def _made(compiler: list[str], capability: str) -> Path:
+    """The compiled library, of which there is one for each source and way to make it, between runs."""
+    source = Path(__file__).with_suffix(".c")
+    command = [*compiler, *MADE, *FLAGS[capability], str(source)]
+    key = hashlib.sha256("\0".join([*command[:-1], source.read_text()]).encode()).hexdigest()[:16]
+    library = Path("~/.cache/mixersweep/kernels").expanduser() / f"nonzeros-{key}.so"
+    if library.exists():
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # many jobs may do this at once
+        new = Path(folder) / library.name
+        try:
+            done = subprocess.run([*command, "-o", str(new)], capture_output=True, text=True, timeout=120)
+        except subprocess.TimeoutExpired:
+            raise OSError(f"{shlex.join(compiler)} took longer than two minutes") from None
+        if done.returncode:
+            last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            raise OSError(f"{shlex.join(compiler)} cannot make them: {last}")
+        new.replace(library)
+    return library
