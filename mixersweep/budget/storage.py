@@ -7,13 +7,13 @@ def sparse_is_faster(in_width: int, out_width: int, connections: int, batch_size
     """Whether sums over the nonzeros take less time than writing them into a matrix and multiplying by that.
 
     On a CPU: forward and both gradients in nanoseconds, as `bench layers --all` fits them (2 cores, fp32, widths 256
-    to 2,048, batches 32 to 512), with a margin for what it does not know. On a GPU it is a guess that nobody has
+    and 1,024, batches 32 to 512; kernels of our own against oneDNN's product). On a GPU it is a guess that nobody has
     tested: fewer than one entry in twenty, where cuSPARSE is usually said to catch up with the dense product.
     `bench layers --all` measures both there; ``model.storage=sparse|dense`` overrides.
     """
     entries = in_width * out_width
     if device_kind != "cpu":
         return connections < 0.05 * entries
-    sparse = connections * (3.6 + 0.12 * batch_size)
-    dense = entries * (1.3 + 0.037 * batch_size) + connections * 8.5
-    return sparse < 0.9 * dense
+    sparse = connections * (2.5 + 0.06 * batch_size)
+    dense = entries * (1.3 + 0.017 * batch_size) + connections * 3.5
+    return sparse < dense
