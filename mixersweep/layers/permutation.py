@@ -113,15 +113,26 @@ class RandomPermutation(IndexPermutation):
 
 
 class _Gather(torch.autograd.Function):
-    """The entries of x along an axis by their indices; its gradient is a gather by the inverse, not a scatter."""
+    """The entries of x along an axis by their indices; its gradient is a gather by the inverse, not a scatter.
+
+    A compiler sees it as it is: fused with the change of layout before or after, it would move single numbers.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
         ctx.indices, ctx.inverse, ctx.axis = indices, inverse, axis
-        return x.index_select(axis, indices)
+        return (_opaque_gather if torch.compiler.is_compiling() else _gather)(x, indices, axis)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = gradients
         back: Tensor = _Gather.apply(gradient, ctx.inverse, ctx.indices, ctx.axis)
         return back, None, None, None
+
+
+def _gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+    return x.index_select(axis, indices)
+
+
+_opaque_gather = torch.library.custom_op("mixersweep::gather", _gather, mutates_args=())
+_opaque_gather.register_fake(lambda x, _indices, _axis: torch.empty_like(x, memory_format=torch.contiguous_format))
