@@ -46,18 +46,18 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
     both = [case.subject(device), case.reference(device)]
     for run in both:
         _seconds(run, device)  # what is allocated, compiled or drawn once
-    once = [_seconds(run, device) for run in both]
-    repetitions = FEWEST if max(once) > LONG_SECONDS else REPETITIONS
+    counts = [FEWEST if _seconds(run, device) > LONG_SECONDS else REPETITIONS for run in both]
     times: list[list[float]] = [[], []]
-    for _ in range(repetitions):
-        for mine, run in zip(times, both, strict=True):
-            mine.append(_seconds(run, device))
+    for number in range(max(counts)):
+        for mine, run, count in zip(times, both, counts, strict=True):
+            if number < count:
+                mine.append(_seconds(run, device))
     subject, reference = (statistics.median(mine) for mine in times)
     record = {
         "benchmark": case.benchmark,
         **case.sizes,
         "mode": case.mode,
-        "repetitions": repetitions,
+        "repetitions": min(counts),
         "subject_seconds": subject,
         "reference_seconds": reference * case.scale,
         "ratio": reference * case.scale / subject,
