@@ -60,7 +60,7 @@ def why_not_own() -> str | None:
 
 
 def _product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    library = _library_for(x, starts)
+    library = _library_for(x, values, starts)
     if library is not None:
         x = x.contiguous()
         y = x.new_empty(starts.numel() - 1, x.shape[1])
@@ -81,7 +81,7 @@ def _product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias:
 def _gradients(
     starts: Tensor, row_of: Tensor, order: Tensor, values: Tensor, x: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor]:
-    library = _library_for(x, starts)
+    library = _library_for(x, values, starts)
     if library is not None:
         x, gradient = x.contiguous(), gradient.contiguous()
         of_x, of_values = torch.empty_like(x), torch.empty_like(values)
@@ -108,12 +108,13 @@ def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int])
 
 
 def _address(tensor: Tensor | None) -> int | None:
+    assert tensor is None or tensor.is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 
 
-def _library_for(x: Tensor, starts: Tensor) -> ctypes.CDLL | None:
+def _library_for(x: Tensor, values: Tensor, starts: Tensor) -> ctypes.CDLL | None:
     """The kernels of our own, for what they take: fp32, positions below 2^31, a vector's width of images at least."""
-    if not (x.is_cpu and x.dtype == torch.float32 and starts.dtype == torch.int32):
+    if not (x.is_cpu and x.dtype == values.dtype == torch.float32 and starts.dtype == torch.int32):
         return None
     library = _library()
     enough = x.shape[1] >= LANES.get(torch.backends.cpu.get_cpu_capability(), 0)

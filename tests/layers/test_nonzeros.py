@@ -79,11 +79,12 @@ def test_features_and_gradients_may_be_views() -> None:
 
 @needs_own
 def test_what_ours_take_they_do_take() -> None:
-    layer = layer_of("wide")
-    assert nonzeros._library_for(torch.zeros(300, 16), layer.row_starts) is not None
-    assert nonzeros._library_for(torch.zeros(300, 4), layer.row_starts) is None, "less than a vector"
-    assert nonzeros._library_for(torch.zeros(300, 16).double(), layer.row_starts) is None
-    assert nonzeros._library_for(torch.zeros(300, 16), layer.row_starts.long()) is None, "more than 2^31 positions"
+    layer, x = layer_of("wide"), torch.zeros(300, 16)
+    assert nonzeros._library_for(x, layer.weight, layer.row_starts) is not None
+    assert nonzeros._library_for(x[:, :4], layer.weight, layer.row_starts) is None, "less than a vector"
+    assert nonzeros._library_for(x.double(), layer.weight, layer.row_starts) is None
+    assert nonzeros._library_for(x, layer.weight.double(), layer.row_starts) is None
+    assert nonzeros._library_for(x, layer.weight, layer.row_starts.long()) is None, "more than 2^31 positions"
 
 
 @needs_own
