@@ -65,14 +65,19 @@ def job_log(runs_dir: Path, job: str) -> str:
 @contextmanager
 def frozen(*run_dirs: Path, after: int = 3) -> Iterator[list[str]]:
     """Suspend runs once each has told some epochs, so that what is done to them hits them there; yields their jobs."""
-    held = []
-    for run_dir in run_dirs:
-        until(lambda run_dir=run_dir: len(rows(run_dir)) >= after and status(run_dir)["state"] == "running")  # type: ignore[misc]
-        held.append(psutil.Process(status(run_dir)["pid"]))
-        held[-1].suspend()
+    held: dict[Path, psutil.Process] = {}
+
+    def all_are_held() -> bool:
+        for run_dir in set(run_dirs) - set(held):  # whichever comes as far first: none waits for another and ends
+            if len(rows(run_dir)) >= after and status(run_dir)["state"] == "running":
+                held[run_dir] = psutil.Process(status(run_dir)["pid"])
+                held[run_dir].suspend()
+        return len(held) == len(run_dirs)
+
     try:
+        until(all_are_held)
         yield [status(run_dir)["job"] for run_dir in run_dirs]
     finally:
-        for process in held:
+        for process in held.values():
             with suppress(psutil.NoSuchProcess):
                 process.resume()

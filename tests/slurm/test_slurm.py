@@ -17,7 +17,7 @@ from tests.sweeps.commands import numbers, results, rows, run, start, states
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
 ROOT = Path(__file__).resolve().parents[2]
-EPOCHS = 20
+EPOCHS = 60
 TINY = ["connections=1000", "depth=1", "batch_size=250", "threads=1", "tracking=none", "device=cpu", "sweep.name=tests"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus=1"]
 HELD = ["hydra.launcher.wait=false", "hydra.launcher.sbatch={hold:true}"]
