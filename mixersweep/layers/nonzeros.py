@@ -50,7 +50,7 @@ def gradients(
 
 def kernels(device: torch.device) -> str:
     """Whose products these are on a device, ``own`` or ``torch``: their last digits differ."""
-    return "own" if device.type == "cpu" and not isinstance(_library(), str) else "torch"
+    return "own" if device.type == "cpu" and why_not_own() is None else "torch"
 
 
 def why_not_own() -> str | None:
@@ -60,9 +60,9 @@ def why_not_own() -> str | None:
 
 
 def _product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    x = x.contiguous()
     library = _library_for(x, values, starts)
     if library is not None:
-        x = x.contiguous()
         y = x.new_empty(starts.numel() - 1, x.shape[1])
         tensors = starts, column_of, values, bias, x, y
         library.mixersweep_product(*y.shape, torch.get_num_threads(), *map(_address, tensors))
@@ -81,9 +81,9 @@ def _product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias:
 def _gradients(
     starts: Tensor, row_of: Tensor, order: Tensor, values: Tensor, x: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor]:
+    x, gradient = x.contiguous(), gradient.contiguous()
     library = _library_for(x, values, starts)
     if library is not None:
-        x, gradient = x.contiguous(), gradient.contiguous()
         of_x, of_values = torch.empty_like(x), torch.empty_like(values)
         tensors = starts, row_of, order, values, x, gradient, of_x, of_values
         library.mixersweep_gradients(*x.shape, torch.get_num_threads(), *map(_address, tensors))
@@ -98,7 +98,7 @@ def _gradients(
 _opaque_product = torch.library.custom_op("mixersweep::product", _product, mutates_args=())
 _opaque_product.register_fake(lambda starts, _c, _v, x, _b: x.new_empty(starts.shape[0] - 1, x.shape[1]))
 _opaque_gradients = torch.library.custom_op("mixersweep::gradients", _gradients, mutates_args=())
-_opaque_gradients.register_fake(lambda _s, _r, _o, values, x, _g: (torch.empty_like(x), torch.empty_like(values)))
+_opaque_gradients.register_fake(lambda _s, _r, _o, values, x, _g: (x.new_empty(x.shape), torch.empty_like(values)))
 
 
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:

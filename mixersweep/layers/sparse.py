@@ -175,10 +175,11 @@ class _SparseProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, values = ctx.saved_tensors
         layer: SparseWeights = ctx.layer
+        (gradient,) = gradients
         of_x, of_values = nonzeros.gradients(
-            layer.column_starts, layer.rows_by_column, layer.by_column, values, x, gradients[0].contiguous()
+            layer.column_starts, layer.rows_by_column, layer.by_column, values, x, gradient
         )
-        return of_x, of_values, gradients[0].sum(1) if ctx.needs_input_grad[2] else None, None
+        return of_x, of_values, gradient.sum(1) if ctx.needs_input_grad[2] else None, None
 
 
 def _starts(sorted_or_not: Tensor, size: int) -> Tensor:
