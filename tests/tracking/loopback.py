@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Mode = Literal["ok", "error", "hang", "refuse", "lose_files"]
+Mode = Literal["ok", "error", "hang", "die", "refuse", "lose_files"]
 
 ME = {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
 
@@ -66,7 +66,8 @@ class StoredSweep:
 class Loopback:
     """The server on 127.0.0.1; ``mode`` says how it answers from now on, and ``stop`` makes it unreachable.
 
-    ``error`` answers everything with 500, ``hang`` nothing, ``refuse`` takes no rows, ``lose_files`` takes no files.
+    ``error`` answers everything with 500, ``hang`` nothing, ``die`` nothing once rows have come; ``refuse`` takes no
+    rows, ``lose_files`` takes no files.
     """
 
     def __init__(self) -> None:
@@ -90,6 +91,8 @@ class Loopback:
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if server.mode == "die" and self.path.endswith("/file_stream"):
+                    server.mode = "hang"
                 if server.mode == "hang":
                     server.over.wait()
                 status, answer = (500, {}) if server.mode == "error" else server.answer(self.path, body)
