@@ -8,6 +8,7 @@ nothing else tells a CPU's.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import resource
 import statistics
@@ -23,6 +24,9 @@ import torch
 
 Make = Callable[[torch.device], Callable[[], object]]
 """Sets something up on a device and returns what is to be timed."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's names of two settings of its allocator (malloc.h)."""
 
 REPETITIONS, FEWEST, LONG_SECONDS = 10, 3, 3.0
 
@@ -43,6 +47,7 @@ class Case:
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
     """The flat record of one comparison; ``ratio`` is reference over subject, above 1 where the subject is faster."""
+    _keep_freed_memory()
     both = [case.subject(device), case.reference(device)]
     for run in both:
         _seconds(run, device)  # what is allocated, compiled or drawn once
@@ -68,6 +73,19 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
         record["subject_peak_bytes"] = peak_bytes(case.subject, device)
         record["reference_peak_bytes"] = peak_bytes(case.reference, device)
     return record
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed, as it comes to do in a training, whose parameters and images lie above it.
+
+    Here nothing does: each run would give its memory back to the system and fault it in anew, page by page, which more
+    than doubles the time of a small block, and depends on what was measured before. Tensors of 32 MB and more are given
+    back in any case, here and there.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def peak_bytes(make: Make, device: torch.device) -> int:

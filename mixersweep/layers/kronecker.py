@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
-from mixersweep.layers.permutation import Commutation, Identity, IndexPermutation, Permutation, turned
+from mixersweep.layers.permutation import Commutation, Identity, Permutation, turned
 from mixersweep.layers.product import column, linear, product
 
 
@@ -31,23 +31,21 @@ class PermutedKronecker(SparseMap):
         super().__init__()
         self.blocks, self.in_size, self.out_size, self.tied = blocks, in_size, out_size, tied
         self.in_width, self.out_width = blocks * in_size, blocks * out_size
-        self.before = before or Identity(self.in_width)
-        self.after = after or Identity(self.out_width)
-        assert (self.before.width, self.after.width) == (self.in_width, self.out_width)
-        self.to_columns, self.from_columns = self._between_columns()
+        self.permute(before or Identity(self.in_width), after or Identity(self.out_width))
         copies = () if tied else (blocks,)
         self.weight = nn.Parameter(torch.zeros(*copies, out_size, in_size))
         self.bias = nn.Parameter(torch.zeros(*copies, out_size)) if bias else None
 
-    def _between_columns(self) -> tuple[IndexPermutation | None, IndexPermutation | None]:
-        """Random permutations to where one W multiplies all blocks as columns, (in_size, blocks), and back."""
-        before = after = None
-        if self.tied and isinstance(self.before, IndexPermutation):
-            before = self.before.then(Commutation(self.blocks, self.in_size))
-        if self.tied and isinstance(self.after, IndexPermutation):
-            columns = Commutation(self.out_size, self.blocks).indices().to(self.after.forward_indices.device)
-            after = IndexPermutation(columns).then(self.after)
-        return before, after
+    def permute(self, before: Permutation, after: Permutation) -> None:
+        """Take these as J1 and J2."""
+        assert (before.width, after.width) == (self.in_width, self.out_width)
+        self.before, self.after = before, after
+        # Where one W serves all blocks: from there to the blocks as columns, (in_size, blocks), and back.
+        self.to_columns = self.from_columns = None
+        if self.tied and type(before) is not Identity:
+            self.to_columns = before.then(Commutation(self.blocks, self.in_size))
+        if self.tied and type(after) is not Identity:
+            self.from_columns = Commutation(self.out_size, self.blocks).then(after)
 
     @property
     def connections(self) -> int:
@@ -125,25 +123,23 @@ class PermutedKronecker(SparseMap):
         """Permuted by whole rows of the batch, in place of single numbers."""
         batch = x.shape[-1]
         if self.tied:
-            if self.to_columns is not None:
-                x_im = self.to_columns(x, features_first=True)
-            else:
-                x_im = self._blocks(x).transpose(0, 1)
+            x_im = (
+                self._blocks(x).transpose(0, 1) if self.to_columns is None else self.to_columns(x, features_first=True)
+            )
             y_om = product(self.weight, x_im.reshape(self.in_size, self.blocks * batch), column(self.bias))
-            if self.from_columns is not None:
-                permuted: Tensor = self.from_columns(y_om.view(self.out_width, batch), features_first=True)
-                return permuted
-            y_nob = y_om.view(self.out_size, self.blocks, batch).transpose(0, 1)
+            if self.from_columns is None:
+                return y_om.view(self.out_size, self.blocks, batch).transpose(0, 1)
+            y = self.from_columns(y_om.view(self.out_width, batch), features_first=True)
         else:
             y_nob = _products(self.weight, self._blocks(x), column(self.bias))
-        if type(self.after) is not Identity:
-            y_nob = self.after(y_nob.reshape(self.out_width, batch), features_first=True)
-        return y_nob
+            y = self.after(y_nob.view(self.out_width, batch), features_first=True)
+        permuted: Tensor = y
+        return permuted
 
     def _blocks(self, x: Tensor) -> Tensor:
         """What the blocks are given, (blocks, in_size, batch)."""
         if type(self.before) is not Identity:
-            x = self.before(x.reshape(self.in_width, -1), features_first=True)
+            x = self.before(x, features_first=True)
         return x.reshape(self.blocks, self.in_size, -1)
 
 

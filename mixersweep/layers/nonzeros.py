@@ -8,25 +8,15 @@ of x, and MKL's sampled product on a CPU; cuSPARSE's on a GPU.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
 import warnings
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-LANES = {"AVX512": 16, "AVX2": 8}
-"""The floats in a vector of each instruction set that ``nonzeros.c`` is made for."""
-
-FLAGS = {"AVX512": ("-mavx512f", "-mavx2", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
-MADE = ("-std=gnu11", "-O3", "-fopenmp", "-shared", "-fPIC")
+from mixersweep.layers import kernels
+from mixersweep.layers.kernels import address
 
 
 def product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -48,7 +38,7 @@ def gradients(
     return of_x, of_values
 
 
-def kernels(device: torch.device) -> str:
+def whose(device: torch.device) -> str:
     """Whose products these are on a device, ``own`` or ``torch``: their last digits differ."""
     return "own" if device.type == "cpu" and why_not_own() is None else "torch"
 
@@ -65,7 +55,7 @@ def _product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias:
     if library is not None:
         y = x.new_empty(starts.numel() - 1, x.shape[1])
         tensors = starts, column_of, values, bias, x, y
-        library.mixersweep_product(*y.shape, torch.get_num_threads(), *map(_address, tensors))
+        library.mixersweep_product(*y.shape, torch.get_num_threads(), *map(address, tensors))
         return y
     if x.is_cpu:
         y = F.embedding_bag(
@@ -86,7 +76,7 @@ def _gradients(
     if library is not None:
         of_x, of_values = torch.empty_like(x), torch.empty_like(values)
         tensors = starts, row_of, order, values, x, gradient, of_x, of_values
-        library.mixersweep_gradients(*x.shape, torch.get_num_threads(), *map(_address, tensors))
+        library.mixersweep_gradients(*x.shape, torch.get_num_threads(), *map(address, tensors))
         return of_x, of_values
     of_x = _product(starts, row_of, values.index_select(0, order), gradient, None)
     by_column = torch.zeros_like(values)
@@ -107,63 +97,22 @@ def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int])
         return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    assert tensor is None or tensor.is_contiguous()
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _library_for(x: Tensor, values: Tensor, starts: Tensor) -> ctypes.CDLL | None:
     """The kernels of our own, for what they take: fp32, positions below 2^31, a vector's width of images at least."""
     if not (x.is_cpu and x.dtype == values.dtype == torch.float32 and starts.dtype == torch.int32):
         return None
     library = _library()
-    enough = x.shape[1] >= LANES.get(torch.backends.cpu.get_cpu_capability(), 0)
+    enough = x.shape[1] >= kernels.lanes()
     return library if enough and not isinstance(library, str) else None
 
 
 @cache
 def _library() -> ctypes.CDLL | str:
     """``nonzeros.c``, made and loaded, or why there is none."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability not in LANES:
-        return f"they need AVX2 or AVX-512, and this CPU has {capability}"
-    try:
-        library = ctypes.CDLL(str(_made(_compiler(), capability)))  # the OpenMP that it asks for is torch's
-    except (OSError, RuntimeError) as error:  # the latter: nobody's home
-        return str(error)
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.mixersweep_product.argtypes = [size, size, ctypes.c_int, *[pointer] * 6]
-    library.mixersweep_gradients.argtypes = [size, size, ctypes.c_int, *[pointer] * 8]
-    library.mixersweep_product.restype = library.mixersweep_gradients.restype = None
-    return library
-
-
-def _compiler() -> list[str]:
-    """The command of a C compiler: the variable CC's, or the first there is."""
-    for command in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
-        words = shlex.split(command)
-        if words and shutil.which(words[0]):
-            return words
-    raise OSError("they need a C compiler: cc, gcc, clang, or the one that CC names")
-
-
-def _made(compiler: list[str], capability: str) -> Path:
-    """The compiled library, of which there is one for each source and way to make it, between runs."""
-    source = Path(__file__).with_suffix(".c")
-    command = [*compiler, *MADE, *FLAGS[capability], str(source)]
-    key = hashlib.sha256("\0".join([*command[:-1], source.read_text()]).encode()).hexdigest()[:16]
-    library = Path("~/.cache/mixersweep/kernels").expanduser() / f"nonzeros-{key}.so"
-    if library.exists():
-        return library
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # many jobs may do this at once
-        new = Path(folder) / library.name
-        try:
-            done = subprocess.run([*command, "-o", str(new)], capture_output=True, text=True, timeout=120)
-        except subprocess.TimeoutExpired:
-            raise OSError(f"{shlex.join(compiler)} took longer than two minutes") from None
-        if done.returncode:
-            last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            raise OSError(f"{shlex.join(compiler)} cannot make them: {last}")
-        new.replace(library)
+    library = kernels.library("nonzeros")
+    if not isinstance(library, str):
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        library.mixersweep_product.argtypes = [size, size, ctypes.c_int, *[pointer] * 6]
+        library.mixersweep_gradients.argtypes = [size, size, ctypes.c_int, *[pointer] * 8]
+        library.mixersweep_product.restype = library.mixersweep_gradients.restype = None
     return library

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixersweep.layers.tables import from_table, to_table
+
 
 class Permutation(nn.Module):
     """y = J x on the last axis of size ``width``; the base class is the identity."""
@@ -18,6 +20,13 @@ class Permutation(nn.Module):
     def indices(self) -> Tensor:
         """y = x[..., indices]; int64, on the CPU."""
         return torch.arange(self.width, device="cpu")
+
+    def then(self, following: Permutation) -> Permutation:
+        """This permutation and another after it, as one; the identity where they cancel."""
+        indices = self.indices()[following.indices()]
+        if torch.equal(indices, Permutation.indices(self)):
+            return Permutation(self.width)
+        return IndexPermutation(indices, following.rows if isinstance(following, IndexPermutation) else None)
 
     def to_dense(self) -> Tensor:
         """The permutation matrix (width, width)."""
@@ -75,13 +84,17 @@ class _Turn(torch.autograd.Function):
 
 
 class IndexPermutation(Permutation):
-    """y = x[..., indices], fixed for life. Forward and backward are both gathers."""
+    """y = x[..., indices], fixed for life. Forward and backward are both gathers.
+
+    With ``rows``, what it gives with features first lies in memory as the table (rows, batch, columns) that comes next.
+    """
 
     forward_indices: Tensor
     inverse_indices: Tensor
 
-    def __init__(self, indices: Tensor) -> None:
+    def __init__(self, indices: Tensor, rows: int | None = None) -> None:
         super().__init__(indices.numel())
+        self.rows = rows
         inverse = indices.argsort()
         assert torch.equal(indices[inverse], torch.arange(self.width, device=indices.device)), (
             "each of 0, 1, ..., width - 1 once"
@@ -94,22 +107,31 @@ class IndexPermutation(Permutation):
         """As given."""
         return self.forward_indices.cpu()
 
-    def then(self, following: Permutation) -> IndexPermutation:
-        """This permutation and another after it, as one."""
-        return IndexPermutation(self.forward_indices[following.indices().to(self.forward_indices.device)])
-
     def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
-        """(batch, width) to (batch, width), or (width, batch) to (width, batch), whose rows move as a whole."""
-        axis = 0 if features_first else -1
-        permuted: Tensor = _Gather.apply(x, self.forward_indices, self.inverse_indices, axis)
-        return permuted
+        """(batch, width) to (batch, width), or (width, batch) to (width, batch), whose rows move as a whole.
+
+        Features first, x may be (rows, columns, batch), in any order in memory, as is with ``rows`` what is returned.
+        """
+        there, back = self.forward_indices, self.inverse_indices
+        if not features_first:
+            return _gathered(x, there, back, -1)
+        if self.rows is not None:
+            return to_table(x.reshape(self.width, -1), there, back, self.rows).transpose(1, 2)
+        if x.dim() == 3 and (x_rbc := x.transpose(1, 2)).is_contiguous():
+            return from_table(x_rbc, back, there)
+        return _gathered(x.reshape(self.width, -1), there, back, 0)
 
 
 class RandomPermutation(IndexPermutation):
     """A uniformly random permutation (section 5.2)."""
 
-    def __init__(self, width: int, generator: torch.Generator) -> None:
-        super().__init__(torch.randperm(width, generator=generator, device=generator.device))
+    def __init__(self, width: int, generator: torch.Generator, rows: int | None = None) -> None:
+        super().__init__(torch.randperm(width, generator=generator, device=generator.device), rows)
+
+
+def _gathered(x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
+    y: Tensor = _Gather.apply(x, indices, inverse, axis)
+    return y
 
 
 class _Gather(torch.autograd.Function):
@@ -126,8 +148,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = gradients
-        back: Tensor = _Gather.apply(gradient, ctx.inverse, ctx.indices, ctx.axis)
-        return back, None, None, None
+        return _gathered(gradient, ctx.inverse, ctx.indices, ctx.axis), None, None, None
 
 
 def _gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:

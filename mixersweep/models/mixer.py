@@ -126,7 +126,7 @@ def _mixing(
     if settings.is_random(layer, block):
         name = f"blocks.{block}.{layer}_mixing"
         before = RandomPermutation(blocks * inputs, structure.generator(f"{name}.before"))
-        after = RandomPermutation(blocks * outputs, structure.generator(f"{name}.after"))
+        after = RandomPermutation(blocks * outputs, structure.generator(f"{name}.after"), rows=tokens)
     elif layer == "token":
         before, after = Commutation(inputs, channels), Commutation(channels, tokens)
 
@@ -137,9 +137,10 @@ def _mixing(
 
     activation = ACTIVATIONS[settings.activation]()
     if settings.hidden:
-        to_rows = to_blocks = None  # between the two matrices, tokens stay rows: J_c and its inverse cancel
-        if isinstance(before, Commutation):
-            to_rows, to_blocks = Commutation(channels, hidden), Commutation(hidden, channels)
+        to_rows = to_blocks = None
+        if isinstance(before, Commutation) or (before is not None and settings.tied):
+            # in between, what is mixed stays rows: J_c and its inverse cancel
+            to_rows, to_blocks = Commutation(blocks, hidden), Commutation(hidden, blocks)
         first, second = kronecker((inputs, hidden), before, to_rows), kronecker((hidden, outputs), to_blocks, after)
         return Mixing(first, activation, second, rows=tokens)
     return Mixing(kronecker((inputs, outputs), before, after), activation, rows=tokens)

@@ -16,8 +16,7 @@ from mixersweep.budget import Architecture
 from mixersweep.budget.storage import sparse_is_faster
 from mixersweep.config import MLPFamily
 from mixersweep.config.families import MLP, SWMLP
-from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask
-from mixersweep.layers.nonzeros import kernels
+from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask, nonzeros
 from mixersweep.models.parts import ACTIVATIONS, ImageFacts, KeptEntries, Mixing, PatchEmbedding, StructureSeed
 
 
@@ -86,7 +85,7 @@ def choose_storage(network: nn.Module, asked: str, device: torch.device, batch_s
     network whose layers differ.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, SparseWeights)]
-    has_kernel = device.type == "cuda" or torch.backends.mkl.is_available() or kernels(device) == "own"
+    has_kernel = device.type == "cuda" or torch.backends.mkl.is_available() or nonzeros.whose(device) == "own"
     for layer in layers:
         sizes = layer.in_width, layer.out_width, layer.connections
         fits = has_kernel and sparse_is_faster(*sizes, batch_size, device.type)

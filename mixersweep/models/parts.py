@@ -92,7 +92,7 @@ class Mixing(nn.Sequential):
                 x = layer(x)
                 continue
             if has_table != layer.takes_tables:
-                x = _batch_inside(x) if layer.takes_tables else _batch_last(x)
+                x = _batch_inside(x) if layer.takes_tables else x.transpose(1, 2)
                 has_table = layer.takes_tables
             x = layer(x, features_first=True)
         if had_table and not has_table:
@@ -104,11 +104,6 @@ class Mixing(nn.Sequential):
         for layer in layers[self.own :]:
             x = layer(x)
         return x
-
-
-def _batch_last(x_rbc: Tensor) -> Tensor:
-    """(rows, B, columns) to (rows·columns, B)."""
-    return x_rbc.transpose(1, 2).flatten(0, 1)
 
 
 def _batch_inside(x: Tensor, rows: int = 1) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 
 from mixersweep.config import Config
 from mixersweep.errors import UserError
-from mixersweep.layers.nonzeros import kernels
+from mixersweep.layers import nonzeros
 
 
 def choose_device(name: str) -> torch.device:
@@ -92,7 +92,7 @@ def describe_environment(
         "threads": threads,
         "compile": bool(config and config.compile),
         "storage": storage,
-        "sparse_kernels": kernels(device) if storage != "dense" else None,
+        "sparse_kernels": nonzeros.whose(device) if storage != "dense" else None,
         "accumulation": config.accumulation if config else 1,
         "deterministic": bool(config and config.deterministic),
         "world_size": world_size,

@@ -109,7 +109,7 @@ from mixersweep.layers import nonzeros
 from tests.layers.test_nonzeros import layer_of, test_every_number_is_that_of_the_dense_matrix as test
 for batch in (8, 100, 130):
     test("tall", batch)
-print(nonzeros.kernels(torch.device("cpu")), nonzeros.why_not_own())
+print(nonzeros.whose(torch.device("cpu")), nonzeros.why_not_own())
 print(len({line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}))
 """
 

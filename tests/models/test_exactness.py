@@ -6,6 +6,7 @@ of Mixers and sparse-weight MLPs (section 4.3); masked weights through training,
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -80,7 +81,13 @@ def by_indices(network: nn.Module) -> nn.Module:
                 transposed = isinstance(fast, Commutation)
                 explicit = transposing(fast.rows, fast.columns) if transposed else transposing(1, fast.width)
                 setattr(layer, place, explicit)
+            layer._rows = partial(with_images_first, layer)
     return slow
+
+
+def with_images_first(layer: PermutedKronecker, x: Tensor) -> Tensor:
+    """The layer on features first, by its plain definition."""
+    return layer(x.reshape(layer.in_width, -1).t()).t()
 
 
 @pytest.mark.parametrize("dtype", FLOAT, ids=str)
@@ -116,7 +123,8 @@ def test_any_permutation_and_its_inverse_may_stand_around_the_inner_activation(n
     for number, block in enumerate(shuffled.blocks):
         for mixing in (block.token_mixing, block.channel_mixing):
             drawn = RandomPermutation(mixing[0].out_width, seeded(number))
-            mixing[0].after, mixing[2].before = drawn, IndexPermutation(drawn.inverse_indices)
+            mixing[0].permute(mixing[0].before, drawn)
+            mixing[2].permute(IndexPermutation(drawn.inverse_indices), mixing[2].after)
     images = torch.randn(3, 1, 32, 32, dtype=torch.float64, generator=seeded(1))
     torch.testing.assert_close(shuffled(images), plain(images), rtol=1e-12, atol=1e-12)
 

@@ -1,0 +1,79 @@
+"""Kernels of our own for a CPU with AVX2 or AVX-512: C files beside this one, which the machine's compiler makes ready.
+
+That takes half a second, once for a file. Whoever uses one has torch's own operations for where there is none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LANES = {"AVX512": 16, "AVX2": 8}
+"""The floats in a vector of each instruction set that kernels are made for."""
+
+FLAGS = {"AVX512": ("-mavx512f", "-mavx2", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
+MADE = ("-std=gnu11", "-O3", "-fopenmp", "-shared", "-fPIC")
+
+
+@cache
+def library(name: str) -> ctypes.CDLL | str:
+    """The file ``name.c``, made and loaded, or why there is none."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in LANES:
+        return f"they need AVX2 or AVX-512, and this CPU has {capability}"
+    try:
+        return ctypes.CDLL(str(_made(name, _compiler(), capability)))  # the OpenMP that it asks for is torch's
+    except (OSError, RuntimeError) as error:  # the latter: nobody's home
+        return str(error)
+
+
+def lanes() -> int:
+    """The floats in a vector of this machine, 0 where there are no kernels."""
+    return LANES.get(torch.backends.cpu.get_cpu_capability(), 0)
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a contiguous tensor lies in memory."""
+    assert tensor is None or tensor.is_contiguous()
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _compiler() -> list[str]:
+    """The command of a C compiler: the variable CC's, or the first there is."""
+    for command in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            return words
+    raise OSError("they need a C compiler: cc, gcc, clang, or the one that CC names")
+
+
+def _made(name: str, compiler: list[str], capability: str) -> Path:
+    """The compiled library, of which there is one for each source and way to make it, between runs."""
+    source = Path(__file__).with_name(f"{name}.c")
+    command = [*compiler, *MADE, *FLAGS[capability], str(source)]
+    key = hashlib.sha256("\0".join([*command[:-1], source.read_text()]).encode()).hexdigest()[:16]
+    library = Path("~/.cache/mixersweep/kernels").expanduser() / f"{name}-{key}.so"
+    if library.exists():
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # many jobs may do this at once
+        new = Path(folder) / library.name
+        try:
+            done = subprocess.run([*command, "-o", str(new)], capture_output=True, text=True, timeout=120)
+        except subprocess.TimeoutExpired:
+            raise OSError(f"{shlex.join(compiler)} took longer than two minutes") from None
+        if done.returncode:
+            last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            raise OSError(f"{shlex.join(compiler)} cannot make them: {last}")
+        new.replace(library)
+    return library
