@@ -1,7 +1,8 @@
 """Measuring two ways of doing the same: in turns, warmed up, by their medians.
 
 Machines are noisy and each has its own speed, so nothing here is an absolute claim: subject and reference alternate in
-one process, and what counts is the ratio of their medians. Peak memory is taken in a fresh process for each, since
+one process, each after an untimed run of its own where that is short, as a training repeats itself too, and what counts
+is the ratio of their medians. Peak memory is taken in a fresh process for each, since
 nothing else tells a CPU's.
 """
 
@@ -28,7 +29,7 @@ Make = Callable[[torch.device], Callable[[], object]]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names of two settings of its allocator (malloc.h)."""
 
-REPETITIONS, FEWEST, LONG_SECONDS = 10, 3, 3.0
+REPETITIONS, FEWEST, LONG_SECONDS, SHORT_SECONDS = 10, 3, 3.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,14 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
     both = [case.subject(device), case.reference(device)]
     for run in both:
         _seconds(run, device)  # what is allocated, compiled or drawn once
-    counts = [FEWEST if _seconds(run, device) > LONG_SECONDS else REPETITIONS for run in both]
+    takes = [_seconds(run, device) for run in both]
+    counts = [FEWEST if seconds > LONG_SECONDS else REPETITIONS for seconds in takes]
     times: list[list[float]] = [[], []]
     for number in range(max(counts)):
-        for mine, run, count in zip(times, both, counts, strict=True):
+        for mine, run, count, seconds in zip(times, both, counts, takes, strict=True):
             if number < count:
+                if seconds < SHORT_SECONDS:
+                    run()  # so that it finds the caches as it leaves them, not as the other one did
                 mine.append(_seconds(run, device))
     subject, reference = (statistics.median(mine) for mine in times)
     record = {
