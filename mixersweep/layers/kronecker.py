@@ -79,8 +79,8 @@ class PermutedKronecker(SparseMap):
 
     @property
     def takes_tables(self) -> bool:  # type: ignore[override]
-        """Whether tables are multiplied as they are. Else a layout is (in_width, batch) to (out_width, batch); on a
-        side without permutation it is (blocks, in_size, batch) or (blocks, out_size, batch), perhaps strided.
+        """Whether tables are multiplied as they are. Else it is (in_width, batch) to (out_width, batch), and either
+        may be (rows, columns, batch) instead, in any order in memory.
         """
         return self.mixes_rows or self.mixes_columns
 
@@ -122,25 +122,18 @@ class PermutedKronecker(SparseMap):
     def _rows(self, x: Tensor) -> Tensor:
         """Permuted by whole rows of the batch, in place of single numbers."""
         batch = x.shape[-1]
-        if self.tied:
-            x_im = (
-                self._blocks(x).transpose(0, 1) if self.to_columns is None else self.to_columns(x, features_first=True)
-            )
-            y_om = product(self.weight, x_im.reshape(self.in_size, self.blocks * batch), column(self.bias))
-            if self.from_columns is None:
-                return y_om.view(self.out_size, self.blocks, batch).transpose(0, 1)
-            y = self.from_columns(y_om.view(self.out_width, batch), features_first=True)
+        if not self.tied:
+            x_nib = self.before(x, features_first=True).reshape(self.blocks, self.in_size, batch)
+            y = _products(self.weight, x_nib, column(self.bias)).view(self.out_width, batch)
+            return _permuted(self.after, y)
+        if self.to_columns is not None:
+            x_im = self.to_columns(x, features_first=True)
         else:
-            y_nob = _products(self.weight, self._blocks(x), column(self.bias))
-            y = self.after(y_nob.view(self.out_width, batch), features_first=True)
-        permuted: Tensor = y
-        return permuted
-
-    def _blocks(self, x: Tensor) -> Tensor:
-        """What the blocks are given, (blocks, in_size, batch)."""
-        if type(self.before) is not Identity:
-            x = self.before(x, features_first=True)
-        return x.reshape(self.blocks, self.in_size, -1)
+            x_im = x.reshape(self.blocks, self.in_size, batch).transpose(0, 1)
+        y_om = product(self.weight, x_im.reshape(self.in_size, self.blocks * batch), column(self.bias))
+        if self.from_columns is not None:
+            return _permuted(self.from_columns, y_om.view(self.out_width, batch))
+        return y_om.view(self.out_size, self.blocks, batch).transpose(0, 1)
 
 
 def table(x_rbc: Tensor, rows: int) -> Tensor:
@@ -148,6 +141,12 @@ def table(x_rbc: Tensor, rows: int) -> Tensor:
     if x_rbc.shape[0] == rows:
         return x_rbc
     return x_rbc.transpose(0, 1).reshape(x_rbc.shape[1], rows, -1).transpose(0, 1)
+
+
+def _permuted(permutation: Permutation, x: Tensor) -> Tensor:
+    """Features first."""
+    y: Tensor = permutation(x, features_first=True)
+    return y
 
 
 def _products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

@@ -107,7 +107,7 @@ class Mixing(nn.Sequential):
 
 
 def _batch_inside(x: Tensor, rows: int = 1) -> Tensor:
-    """(m, B) or (blocks, size, B) to (rows, B, columns), a view of it."""
+    """(m, B) or (rows, columns, B) to (rows, B, columns), a view where the order in memory allows."""
     return x.reshape(rows, -1, x.shape[-1]).transpose(1, 2)
 
 
