@@ -6,8 +6,11 @@ Each imports what it needs when it is called, torch only to train and to measure
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import os
 import sys
+from typing import NoReturn
 
 import mixersweep
 from mixersweep.cli import analyze, bench, data, plan, status, train
@@ -21,7 +24,26 @@ VERBS = (train, plan, status, report_verbs, wandb_verbs, analyze, data, bench)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return its exit code; a user's mistake is one line on stderr, never a traceback."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    code = _exit_code(sys.argv[1:] if arguments is None else arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process as ``sys.exit`` does, but for the interpreter, which is not taken down.
+
+    gloo's threads outlive their process group (torch 2.14: DistributedDataParallel holds on to it), and one that lets
+    go of a tensor when Python has begun to end aborts the process, and torchrun then the others.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed by whoever reads it, or here
+            stream.flush()
+    os._exit(code)
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["train"] and "_ARGCOMPLETE" not in os.environ:
             return train.train(arguments[1:])  # everything behind it is Hydra's

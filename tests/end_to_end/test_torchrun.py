@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.end_to_end.commands import PROBES, Commands, only, probed, rows, status, told, torchrun, when
+from tests.end_to_end.commands import PROBES, TORCHRUN, Commands, only, probed, rows, status, told, torchrun, when
 
 SMALL = (
     *("train", "model=s_mixer", "connections=1000", "depth=2", "epochs=3", "threads=1", "tracking=none"),
@@ -142,6 +142,30 @@ def test_who_comes_second_is_told_who_holds_the_run(commands: Commands, tmp_path
     assert second.stderr.count(f"held by pid {process.pid}") == 1
     assert "Traceback" not in second.stderr.partition("torch/distributed/elastic")[0]
     assert process.poll() is None
+
+
+BUSY = """
+import sys, torch, torch.distributed as dist
+from mixersweep.cli import main
+from mixersweep.training.parallel import World
+def close_while_gloo_is_at_work(world):
+    for _ in range(3000):
+        dist.all_reduce(torch.ones(1), async_op=True)
+    close(world)
+close, World.close = World.close, close_while_gloo_is_at_work
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_ends_well_while_threads_of_gloo_still_let_go_of_tensors(commands: Commands, tmp_path: Path) -> None:
+    """As one does now and then without help, in the moment when Python itself ends."""
+    (tmp_path / "busy.py").write_text(BUSY)
+    program = (*TORCHRUN, "--nproc-per-node=2", str(tmp_path / "busy.py"))
+    done = commands.run(*SMALL, "epochs=1", program=program)
+    assert done.returncode == 0, done.stderr
+    assert status(tmp_path / "runs")["state"] == "completed"
+    assert done.stdout.strip() == str(only(tmp_path / "runs") / "result.json")
 
 
 @pytest.mark.slow
