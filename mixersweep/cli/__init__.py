@@ -25,7 +25,7 @@ VERBS = (train, plan, status, report_verbs, wandb_verbs, analyze, data, bench)
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return its exit code; a user's mistake is one line on stderr, never a traceback."""
     code = _exit_code(sys.argv[1:] if arguments is None else arguments)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         _leave(code)
     return code
 
