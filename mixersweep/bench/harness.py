@@ -2,8 +2,7 @@
 
 Machines are noisy and each has its own speed, so nothing here is an absolute claim: subject and reference alternate in
 one process, each after an untimed run of its own where that is short, as a training repeats itself too, and what counts
-is the ratio of their medians. Peak memory is taken in a fresh process for each, since
-nothing else tells a CPU's.
+is the ratio of their medians. Peak memory is taken in a fresh process for each, since nothing else tells a CPU's.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,16 +26,19 @@ FLAGS = {"AVX512": ("-mavx512f", "-mavx2", "-mfma"), "AVX2": ("-mavx2", "-mfma")
 MADE = ("-std=gnu11", "-O3", "-fopenmp", "-shared", "-fPIC")
 
 
-@cache
-def library(name: str) -> ctypes.CDLL | str:
-    """The file ``name.c``, made and loaded, or why there is none."""
+def library(name: str, **arguments: Sequence[Any]) -> ctypes.CDLL | str:
+    """The file ``name.c``, made and loaded, or why there is none; the C types of what each function of it takes."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability not in LANES:
         return f"they need AVX2 or AVX-512, and this CPU has {capability}"
     try:
-        return ctypes.CDLL(str(_made(name, _compiler(), capability)))  # the OpenMP that it asks for is torch's
+        loaded = ctypes.CDLL(str(_made(name, _compiler(), capability)))  # the OpenMP that it asks for is torch's
     except (OSError, RuntimeError) as error:  # the latter: nobody's home
         return str(error)
+    for name_of, types in arguments.items():
+        function = getattr(loaded, name_of)  # which ctypes keeps, unlike an item
+        function.argtypes, function.restype = types, None
+    return loaded
 
 
 def lanes() -> int:

@@ -96,8 +96,7 @@ class PermutedKronecker(SparseMap):
             y = y_nbo.transpose(0, 1)
             if self.bias is not None:
                 y = y + self.bias
-        permuted: Tensor = self.after(y.reshape(-1, self.out_width))
-        return permuted
+        return self.after(y.reshape(-1, self.out_width))
 
     def _tables(self, x_rbc: Tensor) -> Tensor:
         """(rows, batch, columns) to (out_size, batch, blocks) where rows are mixed, else to (blocks, batch, out_size).
@@ -125,14 +124,14 @@ class PermutedKronecker(SparseMap):
         if not self.tied:
             x_nib = self.before(x, features_first=True).reshape(self.blocks, self.in_size, batch)
             y = _products(self.weight, x_nib, column(self.bias)).view(self.out_width, batch)
-            return _permuted(self.after, y)
+            return self.after(y, features_first=True)
         if self.to_columns is not None:
             x_im = self.to_columns(x, features_first=True)
         else:
             x_im = x.reshape(self.blocks, self.in_size, batch).transpose(0, 1)
         y_om = product(self.weight, x_im.reshape(self.in_size, self.blocks * batch), column(self.bias))
         if self.from_columns is not None:
-            return _permuted(self.from_columns, y_om.view(self.out_width, batch))
+            return self.from_columns(y_om.view(self.out_width, batch), features_first=True)
         return y_om.view(self.out_size, self.blocks, batch).transpose(0, 1)
 
 
@@ -141,12 +140,6 @@ def table(x_rbc: Tensor, rows: int) -> Tensor:
     if x_rbc.shape[0] == rows:
         return x_rbc
     return x_rbc.transpose(0, 1).reshape(x_rbc.shape[1], rows, -1).transpose(0, 1)
-
-
-def _permuted(permutation: Permutation, x: Tensor) -> Tensor:
-    """Features first."""
-    y: Tensor = permutation(x, features_first=True)
-    return y
 
 
 def _products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:

@@ -108,11 +108,10 @@ def _library_for(x: Tensor, values: Tensor, starts: Tensor) -> ctypes.CDLL | Non
 
 @cache
 def _library() -> ctypes.CDLL | str:
-    """``nonzeros.c``, made and loaded, or why there is none."""
-    library = kernels.library("nonzeros")
-    if not isinstance(library, str):
-        pointer, size = ctypes.c_void_p, ctypes.c_int64
-        library.mixersweep_product.argtypes = [size, size, ctypes.c_int, *[pointer] * 6]
-        library.mixersweep_gradients.argtypes = [size, size, ctypes.c_int, *[pointer] * 8]
-        library.mixersweep_product.restype = library.mixersweep_gradients.restype = None
-    return library
+    """``nonzeros.c``, or why there is none."""
+    sizes_and_threads = [*[ctypes.c_int64] * 2, ctypes.c_int]
+    return kernels.library(
+        "nonzeros",
+        mixersweep_product=[*sizes_and_threads, *[ctypes.c_void_p] * 6],
+        mixersweep_gradients=[*sizes_and_threads, *[ctypes.c_void_p] * 8],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from mixersweep.layers.tables import from_table, to_table
 
 class Permutation(nn.Module):
     """y = J x on the last axis of size ``width``; the base class is the identity."""
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -96,9 +96,6 @@ def _library_for(x: Tensor) -> ctypes.CDLL | None:
 
 @cache
 def _library() -> ctypes.CDLL | str:
-    """``tables.c``, made and loaded, or why there is none."""
-    library = kernels.library("tables")
-    if not isinstance(library, str):
-        for turn in (library.mixersweep_from_table, library.mixersweep_to_table):
-            turn.argtypes, turn.restype = [*[ctypes.c_int64] * 3, ctypes.c_int, *[ctypes.c_void_p] * 3], None
-    return library
+    """``tables.c``, or why there is none."""
+    takes = [*[ctypes.c_int64] * 3, ctypes.c_int, *[ctypes.c_void_p] * 3]
+    return kernels.library("tables", mixersweep_from_table=takes, mixersweep_to_table=takes)
