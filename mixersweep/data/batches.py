@@ -179,27 +179,36 @@ class DeviceImages:
         """One epoch, see ``Batches``; without augmentation an image is its centre."""
         order = epoch_order(len(self), order_seed).to(self.images.device)
         boxes = self.finish.boxes(len(self), augment_seed)
-        places = torch.arange(batch_size, device=self.images.device)
-        epoch = [values[order] for values in (self.labels, *self._draw(augment_seed))]
+        drawn = [values.to(self.images.device) for values in self.draw(torch.arange(len(self)), augment_seed)]
+        epoch = [values[order] for values in (self.labels, *drawn)]
         for which, labels, start, *mirrored in shares([order, *epoch], batch_size, first_step, rank, world_size):
-            bytes_bcyx = self.crops.index_select(0, start)
-            if mirrored:
-                both = torch.cat((bytes_bcyx, bytes_bcyx.flip(-1)))
-                bytes_bcyx = both.index_select(0, places[: len(which)] + mirrored[0] * len(which))
-            yield self.finish(bytes_bcyx, boxes, which), labels
+            yield self.finish(self.cropped(start, *mirrored), boxes, which), labels
 
-    def _draw(self, augment_seed: int | None) -> list[Tensor]:
-        """On the device, each (N,): the place of a crop in ``crops`` and, where any is, 1 if it is mirrored else 0."""
-        count, margin = len(self), self.crop_padding
-        row = column = torch.full((count,), margin)
-        mirrored = []
-        if augment_seed is not None:
-            generator = torch.Generator().manual_seed(augment_seed)
-            row, column = torch.randint(2 * margin + 1, (2, count), generator=generator)
-            if self.flip:
-                mirrored = [torch.randint(2, (count,), generator=generator)]
-        start = (torch.arange(count) * self.channels * self.padded_size + row) * self.padded_size + column
-        return [values.to(self.images.device) for values in (start, *mirrored)]
+    def cropped(self, start: Tensor, mirrored: Tensor | None = None) -> Tensor:
+        """The crops that begin at these places (B,), those ``mirrored`` with a 1: uint8 (B, channels, size, size)."""
+        bytes_bcyx = self.crops.index_select(0, start)
+        if mirrored is None:
+            return bytes_bcyx
+        both = torch.cat((bytes_bcyx, bytes_bcyx.flip(-1)))
+        return both.index_select(0, torch.arange(len(start), device=start.device) + mirrored * len(start))
+
+    def centres(self, images: Tensor) -> Tensor:
+        """The places of the crops of images (N,) that nothing augments, on their device."""
+        first = self.crop_padding
+        places: Tensor = (images * self.channels * self.padded_size + first) * self.padded_size + first
+        return places
+
+    def draw(self, images: Tensor, augment_seed: int | None) -> list[Tensor]:
+        """Of so many images (N,), on the CPU: the places of their crops in ``crops`` and, where any is, 1 for each that
+        is mirrored; image i of them has the i-th augmentation of the seed, or without one its centre.
+        """
+        if augment_seed is None:
+            return [self.centres(images)]
+        count = len(images)
+        generator = torch.Generator().manual_seed(augment_seed)
+        row, column = torch.randint(2 * self.crop_padding + 1, (2, count), generator=generator)
+        mirrored = [torch.randint(2, (count,), generator=generator)] if self.flip else []
+        return [(images * self.channels * self.padded_size + row) * self.padded_size + column, *mirrored]
 
     def _crops(self) -> Tensor:
         """(places, channels, image_size, image_size): crops by the flat index of their first pixel, without a copy.

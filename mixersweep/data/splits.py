@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mixersweep.config import Config
 from mixersweep.data import Folder, Images, find, folders, load
@@ -41,16 +43,7 @@ def open_splits(config: Config, device: torch.device, *, workers: int = 0) -> Sp
     is read by ``workers`` processes (``stream.choose_workers``; 0: by this one); batches are the same for any number.
     Raises ``DataMissing`` or ``UserError`` where the data are not there, damaged, or not what the config says they are.
     """
-    source, data_dir = find(config.data.name), Path(config.data_dir).expanduser()
-    train: Images | Tree
-    test: Images | Tree
-    if isinstance(source, Folder):
-        root = folders.root_of(config.data.name, data_dir, config.data.root)
-        train, test = folders.read_tree(config.data.name, source, root)
-        folders.check(root, dataclasses.asdict(config.data), train, test)
-    else:
-        train, test = load(config.data.name, data_dir)
-        _check(config, train, test)
+    train, test = _read(config)
     chosen, withheld = split(train.labels, config.validation, seed_of(config, "split"))
     sides = {"train": train.subset(chosen), "validation": train.subset(withheld), "test": test}
     streamed = [name for name, images in sides.items() if _is_streamed(config, images, training=name == "train")]
@@ -62,6 +55,46 @@ def open_splits(config: Config, device: torch.device, *, workers: int = 0) -> Sp
         return Stream(pool, streamed.index(name), sides[name], _finish(config, device))
 
     return Splits(batches("train"), batches("validation"), batches("test"), pool)
+
+
+@dataclass(frozen=True)
+class SharedSplits:
+    """The images of one data set on a device, and which of them each of several runs trains on and validates with.
+
+    ``train`` and ``validation`` are int64 (R, N), places in ``images``, each as many for all runs.
+    """
+
+    images: DeviceImages
+    train: Tensor
+    validation: Tensor
+    test: DeviceImages
+
+
+def share_splits(configs: Sequence[Config], device: torch.device) -> SharedSplits:
+    """The splits of runs that differ in their seeds alone, as far as data go; the images lie on the device once.
+
+    Raises what ``open_splits`` does. Images that are read one by one cannot be shared.
+    """
+    config = configs[0]
+    train, test = _read(config)
+    sides = [split(train.labels, config.validation, seed_of(each, "split")) for each in configs]
+    chosen, withheld = (torch.stack([torch.from_numpy(side[part]) for side in sides]) for part in (0, 1))
+    return SharedSplits(_on_device(config, train, device), chosen, withheld, _on_device(config, test, device))
+
+
+def _read(config: Config) -> tuple[Images | Tree, Images | Tree]:
+    """The training and the test images of a set, checked against the settings."""
+    source, data_dir = find(config.data.name), Path(config.data_dir).expanduser()
+    train: Images | Tree
+    test: Images | Tree
+    if isinstance(source, Folder):
+        root = folders.root_of(config.data.name, data_dir, config.data.root)
+        train, test = folders.read_tree(config.data.name, source, root)
+        folders.check(root, dataclasses.asdict(config.data), train, test)
+    else:
+        train, test = load(config.data.name, data_dir)
+        _check(config, train, test)
+    return train, test
 
 
 def batches_of(config: Config, images: Images, device: torch.device, *, workers: int = 0) -> Batches:

@@ -9,7 +9,7 @@ from mixersweep.layers.base import SparseMap
 from mixersweep.layers.convolution import SparseConv
 from mixersweep.layers.dense import Dense
 from mixersweep.layers.kronecker import PermutedKronecker, table
-from mixersweep.layers.norm import ColumnNorm
+from mixersweep.layers.norm import ColumnNorm, RowNorm
 from mixersweep.layers.permutation import (
     Commutation,
     Identity,
@@ -29,6 +29,7 @@ __all__ = [
     "Permutation",
     "PermutedKronecker",
     "RandomPermutation",
+    "RowNorm",
     "SparseConv",
     "SparseMap",
     "SparseWeights",

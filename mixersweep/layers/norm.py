@@ -1,11 +1,32 @@
-"""LayerNorm for features that come first, as the products with sparse matrices want them."""
+"""LayerNorm, for features that come last and for those that come first, as products with sparse matrices want them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from mixersweep.layers.pack import is_packed, stacked
+
+
+class RowNorm(nn.LayerNorm):
+    """``nn.LayerNorm(width)`` on rows: (..., width) to the same shape."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each row, then scale and shift each column."""
+        return stacked(_row_norms, x, self.weight, self.bias, self.eps) if is_packed() else super().forward(x)
+
+
+def _row_norms(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Of R runs: (R, ..., width), (R, width), (R, width) to (R, ..., width)."""
+    between = (1,) * (x.dim() - 2)
+    normed = F.layer_norm(x, x.shape[-1:], eps=eps)
+    return torch.addcmul(bias.unflatten(1, (*between, -1)), normed, weight.unflatten(1, (*between, -1)))
 
 
 class ColumnNorm(nn.LayerNorm):
@@ -16,6 +37,8 @@ class ColumnNorm(nn.LayerNorm):
 
     def forward(self, x_mb: Tensor) -> Tensor:
         """Normalise each column, then scale and shift each row."""
+        if is_packed():
+            return stacked(_column_norms, x_mb, self.weight, self.bias, self.eps)
         with torch.autocast(x_mb.device.type, enabled=False):  # in fp32, as torch's LayerNorm is under autocast
             y_mb: Tensor = _ColumnNorm.apply(x_mb.to(self.weight.dtype), self.weight, self.bias, self.eps)
         return y_mb
@@ -42,3 +65,11 @@ class _ColumnNorm(torch.autograd.Function):
         along = weight @ product / width
         of_x = (g * weight[:, None]).sub_(weight @ g / width).sub_(normed * along).mul_(inverse_std)
         return of_x, of_weight, of_bias, None
+
+
+def _column_norms(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Of R runs: (R, width, batch), (R, width), (R, width) to (R, width, batch)."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(weight.dtype)
+        variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+        return torch.addcmul(bias[..., None], (x - mean) * (variance + eps).rsqrt(), weight[..., None])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixersweep.layers.gather import gathered
+from mixersweep.layers.pack import is_packed, stacked
 from mixersweep.layers.tables import from_table, to_table
 
 
@@ -66,6 +68,8 @@ def turned(x: Tensor) -> Tensor:
     """The transpose of a matrix, contiguous, as is its gradient: J_c of the table in its rows."""
     if x.t().is_contiguous():
         return x.t()
+    if is_packed():
+        return stacked(lambda x_rnm: x_rnm.mT.contiguous(), x)
     copied: Tensor = _Turn.apply(x)
     return copied
 
@@ -117,12 +121,12 @@ class IndexPermutation(Permutation):
         """
         there, back = self.forward_indices, self.inverse_indices
         if not features_first:
-            return _gathered(x, there, back, -1)
+            return gathered(x, there, back, -1)
         if self.rows is not None:
             return to_table(x.reshape(self.width, -1), there, back, self.rows).transpose(1, 2)
         if x.dim() == 3 and (x_rbc := x.transpose(1, 2)).is_contiguous():
             return from_table(x_rbc, back, there)
-        return _gathered(x.reshape(self.width, -1), there, back, 0)
+        return gathered(x.reshape(self.width, -1), there, back, 0)
 
 
 class RandomPermutation(IndexPermutation):
@@ -130,33 +134,3 @@ class RandomPermutation(IndexPermutation):
 
     def __init__(self, width: int, generator: torch.Generator, rows: int | None = None) -> None:
         super().__init__(torch.randperm(width, generator=generator, device=generator.device), rows)
-
-
-def _gathered(x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
-    y: Tensor = _Gather.apply(x, indices, inverse, axis)
-    return y
-
-
-class _Gather(torch.autograd.Function):
-    """The entries of x along an axis by their indices; its gradient is a gather by the inverse, not a scatter.
-
-    A compiler sees it as it is: fused with the change of layout before or after, it would move single numbers.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
-        ctx.indices, ctx.inverse, ctx.axis = indices, inverse, axis
-        return (_opaque_gather if torch.compiler.is_compiling() else _gather)(x, indices, axis)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = gradients
-        return _gathered(gradient, ctx.inverse, ctx.indices, ctx.axis), None, None, None
-
-
-def _gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
-    return x.index_select(axis, indices)
-
-
-_opaque_gather = torch.library.custom_op("mixersweep::gather", _gather, mutates_args=())
-_opaque_gather.register_fake(lambda x, _indices, _axis: torch.empty_like(x, memory_format=torch.contiguous_format))

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from mixersweep.layers import kernels
+from mixersweep.layers.gather import gathered_of_runs
 from mixersweep.layers.kernels import address
+from mixersweep.layers.pack import is_packed, stacked
 
 
 def from_table(x_rbc: Tensor, place: Tensor, feature_at: Tensor) -> Tensor:
@@ -20,12 +22,16 @@ def from_table(x_rbc: Tensor, place: Tensor, feature_at: Tensor) -> Tensor:
 
     ``feature_at`` is the inverse of ``place``; both are int64.
     """
+    if is_packed():
+        return stacked(_from_tables, x_rbc, place, feature_at)
     y: Tensor = _FromTable.apply(x_rbc, place, feature_at)
     return y
 
 
 def to_table(x: Tensor, place: Tensor, feature_at: Tensor, rows: int) -> Tensor:
     """(rows·columns, B) to (rows, B, columns): the way back."""
+    if is_packed():
+        return stacked(_to_tables, x, place, feature_at, rows)
     y_rbc: Tensor = _ToTable.apply(x, place, feature_at, rows)
     return y_rbc
 
@@ -58,6 +64,17 @@ class _ToTable(torch.autograd.Function):
         (gradient,) = gradients
         place, feature_at = ctx.places
         return from_table(gradient, place, feature_at), None, None, None
+
+
+def _from_tables(x_rsbc: Tensor, place: Tensor, feature_at: Tensor) -> Tensor:
+    """Of R runs: (R, rows, B, columns), (R, features) twice, to (R, features, B)."""
+    return gathered_of_runs(x_rsbc.transpose(2, 3).flatten(1, 2), feature_at, place)
+
+
+def _to_tables(x_rmb: Tensor, place: Tensor, feature_at: Tensor, rows: int) -> Tensor:
+    """Of R runs: the way back."""
+    moved: Tensor = gathered_of_runs(x_rmb, place, feature_at).unflatten(1, (rows, -1))
+    return moved.transpose(2, 3).contiguous()
 
 
 def _from_table(x_rbc: Tensor, place: Tensor, feature_at: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
 from mixersweep.config import AnyMixer
-from mixersweep.layers import Commutation, Dense, Permutation, PermutedKronecker, RandomPermutation
+from mixersweep.layers import Commutation, Dense, Permutation, PermutedKronecker, RandomPermutation, RowNorm
 from mixersweep.models.parts import ACTIVATIONS, ImageFacts, Mixing, PatchEmbedding, StructureSeed
 
 
@@ -43,9 +43,9 @@ class MixerBlock(nn.Module):
         assert tokens is not None and channels is not None
         eps = settings.norm_eps
         self.skip = skip_layer(inputs, tokens, channels, eps) if skip else nn.Identity()
-        self.token_norm = nn.LayerNorm(channels, eps=eps)
+        self.token_norm = RowNorm(channels, eps=eps)
         self.token_mixing = _mixing(settings, architecture, "token", block, inputs, structure)
-        self.channel_norm = nn.LayerNorm(channels, eps=eps)
+        self.channel_norm = RowNorm(channels, eps=eps)
         self.channel_mixing = _mixing(settings, architecture, "channel", block, channels, structure)
 
     def forward(self, x_tbc: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class MixerNetwork(nn.Module):
             inputs = architecture.patches if first else tokens
             skip = first and architecture.skip_parameters > 0
             self.blocks.append(self.block_class(settings, architecture, block, inputs, skip=skip, structure=structure))
-        self.norm = nn.LayerNorm(channels, eps=settings.norm_eps)
+        self.norm = RowNorm(channels, eps=settings.norm_eps)
         self.head = Dense(channels if self.pooled else tokens * channels, images.classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class TokenMap(nn.Module):
 
 def skip_layer(inputs: int, tokens: int, channels: int, eps: float) -> nn.Sequential:
     """LN(W̃ X): the skip of a block that maps ``inputs`` to ``tokens`` (A.2.4)."""
-    return nn.Sequential(TokenMap(inputs, tokens), nn.LayerNorm(channels, eps=eps))
+    return nn.Sequential(TokenMap(inputs, tokens), RowNorm(channels, eps=eps))
 
 
 def _mixing(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
 from mixersweep.config.families import Monarch, Shallow
-from mixersweep.layers import Commutation, Dense, PermutedKronecker
+from mixersweep.layers import Commutation, Dense, PermutedKronecker, RowNorm
 from mixersweep.models.mixer import MixerNetwork, skip_layer
 from mixersweep.models.parts import ACTIVATIONS, ImageFacts, Mixing, StructureSeed
 
@@ -34,7 +34,7 @@ class MonarchBlock(nn.Module):
         tokens, channels = architecture.tokens, architecture.channels
         assert tokens is not None and channels is not None
         self.skip = skip_layer(inputs, tokens, channels, settings.norm_eps) if skip else nn.Identity()
-        self.norm = nn.LayerNorm(channels, eps=settings.norm_eps)
+        self.norm = RowNorm(channels, eps=settings.norm_eps)
         right, left = monarch_factors(inputs, tokens, channels, tied=settings.tied, bias=settings.bias)
         activation = ACTIVATIONS[settings.activation]()
         inner = activation if settings.inner_activation else nn.Identity()

@@ -1,0 +1,55 @@
+"""Features moved by their indices: a gather there, and a gather by the inverse for the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixersweep.layers.pack import is_packed, stacked
+
+
+def gathered(x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
+    """The entries of x along an axis by their indices, int64, of which ``inverse`` is the inverse permutation."""
+    if is_packed():
+        return stacked(_along, x, indices, inverse, axis % x.dim())
+    y: Tensor = _Gather.apply(x, indices, inverse, axis)
+    return y
+
+
+class _Gather(torch.autograd.Function):
+    """The entries of x along an axis by their indices; its gradient is a gather by the inverse, not a scatter.
+
+    A compiler sees it as it is: fused with the change of layout before or after, it would move single numbers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
+        ctx.indices, ctx.inverse, ctx.axis = indices, inverse, axis
+        return (_opaque_gather if torch.compiler.is_compiling() else _gather)(x, indices, axis)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = gradients
+        return _Gather.apply(gradient, ctx.inverse, ctx.indices, ctx.axis), None, None, None
+
+
+def gathered_of_runs(x: Tensor, indices: Tensor, inverse: Tensor) -> Tensor:
+    """The features of R runs, each by indices of its own: (R, n, ...), (R, n) and (R, n)."""
+    runs, n = indices.shape
+    first = n * torch.arange(runs, device=x.device)[:, None]
+    flat: Tensor = _Gather.apply(x.flatten(0, 1), (indices + first).flatten(), (inverse + first).flatten(), 0)
+    return flat.view(x.shape)
+
+
+def _along(x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
+    return gathered_of_runs(x.movedim(axis + 1, 1), indices, inverse).movedim(1, axis + 1)
+
+
+def _gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+    return x.index_select(axis, indices)
+
+
+_opaque_gather = torch.library.custom_op("mixersweep::gather", _gather, mutates_args=())
+_opaque_gather.register_fake(lambda x, _indices, _axis: torch.empty_like(x, memory_format=torch.contiguous_format))

@@ -1,0 +1,59 @@
+"""Programs of a GPU that are captured once as CUDA graphs and replayed: one launch in place of hundreds.
+
+A graph runs the same kernels on the same memory each time, so whatever changes from one replay to the next has to be
+read from tensors that stay where they are. Elsewhere a program is simply called.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Captured:
+    """The programs of one learner by name; ``changing`` are the tensors that they change in place."""
+
+    def __init__(self, device: torch.device, changing: Sequence[Tensor]) -> None:
+        self._device, self._changing = device, changing
+        self._graphs: dict[str, Any] = {}
+        self._pool: Any = None
+
+    def run(self, name: str, program: Callable[..., None], *arguments: Any) -> None:
+        """Run a program, which by this name is always the same with the same arguments."""
+        if self._device.type != "cuda":
+            program(*arguments)
+            return
+        if name not in self._graphs:
+            self._graphs[name] = self._capture(program, arguments)
+        self._graphs[name].replay()
+
+    def _capture(self, program: Callable[..., None], arguments: Sequence[Any]) -> Any:
+        """Run it for real first: libraries choose their routines and take their memory then, which no graph may.
+
+        What that changes is put back. While it is captured no garbage is collected, since freeing another graph's
+        memory would end the capture.
+        """
+        before = [tensor.detach().clone() for tensor in self._changing]
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            program(*arguments)
+            program(*arguments)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        for tensor, value in zip(self._changing, before, strict=True):
+            tensor.detach().copy_(value)
+        graph = torch.cuda.CUDAGraph()
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                program(*arguments)
+        finally:
+            if collects:
+                gc.enable()
+        self._pool = self._pool or graph.pool()
+        return graph

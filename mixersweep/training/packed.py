@@ -1,0 +1,370 @@
+"""The packed learner: R runs of one program, trained as one.
+
+Weights, buffers, optimiser state, rates and seeds have a leading axis of runs; the network is called for all of them by
+``layers.pack``. What changes from step to step, the place in the epoch and the rates, is read from tables on the device
+by a counter there, so that a step is the same program each time: on a GPU it is captured once as a CUDA graph and
+replayed, and Python launches one thing a step in place of hundreds. Nothing waits for the device within an epoch.
+
+What a run computes depends neither on the number of runs, nor on its place, nor on its neighbours. On a CPU, whose
+elementwise loops and products round otherwise at other sizes, and which has nothing to gain from size, the runs are
+computed one by one, by the same program.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from mixersweep.data.batches import DeviceImages, epoch_order
+from mixersweep.data.splits import SharedSplits
+from mixersweep.layers import pack
+from mixersweep.models import build
+from mixersweep.models.mlp import choose_storage
+from mixersweep.runs import Run
+from mixersweep.seeds import derive, seed_of
+from mixersweep.training.checkpoint import Checkpoint
+from mixersweep.training.evaluation import batch_size
+from mixersweep.training.graphs import Captured
+from mixersweep.training.packed_optimizer import PackedOptimizer, make_packed
+from mixersweep.training.precision import autocast, set_precision
+from mixersweep.training.schedule import learning_rate
+
+LEAST = 2
+"""Runs on a GPU: cuBLAS multiplies one matrix by another routine than two, with other last digits. A run that is alone
+there has a twin, which computes the same and is not looked at."""
+
+
+class Packed:
+    """R runs, their weights and what changes them; an epoch at a time."""
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        device: torch.device,
+        splits: SharedSplits,
+        storage: str,
+        kept: Sequence[Checkpoint | None],
+        at_once: int | None = None,
+    ) -> None:
+        """``at_once``: the runs that are computed as one, by default all on a GPU and one on a CPU."""
+        self.count = len(runs)
+        if device.type == "cuda" and self.count < LEAST:
+            runs, kept = [runs[0]] * LEAST, [kept[0]] * LEAST
+            splits = replace(
+                splits, train=splits.train.expand(LEAST, -1), validation=splits.validation.expand(LEAST, -1)
+            )
+        self.configs = [run.config for run in runs]
+        self.config, self.device, self.splits = self.configs[0], device, splits
+        set_precision(self.config.precision, device)
+        networks = [build(run.config, run.architecture) for run in runs]
+        for network, state in zip(networks, kept, strict=True):
+            if state is not None:
+                network.load_state_dict(state.model)
+        self._network = networks[0].to(device)
+        self.storage = choose_storage(self._network, storage, device, self.config.batch_size)
+        self._weights = _Flat([dict(network.named_parameters()) for network in networks], device)
+        self._validation = splits.validation.to(device)
+        self._buffers = {
+            name: torch.stack([dict(network.named_buffers())[name].to(device) for network in networks])
+            for name, _ in self._network.named_buffers()
+        }
+        self._stored = [name for name in self._network.state_dict() if name in self._buffers]
+        self._optimizer: PackedOptimizer = make_packed(networks, [c.optim for c in self.configs], self._weights.flat)
+        self._averages: dict[str, Tensor] = {}
+        if self.config.ema is not None:
+            self._averages = {"weights": self._weights.flat.clone()}
+            self._averages |= {name: self._buffers[name].clone() for name in self._stored}
+        for place, state in enumerate(kept):
+            if state is not None:
+                self._take_up(place, state)
+
+        every = at_once or (len(runs) if device.type == "cuda" else 1)
+        self._parts = [slice(first, min(first + every, len(runs))) for first in range(0, len(runs), every)]
+        self._leaves = [self._weights.leaves(part) for part in self._parts]
+        runs_, steps = len(runs), self.steps
+        images = splits.train.shape[1]
+        self._starts = torch.zeros(runs_, images, dtype=torch.int64, device=device)
+        self._labels = torch.zeros_like(self._starts)
+        self._mirrored = torch.zeros_like(self._starts) if splits.images.flip else None
+        self._rates = torch.zeros(steps, runs_, device=device)
+        self._smoothing = self._of_each("label_smoothing")
+        self._clip = None if self.config.optim.clip_norm is None else self._of_each("clip_norm")
+        self._number = torch.zeros(1, dtype=torch.int64, device=device)  # the step in the epoch
+        self._index = torch.zeros(1, dtype=torch.int64, device=device)  # and of training
+        self.sums = torch.zeros(runs_, 2, steps, dtype=torch.float64, device=device)
+        self._evaluated = torch.zeros(runs_, 2, dtype=torch.float64, device=device)
+        changing = [self._weights.flat, *self._buffers.values(), *self._optimizer.state, *self._averages.values()]
+        changing += [self._number, self._index, self.sums, self._evaluated]
+        self._captured = Captured(device, changing)
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return math.ceil(self.splits.train.shape[1] / self.config.batch_size)
+
+    def epoch(self, epoch: int, first: int = 0, sums: Sequence[Tensor | None] = ()) -> Iterator[int]:
+        """Train the steps of an epoch from ``first`` on, and yield the number of each; ``sums`` (2, steps) of each run
+        are those of the steps before.
+        """
+        self._prepare(epoch, first)
+        self.sums.zero_()
+        for place, of_run in enumerate(sums):
+            if of_run is not None:
+                self.sums[place] = of_run.to(self.device)
+        size, images = self.config.batch_size, self.splits.train.shape[1]
+        for number in range(first, self.steps):
+            self._captured.run(
+                f"train {min(size, images - number * size)}", self._step, min(size, images - number * size)
+            )
+            yield number
+
+    def evaluate(
+        self, split: str, after_each: Callable[[], None], *, averaged: bool = False
+    ) -> list[tuple[float | None, float | None]]:
+        """Mean loss and accuracy of each run on its ``validation`` or the ``test`` images; None without any."""
+        images = self._images_of(split)
+        if not images:
+            return [(None, None)] * self.count
+        self._evaluated.zero_()
+        self._number.zero_()
+        for size in self._passes(images):
+            self._captured.run(f"evaluate {split} {size} {averaged}", self._evaluation, split, size, averaged)
+            after_each()
+        found = (self._evaluated / images)[: self.count].tolist()
+        return [(loss, accuracy) for loss, accuracy in found]
+
+    def predict(self) -> list[dict[str, Any]]:
+        """Of each run, arrays (N,) of every test image in order, as ``evaluation.predict`` gives them."""
+        parts, labels = [], self.splits.test.labels
+        for first in range(0, len(labels), batch_size(self.config)):
+            which = torch.arange(first, min(first + batch_size(self.config), len(labels)), device=self.device)
+            images = self._plain(self.splits.test, which)
+            parts.append(torch.cat([self._logits(part, images, averaged=False) for part in self._parts]))
+        probabilities = torch.cat(parts, 1).softmax(-1)
+        predicted = probabilities.argmax(-1).int()
+        probability = probabilities.gather(2, labels.expand(len(probabilities), -1)[..., None]).squeeze(2)
+        return [
+            {
+                "prediction": predicted[place].cpu().numpy(),
+                "probability_of_label": probability[place].cpu().numpy(),
+                "label": labels.int().cpu().numpy(),
+            }
+            for place in range(self.count)
+        ]
+
+    def first_bad(self) -> list[int | None]:
+        """Of each run the first step of the epoch whose loss is not finite; waits for the device."""
+        bad = self.sums[: self.count, 0].isfinite().logical_not()
+        first = bad.int().argmax(1).tolist()
+        return [number if found else None for number, found in zip(first, bad.any(1).tolist(), strict=True)]
+
+    def are_finite(self) -> list[bool]:
+        """Whether all weights of each run are; waits for the device."""
+        finite: list[bool] = self._weights.flat[: self.count].isfinite().all(1).tolist()
+        return finite
+
+    def save_to(self, place: int, state: Checkpoint) -> None:
+        """Put what one run has learnt into its checkpoint, as a learner of its own would."""
+        state.model = self._weights.of(place) | {name: self._buffers[name][place].clone() for name in self._stored}
+        names = list(self._network.state_dict())
+        state.model = {name: state.model[name] for name in names}
+        state.optimizer = self._optimizer.state_of(place, self._trained(state))
+        state.average = {}
+        if self._averages:
+            averages = self._weights.of(place, self._averages["weights"])
+            averages |= {name: self._averages[name][place].clone() for name in self._stored}
+            state.average = {f"module.{name}": averages[name] for name in names}
+
+    def _trained(self, state: Checkpoint) -> int:
+        """The steps that a checkpoint comes after."""
+        return len(state.rows) * self.steps + state.step
+
+    def network_of(self, place: int) -> nn.Module:
+        """The network of one run by itself, with its weights and structure as they are now."""
+        network, weights = copy.deepcopy(self._network), self._weights.of(place)
+        for name, parameter in network.named_parameters():
+            parameter.data.copy_(weights[name])
+        for name, buffer in network.named_buffers():
+            buffer.copy_(self._buffers[name][place])
+        return network
+
+    def _take_up(self, place: int, state: Checkpoint) -> None:
+        self._optimizer.load(place, state.optimizer)
+        if self._averages:
+            averages = {name.removeprefix("module."): value for name, value in state.average.items()}
+            self._weights.put(place, averages, self._averages["weights"])
+            for name in self._stored:
+                self._averages[name][place] = averages[name].to(self.device)
+
+    def _prepare(self, epoch: int, first: int) -> None:
+        """Fill the tables of an epoch: what each run sees in which order, and its rates."""
+        store = self.splits.images
+        for place, config in enumerate(self.configs):
+            images = self.splits.train[place]
+            order = epoch_order(len(images), derive(seed_of(config, "order"), epoch))
+            start, *mirrored = store.draw(images, derive(seed_of(config, "augmentation"), epoch))
+            self._starts[place] = start[order].to(self.device, non_blocking=True)
+            self._labels[place] = store.labels[images[order].to(self.device)]
+            if self._mirrored is not None:
+                self._mirrored[place] = mirrored[0][order].to(self.device, non_blocking=True)
+        before = (epoch - 1) * self.steps
+        rates = [
+            [learning_rate(c.optim, before + number, self.steps, c.epochs) for c in self.configs]
+            for number in range(self.steps)
+        ]
+        self._rates.copy_(torch.tensor(rates))
+        self._number.fill_(first)
+        self._index.fill_(before + first)
+
+    def _step(self, size: int) -> None:
+        """One update of every run, on the ``size`` images that come next."""
+        self._network.train()
+        for part, leaves in zip(self._parts, self._leaves, strict=True):
+            self._step_of(part, leaves, size)
+        self._number += 1
+        self._index += 1
+
+    def _step_of(self, part: slice, leaves: dict[str, Tensor], size: int) -> None:
+        """The same of some of the runs."""
+        number = self._number
+        which = number * self.config.batch_size + torch.arange(size, device=self.device)
+        labels = self._labels[part].index_select(1, which)
+        logits = self._forward(leaves, self._buffers, self._augmented(part, which), part)
+        losses = _cross_entropy(logits, labels, self._smoothing[part])
+        gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
+        with torch.no_grad():
+            flat = torch.cat([gradient.flatten(1) for gradient in gradients], 1)
+            if self._clip is not None:
+                norms = flat.square().sum(1).sqrt()
+                flat = flat * (self._clip[part] / (norms + 1e-6)).clamp(max=1.0)[:, None]
+            rates = self._rates.index_select(0, number)[0]
+            self._optimizer.update(part, flat, rates[part], self._index)
+            self._average(part)
+            correct = (logits.argmax(-1) == labels).sum(1)
+            row = torch.stack([losses.detach().double() * size, correct.double()], 1)
+            self.sums[part].index_copy_(2, number, row[..., None])
+
+    def _average(self, part: slice) -> None:
+        """As ``ema.Average``: the decay is small while the average is young."""
+        if self.config.ema is None:
+            return
+        step = self._index.double()
+        decay = torch.minimum((1 + step) / (10 + step), torch.full_like(step, self.config.ema)).float()
+        for name, average in self._averages.items():
+            now = self._weights.flat if name == "weights" else self._buffers[name]
+            if average.is_floating_point():
+                average[part].lerp_(now[part], 1 - decay)
+            else:
+                average[part].copy_(now[part])
+
+    @torch.no_grad()
+    def _evaluation(self, split: str, size: int, averaged: bool) -> None:
+        """Add the losses and right answers of the ``size`` images that come next."""
+        which = self._number * batch_size(self.config) + torch.arange(size, device=self.device)
+        for part in self._parts:
+            if split == "test":
+                images, labels = self._plain(self.splits.test, which), self.splits.test.labels[which][None]
+            else:
+                places = self._validation[part].index_select(1, which)
+                images = self._plain(self.splits.images, places.flatten()).unflatten(0, places.shape)
+                labels = self.splits.images.labels[places]
+            logits = self._logits(part, images, averaged=averaged)
+            labels = labels.expand(len(logits), -1)
+            losses = _cross_entropy(logits, labels, torch.zeros_like(self._smoothing[part]))
+            right = (logits.argmax(-1) == labels).sum(1)
+            self._evaluated[part] += torch.stack([losses.double() * size, right.double()], 1)
+        self._number += 1
+
+    def _forward(
+        self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], images: Tensor, part: slice
+    ) -> Tensor:
+        """Logits (R, B, classes) in fp32 of some runs, by their weights and the buffers of all.
+
+        Images are (R, B, ch, H, W), or (B, ch, H, W) where they are the same for all runs.
+        """
+
+        def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+            logits: Tensor = torch.func.functional_call(self._network, (weights, buffers), (images,))
+            return logits
+
+        some = {name: buffer[part] for name, buffer in buffers.items()}
+        with autocast(self.config.precision, self.device):
+            in_dims = (0, 0, 0 if images.dim() == 5 else None)
+            logits: Tensor = pack.call(one, dict(weights), some, images, in_dims=in_dims)
+        return logits.float()
+
+    @torch.no_grad()
+    def _logits(self, part: slice, images: Tensor, *, averaged: bool) -> Tensor:
+        """In evaluation."""
+        self._network.eval()
+        flat, buffers = self._weights.flat, self._buffers
+        if averaged:
+            flat = self._averages["weights"]
+            buffers = {name: self._averages.get(name, buffer) for name, buffer in buffers.items()}
+        return self._forward(self._weights.views(flat[part]), buffers, images, part)
+
+    def _augmented(self, part: slice, which: Tensor) -> Tensor:
+        """The training images of some runs at these places of the epoch, (R, B, ch, H, W)."""
+        starts = self._starts[part].index_select(1, which)
+        mirrored = None if self._mirrored is None else self._mirrored[part].index_select(1, which).flatten()
+        store = self.splits.images
+        return store.finish(store.cropped(starts.flatten(), mirrored), None, None).unflatten(0, starts.shape)
+
+    @staticmethod
+    def _plain(store: DeviceImages, which: Tensor) -> Tensor:
+        """Images without augmentation, (B, ch, H, W)."""
+        images: Tensor = store.finish(store.cropped(store.centres(which)), None, None)
+        return images
+
+    def _images_of(self, split: str) -> int:
+        return len(self.splits.test) if split == "test" else self._validation.shape[1]
+
+    def _passes(self, images: int) -> list[int]:
+        size = batch_size(self.config)
+        return [min(size, images - first) for first in range(0, images, size)]
+
+    def _of_each(self, setting: str) -> Tensor:
+        """A setting of the optimiser, of each run, (R,)."""
+        return torch.tensor([getattr(config.optim, setting) for config in self.configs], device=self.device)
+
+
+class _Flat:
+    """The parameters of R networks as one tensor, ``flat`` (R, P)."""
+
+    def __init__(self, networks: Sequence[Mapping[str, Tensor]], device: torch.device) -> None:
+        self._shapes = {name: parameter.shape for name, parameter in networks[0].items()}
+        rows = [torch.cat([parameter.detach().flatten() for parameter in network.values()]) for network in networks]
+        self.flat = torch.stack(rows).to(device)
+
+    def leaves(self, part: slice) -> dict[str, Tensor]:
+        """The parameters of some runs by name, (R, ...) each, to be differentiated by."""
+        return {name: view.detach().requires_grad_() for name, view in self.views(self.flat[part]).items()}
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The parts of such a tensor by name."""
+        parts = flat.split([shape.numel() for shape in self._shapes.values()], 1)
+        return {name: part.unflatten(1, shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def of(self, place: int, flat: Tensor | None = None) -> dict[str, Tensor]:
+        """A copy of what is one run's, by name."""
+        views = self.views(self.flat if flat is None else flat)
+        return {name: part[place].clone() for name, part in views.items()}
+
+    def put(self, place: int, values: Mapping[str, Tensor], flat: Tensor) -> None:
+        """Set what is one run's."""
+        for name, part in self.views(flat).items():
+            part[place] = values[name].to(part.device)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
+    """The mean loss of each run, (R,): of logits (R, B, classes), labels (R, B), and label smoothing (R,)."""
+    log_p = logits.log_softmax(-1)
+    of_label = F.nll_loss(log_p.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+    return (1 - smoothing) * of_label - smoothing * log_p.mean((1, 2))

@@ -1,0 +1,151 @@
+"""SGD and AdamW for R runs at once: torch's own updates, with rates and other numbers that each run has for itself.
+
+Parameters lie in one tensor (R, P), so an update is the same few operations whatever the network. State goes to and
+comes from the state dicts of torch's optimisers: a run may stop in a pack and go on alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixersweep.config.schema import SGD, AdamW, AnyOptim
+from mixersweep.training.optimizer import make_optimizer
+
+
+class PackedOptimizer(ABC):
+    """What updates ``flat`` (R, P) in place; ``state`` are the tensors that it changes beside it."""
+
+    state: list[Tensor]
+    moments: dict[str, Tensor]
+
+    def __init__(self, networks: Sequence[nn.Module], settings: Sequence[AnyOptim], flat: Tensor) -> None:
+        self.flat, self._settings, self._steps = flat, settings, [0] * len(settings)
+        self._templates = [make_optimizer(network, each) for network, each in zip(networks, settings, strict=True)]
+        named = dict(networks[0].named_parameters())
+        sizes = {name: parameter.numel() for name, parameter in named.items()}
+        first = dict(zip(sizes, _cumulated(sizes.values()), strict=True))
+        name_of = {id(parameter): name for name, parameter in named.items()}
+        scales, decays = torch.ones(flat.shape[1]), torch.zeros(len(settings), flat.shape[1])
+        self._parts: list[tuple[slice, torch.Size]] = []  # in the order of torch's state dicts
+        for group, *others in zip(*(template.param_groups for template in self._templates), strict=True):
+            for parameter in group["params"]:
+                name = name_of[id(parameter)]
+                part = slice(first[name], first[name] + sizes[name])
+                self._parts.append((part, parameter.shape))
+                scales[part] = group["lr_scale"]
+                for run, of_run in enumerate((group, *others)):
+                    decays[run, part] = of_run["weight_decay"]
+        self._scales, self._decays = scales.to(flat.device), decays.to(flat.device)
+
+    @abstractmethod
+    def update(self, part: slice, gradients: Tensor, rates: Tensor, index: Tensor) -> None:
+        """One step of some runs: gradients (R, P), rates (R,), and the number of the step in training, int64 (1,)."""
+
+    @abstractmethod
+    def state_of(self, place: int, step: int) -> dict[str, Any]:
+        """The state of one run after ``step`` steps, as torch's optimiser would have it."""
+
+    @abstractmethod
+    def load(self, place: int, state: dict[str, Any]) -> None:
+        """Go on from the state of one run."""
+
+    def _of_each(self, name: str) -> Tensor:
+        """A setting of each run, (R, 1)."""
+        return torch.tensor([[float(getattr(each, name))] for each in self._settings], device=self.flat.device)
+
+    def _dict(self, place: int, step: int, moments: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Any]:
+        groups = self._templates[place].state_dict()["param_groups"]
+        state = {}
+        if step:
+            for number, (part, shape) in enumerate(self._parts):
+                own = {name: moment[place, part].view(shape).clone() for name, moment in moments.items()}
+                state[number] = {**{name: value.clone() for name, value in more.items()}, **own}
+        return {"state": state, "param_groups": groups}
+
+    def _take(self, place: int, state: dict[str, Any], moments: dict[str, Tensor]) -> None:
+        for number, (part, _) in enumerate(self._parts):
+            for name, moment in moments.items():
+                value = state["state"].get(number, {}).get(name)
+                if value is not None:
+                    moment[place, part] = value.flatten().to(moment.device)
+
+
+class PackedSGD(PackedOptimizer):
+    """``torch.optim.SGD`` with momentum, Nesterov's or not, and weight decay."""
+
+    def __init__(self, networks: Sequence[nn.Module], settings: Sequence[SGD], flat: Tensor) -> None:
+        super().__init__(networks, settings, flat)
+        self._momentum, self._nesterov = self._of_each("momentum"), settings[0].nesterov
+        self.moments = {"momentum_buffer": torch.zeros_like(flat)}
+        self.state = list(self.moments.values())
+
+    def update(self, part: slice, gradients: Tensor, rates: Tensor, index: Tensor) -> None:
+        """g + decay·p goes into the momentum, and rate times that (Nesterov: one step ahead) off the parameters."""
+        del index
+        (buffer,) = (moment[part] for moment in self.state)
+        flat, momentum = self.flat[part], self._momentum[part]
+        steps = torch.addcmul(gradients, flat, self._decays[part])
+        buffer.mul_(momentum).add_(steps)
+        ahead = torch.addcmul(steps, buffer, momentum) if self._nesterov else buffer
+        flat.sub_(ahead * (rates[:, None] * self._scales))
+
+    def state_of(self, place: int, step: int) -> dict[str, Any]:
+        """Momentum buffers; none without momentum."""
+        has_momentum = float(self._settings[place].momentum) > 0  # type: ignore[union-attr]
+        return self._dict(place, step, self.moments if has_momentum else {}, {})
+
+    def load(self, place: int, state: dict[str, Any]) -> None:
+        """Take up its momentum."""
+        self._take(place, state, self.moments)
+
+
+class PackedAdamW(PackedOptimizer):
+    """``torch.optim.AdamW``."""
+
+    def __init__(self, networks: Sequence[nn.Module], settings: Sequence[AdamW], flat: Tensor) -> None:
+        super().__init__(networks, settings, flat)
+        self._beta1, self._beta2, self._eps = (self._of_each(name) for name in ("beta1", "beta2", "eps"))
+        self.moments = {"exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
+        self.state = list(self.moments.values())
+
+    def update(self, part: slice, gradients: Tensor, rates: Tensor, index: Tensor) -> None:
+        """Decay apart from the gradient, then the first moment over the root of the second, both corrected for age."""
+        first, second = (moment[part] for moment in self.state)
+        flat, beta1, beta2 = self.flat[part], self._beta1[part], self._beta2[part]
+        rate = rates[:, None] * self._scales
+        flat.mul_(1 - rate * self._decays[part])
+        first.lerp_(gradients, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradients * gradients, 1 - beta2)
+        age = (index + 1).double()
+        whole1, whole2 = (1 - beta.double() ** age for beta in (beta1, beta2))
+        roots = second.sqrt() / whole2.sqrt().float() + self._eps[part]
+        flat.sub_(rate / whole1.float() * first / roots)
+
+    def state_of(self, place: int, step: int) -> dict[str, Any]:
+        """Both moments, and the step of each parameter, which torch keeps apart."""
+        return self._dict(place, step, self.moments, {"step": torch.tensor(float(step))})
+
+    def load(self, place: int, state: dict[str, Any]) -> None:
+        """Take up both moments."""
+        self._take(place, state, self.moments)
+
+
+def make_packed(networks: Sequence[nn.Module], settings: Sequence[Any], flat: Tensor) -> PackedOptimizer:
+    """The optimiser of a pack, whose runs have all the same kind."""
+    kind = PackedSGD if isinstance(settings[0], SGD) else PackedAdamW
+    made: PackedOptimizer = kind(networks, settings, flat)
+    return made
+
+
+def _cumulated(sizes: Any) -> list[int]:
+    """Where each part begins."""
+    first, starts = 0, []
+    for size in sizes:
+        starts.append(first)
+        first += size
+    return starts
