@@ -32,7 +32,9 @@ from mixersweep.data.splits import batches_of
 from mixersweep.models import build
 from mixersweep.runs import Run, RunDirectory, hold, solve
 from mixersweep.training.loop import Training
+from mixersweep.training.member import Member
 from mixersweep.training.optimizer import make_optimizer
+from mixersweep.training.parallel import World
 from mixersweep.training.signals import StopSignals
 
 MODEL = ("data=cifar10", "model=s_mixer", "tokens=32", "channels=32", f"batch_size={BATCH}")
@@ -61,7 +63,7 @@ class Ours:
             run = solve(config_of([*MODEL, *data, "validation=0", "epochs=1000", "tracking=none", f"device={device}"]))
             directory = RunDirectory.create(run, Path(folder))
             with hold(directory.path) as held:
-                yield from Training(directory, held, StopSignals(), lambda _: None).epochs()
+                yield from Training([Member(directory, held)], StopSignals(), lambda _: None, World()).epochs()
 
 
 @dataclass(frozen=True)

@@ -222,6 +222,7 @@ class Config:
     device: str = execution()
     threads: Count | Auto = execution()
     workers: Whole | Auto = execution("auto")
+    engine: Literal["auto", "eager", "packed"] = execution("auto")
     gradient_checkpointing: bool = execution(False)
     accumulation: Count = execution(1)
     compile: bool = execution(False)

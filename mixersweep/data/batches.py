@@ -8,6 +8,7 @@ the CPU: each device sees the same.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -152,6 +153,7 @@ class DeviceImages:
         self.image_size, self.channels = image_size, channels
         self.crop_padding, self.flip = crop_padding, flip
         self.labels = torch.tensor(images.labels, device=device)  # (N,)
+        self.which = torch.arange(count)  # of the images that lie there, which these are
         self.finish = Finish(image_size, mean, std, erasing, device)
 
         self.padded_size = image_size + 2 * crop_padding
@@ -179,7 +181,7 @@ class DeviceImages:
         """One epoch, see ``Batches``; without augmentation an image is its centre."""
         order = epoch_order(len(self), order_seed).to(self.images.device)
         boxes = self.finish.boxes(len(self), augment_seed)
-        drawn = [values.to(self.images.device) for values in self.draw(torch.arange(len(self)), augment_seed)]
+        drawn = [values.to(self.images.device) for values in self.draw(augment_seed)]
         epoch = [values[order] for values in (self.labels, *drawn)]
         for which, labels, start, *mirrored in shares([order, *epoch], batch_size, first_step, rank, world_size):
             yield self.finish(self.cropped(start, *mirrored), boxes, which), labels
@@ -192,23 +194,29 @@ class DeviceImages:
         both = torch.cat((bytes_bcyx, bytes_bcyx.flip(-1)))
         return both.index_select(0, torch.arange(len(start), device=start.device) + mirrored * len(start))
 
-    def centres(self, images: Tensor) -> Tensor:
-        """The places of the crops of images (N,) that nothing augments, on their device."""
+    def centres(self) -> Tensor:
+        """The places in ``crops`` of the images as they are without augmentation, int64 (N,), on the CPU."""
         first = self.crop_padding
-        places: Tensor = (images * self.channels * self.padded_size + first) * self.padded_size + first
+        places: Tensor = (self.which * self.channels * self.padded_size + first) * self.padded_size + first
         return places
 
-    def draw(self, images: Tensor, augment_seed: int | None) -> list[Tensor]:
-        """Of so many images (N,), on the CPU: the places of their crops in ``crops`` and, where any is, 1 for each that
-        is mirrored; image i of them has the i-th augmentation of the seed, or without one its centre.
+    def draw(self, augment_seed: int | None) -> list[Tensor]:
+        """The places in ``crops`` of the augmented images and, where any is mirrored, a 1 for each that is: int64 (N,),
+        on the CPU. Image i has the i-th augmentation of the seed or, without one, none.
         """
         if augment_seed is None:
-            return [self.centres(images)]
-        count = len(images)
+            return [self.centres()]
+        count = len(self)
         generator = torch.Generator().manual_seed(augment_seed)
         row, column = torch.randint(2 * self.crop_padding + 1, (2, count), generator=generator)
         mirrored = [torch.randint(2, (count,), generator=generator)] if self.flip else []
-        return [(images * self.channels * self.padded_size + row) * self.padded_size + column, *mirrored]
+        return [(self.which * self.channels * self.padded_size + row) * self.padded_size + column, *mirrored]
+
+    def subset(self, which: Tensor) -> DeviceImages:
+        """Some of the images, int64 (n,), in that order; they stay where they are."""
+        part = copy.copy(self)
+        part.which, part.labels = self.which[which], self.labels[which.to(self.labels.device)]
+        return part
 
     def _crops(self) -> Tensor:
         """(places, channels, image_size, image_size): crops by the flat index of their first pixel, without a copy.

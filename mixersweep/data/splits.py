@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mixersweep.config import Config
 from mixersweep.data import Folder, Images, find, folders, load
@@ -57,29 +56,21 @@ def open_splits(config: Config, device: torch.device, *, workers: int = 0) -> Sp
     return Splits(batches("train"), batches("validation"), batches("test"), pool)
 
 
-@dataclass(frozen=True)
-class SharedSplits:
-    """The images of one data set on a device, and which of them each of several runs trains on and validates with.
-
-    ``train`` and ``validation`` are int64 (R, N), places in ``images``, each as many for all runs.
-    """
-
-    images: DeviceImages
-    train: Tensor
-    validation: Tensor
-    test: DeviceImages
-
-
-def share_splits(configs: Sequence[Config], device: torch.device) -> SharedSplits:
-    """The splits of runs that differ in their seeds alone, as far as data go; the images lie on the device once.
+def share_splits(configs: Sequence[Config], device: torch.device) -> list[Splits]:
+    """The splits of runs that, as far as data go, differ in their seeds alone; the images lie on the device once.
 
     Raises what ``open_splits`` does. Images that are read one by one cannot be shared.
     """
-    config = configs[0]
-    train, test = _read(config)
-    sides = [split(train.labels, config.validation, seed_of(each, "split")) for each in configs]
-    chosen, withheld = (torch.stack([torch.from_numpy(side[part]) for side in sides]) for part in (0, 1))
-    return SharedSplits(_on_device(config, train, device), chosen, withheld, _on_device(config, test, device))
+    train, test = _read(configs[0])
+    images, tested = _on_device(configs[0], train, device), _on_device(configs[0], test, device)
+    shared = []
+    for config in configs:
+        chosen, withheld = (
+            images.subset(torch.from_numpy(side))
+            for side in split(train.labels, config.validation, seed_of(config, "split"))
+        )
+        shared.append(Splits(chosen, withheld, tested))
+    return shared
 
 
 def _read(config: Config) -> tuple[Images | Tree, Images | Tree]:

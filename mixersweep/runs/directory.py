@@ -191,9 +191,9 @@ class RunDirectory:
         """The rows of ``metrics.jsonl``; a line that a crash left half is none."""
         return read_rows(self.path / "metrics.jsonl")
 
-    def append_row(self, row: Mapping[str, Any]) -> None:
-        """Append one epoch's row, on disk when this returns."""
-        _append(self.path / "metrics.jsonl", row)
+    def append_row(self, *rows: Mapping[str, Any]) -> None:
+        """Append one epoch's row, or those of several, on disk when this returns."""
+        _append(self.path / "metrics.jsonl", *rows)
 
     def restore_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Make ``metrics.jsonl`` agree with the rows that a checkpoint holds."""
@@ -226,9 +226,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _append(path: Path, row: Mapping[str, Any]) -> None:
+def _append(path: Path, *rows: Mapping[str, Any]) -> None:
     with path.open("ab") as file:
-        file.write(_line(row))
+        file.write(b"".join(map(_line, rows)))
         file.flush()
         os.fsync(file.fileno())
 

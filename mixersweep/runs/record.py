@@ -9,6 +9,7 @@ from typing import Any
 from mixersweep.runs.directory import SCHEMA_VERSION, Run
 
 VOLATILE = (
+    "pack_size",
     "seconds",
     "images_per_second",
     "peak_memory_bytes",
@@ -28,7 +29,7 @@ _ARCHITECTURE = (
 _MEASURED = (
     "epochs best_epoch train_loss train_accuracy validation_loss validation_accuracy test_loss test_accuracy "
     "best_validation_test_accuracy ema_validation_loss ema_validation_accuracy ema_test_loss ema_test_accuracy "
-    "images_per_second seconds peak_memory_bytes started finished environment versions "
+    "pack_size images_per_second seconds peak_memory_bytes started finished environment versions "
     "git_commit"
 ).split()
 

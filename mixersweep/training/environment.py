@@ -83,13 +83,19 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
 
 
 def describe_environment(
-    device: torch.device, threads: int, storage: str, config: Config | None = None, world_size: int = 1
+    device: torch.device,
+    threads: int,
+    storage: str,
+    config: Config | None = None,
+    world_size: int = 1,
+    engine: str = "eager",
 ) -> dict[str, Any]:
     """Runs of one fingerprint are bit-identical where this is equal."""
     return {
         "device_kind": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
+        "engine": engine,
         "compile": bool(config and config.compile),
         "storage": storage,
         "sparse_kernels": nonzeros.whose(device) if storage != "dense" else None,

@@ -1,30 +1,32 @@
-"""One training run, from a run directory to its result.
+"""Training, from run directories to their results: one run, or a pack of runs that are trained as one.
 
 An epoch is trained, evaluated, checkpointed and only then told. What is random in a step is a function of seeds, epoch
-and step (``steps``), so a run that is stopped anywhere goes on from its last checkpoint as if nothing had happened.
+and step, so a run that is stopped anywhere goes on from its last checkpoint as if nothing had happened, in another pack
+or alone. Each run of a pack has its own directory, hold, rows, checkpoint and end.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixersweep.config import Pretrainable
-from mixersweep.data.splits import open_splits
+from mixersweep.data.splits import Splits, open_splits, share_splits
 from mixersweep.data.stream import choose_workers
-from mixersweep.errors import RunFailed, RunHeld, RunStopped
+from mixersweep.errors import MixersweepError, RunDiverged, RunFailed, RunHeld, RunStopped, UserError
 from mixersweep.layers.nonzeros import why_not_own
-from mixersweep.models.timm import start_from
-from mixersweep.runs import Hold, RunDirectory, completed, hold
+from mixersweep.runs import RunDirectory, completed
 from mixersweep.runs.files import written_whole
+from mixersweep.tracking import Mirror
 from mixersweep.tracking import start as start_mirror
-from mixersweep.training.checkpoint import Checkpoint, load_checkpoint, previous, remove_leftovers
+from mixersweep.training.checkpoint import load_checkpoint, previous
 from mixersweep.training.divergence import diverged, find_in_evaluation, find_offence
+from mixersweep.training.engine import Eager, Engine
 from mixersweep.training.environment import (
     choose_device,
     describe_environment,
@@ -33,14 +35,16 @@ from mixersweep.training.environment import (
     set_threads,
     set_up_torch,
 )
-from mixersweep.training.evaluation import Sums, evaluate, predict
-from mixersweep.training.faults import explained
+from mixersweep.training.faults import explained, is_out_of_memory
 from mixersweep.training.learner import Learner
-from mixersweep.training.optimizer import pruned
+from mixersweep.training.member import Member
 from mixersweep.training.outcome import now, outcome
+from mixersweep.training.packed import Packed
+from mixersweep.training.packing import is_packed, why_alone, why_apart
 from mixersweep.training.parallel import World
 from mixersweep.training.probes import Probes
 from mixersweep.training.progress import TrainingProgress
+from mixersweep.training.schedule import learning_rate
 from mixersweep.training.signals import StopSignals
 from mixersweep.training.steps import Steps
 
@@ -49,6 +53,9 @@ LOOK_EVERY = 50
 
 ASK_EVERY = 10
 """Batches between two times that several processes agree on going on."""
+
+SAVING = 0.1
+"""The share of its time that a pack writes checkpoints, at most: that can take longer than an epoch of all its runs."""
 
 Report = Callable[[str], None]
 
@@ -59,147 +66,213 @@ def train(directory: RunDirectory, signals: StopSignals, report: Report, world: 
     Of several processes the first holds and writes. Raises ``RunHeld``, ``RunCancelled``, ``RunStopped``,
     ``RunDiverged`` or ``RunFailed``; the state of the run says the same.
     """
+    (error,) = train_pack([directory], signals, report, world)
+    if error is not None:
+        raise error
+    return directory.path / "result.json"
+
+
+def train_pack(
+    directories: Sequence[RunDirectory], signals: StopSignals, report: Report, world: World | None = None
+) -> list[BaseException | None]:
+    """The same of runs that one program trains (``packing``): for each, in order, the error that ended it, or None.
+
+    Raises ``UserError`` where they are no pack. Whatever ends the process ends what is left of the runs, resumable.
+    """
     world = world or World()
+    for other in directories[1:]:
+        if (reason := why_apart(directories[0].run, other.run)) is not None:
+            raise UserError(f"run_dir={other.path}: cannot be in a pack with {directories[0].path.name}: {reason}")
+    members = [Member(directory) for directory in directories]
     if not world.first:
         if world.most(0):
             raise RunHeld("the first process does not hold the run")
-        return _train(directory, None, signals, report, world)
-    mirror, told = None, False
+        _train_in_turn(members, signals, report, world)
+        return [member.error for member in members]
+    mirrors: list[Mirror] = []
+    told = False
     try:
-        with hold(directory.path) as held:
+        for member in members:
+            try:
+                member.hold()
+            except MixersweepError as error:
+                member.is_over, member.error = True, error
+        left = [member for member in members if not member.is_over]
+        if left:
             told = not world.most(0)
-            mirror = start_mirror(directory, report)
-            return _train(directory, held, signals, report, world)
+            mirrors = [start_mirror(member.directory, report) for member in left]
+            _train_in_turn(left, signals, report, world)
+        return [member.error for member in members]
     finally:
         if not told:
             world.most(1)
-        if mirror is not None:
+        for mirror in mirrors:
             mirror.finish()
 
 
-def _train(directory: RunDirectory, held: Hold | None, signals: StopSignals, report: Report, world: World) -> Path:
-    training: Training | None = None
+def _train_in_turn(members: Sequence[Member], signals: StopSignals, report: Report, world: World) -> None:
+    """Train the runs together as far as they stand at the same step; those behind catch up first.
+
+    However this ends, no run is held any more.
+    """
+    together = len(members)
     try:
-        training = Training(directory, held, signals, report, world)
-        return training.run()
-    except Exception as error:
-        known = explained(error, directory, world, getattr(training, "learner", None))
-        if known is error:
+        for member in members:
+            member.load(report)
+        while left := [member for member in members if not member.is_over]:
+            first, *later = sorted({member.position for member in left})
+            until = max(first[0] + 1, later[0][0]) if later else left[0].config.epochs
+            group = [member for member in left if member.position == first][:together]
+            training: Training | None = None
+            try:
+                training = Training(group, signals, report, world)
+                training.run(until)
+            except Exception as error:
+                if len(group) > 1 and is_out_of_memory(error):
+                    together = -(-len(group) // 2)
+                    report(f"{len(group)} runs do not fit into the memory of the device: {together} at a time")
+                elif len(group) == 1:
+                    known = explained(error, group[0].directory, world, training.learner if training else None)
+                    if known is error:
+                        raise
+                    raise known from error
+                else:
+                    raise
+            for member in group:
+                if not member.is_over:
+                    member.load(report)
+    except BaseException as error:
+        for member in members:
+            member.end(error)
+        if len(members) > 1:
             raise
-        raise known from error
 
 
 class Training:
-    """The parts of one run, set up from its directory; ``run`` trains it."""
+    """Runs that stand at the same step, set up from their directories; ``run`` trains them."""
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        held: Hold | None,
-        signals: StopSignals,
-        report: Report,
-        world: World | None = None,
-    ) -> None:
-        self.directory, self.held, self.signals, self.report = directory, held, signals, report
-        self.world = world = world or World()
-        self.config = config = directory.run.config
+    def __init__(self, members: Sequence[Member], signals: StopSignals, report: Report, world: World) -> None:
+        self.members, self.signals, self.report, self.world = list(members), signals, report, world
+        self.places = {id(member): place for place, member in enumerate(members)}
+        self.config = config = members[0].config
         self.git_commit = git_commit()  # of the code that is loaded, whatever becomes of the checkout meanwhile
-        kept = load_checkpoint(directory.checkpoint, directory.run.fingerprint, report)
-        before = kept.environment if kept else {}
+        before = members[0].kept.environment if members[0].kept else {}
         self.device = choose_device(world.device(config.device))
         keep_freed_memory()
         threads = set_threads(config, before.get("threads"))
         set_up_torch(config, self.device, report)
-        self.splits = open_splits(config, self.device, workers=choose_workers(config.workers, world.local_size))
-        self.steps = Steps(config, self.splits.train, world)
-
-        self.storage = before.get("storage", getattr(config.model, "storage", "auto"))
-        self.learner = self._start(kept)
-        self.storage = self.learner.storage
-        if self.device.type == "cpu" and self.storage != "dense" and (reason := why_not_own()):
+        self.splits: list[Splits] = []
+        self.engine = self._engine(before.get("storage", getattr(config.model, "storage", "auto")))
+        storage = self.engine.storage
+        if self.device.type == "cpu" and storage != "dense" and (reason := why_not_own()):
             report(f"torch's kernels multiply the nonzeros, which takes about twice as long as with our own: {reason}")
-        environment = describe_environment(self.device, threads, self.storage, config, world.size)
-        self.state = kept or Checkpoint(directory.run.fingerprint, environment, now())
-        self.sums = Sums(len(self.steps), self.device, self.state.sums if world.first else None)
+        self.environment = describe_environment(
+            self.device, threads, storage, config, world.size, engine=self.engine.name
+        )
+        began = now()
+        for member in members:
+            member.begin(self.environment, began, writes=world.first)
+        self.epoch, self.step = members[0].position
         self.began = self.saved = time.monotonic()
-        self.asked, self.good = 0, True
-        if world.first:
-            remove_leftovers(directory.checkpoint)
-            directory.restore_rows(self.state.rows)
-        self.probes = Probes(directory, self.learner, self.splits.train, len(self.state.rows)) if world.first else None
-        if kept:
-            self._tell_where(environment)
+        self.asked, self.saving, self.saved_epoch, self.good = 0, 0.0, -1, True
+        self.probes = [
+            Probes(member.directory, splits.train, member.told, world.size) if world.first else None
+            for member, splits in zip(members, self.splits, strict=True)
+        ]
+        if members[0].kept:
+            self._tell_where()
 
-    def run(self) -> Path:
-        """Train what is left, evaluate, and write predictions and record."""
+    @property
+    def learner(self) -> Learner | None:
+        """What trains a run that is alone, operation by operation; None for others."""
+        return self.engine.learner(0) if isinstance(self.engine, Eager) else None
+
+    @property
+    def left(self) -> list[Member]:
+        """The runs that are not over, in their places."""
+        return [member for member in self.members if not member.is_over]
+
+    def run(self, until: int) -> None:
+        """Train so many epochs in all; at the end of training, evaluate, and write predictions and records."""
         try:
-            for _ in self.epochs():
+            for _ in self.epochs(until):
                 pass
-            return self._finish()
+            if until == self.config.epochs:
+                self._finish()
         finally:
-            self.splits.close()
+            for splits in self.splits:
+                splits.close()
 
-    def epochs(self) -> Iterator[dict[str, Any]]:
-        """Train what is left, an epoch a turn: its row, which is told and in a checkpoint where one was due."""
-        rows, epochs = self.state.rows, self.config.epochs
-        progress = TrainingProgress(epochs, len(self.steps), len(rows) + 1, self.state.step, shown=self.world.first)
+    def epochs(self, until: int | None = None) -> Iterator[list[dict[str, Any]]]:
+        """Train what is left, an epoch a turn: the row of each run, told and in a checkpoint where one was due."""
+        until = self.config.epochs if until is None else until
+        shown = TrainingProgress(
+            self.config.epochs, self.engine.steps, self.epoch + 1, self.step, shown=self.world.first
+        )
         try:
-            for epoch in range(len(rows) + 1, epochs + 1):
-                row = self._epoch(epoch, progress)
-                if self.probes is not None:
-                    self.probes.after(epoch, self.learner)
-                rows.append(row)
-                self.state.step, self.state.seconds = 0, 0.0
-                self.sums = Sums(len(self.steps), self.device)
-                if epoch % self.config.checkpoint.every == 0 or epoch == epochs or self._is_kept(epoch):
+            while self.epoch < until:
+                rows = self._epoch(self.epoch + 1, shown)
+                self.epoch, self.step = self.epoch + 1, 0
+                for member, row in zip(self.left, rows, strict=True):
+                    probes = self.probes[self._place(member)]
+                    if probes is not None:
+                        probes.after(self.epoch, partial(self.engine.learner, self._place(member)))
+                    member.state.rows.append(row)
+                    member.state.step, member.state.seconds = 0, 0.0
+                if self._is_due(until):
                     self._save()
+                self._tell()
                 if self.world.first:
-                    self.directory.append_row(row)
-                    progress.epoch(row)
-                yield row
+                    shown.epoch(rows)
+                yield rows
+                self._let_go()
         except RunStopped:
-            if self.good and not self._earliest_bad():  # else it diverges once more when it goes on, and says where
+            if self.good and not any(self._bad()):  # else it diverges once more when it goes on, and says where
                 self._save()
+                self._tell()
             raise
         finally:
-            progress.close()
+            shown.close()
 
-    def _epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
-        """Train what is left of an epoch and evaluate: its row of metrics."""
-        learner, state, images = self.learner, self.state, len(self.splits.train)
-        learner.train()
-        self.began = time.monotonic() - state.seconds
-        for step in self.steps.epoch(epoch, state.step):
-            loss, logits = learner.step(step)
-            self.sums.add(step.number, loss, logits, step.labels)
-            state.step = step.number + 1
-            progress.step()
-            if state.step % LOOK_EVERY == 0:
+    def _epoch(self, epoch: int, shown: TrainingProgress) -> list[dict[str, Any]]:
+        """Train what is left of an epoch and evaluate: a row of metrics of each run."""
+        engine, images = self.engine, len(self.splits[0].train)
+        self.began = time.monotonic() - max(member.state.seconds for member in self.left)
+        for number in engine.epoch(epoch, self.step, [member.state.sums for member in self.members]):
+            self.step = number + 1
+            shown.step()
+            if self.step % LOOK_EVERY == 0:
                 self._look(epoch)
             self._heed()
         self._look(epoch)
-        state.seconds = time.monotonic() - self.began
-        train_loss, train_accuracy = self.sums.means(images, self.world)
-        row: dict[str, Any] = {
-            "epoch": epoch,
-            "time": time.time(),
-            "learning_rate": self.steps.rate(epoch, len(self.steps) - 1),
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
+        seconds = time.monotonic() - self.began
+        means = engine.means()
+        evaluated = {
+            f"{prefix}{split}": engine.evaluate(split, self._heed, averaged=bool(prefix))
+            for prefix in ("", "ema_")[: 1 + (self.config.ema is not None)]
+            for split in ("validation", "test")
         }
-        for averaged in (False, True) if learner.average is not None else (False,):
-            prefix = "ema_" if averaged else ""
-            for name, split in (("validation", self.splits.validation), ("test", self.splits.test)):
-                mean_loss, accuracy = evaluate(learner, split, self.world, self._heed, averaged=averaged)
-                row |= {f"{prefix}{name}_loss": mean_loss, f"{prefix}{name}_accuracy": accuracy}
-        self._check_finite(row)
-        speed = {"images_per_second": images / state.seconds, "seconds": state.seconds}
-        return {**row, **pruned(learner.optimizer), **speed}
+        rows = []
+        for member in self.left:
+            place = self._place(member)
+            train_loss, train_accuracy = means[place]
+            row: dict[str, Any] = {
+                "epoch": epoch,
+                "time": time.time(),
+                "learning_rate": self._rate(member, epoch, engine.steps - 1),
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+            }
+            for name, found in evaluated.items():
+                row[f"{name}_loss"], row[f"{name}_accuracy"] = found[place]
+            speed = {"images_per_second": images / seconds, "seconds": seconds}
+            rows.append({**row, **engine.more(place), **speed})
+        return self._finite(rows)
 
     def _heed(self) -> None:
-        """After each batch: act on signals and on a hold that is lost, and save where it is time."""
+        """After each batch: act on signals and on holds that are lost, and save where it is time."""
         if self.world.size == 1:
-            self._check_hold()
+            self._check_holds()
             self.signals.check()
             if self._is_time():
                 self._save_inside()
@@ -209,7 +282,7 @@ class Training:
             return
         lost: Exception | None = None
         try:
-            self._check_hold()
+            self._check_holds()
         except Exception as error:
             lost = error
         wanted = self.world.most(_LOST if lost else self.signals.received or (_SAVE if self._is_time() else 0))
@@ -220,105 +293,189 @@ class Training:
         elif wanted:
             self.signals.stop(wanted)
 
-    def _check_hold(self) -> None:
-        if self.held is not None:
-            self.held.check()
+    def _check_holds(self) -> None:
+        """Raise where nobody is left; one of several that was cancelled or lost leaves at the end of the epoch."""
+        for member in self.left:
+            if member.leaving is None:
+                try:
+                    member.check_hold()
+                except MixersweepError as error:
+                    member.leaving = error
+        leaving = [member.leaving for member in self.left]
+        if all(leaving) and leaving[0] is not None:
+            self._let_go()
+            raise leaving[0]
+
+    def _let_go(self) -> None:
+        for member in self.left:
+            if member.leaving is not None:
+                self._drop(member, member.leaving)
+
+    def _drop(self, member: Member, error: BaseException) -> None:
+        """One run ends and the others go on, without a change in what they compute; raises where none is left."""
+        alone = len(self.left) == 1
+        ended = member.end(error) or error
+        if alone:
+            raise ended
+        self.report(f"{member.directory.path.name}: {ended}")
 
     def _is_time(self) -> bool:
         minutes = self.config.checkpoint.minutes
         return self.world.first and minutes is not None and time.monotonic() - self.saved > 60 * minutes
 
+    def _is_due(self, until: int) -> bool:
+        """Whether the epoch that has ended comes with a checkpoint; several runs take their time for theirs."""
+        if self.epoch in (until, self.config.epochs) or self._is_kept(self.epoch):
+            return True
+        if len(self.left) > 1 and self.saving > SAVING * (time.monotonic() - self.saved):
+            return False
+        return self.epoch % self.config.checkpoint.every == 0
+
     def _is_kept(self, epoch: int) -> bool:
         return epoch in (self.config.checkpoint.keep or [])
 
-    def _start(self, kept: Checkpoint | None) -> Learner:
-        """What learns, as a checkpoint has it or, without one, before the first step."""
-        learner = Learner(self.directory.run, self.device, self.world, self.storage)
-        if kept:
-            learner.load_from(kept)
-        elif isinstance(self.config.model, Pretrainable):
-            for note in start_from(learner.network, self.config.model):
-                self.report(f"note: {note}")
-        return learner
+    def _engine(self, storage: str) -> Engine:
+        """What trains the runs, as their checkpoints have them or, without, before the first step."""
+        members, config, device = self.members, self.config, self.device
+        if self.world.size == 1 and is_packed(config, device.type):
+            self.splits = share_splits([member.config for member in members], device)
+            runs, kept = [member.directory.run for member in members], [member.kept for member in members]
+            return Packed(runs, device, self.splits, storage, kept)
+        if config.engine == "packed" and (reason := why_alone(config)):
+            self.report(f"note: engine=packed: {reason}, operation by operation")
+        (member,) = members
+        workers = choose_workers(config.workers, self.world.local_size)
+        self.splits = [open_splits(config, device, workers=workers)]
+        return Eager(member.directory.run, device, self.world, storage, self.splits[0], member.kept, self.report)
 
-    def _tell_where(self, environment: dict[str, Any]) -> None:
+    def _place(self, member: Member) -> int:
+        return self.places[id(member)]
+
+    def _rate(self, member: Member, epoch: int, number: int) -> float:
+        steps = self.engine.steps
+        return learning_rate(member.config.optim, (epoch - 1) * steps + number, steps, self.config.epochs)
+
+    def _tell(self) -> None:
+        """Append the rows that are in a checkpoint, or that none was due for."""
+        if not self.world.first or (len(self.left) > 1 and self.saved_epoch != self.epoch):
+            return
+        for member in self.left:
+            if member.leaving is None:
+                member.tell()
+
+    def _tell_where(self) -> None:
         """Say where an earlier process stopped, and whether that was in another environment."""
-        state = self.state
-        inside = f" and {state.step} of {len(self.steps)} steps" if state.step else ""
-        self.report(f"going on after epoch {len(state.rows)} of {self.config.epochs}{inside}")
-        if {name: value for name, value in state.environment.items() if name != "mixed_environment"} != environment:
-            state.environment = {**environment, "mixed_environment": True}
+        inside = f" and {self.step} of {self.engine.steps} steps" if self.step else ""
+        self.report(f"going on after epoch {self.epoch} of {self.config.epochs}{inside}")
+        differs = False
+        for member in self.members:
+            before = {"engine": "eager", **member.state.environment}
+            if {name: value for name, value in before.items() if name != "mixed_environment"} != self.environment:
+                member.state.environment = {**self.environment, "mixed_environment": True}
+                differs = True
+        if differs:
             self.report("the environment differs from the one this run began in: its last digits may differ too")
 
     def _save_inside(self) -> None:
-        """Write a checkpoint inside an epoch."""
-        self._look(len(self.state.rows) + 1)
+        """Write checkpoints inside an epoch."""
+        self._look(self.epoch + 1)
         self._save()
 
     def _save(self) -> None:
-        """Write a checkpoint of what is trained so far."""
-        state, world, epoch = self.state, self.world, len(self.state.rows)
-        if state.step:
-            state.sums = world.total(self.sums.values.clone()).cpu()
-            if world.size > 1:  # from here on the first process counts for all
-                self.sums = Sums(len(self.steps), self.device, state.sums if world.first else None)
-        else:
-            state.sums = None
-        if not world.first:
+        """Write a checkpoint of what each run has learnt so far."""
+        began = time.monotonic()
+        for member in self.left:
+            if member.leaving is not None:
+                continue
+            try:
+                self._save_one(member)
+            except Exception as error:
+                known = explained(error, member.directory, self.world, None)
+                if len(self.left) == 1 or known is error:
+                    raise
+                self._drop(member, known)
+        self.saved, self.saved_epoch = time.monotonic(), self.epoch
+        self.saving = self.saved - began
+
+    def _save_one(self, member: Member) -> None:
+        state, place = member.state, self._place(member)
+        state.step = self.step
+        state.sums = self.engine.sums_of(place) if self.step else None
+        if not self.world.first:
             return
-        if 0 < state.step < len(self.steps):
+        if 0 < self.step < self.engine.steps:
             state.seconds = time.monotonic() - self.began
-        self.learner.save_to(state)
-        path = self.directory.checkpoint
-        at_end = state.step == 0 and self._is_kept(epoch)
-        state.save(path, keep=path.with_name(f"checkpoint-{epoch:04d}.pt") if at_end else None)
-        self.saved = time.monotonic()
+        self.engine.save_to(place, state)
+        path = member.directory.checkpoint
+        at_end = self.step == 0 and self._is_kept(self.epoch)
+        state.save(path, keep=path.with_name(f"checkpoint-{self.epoch:04d}.pt") if at_end else None)
 
-    def _earliest_bad(self) -> int:
-        """0 where all losses of the epoch and all weights are finite; else the larger, the earlier a loss is not.
-
-        1 is for weights alone. Over all processes; waits for the device.
-        """
-        bad = self.sums.first_bad()
-        return self.world.most(int(not self.learner.is_finite()) if bad is None else len(self.steps) - bad + 1)
+    def _bad(self) -> list[int]:
+        """``Engine.bad`` of the runs that are left."""
+        found = self.engine.bad()
+        return [found[self._place(member)] for member in self.left]
 
     def _look(self, epoch: int) -> None:
-        """Raise ``RunDiverged``, with the step and the layer where it began, where a loss or a weight is not finite."""
-        seen = self._earliest_bad()
-        if not seen:
-            return
-        self.good = False
-        where = (epoch, len(self.steps) - seen + 1) if seen > 1 else None
-        kept = load_checkpoint(self.directory.checkpoint, self.directory.run.fingerprint)
+        """End each run whose losses or weights are not finite, with the step and the layer where that began."""
+        for member, seen in zip(self.left, self._bad(), strict=True):
+            if seen:
+                self._drop(member, self._offence(member, seen, epoch))
+
+    def _offence(self, member: Member, seen: int, epoch: int) -> RunDiverged:
+        """Train the run again from its last checkpoint, step by step, up to where it went wrong."""
+        self.good = len(self.left) > 1
+        steps_of_epoch = self.engine.steps
+        where = (epoch, steps_of_epoch - seen + 1) if seen > 1 else None
+        splits, storage = self.splits[self._place(member)], self.engine.storage
+        kept = load_checkpoint(member.directory.checkpoint, member.directory.run.fingerprint)
         first = (len(kept.rows) + 1, kept.step) if kept else (1, 0)
-        del self.learner  # for its memory
-        self.learner = self._start(kept)
-        self.learner.train()
-        offence = find_offence(self.learner, self.steps.between(first, epoch), where, self.world, self._stop_if_asked)
-        at, number = offence.step if offence else where or (epoch, self.state.step - 1)
+        if len(self.members) == 1:
+            del self.engine  # for its memory
+        again = Eager(member.directory.run, self.device, self.world, storage, splits, kept)
+        if len(self.members) == 1:
+            self.engine = again
+        learner = again.learner(0)
+        learner.train()
+        steps = Steps(member.config, splits.train, self.world)
+        offence = find_offence(learner, steps.between(first, epoch), where, self.world, self._stop_if_asked)
+        at, number = offence.step if offence else where or (epoch, self.step - 1)
         what = offence.what if offence else "the same steps trained again stay finite, so look at the machine"
-        raise diverged(f"step {number + 1} of epoch {at}", self.steps.rate(at, number), what, self.state.rows)
+        return diverged(f"step {number + 1} of epoch {at}", self._rate(member, at, number), what, member.state.rows)
 
     def _stop_if_asked(self) -> None:
         if wanted := self.world.most(self.signals.received or 0):
             self.signals.stop(wanted)
 
-    def _check_finite(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                what = find_in_evaluation(self.learner, (self.splits.validation, self.splits.test), self.world)
-                raise diverged(f"the {name} of epoch {row['epoch']}", row["learning_rate"], what, self.state.rows)
+    def _finite(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of the runs whose metrics are finite; the others end."""
+        fine = []
+        for member, row in zip(self.left, rows, strict=True):
+            bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+            if bad:
+                splits = self.splits[self._place(member)]
+                learner = self.engine.learner(self._place(member))
+                what = find_in_evaluation(learner, (splits.validation, splits.test), self.world)
+                where = f"the {bad[0]} of epoch {row['epoch']}"
+                self._drop(member, diverged(where, row["learning_rate"], what, member.state.rows))
+            else:
+                fine.append(row)
+        return fine
 
-    def _finish(self) -> Path:
-        predictions = predict(self.learner, self.splits.test, self.world)
-        if self.world.first:
-            with written_whole(self.directory.predictions) as file:
-                np.savez_compressed(file, **predictions)
-            measured = outcome(self.state, len(self.splits.train), self.device, self.git_commit)
-            self.directory.write_result(completed(self.directory.run, measured))
-            previous(self.directory.checkpoint).unlink(missing_ok=True)
+    def _finish(self) -> None:
+        predictions = self.engine.predict()
+        size = len(self.members)
+        for member in self.left:
+            if self.world.first:
+                with written_whole(member.directory.predictions) as file:
+                    np.savez_compressed(file, **predictions[self._place(member)])
+                measured = outcome(member.state, len(self.splits[0].train), self.device, self.git_commit, size)
+                member.directory.write_result(completed(member.directory.run, measured))
+                previous(member.directory.checkpoint).unlink(missing_ok=True)
+            if self.world.size == 1:
+                member.end(None)
         self.world.most(0)  # nobody leaves before the result is there
-        return self.directory.path / "result.json"
+        for member in self.left:
+            member.end(None)
 
 
 _SAVE, _LOST = 500, 1000

@@ -12,18 +12,16 @@ computed one by one, by the same program.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixersweep.data.batches import DeviceImages, epoch_order
-from mixersweep.data.splits import SharedSplits
+from mixersweep.data.batches import Batches, DeviceImages, epoch_order
+from mixersweep.data.splits import Splits
 from mixersweep.layers import pack
 from mixersweep.models import build
 from mixersweep.models.mlp import choose_storage
@@ -32,7 +30,9 @@ from mixersweep.seeds import derive, seed_of
 from mixersweep.training.checkpoint import Checkpoint
 from mixersweep.training.evaluation import batch_size
 from mixersweep.training.graphs import Captured
+from mixersweep.training.learner import Learner
 from mixersweep.training.packed_optimizer import PackedOptimizer, make_packed
+from mixersweep.training.parallel import World
 from mixersweep.training.precision import autocast, set_precision
 from mixersweep.training.schedule import learning_rate
 
@@ -42,13 +42,15 @@ there has a twin, which computes the same and is not looked at."""
 
 
 class Packed:
-    """R runs, their weights and what changes them; an epoch at a time."""
+    """R runs, their weights and what changes them; an ``engine.Engine``."""
+
+    name = "packed"
 
     def __init__(
         self,
         runs: Sequence[Run],
         device: torch.device,
-        splits: SharedSplits,
+        splits: Sequence[Splits],
         storage: str,
         kept: Sequence[Checkpoint | None],
         at_once: int | None = None,
@@ -56,12 +58,16 @@ class Packed:
         """``at_once``: the runs that are computed as one, by default all on a GPU and one on a CPU."""
         self.count = len(runs)
         if device.type == "cuda" and self.count < LEAST:
-            runs, kept = [runs[0]] * LEAST, [kept[0]] * LEAST
-            splits = replace(
-                splits, train=splits.train.expand(LEAST, -1), validation=splits.validation.expand(LEAST, -1)
-            )
-        self.configs = [run.config for run in runs]
-        self.config, self.device, self.splits = self.configs[0], device, splits
+            runs, splits, kept = [runs[0]] * LEAST, [splits[0]] * LEAST, [kept[0]] * LEAST
+        self._runs, self.configs = runs, [run.config for run in runs]
+        self.config, self.device = self.configs[0], device
+        self._train, self._test = [_on_device(each.train) for each in splits], _on_device(splits[0].test)
+        of_runs = [_on_device(each.validation) for each in splits]
+        self._validation = (
+            torch.stack([each.centres() for each in of_runs]).to(device),
+            torch.stack([each.labels for each in of_runs]),
+        )
+        self._tested = self._test.centres().to(device), self._test.labels
         set_precision(self.config.precision, device)
         networks = [build(run.config, run.architecture) for run in runs]
         for network, state in zip(networks, kept, strict=True):
@@ -70,7 +76,6 @@ class Packed:
         self._network = networks[0].to(device)
         self.storage = choose_storage(self._network, storage, device, self.config.batch_size)
         self._weights = _Flat([dict(network.named_parameters()) for network in networks], device)
-        self._validation = splits.validation.to(device)
         self._buffers = {
             name: torch.stack([dict(network.named_buffers())[name].to(device) for network in networks])
             for name, _ in self._network.named_buffers()
@@ -89,10 +94,10 @@ class Packed:
         self._parts = [slice(first, min(first + every, len(runs))) for first in range(0, len(runs), every)]
         self._leaves = [self._weights.leaves(part) for part in self._parts]
         runs_, steps = len(runs), self.steps
-        images = splits.train.shape[1]
+        images = len(self._train[0])
         self._starts = torch.zeros(runs_, images, dtype=torch.int64, device=device)
         self._labels = torch.zeros_like(self._starts)
-        self._mirrored = torch.zeros_like(self._starts) if splits.images.flip else None
+        self._mirrored = torch.zeros_like(self._starts) if self._store.flip else None
         self._rates = torch.zeros(steps, runs_, device=device)
         self._smoothing = self._of_each("label_smoothing")
         self._clip = None if self.config.optim.clip_norm is None else self._of_each("clip_norm")
@@ -107,18 +112,16 @@ class Packed:
     @property
     def steps(self) -> int:
         """Of an epoch."""
-        return math.ceil(self.splits.train.shape[1] / self.config.batch_size)
+        return math.ceil(len(self._train[0]) / self.config.batch_size)
 
-    def epoch(self, epoch: int, first: int = 0, sums: Sequence[Tensor | None] = ()) -> Iterator[int]:
-        """Train the steps of an epoch from ``first`` on, and yield the number of each; ``sums`` (2, steps) of each run
-        are those of the steps before.
-        """
+    def epoch(self, epoch: int, first: int, sums: Sequence[Tensor | None]) -> Iterator[int]:
+        """Step by step, each one program."""
         self._prepare(epoch, first)
         self.sums.zero_()
         for place, of_run in enumerate(sums):
             if of_run is not None:
                 self.sums[place] = of_run.to(self.device)
-        size, images = self.config.batch_size, self.splits.train.shape[1]
+        size, images = self.config.batch_size, len(self._train[0])
         for number in range(first, self.steps):
             self._captured.run(
                 f"train {min(size, images - number * size)}", self._step, min(size, images - number * size)
@@ -142,10 +145,9 @@ class Packed:
 
     def predict(self) -> list[dict[str, Any]]:
         """Of each run, arrays (N,) of every test image in order, as ``evaluation.predict`` gives them."""
-        parts, labels = [], self.splits.test.labels
+        parts, (centres, labels) = [], self._tested
         for first in range(0, len(labels), batch_size(self.config)):
-            which = torch.arange(first, min(first + batch_size(self.config), len(labels)), device=self.device)
-            images = self._plain(self.splits.test, which)
+            images = self._plain(self._test, centres[first : first + batch_size(self.config)])
             parts.append(torch.cat([self._logits(part, images, averaged=False) for part in self._parts]))
         probabilities = torch.cat(parts, 1).softmax(-1)
         predicted = probabilities.argmax(-1).int()
@@ -159,16 +161,22 @@ class Packed:
             for place in range(self.count)
         ]
 
-    def first_bad(self) -> list[int | None]:
-        """Of each run the first step of the epoch whose loss is not finite; waits for the device."""
-        bad = self.sums[: self.count, 0].isfinite().logical_not()
-        first = bad.int().argmax(1).tolist()
-        return [number if found else None for number, found in zip(first, bad.any(1).tolist(), strict=True)]
+    def sums_of(self, place: int) -> Tensor:
+        """Of one run."""
+        return self.sums[place].cpu()
 
-    def are_finite(self) -> list[bool]:
-        """Whether all weights of each run are; waits for the device."""
-        finite: list[bool] = self._weights.flat[: self.count].isfinite().all(1).tolist()
-        return finite
+    def means(self) -> list[tuple[float, float]]:
+        """Of each run."""
+        means = self.sums[: self.count].sum(2) / len(self._train[0])
+        return [(loss, accuracy) for loss, accuracy in means.tolist()]
+
+    def bad(self) -> list[int]:
+        """Of each run, by its losses and weights."""
+        losses = self.sums[: self.count, 0].isfinite().logical_not()
+        by_loss = (self.steps + 1 - losses.int().argmax(1)) * losses.any(1)
+        by_weights = self._weights.flat[: self.count].isfinite().all(1).logical_not()
+        found: list[int] = torch.maximum(by_loss, by_weights.long()).tolist()
+        return found
 
     def save_to(self, place: int, state: Checkpoint) -> None:
         """Put what one run has learnt into its checkpoint, as a learner of its own would."""
@@ -186,14 +194,17 @@ class Packed:
         """The steps that a checkpoint comes after."""
         return len(state.rows) * self.steps + state.step
 
-    def network_of(self, place: int) -> nn.Module:
-        """The network of one run by itself, with its weights and structure as they are now."""
-        network, weights = copy.deepcopy(self._network), self._weights.of(place)
-        for name, parameter in network.named_parameters():
-            parameter.data.copy_(weights[name])
-        for name, buffer in network.named_buffers():
-            buffer.copy_(self._buffers[name][place])
-        return network
+    def learner(self, place: int) -> Learner:
+        """The network of a run by itself, with its weights as they are now."""
+        learner = Learner(self._runs[place], self.device, World(), self.storage)
+        weights = self._weights.of(place) | {name: self._buffers[name][place] for name in self._stored}
+        learner.network.load_state_dict(weights)
+        return learner
+
+    def more(self, place: int) -> dict[str, float]:
+        """Nothing."""
+        del place
+        return {}
 
     def _take_up(self, place: int, state: Checkpoint) -> None:
         self._optimizer.load(place, state.optimizer)
@@ -205,13 +216,11 @@ class Packed:
 
     def _prepare(self, epoch: int, first: int) -> None:
         """Fill the tables of an epoch: what each run sees in which order, and its rates."""
-        store = self.splits.images
-        for place, config in enumerate(self.configs):
-            images = self.splits.train[place]
+        for place, (config, images) in enumerate(zip(self.configs, self._train, strict=True)):
             order = epoch_order(len(images), derive(seed_of(config, "order"), epoch))
-            start, *mirrored = store.draw(images, derive(seed_of(config, "augmentation"), epoch))
+            start, *mirrored = images.draw(derive(seed_of(config, "augmentation"), epoch))
             self._starts[place] = start[order].to(self.device, non_blocking=True)
-            self._labels[place] = store.labels[images[order].to(self.device)]
+            self._labels[place] = images.labels[order.to(self.device)]
             if self._mirrored is not None:
                 self._mirrored[place] = mirrored[0][order].to(self.device, non_blocking=True)
         before = (epoch - 1) * self.steps
@@ -270,11 +279,11 @@ class Packed:
         which = self._number * batch_size(self.config) + torch.arange(size, device=self.device)
         for part in self._parts:
             if split == "test":
-                images, labels = self._plain(self.splits.test, which), self.splits.test.labels[which][None]
+                starts, labels = self._tested
+                images, labels = self._plain(self._test, starts[which]), labels[which][None]
             else:
-                places = self._validation[part].index_select(1, which)
-                images = self._plain(self.splits.images, places.flatten()).unflatten(0, places.shape)
-                labels = self.splits.images.labels[places]
+                starts, labels = (values[part].index_select(1, which) for values in self._validation)
+                images = self._plain(self._store, starts.flatten()).unflatten(0, starts.shape)
             logits = self._logits(part, images, averaged=averaged)
             labels = labels.expand(len(logits), -1)
             losses = _cross_entropy(logits, labels, torch.zeros_like(self._smoothing[part]))
@@ -314,17 +323,23 @@ class Packed:
         """The training images of some runs at these places of the epoch, (R, B, ch, H, W)."""
         starts = self._starts[part].index_select(1, which)
         mirrored = None if self._mirrored is None else self._mirrored[part].index_select(1, which).flatten()
-        store = self.splits.images
-        return store.finish(store.cropped(starts.flatten(), mirrored), None, None).unflatten(0, starts.shape)
+        store = self._store
+        images: Tensor = store.finish(store.cropped(starts.flatten(), mirrored), None, None)
+        return images.view(*starts.shape, *images.shape[1:])
 
     @staticmethod
-    def _plain(store: DeviceImages, which: Tensor) -> Tensor:
-        """Images without augmentation, (B, ch, H, W)."""
-        images: Tensor = store.finish(store.cropped(store.centres(which)), None, None)
+    def _plain(store: DeviceImages, starts: Tensor) -> Tensor:
+        """Images without augmentation, (B, ch, H, W), by the places of their crops."""
+        images: Tensor = store.finish(store.cropped(starts), None, None)
         return images
 
+    @property
+    def _store(self) -> DeviceImages:
+        """Where all training and validation images lie."""
+        return self._train[0]
+
     def _images_of(self, split: str) -> int:
-        return len(self.splits.test) if split == "test" else self._validation.shape[1]
+        return len(self._test) if split == "test" else self._validation[0].shape[1]
 
     def _passes(self, images: int) -> list[int]:
         size = batch_size(self.config)
@@ -368,3 +383,8 @@ def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
     log_p = logits.log_softmax(-1)
     of_label = F.nll_loss(log_p.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
     return (1 - smoothing) * of_label - smoothing * log_p.mean((1, 2))
+
+
+def _on_device(images: Batches) -> DeviceImages:
+    assert isinstance(images, DeviceImages), "packs have their images on the device"
+    return images

@@ -98,22 +98,23 @@ PROBES: dict[str, Callable[[Learner, Tensor, Tensor], Values]] = {
 class Probes:
     """The probes of one run, in the process that writes; with none asked for it does nothing."""
 
-    def __init__(self, directory: RunDirectory, learner: Learner, images: Batches, epochs_done: int) -> None:
+    def __init__(self, directory: RunDirectory, images: Batches, epochs_done: int, world_size: int = 1) -> None:
         self.directory, self.config = directory, directory.run.config
         self.names = list(dict.fromkeys(self.config.probes or []))
         self._images = images
         self._chosen: tuple[Tensor, Tensor] | None = None
-        self._at_once = math.ceil(self.config.batch_size / learner.world.size / self.config.accumulation)
+        self._at_once = math.ceil(self.config.batch_size / world_size / self.config.accumulation)
         directory.restore_probes(epochs_done)
 
-    def after(self, epoch: int, learner: Learner) -> None:
-        """Probe at the end of every ``probe_every``-th epoch, and of the last."""
+    def after(self, epoch: int, of: Callable[[], Learner]) -> None:
+        """Probe what ``of`` gives at the end of every ``probe_every``-th epoch, and of the last."""
         if not self.names or (epoch % self.config.probe_every and epoch != self.config.epochs):
             return
         began = time.monotonic()
         if self._chosen is None:
             self._chosen = self._choose()
         row: dict[str, Any] = {"epoch": epoch}
+        learner = of()
         learner.network.eval()
         for name in self.names:
             for key, value in PROBES[name](learner, *self._chosen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -35,12 +35,17 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.advance(self._task)
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """One epoch is trained and evaluated."""
-        text = f"epoch {row['epoch']}/{self._epochs}  loss {row['train_loss']:.4f}"
-        if row["validation_accuracy"] is not None:
-            text += f"  validation {row['validation_accuracy']:.4f}"
-        text += f"  test {row['test_accuracy']:.4f}  {row['images_per_second']:,.0f} images/s"
+    def epoch(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One epoch of so many runs is trained and evaluated."""
+        if not rows:
+            return
+        text = f"epoch {rows[0]['epoch']}/{self._epochs}"
+        text += f"  {len(rows)} runs" if len(rows) > 1 else ""
+        text += f"  loss {_range(rows, 'train_loss')}"
+        if rows[0]["validation_accuracy"] is not None:
+            text += f"  validation {_range(rows, 'validation_accuracy')}"
+        speed = sum(row["images_per_second"] for row in rows)
+        text += f"  test {_range(rows, 'test_accuracy')}  {speed:,.0f} images/s"
         if self._bar is not None:
             self._bar.update(self._task, description=text)
         else:
@@ -51,3 +56,10 @@ class TrainingProgress:
         """Give the terminal back."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def _range(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """A number of one run, or from the lowest to the highest of several."""
+    values = [row[name] for row in rows]
+    low, high = f"{min(values):.4f}", f"{max(values):.4f}"
+    return low if len(values) == 1 else f"{low} to {high}"

@@ -20,6 +20,8 @@ from mixersweep.models.parts import ImageFacts, StructureSeed
 from mixersweep.models.timm import from_timm, settings_of, start_from, to_timm
 from mixersweep.runs import RunDirectory, solve
 from mixersweep.training.loop import Training, train
+from mixersweep.training.member import Member
+from mixersweep.training.parallel import World
 from mixersweep.training.signals import StopSignals
 
 ODD = {"num_classes": 7, "img_size": 24, "patch_size": 8, "embed_dim": 20, "num_blocks": 2, "mlp_ratio": (0.5, 3.0)}
@@ -368,7 +370,7 @@ def test_a_run_starts_from_the_checkpoint_trains_and_needs_the_file_no_more(chec
         def check(self) -> None:
             pass
 
-    training = Training(directory, NeverLost(), StopSignals(), said.append)  # type: ignore[arg-type]
+    training = Training([Member(directory, NeverLost())], StopSignals(), said.append, World())  # type: ignore[arg-type]
     start = from_timm(torch.load(checkpoint, weights_only=True))
     state = training.learner.network.state_dict()
     assert all(torch.equal(state[key], start[key]) for key in start)
@@ -380,6 +382,8 @@ def test_a_run_starts_from_the_checkpoint_trains_and_needs_the_file_no_more(chec
     assert max(moved) > 0
     assert max(moved) < 1e-3  # three steps at lr=1e-6: it began at the checkpoint
     checkpoint.unlink()
-    again = Training(RunDirectory.open(directory.path), NeverLost(), StopSignals(), said.append)  # type: ignore[arg-type]
+    member = Member(RunDirectory.open(directory.path), NeverLost())  # type: ignore[arg-type]
+    member.load(said.append)
+    again = Training([member], StopSignals(), said.append, World())
     assert torch.equal(again.learner.network.head.weight, trained["head.weight"])
     assert said == ["going on after epoch 1 of 1"]

@@ -116,8 +116,8 @@ def test_progress_is_a_line_an_epoch_where_there_is_no_terminal(capsys: pytest.C
     progress = TrainingProgress(epochs=2, steps_per_epoch=1, first_epoch=1)
     row = {"epoch": 1, "train_loss": 0.5, "validation_accuracy": None, "test_accuracy": 0.75, "images_per_second": 9e3}
     progress.step()
-    progress.epoch(row)
-    progress.epoch({**row, "validation_accuracy": 0.5})
+    progress.epoch([row])
+    progress.epoch([{**row, "validation_accuracy": 0.5}])
     progress.close()
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,0 +1,75 @@
+"""One run of a pack: its directory, the hold on it, its position, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from mixersweep.errors import MixersweepError
+from mixersweep.runs import Hold, RunDirectory, hold
+from mixersweep.training.checkpoint import Checkpoint, load_checkpoint, remove_leftovers
+
+
+class Member:
+    """A run that this process holds and trains, by itself or with others; ``held`` is None where another process does.
+
+    ``kept`` is its last checkpoint, and ``state`` what it goes on from.
+    """
+
+    state: Checkpoint
+
+    def __init__(self, directory: RunDirectory, held: Hold | None = None) -> None:
+        self.directory, self.config, self.held = directory, directory.run.config, held
+        self._holding: AbstractContextManager[Hold] | None = None
+        self.kept: Checkpoint | None = None
+        self.told = 0
+        """Rows that are in ``metrics.jsonl``."""
+        self.is_over = False
+        self.error: BaseException | None = None
+        self.leaving: MixersweepError | None = None
+        """Why it leaves the pack at the next epoch: cancelled, or taken over."""
+
+    def hold(self) -> None:
+        """Hold the run until ``end``; raises ``RunHeld`` or ``RunCancelled``."""
+        self._holding = hold(self.directory.path)
+        self.held = self._holding.__enter__()
+
+    def load(self, report: Callable[[str], None]) -> None:
+        """Read its last checkpoint."""
+        self.kept = load_checkpoint(self.directory.checkpoint, self.directory.run.fingerprint, report)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The epochs that it has, and the steps of the next."""
+        return (len(self.kept.rows), self.kept.step) if self.kept else (0, 0)
+
+    def begin(self, environment: dict[str, Any], started: str, *, writes: bool) -> None:
+        """Go on from the checkpoint, or from the start."""
+        self.state = self.kept or Checkpoint(self.directory.run.fingerprint, environment, started)
+        self.told = len(self.state.rows)
+        if writes:
+            remove_leftovers(self.directory.checkpoint)
+            self.directory.restore_rows(self.state.rows)
+
+    def tell(self) -> None:
+        """Append the rows that ``metrics.jsonl`` has not yet."""
+        self.directory.append_row(*self.state.rows[self.told :])
+        self.told = len(self.state.rows)
+
+    def check_hold(self) -> None:
+        """Raise where the run was cancelled, or taken over by another process."""
+        if self.held is not None:
+            self.held.check()
+
+    def end(self, error: BaseException | None) -> BaseException | None:
+        """Let go of the run; how it ended becomes its state. Returns the error that this comes to."""
+        if self.is_over:
+            return self.error
+        self.is_over, self.error = True, error
+        if self._holding is not None:
+            try:
+                self._holding.__exit__(*((type(error), error, error.__traceback__) if error else (None, None, None)))
+            except BaseException as other:  # a signal that came with a cancellation is one
+                self.error = other
+        return self.error
