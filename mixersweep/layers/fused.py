@@ -349,7 +349,7 @@ class _BiasActivation(torch.autograd.Function):
         z, bias = (g, g) if linear else ctx.saved_tensors
         gz = g if linear else torch.empty_like(z)
         if ctx.by_row:
-            parts, each = _shares(C, columns, max(TILE // N, 1))
+            parts, each = _shares(C, columns, min(max(TILE // N, 1), MOST_PARTS))
             length, grid = N, (_blocks(N, rows), parts, R)
         else:
             parts, each = _shares(N, rows, MOST_PARTS)
