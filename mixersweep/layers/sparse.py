@@ -132,6 +132,12 @@ class SparseWeights(SparseMap):
         """``init``: 1/sqrt(mean fan-in); ``forward`` and ``none``: 1/sqrt(in_width) (section 4.3)."""
         return super().weight_std if self.rescale == "init" else 1 / math.sqrt(self.in_width)
 
+    @property
+    def structure(self) -> nonzeros.Structure:
+        """Where the nonzeros are."""
+        places = self.row_starts, self.column_of, self.column_starts, self.rows_by_column, self.by_column
+        return nonzeros.Structure(*places)
+
     def values(self) -> Tensor:
         """The nonzeros as they act: with ``rescale=forward`` divided by sqrt(density)."""
         return self.weight / math.sqrt(self.density) if self.rescale == "forward" else self.weight
