@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
@@ -51,30 +50,29 @@ class Structure:
         return gradients(self.column_starts, self.rows_by_column, self.by_column, values, x, gradient)
 
 
-def stacked(structures: Sequence[Structure]) -> Structure:
-    """The structure of one matrix with these along its diagonal, whose values are theirs, one after another.
+def stacked(structure: Structure) -> Structure:
+    """One matrix with those of R runs along its diagonal, whose values are theirs, one after another.
 
-    Features of one are rows of x after those of the one before. Every product is, to the bit, that of each alone, with
-    kernels of our own and at a batch that they take.
+    ``structure`` has the runs in front, (R, ...). Features of one are rows of x after those of the one before. Every
+    product is, to the bit, that of each alone, with kernels of our own and at a batch that they take.
     """
-    nonzeros = [s.column_of.numel() for s in structures]
-    rows, columns = zip(*(s.shape for s in structures), strict=True)
-    fits = max(sum(nonzeros), sum(rows), sum(columns)) < 2**31
-    kind = torch.int32 if fits else torch.int64
+    runs, nonzeros = structure.column_of.shape
+    rows, columns = structure.row_starts.shape[1] - 1, structure.column_starts.shape[1] - 1
+    kind = torch.int32 if runs * max(nonzeros, rows, columns) < 2**31 else torch.int64
+    run = torch.arange(runs, device=structure.column_of.device, dtype=kind)[:, None]
 
-    def joined(name: str, sizes: Sequence[int]) -> Tensor:
-        """Each moved on by the sizes of those before it."""
-        moved, before = [], 0
-        for structure, size in zip(structures, sizes, strict=True):
-            moved.append(getattr(structure, name).to(kind) + before)
-            before += size
-        if name.endswith("starts"):  # where one ends the next begins, which is said once
-            moved = [moved[0], *(starts[1:] for starts in moved[1:])]
-        return torch.cat(moved)
+    def joined(starts: Tensor) -> Tensor:
+        """Where one ends the next begins, which is said once."""
+        first = (starts[:, :-1] + nonzeros * run).flatten()
+        return torch.cat([first, first.new_full((1,), runs * nonzeros)])
 
-    sizes = {"row_starts": nonzeros, "column_of": columns, "column_starts": nonzeros, "rows_by_column": rows}
-    sizes["by_column"] = nonzeros
-    return Structure(**{field.name: joined(field.name, sizes[field.name]) for field in fields(Structure)})
+    return Structure(
+        joined(structure.row_starts),
+        (structure.column_of + columns * run).flatten(),
+        joined(structure.column_starts),
+        (structure.rows_by_column + rows * run).flatten(),
+        (structure.by_column + nonzeros * run).flatten(),
+    )
 
 
 def product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:

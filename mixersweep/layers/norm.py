@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from mixersweep.layers import fused
 from mixersweep.layers.pack import is_packed, stacked
 
 
@@ -24,6 +25,8 @@ class RowNorm(nn.LayerNorm):
 
 def _row_norms(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Of R runs: (R, ..., width), (R, width), (R, width) to (R, ..., width)."""
+    if x.is_cuda and fused.available(x.device):
+        return fused.layer_norm(x.flatten(1, -2), weight, bias, eps, weight.dtype).view(x.shape)
     between = (1,) * (x.dim() - 2)
     normed = F.layer_norm(x, x.shape[-1:], eps=eps)
     return torch.addcmul(bias.unflatten(1, (*between, -1)), normed, weight.unflatten(1, (*between, -1)))
@@ -69,6 +72,8 @@ class _ColumnNorm(torch.autograd.Function):
 
 def _column_norms(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Of R runs: (R, width, batch), (R, width), (R, width) to (R, width, batch)."""
+    if x.is_cuda and fused.available(x.device):
+        return fused.column_norm(x, weight, bias, eps, weight.dtype)
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(weight.dtype)
         variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)

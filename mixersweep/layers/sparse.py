@@ -22,8 +22,6 @@ from mixersweep.layers.product import column, linear, product
 
 Mask = Literal["exact", "bernoulli", "fixed_fan_in"]
 Rescale = Literal["init", "forward", "none"]
-Structure = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Where nonzeros are: starts of rows and their columns; starts of columns, their rows, and which nonzeros those are."""
 
 
 def draw_mask(rows: int, columns: int, connections: int, kind: Mask, generator: torch.Generator) -> Tensor:
@@ -135,8 +133,10 @@ class SparseWeights(SparseMap):
     @property
     def structure(self) -> nonzeros.Structure:
         """Where the nonzeros are."""
-        places = self.row_starts, self.column_of, self.column_starts, self.rows_by_column, self.by_column
-        return nonzeros.Structure(*places)
+        return nonzeros.Structure(*self._places())
+
+    def _places(self) -> tuple[Tensor, ...]:
+        return self.row_starts, self.column_of, self.column_starts, self.rows_by_column, self.by_column
 
     def values(self) -> Tensor:
         """The nonzeros as they act: with ``rescale=forward`` divided by sqrt(density)."""
@@ -166,35 +166,17 @@ class SparseWeights(SparseMap):
         with torch.autocast(x_mb.device.type, enabled=False):  # the kernels for nonzeros are fp32's
             x_mb, values = x_mb.to(self.weight.dtype), self.values()
             if is_packed():
-                return stacked(_products, x_mb, values, self.bias, *self._structure())
-            y_mb: Tensor = _SparseProduct.apply(x_mb, values, self.bias, self._structure())
+                return stacked(_products, x_mb, values, self.bias, *self._places())
+            y_mb: Tensor = _SparseProduct.apply(x_mb, values, self.bias, self.structure)
         return y_mb
-
-    def _structure(self) -> Structure:
-        return self.row_starts, self.column_of, self.column_starts, self.rows_by_column, self.by_column
 
 
 def _products(x_rmb: Tensor, values: Tensor, bias: Tensor | None, *structure: Tensor) -> Tensor:
-    """Of R runs, as one block-diagonal matrix: (R, in_width, batch), (R, nonzeros), (R, out_width) or None."""
-    row_starts, column_of, column_starts, rows_by_column, by_column = structure
-    runs, in_width, batch = x_rmb.shape
-    out_width, nonzeros_of_a_run = row_starts.shape[1] - 1, column_of.shape[1]
-    run = torch.arange(runs, device=x_rmb.device, dtype=column_of.dtype)[:, None]
-
-    def starts(own: Tensor) -> Tensor:
-        rows = (own[:, :-1] + nonzeros_of_a_run * run).flatten()
-        return torch.cat([rows, rows.new_full((1,), runs * nonzeros_of_a_run)])
-
-    whole = (
-        starts(row_starts),
-        (column_of + in_width * run).flatten(),
-        starts(column_starts),
-        (rows_by_column + out_width * run).flatten(),
-        (by_column + nonzeros_of_a_run * run).flatten(),
-    )
+    """Of R runs, as one matrix: (R, in_width, batch), (R, nonzeros), (R, out_width) or None; places are (R, ...)."""
+    whole = nonzeros.stacked(nonzeros.Structure(*structure))
     flat = None if bias is None else bias.flatten()
     y: Tensor = _SparseProduct.apply(x_rmb.flatten(0, 1), values.flatten(), flat, whole)
-    return y.view(runs, out_width, batch)
+    return y.view(len(x_rmb), -1, x_rmb.shape[2])
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -204,18 +186,16 @@ class _SparseProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, structure: Structure) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, structure: nonzeros.Structure) -> Tensor:
         ctx.structure = structure
         ctx.save_for_backward(x, values)
-        row_starts, column_of, *_ = structure
-        return nonzeros.product(row_starts, column_of, values, x, bias=bias)
+        return structure.product(values, x, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, values = ctx.saved_tensors
-        *_, column_starts, rows_by_column, by_column = ctx.structure
         (gradient,) = gradients
-        of_x, of_values = nonzeros.gradients(column_starts, rows_by_column, by_column, values, x, gradient)
+        of_x, of_values = ctx.structure.gradients(values, x, gradient)
         return of_x, of_values, gradient.sum(1) if ctx.needs_input_grad[2] else None, None
 
 

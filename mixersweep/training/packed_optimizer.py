@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixersweep.config.schema import SGD, AdamW, AnyOptim
+from mixersweep.layers import fused
 from mixersweep.training.optimizer import make_optimizer
 
 
@@ -30,17 +32,17 @@ class PackedOptimizer(ABC):
         sizes = {name: parameter.numel() for name, parameter in named.items()}
         first = dict(zip(sizes, _cumulated(sizes.values()), strict=True))
         name_of = {id(parameter): name for name, parameter in named.items()}
-        scales, decays = torch.ones(flat.shape[1]), torch.zeros(len(settings), flat.shape[1])
+        scales, decays = torch.ones(flat.shape[1]), torch.zeros(flat.shape[1])
+        decaying = make_optimizer(networks[0], replace(settings[0], weight_decay=1.0))
         self._parts: list[tuple[slice, torch.Size]] = []  # in the order of torch's state dicts
-        for group, *others in zip(*(template.param_groups for template in self._templates), strict=True):
+        for group in decaying.param_groups:
             for parameter in group["params"]:
                 name = name_of[id(parameter)]
                 part = slice(first[name], first[name] + sizes[name])
                 self._parts.append((part, parameter.shape))
-                scales[part] = group["lr_scale"]
-                for run, of_run in enumerate((group, *others)):
-                    decays[run, part] = of_run["weight_decay"]
+                scales[part], decays[part] = group["lr_scale"], group["weight_decay"]
         self._scales, self._decays = scales.to(flat.device), decays.to(flat.device)
+        self._weight_decay = self._of_each("weight_decay")
 
     @abstractmethod
     def update(self, part: slice, gradients: Tensor, rates: Tensor, index: Tensor) -> None:
@@ -55,8 +57,8 @@ class PackedOptimizer(ABC):
         """Go on from the state of one run."""
 
     def _of_each(self, name: str) -> Tensor:
-        """A setting of each run, (R, 1)."""
-        return torch.tensor([[float(getattr(each, name))] for each in self._settings], device=self.flat.device)
+        """A setting of each run, (R,)."""
+        return torch.tensor([float(getattr(each, name)) for each in self._settings], device=self.flat.device)
 
     def _dict(self, place: int, step: int, moments: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Any]:
         groups = self._templates[place].state_dict()["param_groups"]
@@ -88,8 +90,13 @@ class PackedSGD(PackedOptimizer):
         """g + decay·p goes into the momentum, and rate times that (Nesterov: one step ahead) off the parameters."""
         del index
         (buffer,) = (moment[part] for moment in self.state)
-        flat, momentum = self.flat[part], self._momentum[part]
-        steps = torch.addcmul(gradients, flat, self._decays[part])
+        flat, momentum, decay = self.flat[part], self._momentum[part], self._weight_decay[part]
+        if flat.is_cuda and fused.available(flat.device):
+            factors = decay, self._decays, self._scales
+            fused.sgd_(flat, gradients, buffer, rates, momentum, *factors, nesterov=self._nesterov)
+            return
+        momentum = momentum[:, None]
+        steps = torch.addcmul(gradients, flat, decay[:, None] * self._decays)
         buffer.mul_(momentum).add_(steps)
         ahead = torch.addcmul(steps, buffer, momentum) if self._nesterov else buffer
         flat.sub_(ahead * (rates[:, None] * self._scales))
@@ -116,14 +123,15 @@ class PackedAdamW(PackedOptimizer):
     def update(self, part: slice, gradients: Tensor, rates: Tensor, index: Tensor) -> None:
         """Decay apart from the gradient, then the first moment over the root of the second, both corrected for age."""
         first, second = (moment[part] for moment in self.state)
-        flat, beta1, beta2 = self.flat[part], self._beta1[part], self._beta2[part]
+        each = (self._beta1, self._beta2, self._eps, self._weight_decay)
+        flat, (beta1, beta2, eps, decay) = self.flat[part], (values[part][:, None] for values in each)
         rate = rates[:, None] * self._scales
-        flat.mul_(1 - rate * self._decays[part])
+        flat.mul_(1 - rate * (decay * self._decays))
         first.lerp_(gradients, 1 - beta1)
         second.mul_(beta2).addcmul_(gradients * gradients, 1 - beta2)
         age = (index + 1).double()
         whole1, whole2 = (1 - beta.double() ** age for beta in (beta1, beta2))
-        roots = second.sqrt() / whole2.sqrt().float() + self._eps[part]
+        roots = second.sqrt() / whole2.sqrt().float() + eps
         flat.sub_(rate / whole1.float() * first / roots)
 
     def state_of(self, place: int, step: int) -> dict[str, Any]:

@@ -50,6 +50,12 @@ def moved(structure: Structure, device: torch.device) -> Structure:
     return Structure(*(getattr(structure, field.name).to(device) for field in dataclasses.fields(Structure)))
 
 
+def side_by_side(structures: list[Structure]) -> Structure:
+    """With the runs in front."""
+    names = [field.name for field in dataclasses.fields(Structure)]
+    return Structure(*(torch.stack([getattr(structure, name) for structure in structures]) for name in names))
+
+
 def dense(structure: Structure, values: Tensor) -> tuple[Tensor, Tensor]:
     """The matrix in float64, and where its nonzeros are."""
     starts, rows = structure.row_starts.long(), structure.shape[0]
@@ -119,7 +125,7 @@ def check_stacked(size: str, batch: int, device: torch.device) -> None:
     assert any(bool(found.any()) for found in alone[0])
     for order in ([0, 1, 2], [2, 0]):
         ones = [tensor[order].flatten(0, 1) for tensor in (values, x, gradient, bias)]
-        together = products(stacked([structures[run] for run in order]), *ones)
+        together = products(stacked(side_by_side([structures[run] for run in order])), *ones)
         for place, run in enumerate(order):
             for all_runs, one in zip(together, alone[run], strict=True):
                 assert torch.equal(all_runs.unflatten(0, (len(order), -1))[place], one)
