@@ -41,11 +41,11 @@ class Captured:
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            program(*arguments)
-            program(*arguments)
+            for _ in range(2):
+                program(*arguments)
+                for tensor, value in zip(self._changing, before, strict=True):
+                    tensor.detach().copy_(value)
         torch.cuda.current_stream(self._device).wait_stream(stream)
-        for tensor, value in zip(self._changing, before, strict=True):
-            tensor.detach().copy_(value)
         graph = torch.cuda.CUDAGraph()
         collects = gc.isenabled()
         gc.disable()

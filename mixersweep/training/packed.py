@@ -73,9 +73,9 @@ class Packed:
         for network, state in zip(networks, kept, strict=True):
             if state is not None:
                 network.load_state_dict(state.model)
+        self._weights = _Flat([dict(network.named_parameters()) for network in networks], device)
         self._network = networks[0].to(device)
         self.storage = choose_storage(self._network, storage, device, self.config.batch_size)
-        self._weights = _Flat([dict(network.named_parameters()) for network in networks], device)
         self._buffers = {
             name: torch.stack([dict(network.named_buffers())[name].to(device) for network in networks])
             for name, _ in self._network.named_buffers()
