@@ -34,9 +34,8 @@ def train(arguments: list[str]) -> int:
     from mixersweep.training.signals import StopSignals
 
     signals = StopSignals().install()
-    taken_up = [argument for argument in arguments if argument.startswith("run_dir=")]
-    if taken_up:
-        return _take_up(taken_up[0], arguments, signals)
+    if any(argument.startswith("run_dir=") for argument in arguments):
+        return _take_up(arguments, signals)
 
     from mixersweep.compose import WORST, leading, read_arguments, run_app
 
@@ -88,14 +87,40 @@ def train(arguments: list[str]) -> int:
     return DONE if not any(outcomes) else FAILED
 
 
-def _take_up(setting: str, arguments: list[str], signals: StopSignals) -> int:
+def _take_up(arguments: list[str], signals: StopSignals) -> int:
+    """``train run_dir=DIR ...``: one run, or several that one program can train."""
     from mixersweep.runs import RunDirectory
 
-    others = [argument for argument in arguments if argument != setting]
-    if others:
-        raise UserError(f"{others[0]}: run_dir= takes up a run as it was frozen; leave out everything else")
-    path = Path(setting.partition("=")[2]).expanduser().absolute()
-    return _execute(lambda: RunDirectory.open(path), signals)
+    for argument in arguments:
+        if not argument.startswith("run_dir="):
+            raise UserError(f"{argument}: run_dir= takes up a run as it was frozen; leave out everything else")
+    paths = [Path(argument.partition("=")[2]).expanduser().absolute() for argument in dict.fromkeys(arguments)]
+    if len(paths) == 1:
+        return _execute(lambda: RunDirectory.open(paths[0]), signals)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"run_dir={paths[1]}: torchrun trains one run in several processes; start it for each")
+    return _train_pack([RunDirectory.open(path) for path in paths], signals)
+
+
+def _train_pack(directories: list[RunDirectory], signals: StopSignals) -> int:
+    """Train what is left of runs as one; the exit code is theirs where all have the same, else that of a failure."""
+    settled = {directory.path: _settled(directory) for directory in directories}
+    left = [directory for directory in directories if settled[directory.path] is None]
+    codes = [code for code in settled.values() if code is not None]
+    if left:
+        report(_summary(left[0]) + (f"\nand {len(left) - 1} more of this program" if len(left) > 1 else ""))
+
+        from mixersweep.training.loop import train_pack
+
+        for directory, error in zip(left, train_pack(left, signals, report), strict=True):
+            if error is None:
+                print(directory.path / "result.json", flush=True)
+                codes.append(DONE)
+            elif isinstance(error, MixersweepError):
+                codes.append(told(error) if len(left) == 1 else error.exit_code)
+            else:
+                raise error
+    return codes[0] if len(set(codes)) == 1 else FAILED
 
 
 def _execute(make: Callable[[], RunDirectory], signals: StopSignals) -> int:

@@ -167,11 +167,12 @@ def _pace_of(listed: Listed) -> Pace | None:
     environment, epochs = result.get("environment") or {}, result.get("epochs")
     if not epochs or not result.get("seconds"):
         return None
-    training = result["seconds"] / epochs
+    share = result.get("pack_size") or 1  # of the time of its pack, which trained others as well
+    training = result["seconds"] / epochs / share
     rows = last_rows(str(listed.path / "metrics.jsonl")) if (listed.path / "metrics.jsonl").exists() else ()
     times = [float(row["time"]) for row in rows]
     steps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    epoch = max(training, statistics.median(steps)) if steps else training * 1.1
+    epoch = max(training, statistics.median(steps) / share) if steps else training * 1.1
     kind, threads = environment.get("device_kind", "cpu"), environment.get("threads", 1)
     return Pace(epoch, training, 0.0, kind, threads, "completed runs")
 

@@ -374,7 +374,7 @@ CONTRACT = (
     "weights_target density parameters stem_parameters mixing_parameters head_parameters skip_parameters "
     "skip_connections flops_per_image epochs best_epoch train_loss train_accuracy validation_loss validation_accuracy "
     "test_loss test_accuracy best_validation_test_accuracy ema_validation_loss ema_validation_accuracy ema_test_loss "
-    "ema_test_accuracy images_per_second seconds peak_memory_bytes started "
+    "ema_test_accuracy pack_size images_per_second seconds peak_memory_bytes started "
     "finished environment versions git_commit"
 ).split()
 

@@ -1,4 +1,4 @@
-"""Several runs at once on this machine: each with its share of the cores, or on one of the visible GPUs.
+"""Several runs at once on this machine: each with its share of the cores, or packs of them on the visible GPUs.
 
 A supervisor (``supervisor``) starts the runs and outlives none of them: it sits in a session of its own, so that the
 terminal's Ctrl-C reaches the launching process alone, which passes it on once. Where the launching process dies, the
@@ -31,6 +31,7 @@ from mixersweep.runs import RunDirectory, read_status
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import LOG, StopRequest
 from mixersweep.sweeps.outcome import outcome
+from mixersweep.sweeps.packs import Pack, packs, summary
 
 MEMORY_OF_A_RUN = 1.5e9
 """Bytes that a run is taken to need when the number at once is chosen: torch alone takes a third of it."""
@@ -47,12 +48,13 @@ class LocalSettings:
     jobs: Count | Auto
     gpus: Whole | Auto
     runs_per_gpu: Count
+    pack: Count | Auto = "auto"
     warm: bool
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one run at a time: its cores, and what its environment says of GPUs."""
+    """A place for one pack of runs at a time: its cores, and what its environment says of GPUs."""
 
     cores: tuple[int, ...]
     environment: dict[str, str]
@@ -78,18 +80,21 @@ class Local:
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
         """Execute the runs, as many at once as there are slots."""
         slots = _slots(self._settings, jobs)
-        report(_told(slots, len(jobs)))
-        waiting, left = deque(jobs), len(jobs)
+        made = packs(jobs, self._settings.pack, on_gpu=bool(slots[0].environment), places=len(slots))
+        slots = slots[: len(made)]
+        report(_told(slots, made))
+        waiting, left = deque(made), len(jobs)
         while waiting:  # once, unless a supervisor was killed
             supervisor = Supervisor(self._settings.warm)
 
-            def ended(run_dir: Path, code: int | None, supervisor: Supervisor = supervisor) -> None:
+            def ended(pack: Pack, code: int | None, supervisor: Supervisor = supervisor) -> None:
                 nonlocal left
-                left -= 1
-                status = read_status(run_dir)
-                if status.state == "queued" and code:
-                    queue.fail(run_dir, f"{_end(code)} before it began; see {LOG}")
-                report(f"{outcome(run_dir)}  {supervisor.seconds(run_dir):.1f} s, {left} of {len(jobs)} left")
+                for run_dir in pack:
+                    left -= 1
+                    status = read_status(run_dir)
+                    if status.state == "queued" and code:
+                        queue.fail(run_dir, f"{_end(code)} before it began; see {LOG}")
+                    report(f"{outcome(run_dir)}  {supervisor.seconds(pack):.1f} s, {left} of {len(jobs)} left")
 
             try:
                 supervisor.execute(waiting, slots, stop, ended)
@@ -112,27 +117,27 @@ class Supervisor:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        self._running: dict[Path, Slot] = {}
-        self._began: dict[Path, float] = {}
-        self._pids: dict[Path, int] = {}
+        self._running: dict[Pack, Slot] = {}
+        self._began: dict[Pack, float] = {}
+        self._pids: dict[Pack, int] = {}
         self._unread = b""
         self._is_gone = False
 
     def execute(
-        self, waiting: deque[Path], slots: Sequence[Slot], stop: StopRequest, ended: Callable[[Path, int | None], None]
+        self, waiting: deque[Pack], slots: Sequence[Slot], stop: StopRequest, ended: Callable[[Pack, int | None], None]
     ) -> None:
-        """Take runs from ``waiting`` into free slots until none is left, or until the supervisor was killed.
+        """Take packs from ``waiting`` into free slots until none is left, or until the supervisor was killed.
 
-        ``ended`` is told each run that ends and its exit code, None where nobody knows it. When ``stop`` raises, the
+        ``ended`` is told each pack that ends and its exit code, None where nobody knows it. When ``stop`` raises, the
         runs are asked to stop, waited for, and the same is raised.
         """
         free, stopped = list(reversed(slots)), None
         while self._running or (waiting and stopped is None and not self._is_gone):
             while waiting and free and stopped is None and not self._is_gone:
                 self._start(waiting.popleft(), free.pop())
-            for run_dir, code in self._ended():
-                free.append(self._running.pop(run_dir))
-                ended(run_dir, code)
+            for pack, code in self._ended():
+                free.append(self._running.pop(pack))
+                ended(pack, code)
             if stopped is None:
                 try:
                     stop.check()
@@ -142,9 +147,9 @@ class Supervisor:
         if stopped is not None:
             raise stopped
 
-    def seconds(self, run_dir: Path) -> float:
-        """Since a run began."""
-        return time.monotonic() - self._began.get(run_dir, time.monotonic())
+    def seconds(self, pack: Pack) -> float:
+        """Since a pack began."""
+        return time.monotonic() - self._began.get(pack, time.monotonic())
 
     def end(self) -> None:
         """Leave no process behind: runs that still go on are killed."""
@@ -164,29 +169,29 @@ class Supervisor:
         assert self._process.stdout is not None
         return self._process.stdout
 
-    def _start(self, run_dir: Path, slot: Slot) -> None:
-        self._running[run_dir] = slot
-        self._tell({"run_dir": str(run_dir), "cores": slot.cores, "environment": slot.environment})
+    def _start(self, pack: Pack, slot: Slot) -> None:
+        self._running[pack] = slot
+        self._tell({"pack": list(map(str, pack)), "cores": slot.cores, "environment": slot.environment})
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):  # a supervisor that is gone is seen by the end of its output
             self._input.write(json.dumps(message).encode() + b"\n")
             self._input.flush()
 
-    def _ended(self) -> list[tuple[Path, int | None]]:
-        """The runs that ended within the next moment."""
-        ended: list[tuple[Path, int | None]] = []
+    def _ended(self) -> list[tuple[Pack, int | None]]:
+        """The packs that ended within the next moment."""
+        ended: list[tuple[Pack, int | None]] = []
         for message in self._messages():
-            run_dir = Path(message["run_dir"])
+            pack = tuple(map(Path, message["pack"]))
             if "pid" in message:
-                self._pids[run_dir], self._began[run_dir] = message["pid"], time.monotonic()
+                self._pids[pack], self._began[pack] = message["pid"], time.monotonic()
             else:
-                ended.append((run_dir, message["code"]))
+                ended.append((pack, message["code"]))
         if self._is_gone:  # and the system has asked its runs to stop
-            for run_dir in set(self._running) - {run_dir for run_dir, _ in ended}:
+            for pack in set(self._running) - {pack for pack, _ in ended}:
                 with contextlib.suppress(KeyError, psutil.Error):
-                    psutil.Process(self._pids[run_dir]).wait()
-                ended.append((run_dir, None))
+                    psutil.Process(self._pids[pack]).wait()
+                ended.append((pack, None))
         return ended
 
     def _messages(self) -> list[dict[str, Any]]:
@@ -255,12 +260,12 @@ def _all_gpus() -> list[str]:
     return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
-def _told(slots: list[Slot], jobs: int) -> str:
+def _told(slots: list[Slot], made: Sequence[Pack]) -> str:
     places = "at once" if len(slots) > 1 else "at a time"
     gpus = len({slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots if slot.environment})
     cores = len(slots[0].cores)
     where = f"on {gpus} GPU{'s' * (gpus > 1)}" if gpus else f"with {cores} core{'s' * (cores > 1)} each"
-    return f"local: {jobs} runs, {len(slots)} {places} {where}"
+    return f"local: {summary(made)}, {len(slots)} {places} {where}"
 
 
 def _end(code: int) -> str:

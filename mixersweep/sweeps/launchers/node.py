@@ -13,20 +13,21 @@ from pathlib import Path
 from mixersweep.errors import HELD, PREEMPTED
 from mixersweep.sweeps.launchers import StopRequest
 from mixersweep.sweeps.launchers.local import Slot, Supervisor
+from mixersweep.sweeps.packs import Pack
 
 STOPPED = (-10, -12, -15)
 """Codes of processes that USR1, USR2 or TERM ended before they could handle it."""
 
 
-def execute(run_dirs: Sequence[Path], slots: Sequence[Slot], stop: StopRequest) -> dict[Path, int | None]:
-    """Execute the runs, each in its slot and all at once; returns the exit code of each that has one.
+def execute(made: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest) -> dict[Path, int | None]:
+    """Execute packs of runs, each in its slot and all at once; returns for each run the exit code of its process.
 
     When ``stop`` raises, asks the runs to stop, waits for them, and raises the same.
     """
     codes: dict[Path, int | None] = {}
-    supervisor = Supervisor(warm=len(run_dirs) > 1)
+    supervisor = Supervisor(warm=len(made) > 1)
     try:
-        supervisor.execute(deque(run_dirs), slots, stop, codes.__setitem__)
+        supervisor.execute(deque(made), slots, stop, lambda pack, code: codes.update(dict.fromkeys(pack, code)))
     finally:
         supervisor.end()
     return codes

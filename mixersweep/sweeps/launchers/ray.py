@@ -18,13 +18,14 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt
 
 from mixersweep import config
-from mixersweep.config.kinds import Auto, NotNegative
+from mixersweep.config.kinds import Auto, Count, NotNegative
 from mixersweep.errors import RunStopped, UserError
 from mixersweep.runs import RunDirectory, read_status
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import LOG, StopRequest
 from mixersweep.sweeps.launchers.node import execute, slots, visible_gpus
 from mixersweep.sweeps.outcome import outcome
+from mixersweep.sweeps.packs import Pack, packs, summary
 
 LOOK_EVERY = 0.25
 """Seconds between two looks for a signal."""
@@ -38,6 +39,7 @@ class RaySettings:
     address: str | None
     cpus_per_run: Annotated[float, Gt(0)]
     gpus_per_run: NotNegative | Auto
+    pack: Count | Auto = "auto"
 
 
 def launcher(values: Mapping[str, Any], folder: Path) -> Ray:
@@ -73,10 +75,11 @@ class Ray:
             where = f"at {self._settings.address}" if self._settings.address else "on this machine"
             if room == 0:
                 raise UserError(f"hydra/launcher=ray: a run asks for {shown}, more than Ray has {where}")
-            report(f"ray: {len(jobs)} runs {where}, {min(room, len(jobs))} at once with {shown} each")
+            made = packs(jobs, self._settings.pack, on_gpu=needs["GPU"] > 0, places=room)
+            report(f"ray: {summary(made)} {where}, {min(room, len(made))} at once with {shown} each")
             cores = max(1, int(needs["CPU"]))
             task = ray.remote(_execute).options(num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_retries=0)
-            tasks = {task.remote(str(run_dir), i, cores): run_dir for i, run_dir in enumerate(jobs)}
+            tasks = {task.remote(list(map(str, pack)), i, cores): pack for i, pack in enumerate(made)}
             self._wait(ray, tasks, stop, report)
         finally:
             ray.shutdown()
@@ -88,20 +91,23 @@ class Ray:
             gpus = 1.0 if device != "cpu" and has.get("GPU") else 0.0
         return {"CPU": self._settings.cpus_per_run, "GPU": gpus}
 
-    def _wait(self, ray: Any, tasks: dict[Any, Path], stop: StopRequest, report: Callable[[str], None]) -> None:
-        total, stopped = len(tasks), None
+    def _wait(self, ray: Any, tasks: dict[Any, Pack], stop: StopRequest, report: Callable[[str], None]) -> None:
+        total, stopped = sum(map(len, tasks.values())), None
         while tasks:
             for task in ray.wait(list(tasks), timeout=LOOK_EVERY)[0]:
-                run_dir, code = tasks.pop(task), None
+                pack, code = tasks.pop(task), None
                 try:
                     code = ray.get(task)
                 except ray.exceptions.TaskCancelledError:
                     continue  # it never began
                 except ray.exceptions.RayError as error:  # of the cluster: the worker or its node is gone
-                    queue.fail(run_dir, f"Ray: {str(error).strip().splitlines()[0]}")
-                if code and read_status(run_dir).state == "queued" and stopped is None:
-                    queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
-                report(f"{outcome(run_dir)}  {len(tasks)} of {total} left")
+                    for run_dir in pack:
+                        queue.fail(run_dir, f"Ray: {str(error).strip().splitlines()[0]}")
+                left = sum(map(len, tasks.values()))
+                for run_dir in pack:
+                    if code and read_status(run_dir).state == "queued" and stopped is None:
+                        queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
+                    report(f"{outcome(run_dir)}  {left} of {total} left")
             if stopped is None:
                 try:
                     stop.check()
@@ -113,14 +119,15 @@ class Ray:
             raise stopped
 
 
-def _execute(run_dir: str, index: int, cores: int) -> int | None:
-    """The task: execute one run, and return the exit code of its process."""
+def _execute(run_dirs: list[str], index: int, cores: int) -> int | None:
+    """The task: execute one pack of runs, and return the exit code of its process."""
     from mixersweep.training.signals import StopSignals
 
     before = _handlers()
     stop = StopSignals().install()  # Ray cancels a task by what is a Ctrl-C to it
     try:
-        return execute([Path(run_dir)], slots(1, cores, visible_gpus()[:1], index), stop).get(Path(run_dir))
+        pack = tuple(map(Path, run_dirs))
+        return execute([pack], slots(1, cores, visible_gpus()[:1], index), stop).get(pack[0])
     except RunStopped as stopped:
         return stopped.exit_code
     finally:

@@ -8,6 +8,7 @@ a run stands in its directory; Slurm is only asked whether it still knows the jo
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -31,6 +32,7 @@ from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import StopRequest
 from mixersweep.sweeps.launchers.slurm_job import TAKEN_UP, execute_pack, job_state
 from mixersweep.sweeps.outcome import outcome
+from mixersweep.sweeps.packs import packs
 
 T = TypeVar("T")
 
@@ -65,6 +67,7 @@ class SlurmSettings:
     constraint: str | None
     array_parallelism: Count | None
     runs_per_job: Count
+    pack: Count | Auto = "auto"
     sbatch: dict[str, str | int | float | bool | None] | None
     grace: Count
     wait: bool
@@ -121,11 +124,11 @@ class Slurm:
         if self._waiting:
             report(f"slurm: {len(self._waiting)} runs are in the queue already")
         if jobs:
-            for name, array, packs in self._submit(jobs):
-                runs = sum(map(len, packs.values()))
-                report(f"slurm: {runs} runs in {len(packs)} jobs of array {array}, called {name}")
-                for job, pack in packs.items():
-                    for run_dir in pack:
+            for name, array, packed in self._submit(jobs):
+                runs = sum(map(len, packed.values()))
+                report(f"slurm: {runs} runs in {len(packed)} jobs of array {array}, called {name}")
+                for job, of_job in packed.items():
+                    for run_dir in of_job:
                         queue.pass_on(run_dir, job)
                         self._waiting[run_dir] = job
         if not self._settings.wait:
@@ -147,15 +150,18 @@ class Slurm:
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        packs = list(_batched(jobs, self._settings.runs_per_job))
+        first = RunDirectory.open(jobs[0]).run.config
+        made = packs(jobs, self._settings.pack, on_gpu=self._gpus(first.device) > 0)
+        batches = [tuple(itertools.chain(*some)) for some in _batched(made, self._settings.runs_per_job)]
         plain_name = re.sub(r"[^\w.-]", "_", self._folder.name)[:60]
-        for part in _batched(packs, _largest_array()):
+        for part in _batched(batches, _largest_array()):
             token = secrets.token_hex(4)
             name = f"{plain_name}-{token}"
             record = self._folder / FOLDER / f"{token}.json"
             record.parent.mkdir(parents=True, exist_ok=True)
             texts = [[str(run_dir) for run_dir in pack] for pack in part]
-            write_json(record, {"name": name, "grace": self._settings.grace, "packs": texts})
+            content = {"name": name, "grace": self._settings.grace, "pack": self._settings.pack, "packs": texts}
+            write_json(record, content)
             executor = submitit.SlurmExecutor(record.parent)
             executor.update_parameters(**self._parameters(name, jobs[0]))
             try:
@@ -169,8 +175,7 @@ class Slurm:
     def _parameters(self, name: str, first: Path) -> dict[str, Any]:
         """What submitit is told; whatever is null is left to the cluster."""
         own = self._settings
-        on_cpu = RunDirectory.open(first).run.config.device == "cpu"
-        gpus = (0 if on_cpu else 1) if own.gpus == "auto" else own.gpus
+        gpus = self._gpus(RunDirectory.open(first).run.config.device)
         asked = {
             **{key: getattr(own, key) for key in ("partition", "account", "qos", "time", "mem", "constraint")},
             **{"cpus_per_task": own.cpus, "gpus_per_node": gpus or None, "requeue": True},
@@ -189,6 +194,12 @@ class Slurm:
             "srun_args": [f"--cpus-per-task={own.cpus}"] if own.cpus else [],  # srun no longer takes it from sbatch
             "additional_parameters": {key: value for key, value in asked.items() if value not in (None, False)},
         }
+
+    def _gpus(self, device: str) -> int:
+        """Of a job."""
+        if self._settings.gpus != "auto":
+            return self._settings.gpus
+        return 0 if device == "cpu" else 1
 
     def _wait(self, stop: StopRequest, report: Callable[[str], None]) -> None:
         """Wait until every run has ended, or Slurm has forgotten its job and nobody trains it."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from mixersweep.config.kinds import Auto
 from mixersweep.errors import DONE, FAILED, PREEMPTED, RunStopped
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.status import guard, this_host
@@ -26,6 +27,7 @@ from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import LOG, StopRequest
 from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots, visible_gpus
 from mixersweep.sweeps.outcome import outcome
+from mixersweep.sweeps.packs import packs
 
 TAKEN_UP = ("planned", "queued", "running", "preempted")
 """The states of runs that a job takes up, of running ones those whose process is gone."""
@@ -40,16 +42,18 @@ def execute_pack(record: str, index: int) -> None:
 
     signals = StopSignals().install()  # in the place of submitit's own, which would requeue too
     described = json.loads(Path(record).read_text())
-    sys.exit(_Job([Path(run) for run in described["packs"][index]], index, described["grace"], signals).execute())
+    run_dirs, pack = [Path(run) for run in described["packs"][index]], described.get("pack", 1)
+    sys.exit(_Job(run_dirs, pack, index, described["grace"], signals).execute())
 
 
 class _Job:
     """A job and its runs; ``id`` is what Slurm's commands call it."""
 
-    def __init__(self, run_dirs: list[Path], index: int, grace: float, signals: StopRequest) -> None:
+    def __init__(self, run_dirs: list[Path], pack: int | Auto, index: int, grace: float, signals: StopRequest) -> None:
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         self.id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
-        self._run_dirs, self._index, self._grace, self._signals = run_dirs, index, grace, signals
+        self._run_dirs, self._pack, self._index = run_dirs, pack, index
+        self._grace, self._signals = grace, signals
         self._requeue = _Requeue(self.id)
         self._deadline: threading.Timer | None = None
 
@@ -91,8 +95,10 @@ class _Job:
         left = list(self._run_dirs)
         while claimed := self._claimed(left):
             cpus = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
-            places = slots(len(claimed), int(cpus) if cpus else None, visible_gpus(), self._index)
-            codes = execute(claimed, places, self)
+            gpus = visible_gpus()
+            made = packs(claimed, self._pack, on_gpu=bool(gpus), places=len(gpus))
+            places = slots(len(made), int(cpus) if cpus else None, gpus, self._index)
+            codes = execute(made, places, self)
             for run_dir, code in codes.items():
                 if code and not is_to_go_on(code) and read_status(run_dir).state == "queued":
                     queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")

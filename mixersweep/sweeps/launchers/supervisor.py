@@ -1,7 +1,8 @@
 """``python -m mixersweep.sweeps.launchers.supervisor``: starts runs as it is told, and waits for them.
 
-A line of JSON on stdin starts a run (``run_dir``, ``cores``, ``environment``) or signals all (``signal``); a line on
-stdout says that a run began (``run_dir``, ``pid``) or ended (``run_dir``, ``code``, negative for a signal). When stdin
+A line of JSON on stdin starts a pack of runs, mostly of one (``pack``, ``cores``, ``environment``), or signals all
+(``signal``); a line on stdout says that it began (``pack``, ``pid``) or ended (``pack``, ``code``, negative for a
+signal). Its output goes to the log of its first run, and the others' say so. When stdin
 ends, which is how the death of the launching process looks, the runs are asked to stop and waited for. If this process
 itself is killed, the system asks them to stop.
 
@@ -54,7 +55,7 @@ class Supervising:
     def __init__(self, said: int, warm: bool) -> None:
         self._said = said
         self._warm = warm
-        self._running: dict[int, str] = {}
+        self._running: dict[int, list[str]] = {}
         self._unread = b""
         self._woken, self._wakes = os.pipe()
         for end in (self._woken, self._wakes):
@@ -104,8 +105,8 @@ class Supervising:
         if pid == 0:
             self._become(message, parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._running[pid] = message["run_dir"]
-        self._say({"run_dir": message["run_dir"], "pid": pid})
+        self._running[pid] = message["pack"]
+        self._say({"pack": message["pack"], "pid": pid})
 
     def _reap(self) -> None:
         while self._running:
@@ -113,7 +114,7 @@ class Supervising:
             if pid == 0:
                 return
             code = os.waitstatus_to_exitcode(status)
-            self._say({"run_dir": self._running.pop(pid), "code": code})
+            self._say({"pack": self._running.pop(pid), "code": code})
 
     def _say(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -124,7 +125,7 @@ class Supervising:
         code = 1
         try:
             self._separate(message, parent)
-            arguments = ["train", f"run_dir={message['run_dir']}"]
+            arguments = ["train", *(f"run_dir={run_dir}" for run_dir in message["pack"])]
             if not self._warm:
                 os.execv(sys.executable, [sys.executable, "-m", "mixersweep", *arguments])
             sys.argv = ["mixersweep", *arguments]
@@ -152,7 +153,11 @@ class Supervising:
                 os._exit(1)
         for descriptor in (self._said, self._woken, self._wakes):
             os.close(descriptor)
-        with Path(message["run_dir"], LOG).open("ab") as log, Path(os.devnull).open("rb") as nothing:
+        first, *others = (Path(run_dir, LOG) for run_dir in message["pack"])
+        for other in others:
+            with other.open("a") as log_of_other:
+                log_of_other.write(f"trained in one process with {first.parent.name}: see {first}\n")
+        with first.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             os.dup2(nothing.fileno(), 0)
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
