@@ -208,7 +208,7 @@ def _gradients(
         end = tl.load(starts + column + 1, mask=is_column, other=0)
         places = column.to(tl.int64)[:, None] * batch + image[None, :]
         is_place = is_column[:, None] & there[None, :]
-        entries = tl.load(x + places, mask=is_place, other=0.0)
+        entries = tl.load(x + places, mask=is_place & (begin < end)[:, None], other=0.0)
         total = tl.zeros([COLUMNS, TILE], tl.float32)
         # For all that a compiler knows, what is stored is what is read next: so four nonzeros are read, then stored.
         for first in range(0, tl.max(end - begin, 0), 4):

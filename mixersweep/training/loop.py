@@ -116,8 +116,10 @@ class Training:
         self.storage = before.get("storage", getattr(config.model, "storage", "auto"))
         self.learner = self._start(kept)
         self.storage = self.learner.storage
-        if self.device.type == "cpu" and self.storage != "dense" and (reason := why_not_own()):
-            report(f"torch's kernels multiply the nonzeros, which takes about twice as long as with our own: {reason}")
+        if self.storage != "dense" and (reason := why_not_own(self.device)):
+            slow, random = "takes about twice as long as with our own", "gives other last digits in every run"
+            price = slow if self.device.type == "cpu" else random
+            report(f"torch's kernels multiply the nonzeros, which {price}: {reason}")
         environment = describe_environment(self.device, threads, self.storage, config, world.size)
         self.state = kept or Checkpoint(directory.run.fingerprint, environment, now())
         self.sums = Sums(len(self.steps), self.device, self.state.sums if world.first else None)
