@@ -28,7 +28,8 @@ SUMS = 512
 """Gradients of values that a program puts together from those of the stretches."""
 
 FOUR = 4
-"""Numbers that a thread reads at once. A warp has at least that many for each of its threads."""
+"""Numbers that a thread reads at once. A schedule of gradients leaves each warp as many for each of its threads, as it
+would for one column alone: then each column's sums over the batch are in the same threads whatever the schedule."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def product(
 ) -> Tensor:
     """A x + bias: (rows + 1,) starts, (nonzeros,) columns and values, (columns, batch) to (rows, batch)."""
     rows, batch = starts.numel() - 1, x.shape[1]
-    x, y = _aligned(x), x.new_empty(rows, batch)
+    x, values, y = _aligned(x), values.contiguous(), x.new_empty(rows, batch)
+    bias = None if bias is None else bias.contiguous()
     how = how or schedule(rows, values.numel(), batch)
     grid = triton.cdiv(rows, how.rows * how.groups), triton.cdiv(batch, how.tile)
     if y.numel():
@@ -101,8 +103,8 @@ def gradients(
     The nonzeros come by columns, with (columns + 1,) starts and their rows; ``order`` says where their values are.
     """
     (columns, batch), count = x.shape, values.numel()
-    x, gradient = _aligned(x), _aligned(gradient)
-    of_x, of_values = torch.empty_like(x), torch.empty_like(values)
+    x, gradient, values = _aligned(x), _aligned(gradient), values.contiguous()
+    of_x, of_values = torch.empty_like(x), torch.empty_like(values) if batch else torch.zeros_like(values)
     tile = _tile(batch, stretch)
     stretches = triton.cdiv(batch, tile)
     how = how or gradient_schedule(tile)
