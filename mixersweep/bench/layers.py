@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mixersweep.bench.harness import Case
+from mixersweep.bench.harness import Case, captured
 from mixersweep.budget import Architecture
 from mixersweep.compose import config_of
-from mixersweep.layers import SparseWeights, draw_mask
+from mixersweep.layers import SparseWeights, draw_mask, nonzeros
 from mixersweep.layers.product import linear
 from mixersweep.models import initialize
 from mixersweep.models.mixer import MixerBlock
@@ -22,6 +23,7 @@ from mixersweep.runs import Run, solve
 
 BATCH = 128
 SPARSE_SIZES = [(1024, 2**16), (4096, 2**18), (16384, 2**18)]
+WIDE_SIZES = [(65536, 2**18), (262144, 2**18)]
 MIXER_SIZES = [(64, 64), (128, 128), (226, 64)]
 
 
@@ -31,6 +33,7 @@ def layer_cases(everything: bool) -> Iterator[Case]:
         sizes = {"model": "sw_mlp", "width": width, "connections": connections, "batch_size": BATCH}
         sparse, dense = SparseLayer(width, connections, "sparse"), MaskedDense(width, connections)
         yield Case("sw_mlp_vs_masked_dense", sizes, sparse, dense, memory=width == SPARSE_SIZES[-1][0])
+    yield from _nonzeros_cases(*SPARSE_SIZES[0])
     for width in (64, 128):
         rows = 8192
         sizes = {"model": None, "width": width, "connections": width**2, "batch_size": rows}
@@ -40,12 +43,26 @@ def layer_cases(everything: bool) -> Iterator[Case]:
             for compiled in (False, True):
                 yield from _block_cases(family, tokens, channels, compiled)
     if everything:
+        for width, connections in SPARSE_SIZES[1:] + WIDE_SIZES:
+            yield from _nonzeros_cases(width, connections)
+        yield from _nonzeros_cases(*SPARSE_SIZES[0], batch_size=512)
+        yield from _nonzeros_cases(*SPARSE_SIZES[0], runs=16)
         for width in (256, 1024):
             for fan_in in (width // 2, width // 4, width // 16):
                 for batch_size in (32, 128, 512):
                     sizes = {"model": "sw_mlp", "width": width, "connections": width * fan_in, "batch_size": batch_size}
                     sparse = SparseLayer(width, width * fan_in, "sparse", batch_size)
                     yield Case("sparse_vs_dense_storage", sizes, sparse, replace(sparse, storage="dense"))
+
+
+def _nonzeros_cases(width: int, connections: int, batch_size: int = BATCH, runs: int = 1) -> Iterator[Case]:
+    """Products with nonzeros against torch's, and against those of a masked matrix where that is small."""
+    sizes = {"model": "sw_mlp", "width": width, "connections": connections, "batch_size": batch_size, "runs": runs}
+    for of in ("product", "gradients"):
+        own = Nonzeros(width, connections, batch_size, runs, of)
+        for other in ("torch", "masked") if width * width * runs <= 2**24 else ("torch",):
+            reference = replace(own, by=other)
+            yield Case(f"sparse_{of}_vs_{other}", sizes, own, reference, extra={"read_bytes": own.read_bytes})
 
 
 def _block_cases(family: str, tokens: int, channels: int, compiled: bool) -> Iterator[Case]:
@@ -102,6 +119,53 @@ class SparseLayer:
         return _forward_and_backward(
             layer, torch.randn(self.width, self.batch_size, device=device), partial(layer, features_first=True)
         )
+
+
+@dataclass(frozen=True)
+class Nonzeros:
+    """A x, or both of its gradients, of the sparse matrices of some runs at once; on a GPU without its launches."""
+
+    width: int
+    connections: int
+    batch_size: int
+    runs: int
+    of: Literal["product", "gradients"]
+    by: Literal["own", "torch", "masked"] = "own"
+
+    @property
+    def read_bytes(self) -> int:
+        """What must come from some cache: a row of x, or of its gradient, and two or three numbers a nonzero."""
+        numbers = 2 if self.of == "product" else 3
+        return self.runs * self.connections * 4 * (self.batch_size + numbers)
+
+    def __call__(self, device: torch.device) -> Callable[[], object]:
+        """Set it up on a device."""
+        generator = torch.Generator().manual_seed(0)
+        masks = [draw_mask(self.width, self.width, self.connections, "exact", generator) for _ in range(self.runs)]
+        layers = [SparseWeights(self.width, self.width, positions).to(device) for positions in masks]
+        values = torch.randn(self.runs * self.connections, device=device)
+        x, gradient = (torch.randn(self.runs * self.width, self.batch_size, device=device) for _ in range(2))
+        if self.by == "masked":
+            return captured(self._masked(masks, values, x, gradient), device)
+        structure = nonzeros.stacked([layer.structure for layer in layers])
+        if self.of == "product":
+            by_row = structure.row_starts, structure.column_of
+            product = nonzeros.product if self.by == "own" else nonzeros.torch_product
+            return captured(lambda: product(*by_row, values, x, None), device)
+        by_column = structure.column_starts, structure.rows_by_column, structure.by_column
+        gradients = nonzeros.gradients if self.by == "own" else nonzeros.torch_gradients
+        return captured(lambda: gradients(*by_column, values, x, gradient), device)
+
+    def _masked(self, masks: list[Tensor], values: Tensor, x: Tensor, gradient: Tensor) -> Callable[[], object]:
+        weights, mask = (x.new_zeros(self.runs, self.width * self.width) for _ in range(2))
+        for run, positions in enumerate(masks):
+            mask[run, positions.to(x.device)] = 1
+            weights[run, positions.to(x.device)] = values.view(self.runs, -1)[run]
+        weights, mask = (matrix.unflatten(1, (self.width, self.width)) for matrix in (weights, mask))
+        x, gradient = (tensor.unflatten(0, (self.runs, self.width)) for tensor in (x, gradient))
+        if self.of == "product":
+            return lambda: (weights * mask) @ x
+        return lambda: ((weights * mask).mT @ gradient, (gradient @ x.mT) * mask)
 
 
 @dataclass(frozen=True)

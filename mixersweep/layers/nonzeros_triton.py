@@ -24,8 +24,12 @@ from torch import Tensor
 STRETCH = 512
 """Images of a batch whose products are summed at once. Part of the arithmetic: another number, other last digits."""
 
+SUMS = 512
+"""Gradients of values that a program puts together from those of the stretches."""
+
 FOUR = 4
-"""Numbers that a thread reads at once. A warp has at least that many for each of its threads."""
+"""Numbers that a thread reads at once. A schedule of gradients leaves each warp as many for each of its threads, as it
+would for one column alone: then each column's sums over the batch are in the same threads whatever the schedule."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def product(
 ) -> Tensor:
     """A x + bias: (rows + 1,) starts, (nonzeros,) columns and values, (columns, batch) to (rows, batch)."""
     rows, batch = starts.numel() - 1, x.shape[1]
-    x, y = _aligned(x), x.new_empty(rows, batch)
+    x, values, y = _aligned(x), values.contiguous(), x.new_empty(rows, batch)
+    bias = None if bias is None else bias.contiguous()
     how = how or schedule(rows, values.numel(), batch)
     grid = triton.cdiv(rows, how.rows * how.groups), triton.cdiv(batch, how.tile)
     if y.numel():
@@ -97,33 +102,37 @@ def gradients(
 
     The nonzeros come by columns, with (columns + 1,) starts and their rows; ``order`` says where their values are.
     """
-    columns, batch = x.shape
-    x, gradient = _aligned(x), _aligned(gradient)
-    of_x, of_values = torch.empty_like(x), torch.empty_like(values)
+    (columns, batch), count = x.shape, values.numel()
+    x, gradient, values = _aligned(x), _aligned(gradient), values.contiguous()
+    of_x, of_values = torch.empty_like(x), torch.empty_like(values) if batch else torch.zeros_like(values)
     tile = _tile(batch, stretch)
+    stretches = triton.cdiv(batch, tile)
     how = how or gradient_schedule(tile)
-    grid = (triton.cdiv(columns, how.rows * how.groups),)
-    with torch.cuda.device_of(x):
-        for begin in range(0, batch if columns else 0, tile):
+    grid = triton.cdiv(columns, how.rows * how.groups), stretches
+    is_whole = stretches == 1
+    sums = of_values if is_whole else values.new_empty(stretches, count)
+    if of_x.numel():
+        with torch.cuda.device_of(x):
             _gradients[grid](
                 starts,
                 row_of,
-                order,
-                values,
+                order if is_whole else None,
+                values if is_whole else values.index_select(0, order),
                 x,
                 gradient,
                 of_x,
-                of_values,
+                sums,
                 columns,
                 batch,
-                begin,
+                count,
                 COLUMNS=how.rows,
                 GROUPS=how.groups,
                 TILE=tile,
-                IS_FIRST=begin == 0,
                 num_warps=how.warps,
                 num_stages=1,
             )
+            if not is_whole and count:
+                _total[(triton.cdiv(count, SUMS),)](sums, order, of_values, count, stretches, BLOCK=SUMS, num_warps=4)
     return of_x, of_values
 
 
@@ -180,7 +189,7 @@ def _product(
         tl.store(y + row.to(tl.int64)[:, None] * batch + image[None, :], total, mask=is_row[:, None] & there[None, :])
 
 
-@triton.jit(do_not_specialize=["columns"])
+@triton.jit(do_not_specialize=["columns", "count"])
 def _gradients(
     starts,
     row_of,
@@ -189,16 +198,17 @@ def _gradients(
     x,
     gradient,
     of_x,
-    of_values,
+    sums,
     columns,
     batch,
-    from_image,
+    count,
     COLUMNS: tl.constexpr,
     GROUPS: tl.constexpr,
     TILE: tl.constexpr,
-    IS_FIRST: tl.constexpr,
 ):
-    image = from_image + tl.arange(0, TILE)
+    """A stretch of the batch. Without an ``order``, values and their gradients are in that of the columns."""
+    image = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    sums += tl.program_id(1).to(tl.int64) * count
     there = image < batch
     four = tl.arange(0, 4)
     for group in range(GROUPS):
@@ -208,7 +218,7 @@ def _gradients(
         end = tl.load(starts + column + 1, mask=is_column, other=0)
         places = column.to(tl.int64)[:, None] * batch + image[None, :]
         is_place = is_column[:, None] & there[None, :]
-        entries = tl.load(x + places, mask=is_place, other=0.0)
+        entries = tl.load(x + places, mask=is_place & (begin < end)[:, None], other=0.0)
         total = tl.zeros([COLUMNS, TILE], tl.float32)
         # For all that a compiler knows, what is stored is what is read next: so four nonzeros are read, then stored.
         for first in range(0, tl.max(end - begin, 0), 4):
@@ -226,10 +236,10 @@ def _gradients(
             inner = tl.reshape(tl.join(inner_02, inner_13), [COLUMNS, 4])
             at_four = at[:, None] + four[None, :]
             is_nonzero = at_four < end[:, None]
-            put = of_values + tl.load(order + at_four, mask=is_nonzero, other=0)
-            if not IS_FIRST:
-                inner += tl.load(put, mask=is_nonzero, other=0.0)
-            tl.store(put, inner, mask=is_nonzero)
+            place = at_four
+            if order is not None:
+                place = tl.load(order + at_four, mask=is_nonzero, other=0)
+            tl.store(sums + place, inner, mask=is_nonzero)
         tl.store(of_x + places, total, mask=is_place)
 
 
@@ -238,7 +248,21 @@ def _nonzero(at, end, row_of, order, values, gradient, batch, image, there):
     """Of one nonzero of each column: its value, spread out, and the row of the gradient that it meets."""
     is_nonzero = at < end
     row = tl.load(row_of + at, mask=is_nonzero, other=0)
-    value = tl.load(values + tl.load(order + at, mask=is_nonzero, other=0), mask=is_nonzero, other=0.0)
+    place = at
+    if order is not None:
+        place = tl.load(order + at, mask=is_nonzero, other=0)
+    value = tl.load(values + place, mask=is_nonzero, other=0.0)
     places = row.to(tl.int64)[:, None] * batch + image[None, :]
     entries = tl.load(gradient + places, mask=is_nonzero[:, None] & there[None, :], other=0.0)
     return tl.broadcast_to(value[:, None], entries.shape), entries
+
+
+@triton.jit(do_not_specialize=["count", "stretches"])
+def _total(sums, order, of_values, count, stretches, BLOCK: tl.constexpr):
+    """Add the gradients of the values of all stretches, the first first, and put them where the values are."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_nonzero = at < count
+    total = tl.zeros([BLOCK], tl.float32)
+    for stretch in range(stretches):
+        total += tl.load(sums + stretch * count.to(tl.int64) + at, mask=is_nonzero, other=0.0)
+    tl.store(of_values + tl.load(order + at, mask=is_nonzero, other=0), total, mask=is_nonzero)

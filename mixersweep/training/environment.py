@@ -69,6 +69,8 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # else each new tensor would first be filled with NaNs
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     shown, refused = warnings.showwarning, set[str]()
 
     def tell(message: Warning | str, *rest: Any, **named: Any) -> None:

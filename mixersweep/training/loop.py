@@ -164,8 +164,10 @@ class Training:
         self.splits: list[Splits] = []
         self.engine = self._engine(before.get("storage", getattr(config.model, "storage", "auto")))
         storage = self.engine.storage
-        if self.device.type == "cpu" and storage != "dense" and (reason := why_not_own()):
-            report(f"torch's kernels multiply the nonzeros, which takes about twice as long as with our own: {reason}")
+        if storage != "dense" and (reason := why_not_own(self.device)):
+            slow, random = "takes about twice as long as with our own", "gives other last digits in every run"
+            price = slow if self.device.type == "cpu" else random
+            report(f"torch's kernels multiply the nonzeros, which {price}: {reason}")
         self.environment = describe_environment(
             self.device, threads, storage, config, world.size, engine=self.engine.name
         )

@@ -9,7 +9,7 @@ import torch
 
 from mixersweep.bench import SUITES, Case, measure
 from mixersweep.bench.harness import peak_bytes
-from mixersweep.bench.layers import MaskedDense, SparseLayer, TimmBlock, gemm
+from mixersweep.bench.layers import MaskedDense, Nonzeros, SparseLayer, TimmBlock, gemm
 from mixersweep.bench.step import Step
 
 CPU = torch.device("cpu")
@@ -62,6 +62,19 @@ def test_what_is_measured_does_the_same_work_again_and_again(make: object) -> No
     for one, other in zip(once, again, strict=True):
         assert bool(one.isfinite().all()) and bool((one != 0).any())
         torch.testing.assert_close(one, other)
+
+
+def test_products_with_nonzeros_are_the_same_whoever_makes_them() -> None:
+    found = {}
+    for by in ("own", "torch", "masked"):
+        torch.manual_seed(0)
+        y = Nonzeros(20, 60, 128, 2, "product", by)(CPU)()
+        torch.manual_seed(0)
+        of_x, of_values = Nonzeros(20, 60, 128, 2, "gradients", by)(CPU)()
+        found[by] = y.flatten(), of_x.flatten(), of_values[of_values != 0].flatten()
+    for by in ("torch", "masked"):
+        for one, other in zip(found["own"], found[by], strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_a_sparse_layer_and_its_alternative_are_the_same_map() -> None:

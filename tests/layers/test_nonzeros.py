@@ -103,6 +103,31 @@ def test_the_threads_change_no_bit() -> None:
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.usefixtures("whose")
+def test_matrices_along_a_diagonal_are_multiplied_as_each_would_be_alone(request: pytest.FixtureRequest) -> None:
+    layers = [layer_of(size) for size in ("tall", "few", "one", "wide")]  # of any sizes
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight, generator=seeded(1))
+    x = [torch.randn(layer.in_width, 33, generator=seeded(2)) for layer in layers]
+    gradient = [torch.randn(layer.out_width, 33, generator=seeded(3)) for layer in layers]
+    values = [layer.weight.detach() for layer in layers]
+    together = nonzeros.stacked([layer.structure for layer in layers])
+    assert together.shape == (190 + 50 + 1 + 37, 40 + 60 + 1 + 300)
+    y = together.product(torch.cat(values), torch.cat(x), torch.cat([layer.bias.detach() for layer in layers]))
+    of_x, of_values = together.gradients(torch.cat(values), torch.cat(x), torch.cat(gradient))
+    places = zip(
+        y.split([layer.out_width for layer in layers]),
+        of_x.split([layer.in_width for layer in layers]),
+        of_values.split([layer.connections for layer in layers]),
+        strict=True,
+    )
+    for found, layer, *inputs in zip(places, layers, x, gradient, strict=True):
+        for one, alone in zip(found, products(layer, *inputs)[:3], strict=True):
+            if request.getfixturevalue("whose") == "own":
+                assert torch.equal(one, alone)
+            torch.testing.assert_close(one, alone)
+
+
 EXACT = """
 import torch
 from mixersweep.layers import nonzeros
