@@ -68,7 +68,7 @@ def train(directory: RunDirectory, signals: StopSignals, report: Report, world: 
     try:
         with hold(directory.path) as held:
             told = not world.most(0)
-            mirror = start_mirror(directory, report)
+            mirror = start_mirror([directory], report)
             return _train(directory, held, signals, report, world)
     finally:
         if not told:
