@@ -119,12 +119,12 @@ def _send(
     from wandb.errors import CommError, UsageError
 
     from mixersweep.report.to_wandb import open_run, send
-    from mixersweep.tracking.client import line, saying_to
+    from mixersweep.tracking.client import is_refused, line, saying_to
     from mixersweep.tracking.identity import NO_KEY
 
     code = FAILED
     try:
-        with saying_to(folder / "wandb" / REPORT_LOG) as refused:
+        with saying_to(folder / "wandb" / REPORT_LOG):
             run = open_run(folder, sweep, place, options.timeout)
             try:
                 built = dataclasses.replace(build(runs), command=f"mixersweep wandb report {sweep['name']}")
@@ -132,7 +132,7 @@ def _send(
                 code = DONE
             finally:
                 run.finish(exit_code=code)
-            if refused():
+            if is_refused(run):
                 raise MixersweepError("W&B refused the report; it may have been deleted there, or the key be read-only")
     except UsageError:
         if options.where_online:

@@ -39,6 +39,7 @@ def open_run(folder: Path, sweep: Mapping[str, Any], place: Place, patience: flo
         place,
         patience,
         "online",
+        {"finish_timeout": patience / 2, "finish_timeout_raises": True},
         name=f"report {name}",
         group=name,
         job_type="report",
@@ -69,8 +70,7 @@ def send(run: Any, report: Report, patience: float) -> None:
     run.summary.update(found)
     artifact = wandb.Artifact(f"report-{run.id}", type="report", metadata={"answer": report.answer})
     artifact.add_dir(str(report.page.parent), policy="immutable", skip_cache=True)
-    with within(patience):
-        run.log_artifact(artifact).wait()
+    within(patience, lambda: run.log_artifact(artifact).wait())
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:

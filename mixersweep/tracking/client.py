@@ -1,7 +1,8 @@
 """The W&B client as this program uses it: it asks nothing, sends nothing about machine or code, and gives up in time.
 
 A row's step at W&B is its epoch, so that each row arrives once: a resumed run tells its next step, and the rows from
-there on are logged. Only processes of their own import this (``mirror``, ``upload``, the report's).
+there on are logged. One process may have many runs open, each in a thread of its own; an answer that does not come and
+a refusal concern one run alone. Only processes of their own import this (``mirror``, ``upload``, the report's).
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import wandb
 from wandb.errors import CommError
@@ -23,7 +25,6 @@ from mixersweep.config import Config
 from mixersweep.errors import DONE, FAILED, INTERRUPTED, PREEMPTED
 from mixersweep.runs import Run, RunDirectory, planned
 from mixersweep.tracking.identity import (
-    LOG,
     Place,
     Uploaded,
     artifact_files,
@@ -33,35 +34,48 @@ from mixersweep.tracking.identity import (
     write_uploaded,
 )
 
+T = TypeVar("T")
+
 EXIT_CODES = {"completed": DONE, "preempted": PREEMPTED, "interrupted": INTERRUPTED}
 """How a run ended, as W&B is told; every other state is a failure."""
 
-REFUSED = "Fatal error while uploading data"
-"""What the client prints, and tells in no other way, when the server refuses a run for good (deleted, read-only)."""
+FATAL = b"filestream: fatal error"
+"""What stands in the client's own log of a run when the server refuses its rows for good (deleted, read-only).
+
+The client prints as much, but not of which run, and tells it in no other way.
+"""
 
 LONGEST_TAG = 64
 
 
-def begin(folder: Path, place: Place, patience: float, mode: str | None = None, **fields: Any) -> wandb.Run:
+def begin(
+    folder: Path,
+    place: Place,
+    patience: float,
+    mode: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> wandb.Run:
     """Open the run of a folder under its id, going on where it is there; one that was deleted gets another id.
 
-    Raises ``UsageError`` without a key and ``CommError`` where nobody answers within ``patience`` seconds.
+    ``settings`` are the client's, beside those that every run here has; ``fields`` are what is known of the run. Raises
+    ``UsageError`` without a key and ``CommError`` where nobody answers within ``patience`` seconds.
     """
+    settings = {**(settings or {}), "init_timeout": patience}
     try:
-        return _begin(folder, place, patience, mode, fields)
+        return _begin(folder, place, mode, settings, fields)
     except CommError as error:
         if "created and deleted" not in str(error) or of_agent() is not None:
             raise
-        wandb.teardown()
         write_identity(folder, read_identity(folder).redrawn())
-        return _begin(folder, place, patience, mode, fields)
+        return _begin(folder, place, mode, settings, fields)
 
 
-def _begin(folder: Path, place: Place, patience: float, mode: str | None, fields: Mapping[str, Any]) -> wandb.Run:
-    settings: dict[str, Any] = {
-        "init_timeout": patience,
-        "finish_timeout": patience / 2,
-        "finish_timeout_raises": True,
+def _begin(
+    folder: Path, place: Place, mode: str | None, settings: Mapping[str, Any], fields: Mapping[str, Any]
+) -> wandb.Run:
+    settings = {
+        **settings,
         "quiet": True,  # else the client first asks who is logged in, for ten seconds where nobody answers
         "x_disable_viewer": True,
         "x_transaction_log_flush_interval": 1.0,
@@ -84,22 +98,29 @@ def _begin(folder: Path, place: Place, patience: float, mode: str | None, fields
         **named,
         **fields,
         resume="allow",
+        reinit="create_new",
         dir=folder,
         mode=mode,  # type: ignore[arg-type]
         settings=wandb.Settings(**{name: value for name, value in settings.items() if name in known}),
     )
 
 
+def is_refused(run: wandb.Run) -> bool:
+    """Whether the server has refused the rows of a run that was online."""
+    log = Path(run.dir).parent / "logs" / "debug-internal.log"
+    return log.exists() and FATAL in log.read_bytes()
+
+
 class TrainingRun:
     """The run at W&B that mirrors a training run, opened with all that is known before it trains.
 
-    ``patience`` is how many seconds an answer is waited for; opening raises what ``begin`` raises.
+    ``patience`` is how many seconds an answer is waited for; opening raises what ``begin`` raises. The run ``is_stuck``
+    where its end was no longer waited for: a thread is still at it.
     """
 
     def __init__(self, directory: RunDirectory, place: Place, patience: float, mode: str | None = None) -> None:
         self._directory, self._place, self._patience = directory, place, patience
-        self._log = directory.path / "wandb" / LOG
-        self._begins = self._log.stat().st_size if self._log.exists() else 0
+        self.is_stuck = False
         run, origin, sizes = directory.run, directory.run.origin, directory.run.architecture
         tags = [run.config.model.name, run.config.data.name, *([origin.experiment] if origin.experiment else [])]
         self.run = begin(
@@ -143,18 +164,18 @@ class TrainingRun:
         files = artifact_files(state, with_checkpoint) if not run.offline else []
         if files:
             try:
-                with within(self._patience / 2):
-                    _log_files(run, self._directory, files)
+                within(self._patience / 2, lambda: _log_files(run, self._directory, files))
             except Exception as error:
                 problem = f"config and result did not go up as an artifact: {line(error)}"
         if state == "preempted":
             run.mark_preempting()
-        try:
-            run.finish(exit_code=EXIT_CODES.get(state, FAILED))
+        try:  # with no limit of the client's, whose way of giving up holds up the other runs of the process
+            within(self._patience / 2, lambda: run.finish(exit_code=EXIT_CODES.get(state, FAILED)))
         except TimeoutError:
+            self.is_stuck = True
             problem = f"no answer within {self._patience:g} s"
-        if self._log.exists() and REFUSED in self._log.read_bytes()[self._begins :].decode(errors="replace"):
-            problem = REFUSED.lower()
+        if not run.offline and is_refused(run):
+            problem = "refused by W&B; the run may have been deleted there, or the key be read-only"
         if run.offline:
             return problem
         epoch = max((row["epoch"] for row in self._directory.rows()), default=None)
@@ -176,18 +197,17 @@ def _log_files(run: wandb.Run, directory: RunDirectory, files: list[str]) -> Non
 
 
 @contextmanager
-def saying_to(log: Path) -> Iterator[Callable[[], bool]]:
-    """Append all that is printed in the block to a file; the function says whether the client spoke of a refusal."""
+def saying_to(log: Path) -> Iterator[None]:
+    """Append all that is printed in the block to a file."""
     log.parent.mkdir(exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     before = [os.dup(descriptor) for descriptor in (1, 2)]
-    begins = log.stat().st_size if log.exists() else 0
     try:
         with log.open("ab") as file:
             for descriptor in (1, 2):
                 os.dup2(file.fileno(), descriptor)
-        yield lambda: REFUSED in log.read_bytes()[begins:].decode(errors="replace")
+        yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -196,23 +216,26 @@ def saying_to(log: Path) -> Iterator[Callable[[], bool]]:
             os.close(kept)
 
 
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Raise ``TimeoutError`` in the block after so many seconds; calls of the client's wait for up to 20 of them.
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What the call returns or raises; ``TimeoutError`` after so many seconds, and it is left to itself.
 
-    For the main thread.
+    For calls of the client's that wait for an answer and take no limit.
     """
+    outcome: Future[T] = Future()
 
-    def late(*_: object) -> None:
-        raise TimeoutError(f"no answer within {seconds:g} s")
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, max(0.1, seconds))
+    threading.Thread(target=run, daemon=True).start()
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        return outcome.result(max(0.1, seconds))
+    except TimeoutError:
+        if outcome.done():  # and this is the call's own
+            raise
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
 def clear(folder: Path, keep: Path | None = None) -> None:

@@ -22,6 +22,9 @@ from mixersweep.runs.files import read_json, write_json
 LOG = "mirror.log"
 """In ``RUN_DIR/wandb/``: all that the processes which wrote to W&B said."""
 
+SAYS, WHOLE = "W&B: ", "all of the run is mirrored"
+"""The beginning of the line there with which a mirror ends, and the rest of it where there is no problem."""
+
 NO_KEY = "there is no W&B API key here: `wandb login`, or WANDB_API_KEY"
 
 _SWEEP, _RUN, _VALUES = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"

@@ -1,19 +1,25 @@
-"""The process beside a training run that sends the rows of its ``metrics.jsonl`` to Weights & Biases.
+"""The process beside a training that sends the rows of its runs' ``metrics.jsonl`` to Weights & Biases.
 
-It reads the run directory and holds nothing that is not there. Online where the client finds an API key, else offline
+It reads the run directories and holds nothing that is not there. Online where the client finds an API key, else offline
 in ``RUN_DIR/wandb/``, whole each time, since an offline run cannot be resumed.
+
+All runs that a training has at once share this process and its client. Each has a thread and an end of its own, so one
+that is refused, or gets no answer, holds up no other. The last line of a run's ``wandb/mirror.log`` says how it went;
+what the client prints meanwhile, mostly without a word on which run it means, is in that of the first run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import wandb
@@ -21,84 +27,169 @@ from wandb.errors import CommError, UsageError
 
 from mixersweep.config.schema import Tracking
 from mixersweep.errors import FAILED
-from mixersweep.runs import RunDirectory
+from mixersweep.runs import RunDirectory, read_status
 from mixersweep.tracking.client import TrainingRun, clear, line
-from mixersweep.tracking.identity import read_identity, writing
+from mixersweep.tracking.identity import LOG, SAYS, WHOLE, read_identity, writing
 
 POLL = 0.5
-"""Seconds between two looks at the run directory."""
+"""Seconds between two looks at the run directories."""
+
+TO_SYNC = "; `mixersweep wandb sync` sends it"
 
 MARGIN = 2.0
-"""Seconds by which W&B gives up before the training does, so that this process ends by itself with its file whole."""
+"""Seconds by which W&B gives up before the training does, so that this process ends by itself with its files whole."""
 
 
 def main() -> int:
-    """Mirror one run until it ends; 0 where all of it is mirrored, else 1 and a line that says why not."""
+    """Mirror runs until each has ended; 0 where all of them are mirrored whole, else 1."""
     parser = argparse.ArgumentParser(prog="python -m mixersweep.tracking")
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--parent", type=int, required=True, help="the process that holds the run")
-    parser.add_argument("--tracking", type=json.loads, required=True, help="the settings, as JSON")
-    asked = parser.parse_args()
+    parser.add_argument("run_dir", help="the first of the runs, for whoever looks at the processes")
+    parser.add_argument("--parent", type=int, required=True, help="the process that holds the runs")
+    parent = parser.parse_args().parent
+    asked = json.load(sys.stdin)  # the settings of each run by its directory
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))  # wandb-core closes its file and follows
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))  # wandb-core closes its files and follows
     os.nice(10)
-    try:
-        with writing(asked.run_dir):  # an earlier one may still be at it, for as long as it waits for an answer
-            problem = _mirror(RunDirectory.open(asked.run_dir), asked.parent, Tracking(**asked.tracking))
-    except Exception as error:
-        problem = line(error)
-    if problem:
-        print(f"W&B: {problem}", file=sys.stderr, flush=True)
-    return 1 if problem else 0
-
-
-def _mirror(directory: RunDirectory, parent: int, tracking: Tracking) -> str | None:
-    """Follow the run to its end; returns what is not mirrored and why, or None."""
-    patience = max(1.0, tracking.timeout - MARGIN)
-    place = read_identity(directory.path).place(tracking)
-    mirrored, problem = _online_or_offline(lambda mode: TrainingRun(directory, place, patience, mode))
-    if mirrored.run.disabled:
-        return None
-    clear(directory.path / "wandb", keep=Path(mirrored.run.dir).parent)
-    state = _follow(directory, parent, mirrored)
-    last = threading.Timer(max(1.0, tracking.timeout), os._exit, [FAILED])  # nothing of W&B outlives this
-    last.daemon = True
+    client = _Client()
+    runs = [_Mirrored(Path(run_dir), Tracking(**settings), client) for run_dir, settings in asked.items()]
+    for run in runs:
+        run.start()
+    _watch(runs, parent)
+    last = threading.Timer(max(1.0, *(run.tracking.timeout for run in runs)), os._exit, [FAILED])
+    last.daemon = True  # nothing of W&B outlives this
     last.start()
-    problem = mirrored.end(state, with_checkpoint=tracking.checkpoint) or problem
-    return f"{problem}; `mixersweep wandb sync` sends it" if problem else None
+    for run in runs:
+        run.join()
+    if client.is_stuck:
+        os._exit(FAILED)
+    return 1 if any(run.problem for run in runs) else 0
 
 
-def _follow(directory: RunDirectory, parent: int, mirrored: TrainingRun) -> str:
-    """Log the rows as they come until the run has ended, and return its state."""
-    seen = None
-    while True:
-        state = _state(directory, parent)  # before the rows: those of a run that has ended are all there
-        size = _size(directory.path / "metrics.jsonl")
-        if size != seen:
-            mirrored.log(directory.rows())
-            seen = size
-        if state != "running":
-            return state
-        time.sleep(POLL)
+def _watch(runs: Sequence[_Mirrored], parent: int) -> None:
+    """Tell each run when its training has ended, until all have."""
+    going = list(runs)
+    while going:
+        for run in going:
+            run.look(parent)
+        going = [run for run in going if not run.ended.is_set()]
+        if going:
+            time.sleep(POLL)
 
 
-def _state(directory: RunDirectory, parent: int) -> str:
-    """The stored state of the run; ``lost`` where the training that is mirrored here no longer holds it."""
-    status = directory.status()
-    held = os.getppid() == parent == status.pid
-    return "lost" if status.state == "running" and not held else status.state
+class _StuckError(Exception):
+    """The client cannot be begun anew: it would wait for what somebody has stopped waiting for."""
 
 
-def _online_or_offline(open_run: Callable[[str | None], TrainingRun]) -> tuple[TrainingRun, str | None]:
-    """The run at W&B, else in files: where there is no key, or, with the reason beside it, where nobody answers."""
-    try:
-        return open_run(None), None
-    except UsageError:
-        return open_run("offline"), None
-    except CommError as error:
-        wandb.teardown()  # else the client says that the id is in use
-        return open_run("offline"), line(error)
+class _Client:
+    """The client, which the runs share; one that got no answer for a run can be begun anew while no run is open.
+
+    A run whose opening failed counts as in use there, so it can be opened offline in a new client only.
+    """
+
+    def __init__(self) -> None:
+        self.is_stuck = False
+        self._changed = threading.Condition()
+        self._users = self._begun = 0
+
+    @contextmanager
+    def in_use(self, after: int = 0) -> Iterator[int]:
+        """A client later than that of this number, and its own number; waits until there can be one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._begun > after or not self._users)
+            if self._begun <= after:
+                if self.is_stuck:
+                    raise _StuckError
+                if self._begun:
+                    wandb.teardown()
+                wandb.setup()  # once, before threads open runs side by side
+                self._begun = after + 1
+            self._users += 1
+            number = self._begun
+        try:
+            yield number
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+
+class _Mirrored(threading.Thread):
+    """One run, mirrored from its opening to its end; ``problem`` says what of it is not, and why."""
+
+    def __init__(self, run_dir: Path, tracking: Tracking, client: _Client) -> None:
+        super().__init__(name=run_dir.name, daemon=True)
+        self.tracking = tracking
+        self.problem: str | None = None
+        self.ended = threading.Event()
+        self._run_dir, self._client, self._state = run_dir, client, "running"
+
+    def look(self, parent: int) -> None:
+        """Store the state of the run where it has ended; ``lost`` where the training no longer holds it."""
+        try:
+            status = read_status(self._run_dir)
+        except (OSError, ValueError):  # of a disk or a network for a while; the next look tells
+            return
+        held = os.getppid() == parent == status.pid
+        self._state = "lost" if status.state == "running" and not held else status.state
+        if self._state != "running":
+            self.ended.set()
+
+    def run(self) -> None:
+        """Mirror it; the last line of its log says how that went."""
+        try:
+            (self._run_dir / "wandb").mkdir(exist_ok=True)
+            with writing(self._run_dir):  # an earlier one may still be at it, for as long as it waits for an answer
+                self.problem = self._mirror(RunDirectory.open(self._run_dir))
+        except (Exception, SystemExit) as error:  # the latter of a client whose service has failed
+            self.problem = line(error)
+        with contextlib.suppress(OSError), (self._run_dir / "wandb" / LOG).open("a") as log:
+            log.write(f"{SAYS}{self.problem or WHOLE}\n")
+
+    def _mirror(self, directory: RunDirectory) -> str | None:
+        """Follow the run to its end, at W&B or else in files; returns what is not mirrored and why, or None."""
+        with self._client.in_use() as number:
+            mirrored, problem = self._online(directory)
+            if mirrored is not None:
+                return self._follow(directory, mirrored)
+        try:
+            with self._client.in_use(after=number):
+                problem = self._follow(directory, self._opened(directory, "offline")) or problem
+        except _StuckError:
+            pass
+        return problem
+
+    def _online(self, directory: RunDirectory) -> tuple[TrainingRun | None, str | None]:
+        """The run at W&B, or in files where there is no key; None and the reason where nobody answers."""
+        try:
+            return self._opened(directory, None), None
+        except UsageError:
+            return self._opened(directory, "offline"), None
+        except CommError as error:
+            return None, f"{line(error)}{TO_SYNC}"
+
+    def _opened(self, directory: RunDirectory, mode: str | None) -> TrainingRun:
+        place = read_identity(self._run_dir).place(self.tracking)
+        return TrainingRun(directory, place, max(1.0, self.tracking.timeout - MARGIN), mode)
+
+    def _follow(self, directory: RunDirectory, mirrored: TrainingRun) -> str | None:
+        """Log the rows as they come, and end the run at W&B when it has ended."""
+        if mirrored.run.disabled:
+            return None
+        clear(self._run_dir / "wandb", keep=Path(mirrored.run.dir).parent)
+        seen = None
+        while True:
+            ended = self.ended.is_set()  # before the rows: those of a run that has ended are all there
+            size = _size(self._run_dir / "metrics.jsonl")
+            if size != seen:
+                mirrored.log(directory.rows())
+                seen = size
+            if ended:
+                break
+            self.ended.wait(POLL)
+        problem = mirrored.end(self._state, with_checkpoint=self.tracking.checkpoint)
+        self._client.is_stuck |= mirrored.is_stuck
+        return f"{problem}{TO_SYNC}" if problem else None
 
 
 def _size(path: Path) -> int | None:

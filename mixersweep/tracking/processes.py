@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 
@@ -14,22 +15,25 @@ GRACE = 1.0
 """Seconds from asking processes to end until they are killed; W&B needs them to close its file."""
 
 
-def start(command: Sequence[str], log: Path) -> tuple[subprocess.Popen[bytes], int]:
+def start(command: Sequence[str], log: Path, told: str = "") -> tuple[subprocess.Popen[bytes], int]:
     """Start a process out of reach of the terminal's Ctrl-C, its output appended to ``log`` from the byte returned.
 
-    It has this environment, with this package importable from anywhere and what ``settle`` says.
+    It reads ``told`` from its stdin. It has this environment, with this package importable from anywhere and what
+    ``settle`` says.
     """
     environment = dict(os.environ)
     settle(environment)
     package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     log.parent.mkdir(exist_ok=True)
-    with log.open("ab") as file:
+    with log.open("ab") as file, tempfile.TemporaryFile("w+") as stdin:  # a pipe would wait for a reader
+        stdin.write(told)
+        stdin.seek(0)
         begins = file.tell()
         process = subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -22,7 +22,6 @@ from mixersweep.errors import MixersweepError, RunDiverged, RunFailed, RunHeld, 
 from mixersweep.layers.nonzeros import why_not_own
 from mixersweep.runs import RunDirectory, completed
 from mixersweep.runs.files import written_whole
-from mixersweep.tracking import Mirror
 from mixersweep.tracking import start as start_mirror
 from mixersweep.training.checkpoint import load_checkpoint, previous
 from mixersweep.training.divergence import diverged, find_in_evaluation, find_offence
@@ -89,8 +88,7 @@ def train_pack(
             raise RunHeld("the first process does not hold the run")
         _train_in_turn(members, signals, report, world)
         return [member.error for member in members]
-    mirrors: list[Mirror] = []
-    told = False
+    mirror, told = None, False
     try:
         for member in members:
             try:
@@ -100,13 +98,13 @@ def train_pack(
         left = [member for member in members if not member.is_over]
         if left:
             told = not world.most(0)
-            mirrors = [start_mirror(member.directory, report) for member in left]
+            mirror = start_mirror([member.directory for member in left], report)
             _train_in_turn(left, signals, report, world)
         return [member.error for member in members]
     finally:
         if not told:
             world.most(1)
-        for mirror in mirrors:
+        if mirror is not None:
             mirror.finish()
 
 

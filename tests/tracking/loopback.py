@@ -67,12 +67,16 @@ class Loopback:
     """The server on 127.0.0.1; ``mode`` says how it answers from now on, and ``stop`` makes it unreachable.
 
     ``error`` answers everything with 500, ``hang`` nothing, ``die`` nothing once rows have come; ``refuse`` takes no
-    rows, ``lose_files`` takes no files.
+    rows, ``lose_files`` takes no files. Of single runs, by id: ``deleted`` and ``denied`` cannot be opened, of
+    ``refused`` no rows are taken, ``silent`` get no answer to theirs.
     """
 
     def __init__(self) -> None:
         self.mode: Mode = "ok"
         self.deleted: set[str] = set()
+        self.denied: set[str] = set()
+        self.refused: set[str] = set()
+        self.silent: set[str] = set()
         self.runs: dict[str, StoredRun] = {}
         self.artifacts: list[StoredArtifact] = []
         self.sweeps: dict[str, StoredSweep] = {}
@@ -139,7 +143,9 @@ class Loopback:
     def answer(self, path: str, body: bytes) -> tuple[int, Any]:
         """Status and JSON document for one request."""
         streamed = re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", path)
-        if streamed and self.mode == "refuse":
+        if streamed and streamed[3] in self.silent:
+            self.over.wait()
+        if streamed and (self.mode == "refuse" or streamed[3] in self.refused):
             return 404, {"error": "run not found"}
         if streamed:
             self._stream(self.runs[streamed[3]], json.loads(body))
@@ -192,6 +198,9 @@ class Loopback:
         if name in self.deleted:
             text = f"run {name} was previously created and deleted; try a new run name"
             return 409, {"errors": [{"message": text, "path": ["upsertBucket"]}], "data": {"upsertBucket": None}}
+        if name in self.denied:
+            text = "permission denied"
+            return 403, {"errors": [{"message": text, "path": ["upsertBucket"]}], "data": {"upsertBucket": None}}
         inserted = name not in self.runs
         run = self.runs.setdefault(name, StoredRun())
         run.upserts.append(variables)

@@ -209,9 +209,9 @@ def test_server_never_answers(tmp_path: Path, server: Loopback, mode: Any) -> No
 
 def test_interrupt_while_finishing_leaves_no_process(tmp_path: Path, server: Loopback) -> None:
     server.mode = "hang"
-    directory = make(tmp_path)
-    with hold(directory.path):
-        mirror = tracking.start(directory, print)
+    directory, other = make(tmp_path), make(tmp_path, "seed=1")
+    with hold(directory.path), hold(other.path):
+        mirror = tracking.start([directory, other], print)
         eventually(lambda: len(processes(directory)) > 1)
     family = processes(directory)
 
@@ -243,7 +243,7 @@ from mixersweep import tracking
 from mixersweep.runs import RunDirectory, hold
 directory = RunDirectory.open(Path(sys.argv[1]))
 with hold(directory.path):
-    tracking.start(directory, print)
+    tracking.start([directory], print)
     directory.append_row({"epoch": 0, "time": 1.7e9, "train_loss": 1.0})
     time.sleep(100)
 """

@@ -78,11 +78,11 @@ class Training:
     def run(
         self, epochs: range, during: Callable[[], object] = lambda: None, ends: BaseException | None = None
     ) -> None:
-        mirror = tracking.Mirror(self.directory.path, 0, self.said.append)
+        mirror = tracking.Mirror({}, self.said.append)
         family: list[psutil.Process] = []
         try:
             with hold(self.directory.path):
-                mirror = tracking.start(self.directory, self.said.append)
+                mirror = tracking.start([self.directory], self.said.append)
                 for epoch in epochs:
                     self.directory.append_row(row(epoch))
                 during()
@@ -100,6 +100,50 @@ class Training:
         eventually(lambda: gone(family), 5)
         assert processes(self.directory) == []
         assert KEY not in everything(self.directory.path)
+
+
+class Pack:
+    """What a training of several runs does: hold them, mirror them in one process, end each on its own.
+
+    ``said`` is what the mirror reported, ``delay`` how many seconds it took when all had ended. A run that was not
+    ended in the block is completed at its end.
+    """
+
+    def __init__(self, *directories: RunDirectory) -> None:
+        self.directories = directories
+        self.said: list[str] = []
+        self.delay = 0.0
+        self._holds = {directory.path: hold(directory.path) for directory in directories}
+
+    def __enter__(self) -> Pack:
+        for held in self._holds.values():
+            held.__enter__()
+        self._mirror = tracking.start(self.directories, self.said.append)
+        return self
+
+    def append(self, epochs: range) -> None:
+        """Append the rows of the runs that have not ended."""
+        for directory in self.directories:
+            if directory.path in self._holds:
+                for epoch in epochs:
+                    directory.append_row(row(epoch))
+
+    def end(self, directory: RunDirectory, ends: BaseException | None = None) -> None:
+        held = self._holds.pop(directory.path)
+        if ends is None:
+            directory.write_result(result(directory))
+        assert not held.__exit__(ends and type(ends), ends, None)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        family = processes(self.directories[0])
+        for directory in self.directories:
+            if directory.path in self._holds:
+                self.end(directory, error)
+        before = time.monotonic()
+        self._mirror.finish()
+        self.delay = time.monotonic() - before
+        eventually(lambda: gone(family), 5)
+        assert KEY not in "".join(everything(directory.path) for directory in self.directories)
 
 
 def everything(folder: Path) -> str:
