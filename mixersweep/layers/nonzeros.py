@@ -94,6 +94,8 @@ _opaque_gradients.register_fake(lambda _s, _r, _o, values, x, _g: (x.new_empty(x
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():  # said once a process by torch, of a format that it has had since 1.10
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        # 2.11 and 2.12 look at the state of the process before the argument that says what it would.
+        warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
         return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
 
 

@@ -77,6 +77,21 @@ def test_features_and_gradients_may_be_views() -> None:
         assert torch.equal(found, plain)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_torch_has_nothing_to_say_about_a_matrix_of_nonzeros(device: str) -> None:
+    """Neither that its format is young nor that nothing checks it: each version of torch warns of other things."""
+    layer = layer_of("tall").to(device)
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        matrix = nonzeros._csr(
+            layer.row_starts, layer.column_of, layer.weight.detach(), (layer.out_width, layer.in_width)
+        )
+    finally:
+        torch.set_warn_always(always)
+    assert torch.equal(matrix.to_dense(), layer.to_dense())
+
+
 @needs_own
 def test_what_ours_take_they_do_take() -> None:
     layer, x = layer_of("wide"), torch.zeros(300, 16)
