@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixersweep.layers import SparseWeights, draw_mask, nonzeros
+from mixersweep.layers import SparseWeights, draw_mask, kernels, nonzeros
 from tests.layers.test_layers import seeded
 
+capability = torch.backends.cpu.get_cpu_capability()
+needs_vectors = pytest.mark.skipif(capability not in kernels.LANES, reason=f"no kernels for a CPU that is {capability}")
 needs_own = pytest.mark.skipif(nonzeros.why_not_own() is not None, reason=f"no kernels: {nonzeros.why_not_own()}")
 SIZES = {"tall": (190, 40, 700), "wide": (37, 300, 900), "few": (50, 60, 9), "full": (20, 30, 600), "one": (1, 1, 1)}
 
@@ -153,9 +155,15 @@ def test_made_once_for_each_instruction_set_by_any_number_of_processes(tmp_path:
     ("variables", "reason"),
     [
         ({"ATEN_CPU_CAPABILITY": "default"}, "they need AVX2 or AVX-512, and this CPU has DEFAULT"),
-        ({"CC": "false"}, "false cannot make them: exit code 1"),
-        ({"CC": "nowhere/cc", "PATH": ""}, "they need a C compiler: cc, gcc, clang, or the one that CC names"),
-        ({"CC": f"{sys.executable} -c 'raise SystemExit(\"no such flag\")'"}, "no such flag"),
+        pytest.param({"CC": "false"}, "false cannot make them: exit code 1", marks=needs_vectors),
+        pytest.param(
+            {"CC": "nowhere/cc", "PATH": ""},
+            "they need a C compiler: cc, gcc, clang, or the one that CC names",
+            marks=needs_vectors,
+        ),
+        pytest.param(
+            {"CC": f"{sys.executable} -c 'raise SystemExit(\"no such flag\")'"}, "no such flag", marks=needs_vectors
+        ),
     ],
     ids=["cpu", "compiler", "none", "flags"],
 )
@@ -168,6 +176,7 @@ def test_where_ours_cannot_be_made_torchs_serve_and_the_reason_is_known(
     assert not list(tmp_path.rglob("*.so"))
 
 
+@needs_vectors
 def test_a_home_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / ".cache").write_text("a file")
     assert in_a_process(tmp_path)[0].startswith("torch [Errno 20] Not a directory")
