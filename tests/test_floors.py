@@ -10,6 +10,7 @@ FLOORS = {
     "errors": 0,
     "seeds": 0,
     "paths": 0,
+    "processor": 0,
     "budget": 0,
     "config": 0,
     "layers": 0,

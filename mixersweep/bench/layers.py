@@ -147,7 +147,7 @@ class Nonzeros:
         x, gradient = (torch.randn(self.runs * self.width, self.batch_size, device=device) for _ in range(2))
         if self.by == "masked":
             return captured(self._masked(masks, values, x, gradient), device)
-        structure = nonzeros.stacked([layer.structure for layer in layers])
+        structure = nonzeros.stacked(nonzeros.side_by_side([layer.structure for layer in layers]))
         if self.of == "product":
             by_row = structure.row_starts, structure.column_of
             product = nonzeros.product if self.by == "own" else nonzeros.torch_product

@@ -38,6 +38,7 @@ def plan(options: argparse.Namespace) -> int:
     from mixersweep.compose import leading, own_configs
     from mixersweep.sweeps.expand import expand
     from mixersweep.sweeps.plan import plan as planned
+    from mixersweep.sweeps.plan import slow_here
 
     own = [] if options.config_dir is None else leading(own_configs(options.config_dir))
     expansion = expand([*own, *options.overrides], multirun=options.multirun or _sweeps(options.overrides))
@@ -57,7 +58,7 @@ def plan(options: argparse.Namespace) -> int:
                 print(json.dumps(row.record))
     else:
         _print(expansion, rows)
-    for notice in expansion.notices:
+    for notice in [*expansion.notices, *slow_here(expansion, rows)]:
         report(f"note: {notice}")
     for reason, count in Counter(row.point.infeasible for row in rows if row.state == "infeasible").items():
         report(f"infeasible: {reason}" + (f" ({count} points)" if count > 1 else ""))

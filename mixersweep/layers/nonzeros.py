@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from types import ModuleType
 
@@ -48,6 +49,11 @@ class Structure:
     def gradients(self, values: Tensor, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Those of x and of the values, for a (rows, batch) gradient of the product."""
         return gradients(self.column_starts, self.rows_by_column, self.by_column, values, x, gradient)
+
+
+def side_by_side(structures: Sequence[Structure]) -> Structure:
+    """The structures of R runs, of one shape and number of nonzeros, with the runs in front: (R, ...)."""
+    return Structure(*(torch.stack([getattr(each, f.name) for each in structures]) for f in fields(Structure)))
 
 
 def stacked(structure: Structure) -> Structure:
@@ -170,6 +176,8 @@ _opaque_gradients.register_fake(lambda _s, _r, _o, values, x, _g: (x.new_empty(x
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():  # said once a process by torch, of a format that it has had since 1.10
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        # 2.11 and 2.12 look at the state of the process before the argument that says what it would.
+        warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
         return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
 
 

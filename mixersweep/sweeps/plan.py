@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mixersweep import processor
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, settings
 from mixersweep.runs import FINAL_STATES, Origin, Run, planned, solve
@@ -168,6 +169,17 @@ def at_once(expansion: Expansion, rows: Sequence[Planned]) -> tuple[int, int]:
         jobs = 1
     asked = runs[0].config.threads if runs else "auto"
     return jobs, asked if isinstance(asked, int) else cores
+
+
+def slow_here(expansion: Expansion, rows: Sequence[Planned]) -> list[str]:
+    """Why runs that are left will be slow on this machine; a cluster's machines are not known here."""
+    name = expansion.launcher.get("name")
+    if expansion.multirun and name != "local":
+        return []
+    gpus = expansion.launcher.get("gpus", "auto") if expansion.multirun else "auto"
+    left = [row.run.config for row in rows if row.run is not None and row.state not in FINAL_STATES]
+    slow = {(reason, config.device): None for config in left if (reason := processor.slow(config.precision))}
+    return list(dict.fromkeys(reason for reason, device in slow if not local.gives_gpu(device, gpus)))
 
 
 def _run(point: Point) -> Run | None:

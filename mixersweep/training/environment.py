@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from mixersweep import processor
 from mixersweep.config import Config
 from mixersweep.errors import UserError
 from mixersweep.layers import nonzeros
@@ -62,7 +63,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def set_up_torch(config: Config, device: torch.device, report: Callable[[str], None]) -> None:
-    """Where compiled networks are kept between runs; deterministic algorithms on a GPU, a CPU's are anyway."""
+    """Where compiled networks are kept between runs; deterministic algorithms on a GPU, a CPU's are anyway.
+
+    Tells of a precision that the CPU is slow in, and of operations that have no deterministic way.
+    """
+    if device.type == "cpu" and (reason := processor.slow(config.precision)):
+        report(f"note: {reason}")
     if config.compile:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/mixersweep/compiled").expanduser()))
     if not config.deterministic or device.type != "cuda":

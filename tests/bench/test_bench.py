@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mixersweep.bench import SUITES, Case, measure
+from mixersweep.bench import SUITES, Case, harness, measure
 from mixersweep.bench.harness import peak_bytes
 from mixersweep.bench.layers import MaskedDense, Nonzeros, SparseLayer, TimmBlock, gemm
 from mixersweep.bench.step import Step
@@ -29,20 +29,46 @@ class _Allocation:
         return lambda: kept.sum()
 
 
-def test_a_ratio_is_the_references_time_over_the_subjects() -> None:
-    sleeps = {"long": 0.02, "short": 0.005}
+class Clock:
+    """Stands still but for those who say how long they take."""
 
-    def sleeping(name: str) -> object:
-        import time
+    def __init__(self) -> None:
+        self.now = 0.0
 
-        return lambda device: lambda: time.sleep(sleeps[name])
+    def perf_counter(self) -> float:
+        """Seconds, as ``time`` has them."""
+        return self.now
 
-    record = measure(Case("test", {"width": 3}, sleeping("short"), sleeping("long"), scale=2.0), CPU)
+    def taking(self, seconds: float) -> object:
+        """To measure: what takes so long each time, but for the sixth, in which the machine stalls."""
+        taken = []
+
+        def run() -> None:
+            taken.append(seconds if len(taken) != 5 else 100.0)
+            self.now += taken[-1]
+
+        return lambda device: run
+
+
+def test_a_ratio_is_the_references_time_over_the_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(harness, "time", clock)
+    record = measure(Case("test", {"width": 3}, clock.taking(0.005), clock.taking(0.02), scale=2.0), CPU)
     assert record["benchmark"] == "test"
     assert (record["width"], record["mode"], record["repetitions"]) == (3, "eager", 10)
-    assert record["ratio"] == pytest.approx(record["reference_seconds"] / record["subject_seconds"])
-    assert 4 < record["ratio"] < 10  # 2 x 0.02 over 0.005, with what sleeping costs
+    assert record["subject_seconds"] == pytest.approx(0.005)
+    assert record["reference_seconds"] == pytest.approx(2 * 0.02)
+    assert record["ratio"] == pytest.approx(8)
     assert "subject_peak_bytes" not in record
+
+
+def test_what_takes_long_is_repeated_less_and_not_warmed_up_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(harness, "time", clock)
+    record = measure(Case("test", {}, clock.taking(4.0), clock.taking(0.2)), CPU)
+    assert record["repetitions"] == 3
+    assert record["ratio"] == pytest.approx(0.05)
+    assert clock.now == pytest.approx((2 + 3) * 4.0 + (2 + 10 - 1) * 0.2 + 100.0, abs=1e-6)
 
 
 def test_peak_memory_is_that_of_the_thing_measured() -> None:

@@ -10,6 +10,7 @@ from mixersweep.data import Images
 from mixersweep.data.batches import DeviceImages, share_of, split
 from mixersweep.data.erasing import draw_boxes
 from mixersweep.errors import UserError
+from tests.gpu import no_waiting
 
 MEAN, STD = {1: [0.3], 3: [0.1, 0.4, 0.7]}, {1: [0.5], 3: [0.2, 0.3, 0.6]}
 
@@ -129,17 +130,14 @@ def test_epochs_may_run_side_by_side() -> None:
     assert all(torch.equal(a[0], b[0]) for a, b in pairs)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_sees_the_same_batches_without_waiting() -> None:
     images = some_images(200, 3)
     store, (x, y) = on_device(images, device="cuda"), epoch(on_device(images), 64, 1, 2)
     batches = store.batches(64, 1, 2)
     seen = [next(batches)]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         seen += list(batches)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(torch.cat([x for x, _ in seen]).cpu(), x)
     assert torch.equal(torch.cat([y for _, y in seen]).cpu(), y)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mixersweep.layers.nonzeros import why_not_own
 from mixersweep.runs import same_experiment_same_numbers
 
 SMALL = ["connections=1000", "depth=1", "epochs=12", "batch_size=1500", "threads=1"]
@@ -229,6 +230,7 @@ def test_a_run_dir_that_is_none_is_refused(run: Callable) -> None:
     assert "nowhere: no run directory, it has no config.yaml" in done.stderr
 
 
+@pytest.mark.skipif(why_not_own() is not None, reason=f"no kernels to do without: {why_not_own()}")
 def test_without_a_c_compiler_a_sparse_network_is_trained_by_torchs_kernels_and_the_run_says_so(
     run: Callable, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixersweep.layers import SparseWeights, draw_mask, nonzeros
+from mixersweep.layers import SparseWeights, draw_mask, kernels, nonzeros
 from tests.layers.test_layers import seeded
 
+capability = torch.backends.cpu.get_cpu_capability()
+needs_vectors = pytest.mark.skipif(capability not in kernels.LANES, reason=f"no kernels for a CPU that is {capability}")
 needs_own = pytest.mark.skipif(nonzeros.why_not_own() is not None, reason=f"no kernels: {nonzeros.why_not_own()}")
 SIZES = {"tall": (190, 40, 700), "wide": (37, 300, 900), "few": (50, 60, 9), "full": (20, 30, 600), "one": (1, 1, 1)}
 
@@ -33,9 +35,9 @@ def whole_numbers(*shape: int, seed: int) -> Tensor:
     return torch.randint(-9, 10, shape, generator=seeded(seed)).float()
 
 
-def layer_of(size: str) -> SparseWeights:
+def layer_of(size: str, seed: int = 3) -> SparseWeights:
     rows, columns, connections = SIZES[size]
-    positions = draw_mask(rows, columns, connections, "exact", seeded(3))
+    positions = draw_mask(rows, columns, connections, "exact", seeded(seed))
     layer = SparseWeights(columns, rows, positions)
     with torch.no_grad():
         layer.weight.copy_(whole_numbers(connections, seed=4))
@@ -77,6 +79,21 @@ def test_features_and_gradients_may_be_views() -> None:
         assert torch.equal(found, plain)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_torch_has_nothing_to_say_about_a_matrix_of_nonzeros(device: str) -> None:
+    """Neither that its format is young nor that nothing checks it: each version of torch warns of other things."""
+    layer = layer_of("tall").to(device)
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        matrix = nonzeros._csr(
+            layer.row_starts, layer.column_of, layer.weight.detach(), (layer.out_width, layer.in_width)
+        )
+    finally:
+        torch.set_warn_always(always)
+    assert torch.equal(matrix.to_dense(), layer.to_dense())
+
+
 @needs_own
 def test_what_ours_take_they_do_take() -> None:
     layer, x = layer_of("wide"), torch.zeros(300, 16)
@@ -105,22 +122,17 @@ def test_the_threads_change_no_bit() -> None:
 
 @pytest.mark.usefixtures("whose")
 def test_matrices_along_a_diagonal_are_multiplied_as_each_would_be_alone(request: pytest.FixtureRequest) -> None:
-    layers = [layer_of(size) for size in ("tall", "few", "one", "wide")]  # of any sizes
-    for layer in layers:
-        torch.nn.init.normal_(layer.weight, generator=seeded(1))
+    layers = [layer_of("tall", seed) for seed in range(3)]
+    for seed, layer in enumerate(layers):
+        torch.nn.init.normal_(layer.weight, generator=seeded(seed))
     x = [torch.randn(layer.in_width, 33, generator=seeded(2)) for layer in layers]
     gradient = [torch.randn(layer.out_width, 33, generator=seeded(3)) for layer in layers]
     values = [layer.weight.detach() for layer in layers]
-    together = nonzeros.stacked([layer.structure for layer in layers])
-    assert together.shape == (190 + 50 + 1 + 37, 40 + 60 + 1 + 300)
+    together = nonzeros.stacked(nonzeros.side_by_side([layer.structure for layer in layers]))
+    assert together.shape == (3 * 190, 3 * 40)
     y = together.product(torch.cat(values), torch.cat(x), torch.cat([layer.bias.detach() for layer in layers]))
     of_x, of_values = together.gradients(torch.cat(values), torch.cat(x), torch.cat(gradient))
-    places = zip(
-        y.split([layer.out_width for layer in layers]),
-        of_x.split([layer.in_width for layer in layers]),
-        of_values.split([layer.connections for layer in layers]),
-        strict=True,
-    )
+    places = zip(y.chunk(3), of_x.chunk(3), of_values.chunk(3), strict=True)
     for found, layer, *inputs in zip(places, layers, x, gradient, strict=True):
         for one, alone in zip(found, products(layer, *inputs)[:3], strict=True):
             if request.getfixturevalue("whose") == "own":
@@ -163,9 +175,15 @@ def test_made_once_for_each_instruction_set_by_any_number_of_processes(tmp_path:
     ("variables", "reason"),
     [
         ({"ATEN_CPU_CAPABILITY": "default"}, "they need AVX2 or AVX-512, and this CPU has DEFAULT"),
-        ({"CC": "false"}, "false cannot make them: exit code 1"),
-        ({"CC": "nowhere/cc", "PATH": ""}, "they need a C compiler: cc, gcc, clang, or the one that CC names"),
-        ({"CC": f"{sys.executable} -c 'raise SystemExit(\"no such flag\")'"}, "no such flag"),
+        pytest.param({"CC": "false"}, "false cannot make them: exit code 1", marks=needs_vectors),
+        pytest.param(
+            {"CC": "nowhere/cc", "PATH": ""},
+            "they need a C compiler: cc, gcc, clang, or the one that CC names",
+            marks=needs_vectors,
+        ),
+        pytest.param(
+            {"CC": f"{sys.executable} -c 'raise SystemExit(\"no such flag\")'"}, "no such flag", marks=needs_vectors
+        ),
     ],
     ids=["cpu", "compiler", "none", "flags"],
 )
@@ -178,6 +196,7 @@ def test_where_ours_cannot_be_made_torchs_serve_and_the_reason_is_known(
     assert not list(tmp_path.rglob("*.so"))
 
 
+@needs_vectors
 def test_a_home_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / ".cache").write_text("a file")
     assert in_a_process(tmp_path)[0].startswith("torch [Errno 20] Not a directory")

@@ -112,9 +112,7 @@ def test_on_a_gpu_a_layer_is_its_float64_twin_and_the_same_again_alone_and_in_a_
             torch.testing.assert_close(found.double().cpu(), exact, rtol=1e-5, atol=1e-4)
         assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
         alone.append(first)
-    from tests.layers.triton_checks import side_by_side
-
-    pack = nonzeros.stacked(side_by_side([layer.structure for layer in runs]))
+    pack = nonzeros.stacked(nonzeros.side_by_side([layer.structure for layer in runs]))
     values = torch.cat([layer.weight.detach() for layer in runs])
     y = pack.product(values, x.flatten(0, 1).cuda(), torch.cat([layer.bias.detach() for layer in runs]))
     rest = pack.gradients(values, x.flatten(0, 1).cuda(), gradient.flatten(0, 1).cuda())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixersweep.layers import SparseWeights, draw_mask, nonzeros_triton
-from mixersweep.layers.nonzeros import Structure, stacked
+from mixersweep.layers.nonzeros import Structure, side_by_side, stacked
 from mixersweep.layers.nonzeros_triton import Schedule
 
 SIZES = {
@@ -48,12 +48,6 @@ def structure_of(size: str, seed: int = 0) -> Structure:
 
 def moved(structure: Structure, device: torch.device) -> Structure:
     return Structure(*(getattr(structure, field.name).to(device) for field in dataclasses.fields(Structure)))
-
-
-def side_by_side(structures: list[Structure]) -> Structure:
-    """With the runs in front."""
-    names = [field.name for field in dataclasses.fields(Structure)]
-    return Structure(*(torch.stack([getattr(structure, name) for structure in structures]) for name in names))
 
 
 def dense(structure: Structure, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from mixersweep.models import build
 from mixersweep.runs import solve
 from mixersweep.training.ema import Average
 from mixersweep.training.optimizer import make_optimizer
+from tests.gpu import no_waiting
 
 FAMILIES = {
     "pk": ["model=pk", "tokens=6", "channels=5", "depth=2", "patch_size=16", "model.random_layers=both"],
@@ -121,14 +122,11 @@ def test_it_is_saved_and_goes_on_to_the_same_numbers(family: str) -> None:
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_an_update_does_not_wait_for_the_device() -> None:
     network, _ = made("s_fc")
     network.cuda()
     average = Average(network, decay=0.9)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         average.update(network, 0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert all(value.is_cuda for value in average.state_dict().values())

@@ -10,6 +10,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor
 
 from mixersweep.training.mixing import Mixing
+from tests.gpu import no_waiting
 
 CLASSES = 10
 
@@ -126,16 +127,13 @@ def test_halves_stay_halves(dtype: torch.dtype) -> None:
     assert (mixed.dtype, soft.dtype) == (dtype, torch.float32)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_nothing_waits_for_the_device() -> None:
     images, labels = (part.cuda() for part in batch(16))
     mixing = Mixing(**BOTH)
     on_cpu = [mixing(*batch(16), seed) for seed in range(6)]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         on_gpu = [mixing(images, labels, seed) for seed in range(6)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     for one, other in zip(on_cpu, on_gpu, strict=True):
         torch.testing.assert_close(other[0].cpu(), one[0])
         torch.testing.assert_close(other[1].cpu(), one[1])

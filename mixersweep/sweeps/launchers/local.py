@@ -248,6 +248,11 @@ def _gpus(asked: int | str, device: str) -> list[str]:
     return found[:wanted]
 
 
+def gives_gpu(device: str, gpus: int | str) -> bool:
+    """Whether a run that asks for a device will be on a GPU of this machine, as far as can be known without torch."""
+    return device.startswith("cuda") or bool(_gpus(gpus, device))
+
+
 def _all_gpus() -> list[str]:
     """The GPUs that the driver lists; torch, which would know too, takes seconds to import."""
     tool = shutil.which("nvidia-smi")
