@@ -11,8 +11,13 @@ from mixersweep.training.checkpoint import Checkpoint
 from mixersweep.training.environment import peak_memory_bytes, versions
 
 
-def outcome(state: Checkpoint, images: int, device: torch.device, git_commit: str | None) -> dict[str, Any]:
-    """Of the rows of all epochs, each over so many training images; the validation images choose the best one."""
+def outcome(
+    state: Checkpoint, images: int, device: torch.device, git_commit: str | None, rank: int | None
+) -> dict[str, Any]:
+    """Of the rows of all epochs, each over so many training images; the validation images choose the best one.
+
+    ``rank`` is that of what the head read before the first step (``readout``).
+    """
     rows = state.rows
     last = rows[-1]
     validated = [row for row in rows if row["validation_accuracy"] is not None]
@@ -26,6 +31,7 @@ def outcome(state: Checkpoint, images: int, device: torch.device, git_commit: st
         **{name: last[name] for name in names},
         "best_validation_test_accuracy": best and best["test_accuracy"],
         **{name: last.get(name) for name in averaged},
+        "readout_rank": rank,
         "images_per_second": len(rows) * images / seconds,
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(device),
