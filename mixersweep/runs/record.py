@@ -57,8 +57,7 @@ def planned(run: Run) -> dict[str, Any]:
 
 def planned_of(stored: Mapping[str, Any]) -> dict[str, Any]:
     """``planned`` of a run as ``config.yaml`` and ``planned.json`` hold it; raises ``KeyError`` where that is short."""
-    sizes = sizes_of(stored)
-    return {
+    own = {
         "schema_version": stored["schema_version"],
         "fingerprint": stored["fingerprint"],
         "name": stored["name"],
@@ -66,8 +65,9 @@ def planned_of(stored: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": stored["config"]["data"]["name"],
         "seed": stored["config"]["seed"],
         **stored["origin"],
-        **{key: sizes[key] for key in _ARCHITECTURE},
     }
+    sizes = sizes_of(stored)
+    return {**own, **{key: sizes[key] for key in _ARCHITECTURE}}
 
 
 def completed(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
