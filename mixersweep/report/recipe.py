@@ -28,7 +28,7 @@ Cell = tuple[str, int, str | None]
 SHAPE = ("width", "connections", "weights", "tokens", "channels", "density", "expansion", "branch", "match", "budget")
 """Settings that the rule turned into sizes: the sizes are compared, not how they were asked for."""
 
-SHARED = ("head", "activation", "norm_eps", "bias", "pretrained_sha256")
+SHARED = ("head", "readout_dimension", "activation", "norm_eps", "bias", "pretrained_sha256")
 """Settings of a model that all families have: what differs in them is no comparison of families."""
 
 FREE = ("seed", "optim.lr", *SHAPE)

@@ -265,7 +265,7 @@ def test_what_rank_limited_heads_alone_show_is_claimed_of_nothing(tmp_path: Path
 
 
 def test_budget_parameters_compares_the_best_widths(tmp_path: Path) -> None:
-    settings = ["budget=parameters", "weights=1024"]
+    settings = ["budget=parameters", "weights=1024", "model.head=signed_groups"]
 
     def level(model: str, width: int, seed: int) -> float:
         return 0.8 if (model, width) in (("s_mixer", 1024), ("sw_mlp", 128)) else 0.6
