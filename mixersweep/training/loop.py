@@ -170,6 +170,9 @@ class Training:
         self.environment = describe_environment(
             self.device, threads, storage, config, world.size, engine=self.engine.name
         )
+        if not self.engine.is_the_same_alone():
+            self.environment["pack_size"] = len(members)
+            report(f"the last digits of these {len(members)} runs depend on there being so many in the pack")
         began = now()
         for member in members:
             member.begin(self.environment, began, writes=world.first)
