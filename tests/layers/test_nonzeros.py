@@ -30,9 +30,9 @@ def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return str(request.param)
 
 
-def whole_numbers(*shape: int, seed: int) -> Tensor:
+def whole_numbers(*shape: int, seed: int, most: int = 9) -> Tensor:
     """Small integers, whose sums of products fp32 has exactly: one digit that is wrong shows."""
-    return torch.randint(-9, 10, shape, generator=seeded(seed)).float()
+    return torch.randint(-most, most + 1, shape, generator=seeded(seed)).float()
 
 
 def layer_of(size: str) -> SparseWeights:
