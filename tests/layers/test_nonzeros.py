@@ -154,7 +154,7 @@ def test_made_once_for_each_instruction_set_by_any_number_of_processes(tmp_path:
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
-        ({"ATEN_CPU_CAPABILITY": "default"}, "they need AVX2 or AVX-512, and this CPU has DEFAULT"),
+        ({"ATEN_CPU_CAPABILITY": "default"}, "they need AVX2 or AVX-512, and this CPU has "),
         pytest.param({"CC": "false"}, "false cannot make them: exit code 1", marks=needs_vectors),
         pytest.param(
             {"CC": "nowhere/cc", "PATH": ""},
