@@ -1,4 +1,4 @@
-"""Features of R runs moved by indices of their own, each way in one pass over memory by kernels of our own on a GPU.
+"""Features of R runs moved, by indices of their own or turned, in one pass over memory by kernels of our own on a GPU.
 
 Each move has the move back by the inverse for its gradient. They copy: what comes out are the same bits.
 """
@@ -46,6 +46,12 @@ def gathered(x: Tensor, indices: Tensor, inverse: Tensor) -> Tensor:
     return y
 
 
+def turned(x_rnm: Tensor) -> Tensor:
+    """The transpose of each run's matrix, contiguous, as is its gradient: (R, n, m) to (R, m, n)."""
+    y: Tensor = _Turned.apply(x_rnm)
+    return y
+
+
 class _FromTables(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
@@ -78,13 +84,39 @@ class _ToTables(torch.autograd.Function):
         return from_tables(g, ctx.place), None, None
 
 
-def _moved(kernel: Any, x: Tensor, place: Tensor, y: Tensor, rows: int, B: int, C: int) -> None:
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        del ctx
+        x = _runs_apart(x)
+        R, n, m = x.shape
+        y = x.new_empty(R, m, n)
+        _moved(_kernels().from_table, x, None, y, 1, n, m)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        (g,) = gradients
+        return turned(g)
+
+
+def _moved(kernel: Any, x: Tensor, place: Tensor | None, y: Tensor, rows: int, B: int, C: int) -> None:
     columns = min(_power(C), WIDEST)
     images = min(_power(B), MOVED // columns)
     if y.numel():
         with fused._on(x):
             kernel[(rows * math.ceil(B / images) * math.ceil(C / columns), len(x))](
-                x, place, y, rows, B, C, _apart(x), _apart(place), BLOCK_B=images, BLOCK_C=columns
+                x,
+                place,
+                y,
+                rows,
+                B,
+                C,
+                _apart(x),
+                0 if place is None else _apart(place),
+                BLOCK_B=images,
+                BLOCK_C=columns,
             )
 
 

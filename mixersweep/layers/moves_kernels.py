@@ -12,11 +12,13 @@ import triton.language as tl
 def from_table(
     x_ptr, place_ptr, y_ptr, rows, B, C, x_stride, place_stride, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """A tile of x (R, rows, B, C) to y (R, rows C, B): feature f goes to the row place[f]."""
+    """A tile of x (R, rows, B, C) to y (R, rows C, B): feature f goes to the row place[f], or stays in order."""
     run, row, images, columns, live = _cell(B, C, BLOCK_B, BLOCK_C)
     at = (row * B + images[:, None]) * C + columns[None, :]
     tile = tl.load(x_ptr + run * x_stride + at, mask=live)
-    place = tl.load(place_ptr + run * place_stride + row * C + columns, mask=columns < C, other=0)
+    place = row * C + columns
+    if place_ptr is not None:
+        place = tl.load(place_ptr + run * place_stride + place, mask=columns < C, other=0)
     to = place[:, None] * B + images[None, :]
     tl.store(y_ptr + run * rows * B * C + to, tl.trans(tile), mask=tl.trans(live))
 

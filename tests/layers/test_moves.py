@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixersweep.layers import gather, moves, pack, tables
+from mixersweep.layers import gather, moves, pack, tables, turned
 from tests.layers.interpreted import DEVICE, INTERPRETED, needs_a_gpu, on_its_device, run_interpreted
 
 SHAPES = [(1, 1, 1), (3, 5, 7), (2, 70, 15), (1, 9, 40), (9, 3, 1)]
@@ -66,6 +66,17 @@ def test_rows_are_gathered(shape: tuple[int, int, int], R: int, dtype: torch.dty
 
 
 @on_its_device
+@of_all
+@of_packs
+def test_matrices_are_turned(shape: tuple[int, int, int], R: int, dtype: torch.dtype) -> None:
+    x = numbers(R, shape[0] * shape[1], shape[2], dtype=dtype).requires_grad_()
+    y = moves.turned(x)
+    assert torch.equal(y, x.mT) and y.is_contiguous()
+    of_x = gradient(y, x, y.detach())
+    assert torch.equal(of_x, x) and of_x.is_contiguous()
+
+
+@on_its_device
 def test_views_and_what_all_runs_share_are_taken_as_what_they_show() -> None:
     place, feature_at = places(3, 35)
     wide, turned = numbers(3, 9, 6, 7)[:, :5], numbers(3, 6, 35).mT
@@ -86,6 +97,7 @@ def test_second_derivatives_are_there() -> None:
         (lambda x: moves.from_tables(x, place), x_rbc),
         (lambda x: moves.to_tables(x, place, 2), x),
         (lambda x: moves.gathered(x, place, feature_at), x),
+        (moves.turned, x),
     ):
         given = given.clone().requires_grad_()
         (first,) = torch.autograd.grad((move(given) ** 3).sum(), given, create_graph=True)
@@ -93,7 +105,7 @@ def test_second_derivatives_are_there() -> None:
 
 
 @on_its_device
-@pytest.mark.parametrize("name", ["from_tables", "to_tables", "gathered"])
+@pytest.mark.parametrize("name", ["from_tables", "to_tables", "gathered", "turned"])
 def test_the_layers_of_a_pack_move_by_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, feature_at = places(3, 35)
     x_rbc, x = numbers(3, 5, 6, 7), numbers(3, 35, 6)
@@ -102,6 +114,7 @@ def test_the_layers_of_a_pack_move_by_them(name: str, monkeypatch: pytest.Monkey
         given = {
             "from_tables": (tables.from_table, x_rbc, place, feature_at),
             "to_tables": (lambda *of_run: tables.to_table(*of_run, 5), x, place, feature_at),
+            "turned": (turned, x),
             "gathered": (lambda *of_run: gather.gathered(*of_run, 0), x, place, feature_at),
         }
         function, *tensors = given[name]
