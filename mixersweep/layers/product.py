@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from mixersweep.layers.batched import products
 from mixersweep.layers.pack import is_packed, stacked
 
 ENOUGH = 2**22
@@ -27,7 +28,7 @@ ENOUGH_OF_ROWS = 2**24
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias: (n, k), (k, m) and a column (n, 1) to (n, m)."""
     if is_packed():
-        return stacked(_products, a, b, bias)
+        return stacked(products, a, b, bias)
     if _is_onednns(a, b):
         return _biased(a, b, bias)
     return a @ b if bias is None else torch.addmm(bias, a, b)
@@ -48,14 +49,9 @@ def column(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias[..., None]
 
 
-def _products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """``product`` of R runs: (R, n, k), (R, k, m), (R, n, 1) to (R, n, m)."""
-    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)
-
-
 def _linears(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``linear`` of R runs: (R, ..., k), (R, m, k), (R, m) to (R, ..., m)."""
-    y = _products(x.flatten(1, -2), weight.mT, None if bias is None else bias[:, None])
+    y = products(x.flatten(1, -2), weight.mT, None if bias is None else bias[:, None])
     return y.view(*x.shape[:-1], weight.shape[1])
 
 
