@@ -80,7 +80,8 @@ class Local:
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
         """Execute the runs, as many at once as there are slots."""
         slots = _slots(self._settings, jobs)
-        made = packs(jobs, self._settings.pack, on_gpu=bool(slots[0].environment), places=len(slots))
+        on_gpu, sharing = bool(slots[0].environment), self._settings.runs_per_gpu
+        made = packs(jobs, self._settings.pack, on_gpu=on_gpu, places=len(slots), sharing=sharing)
         slots = slots[: len(made)]
         report(_told(slots, made))
         waiting, left = deque(made), len(jobs)
