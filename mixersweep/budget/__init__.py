@@ -27,14 +27,24 @@ from mixersweep.budget.expansion import expansion_of
 from mixersweep.budget.layered import SFC, Layered, ResNet18, TwoLayerMLP, solve_layered, water_filling
 from mixersweep.budget.mixer import mixer_shape, widest, with_sizes
 from mixersweep.budget.mlp import mlp_shape
-from mixersweep.budget.terms import DEFAULT_CONNECTIONS, TOLERANCE, Architecture, Request, Structure
+from mixersweep.budget.terms import (
+    DEFAULT_CONNECTIONS,
+    DEFAULT_READOUT,
+    TOLERANCE,
+    Architecture,
+    Head,
+    Request,
+    Structure,
+)
 from mixersweep.errors import UserError
 
 __all__ = [
     "DEFAULT_CONNECTIONS",
+    "DEFAULT_READOUT",
     "SFC",
     "TOLERANCE",
     "Architecture",
+    "Head",
     "Layered",
     "Request",
     "ResNet18",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import NamedTuple
 
-from mixersweep.budget.terms import Architecture, Request, Shape
-from mixersweep.errors import UserError
+from mixersweep.budget.terms import DEFAULT_READOUT, Architecture, Request, Shape
+from mixersweep.errors import Infeasible, UserError
 
 
 class Matrix(NamedTuple):
@@ -61,7 +61,7 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
 
     stem = request.patch_values * embedding_channels
     resize = shape.tokens * request.patches
-    features = embedding_channels if request.head == "pool" else shape.width
+    features = _read_by_head(request, shape, embedding_channels)
     head = features * request.classes
     total = sum(matrix.connections for matrix in matrices)
     weights = sum(matrix.weights for matrix in matrices)
@@ -101,8 +101,42 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
         head_parameters=head,
         skip_parameters=skip_parameters,
         skip_connections=embedding_channels * resize if skip else 0,
+        readout_dimension=features,
         flops_per_image=2 * (request.patches * stem + embedding_channels * resize * (skip or resized) + total + head),
     )
+
+
+def _read_by_head(request: Request, shape: Shape, embedding_channels: int) -> int:
+    """The features that the head reads; refuses a head whose input is constant at the start, or has too few units."""
+    dimension = request.readout_dimension
+    if shape.tokens and embedding_channels == 1:
+        raise Infeasible(
+            "channels=1: the norms make zero of a single channel, so that logits are constant whatever the head reads; "
+            "the least is channels=2",
+            {"channels": 2},
+        )
+    if request.head in ("groups", "signed_groups"):
+        if shape.width < dimension:
+            raise Infeasible(
+                f"model.readout_dimension={dimension}: more groups than the {shape.width} units of width={shape.width}"
+                f"; use model.readout_dimension={shape.width} or less, the same for all that is compared"
+            )
+        return dimension
+    if dimension != DEFAULT_READOUT:
+        raise UserError(
+            f"model.readout_dimension={dimension}: belongs to model.head=groups and signed_groups; model.head="
+            f"{request.head} reads what it reads, so leave model.readout_dimension={DEFAULT_READOUT}"
+        )
+    if request.head == "linear":
+        return shape.width
+    if not shape.tokens and embedding_channels == 1:
+        raise Infeasible(
+            f"model.head=pool: all {shape.width} units of width={shape.width} are of one embedding channel, whose mean "
+            "the norm before makes zero: logits are constant at the start, and no gradient reaches the network. Use "
+            f"model.head=signed_groups model.readout_dimension={min(DEFAULT_READOUT, shape.width)}, or a width above "
+            f"{request.patches}"
+        )
+    return embedding_channels
 
 
 def _density(shape: Shape, mixer: bool) -> float:

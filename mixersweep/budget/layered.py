@@ -233,6 +233,7 @@ def solve_layered(request: Request, network: Layered) -> Architecture:
         head_parameters=of("head"),
         skip_parameters=of("skip"),
         skip_connections=of("skip"),
+        readout_dimension=layers[-1].inputs,
         flops_per_image=2 * sum(weights * layer.places for weights, layer in zip(kept, layers, strict=True)),
     )
 

@@ -11,7 +11,11 @@ DEFAULT_CONNECTIONS = 2**15
 TOLERANCE = Fraction(2, 100)
 """How far what integers allow may lie from what was asked, for width and connections alike."""
 
+DEFAULT_READOUT = 64
+"""Groups of units that a head of groups reads, where nothing else is said."""
+
 Structure = Literal["kronecker", "block_diagonal", "sparse", "dense", "layered"]
+Head = Literal["pool", "linear", "groups", "signed_groups"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,8 @@ class Request:
     patch_values: int = 16
     classes: int = 10
     stem: Literal["patch", "resize", "none"] = "patch"
-    head: Literal["pool", "linear"] = "pool"
+    head: Head = "pool"
+    readout_dimension: int = DEFAULT_READOUT
     skip_layer: Literal["auto", "always", "never"] = "auto"
     bias: bool = True
 
@@ -55,7 +60,8 @@ class Architecture:
 
     ``connections`` is the rule's formula for square layers, ``connections_counted`` the mean over the matrices
     that are really there. ``*_parameters`` are trainable weights of that part; ``parameters`` is all that is
-    trainable, biases and norms included. Sizes that a structure does not have are None.
+    trainable, biases and norms included. ``readout_dimension`` is how many features the head reads. Sizes that a
+    structure does not have are None.
     """
 
     width: int
@@ -85,6 +91,7 @@ class Architecture:
     skip_parameters: int
     skip_connections: int
     flops_per_image: int
+    readout_dimension: int | None = None
 
     @property
     def residual(self) -> float:

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from mixersweep import budget
+from mixersweep.budget import DEFAULT_READOUT
 from mixersweep.config.kinds import Auto, Count, Positive, Whole, asked, execution, neutral
 
 
@@ -16,7 +17,8 @@ from mixersweep.config.kinds import Auto, Count, Positive, Whole, asked, executi
 class Family:
     """What every family has: the shared head, activation and norms."""
 
-    head: Literal["pool", "linear"]
+    head: budget.Head
+    readout_dimension: Count = neutral(DEFAULT_READOUT)
     activation: Literal["gelu", "relu"]
     norm_eps: Positive
     bias: bool

@@ -62,6 +62,7 @@ def _request(config: Config) -> budget.Request:
         patch_values=config.data.image_channels * config.patch_size**2,
         classes=config.data.classes,
         head=model.head,
+        readout_dimension=getattr(model, "readout_dimension", budget.DEFAULT_READOUT),
         bias=model.bias,
         width=sizes.get("width"),
         tokens=sizes.get("tokens"),

@@ -18,12 +18,14 @@ from mixersweep.layers.permutation import (
     RandomPermutation,
     turned,
 )
+from mixersweep.layers.readout import GroupReadout
 from mixersweep.layers.sparse import SparseWeights, draw_mask
 
 __all__ = [
     "ColumnNorm",
     "Commutation",
     "Dense",
+    "GroupReadout",
     "Identity",
     "IndexPermutation",
     "Permutation",

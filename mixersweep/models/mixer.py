@@ -21,8 +21,16 @@ from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
 from mixersweep.config import AnyMixer
-from mixersweep.layers import Commutation, Dense, Permutation, PermutedKronecker, RandomPermutation, RowNorm
-from mixersweep.models.parts import ACTIVATIONS, ImageFacts, Mixing, PatchEmbedding, StructureSeed
+from mixersweep.layers import (
+    Commutation,
+    Dense,
+    GroupReadout,
+    Permutation,
+    PermutedKronecker,
+    RandomPermutation,
+    RowNorm,
+)
+from mixersweep.models.parts import ACTIVATIONS, ImageFacts, Mixing, PatchEmbedding, StructureSeed, readout
 
 
 class MixerBlock(nn.Module):
@@ -81,11 +89,14 @@ class MixerNetwork(nn.Module):
             skip = first and architecture.skip_parameters > 0
             self.blocks.append(self.block_class(settings, architecture, block, inputs, skip=skip, structure=structure))
         self.norm = RowNorm(channels, eps=settings.norm_eps)
-        self.head = Dense(channels if self.pooled else tokens * channels, images.classes)
+        self.head = readout(settings, architecture, tokens * channels, images.classes, structure)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""
         x_sbc = self.norm(self.blocks(self.resize(self.embedding(images))))
+        if isinstance(self.head, GroupReadout):  # features first, whose rows it gathers as a whole
+            by_class: Tensor = self.head(x_sbc.transpose(1, 2).flatten(0, 1), features_first=True)
+            return by_class.t()
         logits: Tensor = self.head(x_sbc.mean(0) if self.pooled else x_sbc.transpose(0, 1).flatten(1))
         return logits
 

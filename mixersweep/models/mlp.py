@@ -17,7 +17,15 @@ from mixersweep.budget.storage import sparse_is_faster
 from mixersweep.config import MLPFamily
 from mixersweep.config.families import MLP, SWMLP
 from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask, nonzeros
-from mixersweep.models.parts import ACTIVATIONS, ImageFacts, KeptEntries, Mixing, PatchEmbedding, StructureSeed
+from mixersweep.models.parts import (
+    ACTIVATIONS,
+    ImageFacts,
+    KeptEntries,
+    Mixing,
+    PatchEmbedding,
+    StructureSeed,
+    readout,
+)
 
 
 class MLPNetwork(nn.Module):
@@ -39,7 +47,7 @@ class MLPNetwork(nn.Module):
         for layer in range(architecture.mixing_layers):
             self.layers.append(MLPLayer(settings, architecture, f"layers.{layer}", structure))
         self.norm = ColumnNorm(width, eps=settings.norm_eps)
-        self.head = Dense(architecture.embedding_channels if self.pooled else width, images.classes)
+        self.head = readout(settings, architecture, width, images.classes, structure)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""

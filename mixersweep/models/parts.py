@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mixersweep.layers import Dense, SparseMap, table, turned
+from mixersweep.budget import Architecture
+from mixersweep.config.families import Family
+from mixersweep.layers import Dense, GroupReadout, SparseMap, table, turned
 from mixersweep.seeds import derive
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -109,6 +111,17 @@ class Mixing(nn.Sequential):
 def _batch_inside(x: Tensor, rows: int = 1) -> Tensor:
     """(m, B) or (rows, columns, B) to (rows, B, columns), a view where the order in memory allows."""
     return x.reshape(rows, -1, x.shape[-1]).transpose(1, 2)
+
+
+def readout(
+    settings: Family, architecture: Architecture, width: int, classes: int, structure: StructureSeed
+) -> Dense | GroupReadout:
+    """The head of a network of ``width`` vectorised features: of groups of them, of all, or of means."""
+    if settings.head in ("groups", "signed_groups"):
+        generator, signed = structure.generator("head.groups"), settings.head == "signed_groups"
+        return GroupReadout(width, classes, settings.readout_dimension, generator, signed=signed)
+    assert architecture.readout_dimension is not None
+    return Dense(architecture.readout_dimension, classes)
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from mixersweep.config import Pretrainable
 from mixersweep.errors import UserError
+from mixersweep.layers import GroupReadout
 from mixersweep.runs.files import sha256_of
 
 State = dict[str, Tensor]
@@ -150,8 +151,9 @@ def start_from(network: nn.Module, settings: Pretrainable) -> list[str]:
     except UserError as error:
         raise UserError(f"{named}: {error}") from None
     theirs, ours = weights.get("head.weight"), own["head.weight"]
-    if theirs is None or theirs.shape != ours.shape:
-        shape = "not there" if theirs is None else _shape(theirs)
+    grouped = isinstance(network.get_submodule("head"), GroupReadout)  # whose weights mean something else
+    if theirs is None or theirs.shape != ours.shape or grouped:
+        shape = "not there" if theirs is None else _shape(theirs) + " of means" * grouped
         notes.append(f"{named}: its head is {shape}, not {_shape(ours)}; this run starts with a fresh one")
         weights |= {key: own[key] for key in ("head.weight", "head.bias")}
     eps = {layer.eps for layer in network.modules() if isinstance(layer, nn.LayerNorm)} - {NORM_EPS}

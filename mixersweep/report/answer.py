@@ -1,17 +1,30 @@
-"""The answer in two sentences, each no stronger than its test; and numbers as sentences have them."""
+"""The answer in two sentences, each no stronger than its test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from mixersweep.report.bootstrap import Estimate, Interval
-from mixersweep.report.recipe import Comparison
-from mixersweep.report.statistics import Pair, Statistics, Trend
+from mixersweep.report.claims import Claim, Pair, Trend
+from mixersweep.report.objections import diverged_said
+from mixersweep.report.recipe import Cell, Comparison
+from mixersweep.report.say import between, listed, p_said, points
+from mixersweep.report.statistics import Statistics
+
+C = TypeVar("C", bound=Claim)
 
 
 def answer(statistics: Statistics) -> str:
     """The answer in two sentences, of width and of structure, each no stronger than its test."""
     return f"{_of_width(statistics)} {_of_structure(statistics)}"
+
+
+def _parted(claims: Sequence[C]) -> tuple[list[C], list[C], list[C]]:
+    """Those that are claimed, those that something stands against, and those that are not shown."""
+    decided = [claim for claim in claims if claim.decided]
+    against = [claim for claim in claims if claim.barred or (claim.shown and claim.against)]
+    open_ = [claim for claim in claims if not claim.barred and not claim.shown]
+    return decided, against, open_
 
 
 def _of_width(statistics: Statistics) -> str:
@@ -21,39 +34,56 @@ def _of_width(statistics: Statistics) -> str:
         return f"{held}, no model was trained at two widths, so nothing is said of width."
     known = [trend for trend in statistics.trends if trend.slope.interval is not None]
     if not known:
-        slopes = ", ".join(f"{trend.name} {points(trend.slope.value)}" for trend in statistics.trends)
+        rises = ", ".join(f"{trend.name} {_rise(trend)}" for trend in statistics.trends)
         return (
-            f"{held}, test accuracy changes per doubling of the width by {slopes}, of one seed each: "
+            f"{held}, test accuracy changes with the width by {rises}, of one seed each: "
             "without a second seed there is no interval and no claim."
         )
-    rising = [trend for trend in known if trend.decided and trend.slope.value > 0]
-    falling = [trend for trend in known if trend.decided and trend.slope.value < 0]
-    unclear = [trend for trend in known if trend.shown and not trend.decided]
-    flat = [trend for trend in known if not trend.shown]
+    decided, against, flat = _parted(known)
     parts = [
-        f"{said} " + listed([_trend_said(trend) for trend in trends])
+        f"{said} " + listed([f"{trend.name} ({_trend_said(trend)})" for trend in trends])
         for said, trends in (
-            ("wider is better for", rising),
-            ("wider is worse for", falling),
+            ("wider is better for", [trend for trend in decided if trend.slope.value > 0]),
+            ("wider is worse for", [trend for trend in decided if trend.slope.value < 0]),
             ("no trend with width is shown for", flat),
         )
         if trends
     ]
-    if unclear:
-        parts.append("no trend is claimed for " + listed([_borne_out(t.name, t.slope, t.clean) for t in unclear]))
-    seeds = sorted({trend.slope.seeds for trend in known})
-    runs = sorted({trend.slope.runs for trend in known})
-    ends = min(t.widths[0] for t in known), max(t.widths[-1] for t in known)
-    over = " over seeds and test images" if all(t.slope.over_seeds_and_images for t in known) else " over seeds"
-    unit = (
-        f"points of test accuracy per doubling of the width between {ends[0]:,} and {ends[1]:,}, 95% intervals{over}, "
-        f"n = {_span(runs)} runs of {_span(seeds)} seeds a model"
-    )
-    return f"{held}, {listed(parts, '; ')} ({unit}){_confounded([*rising, *falling, *flat])}."
+    parts += _not_claimed("no trend is claimed for ", [(trend.name, _rise(trend), trend) for trend in against], ", ")
+    sample = f"n = {_span([t.slope.runs for t in known])} runs of {_span([t.slope.seeds for t in known])} seeds a model"
+    left = max(trend.seeds_left_out for trend in known)
+    sample += f", {left} seeds that not all widths have left out" if left else ""
+    unit = f"points of test accuracy over the range of widths, {_intervals(statistics, known)}{sample}"
+    return f"{held}, {listed(parts, '; ')} ({unit}{_seen(flat)}){_confounded([*decided, *flat])}."
+
+
+def _rise(trend: Trend) -> str:
+    """``+0.3 points from 426 to 650``."""
+    return f"{points(trend.rise.value)} from {trend.widths[0]:,} to {trend.widths[-1]:,}"
 
 
 def _trend_said(trend: Trend) -> str:
-    return f"{trend.name} ({points(trend.slope.value, False)}, {between(trend.slope.interval)})"
+    said = f"{_rise(trend)}, {between(trend.rise.interval)}, {p_said(trend.p_holm, trend.slope.at_floor)}"
+    return said if trend.shown else said + _would_show(trend.rise.detectable)
+
+
+def _would_show(detectable: float | None) -> str:
+    return "" if detectable is None else f"; {100 * detectable:.1f} would show"
+
+
+def _seen(open_: Sequence[Claim]) -> str:
+    """What ``would show`` means, where it was said."""
+    return "; what would show is shown 4 times in 5" if open_ else ""
+
+
+def _intervals(statistics: Statistics, claims: Sequence[Claim]) -> str:
+    """What intervals and p take in, and what they are conditional on."""
+    over = ["seeds"]
+    over += ["test images"] if all(claim.effect.over_seeds_and_images for claim in claims) else []
+    over += ["what else sets a width apart"] if statistics.between is not None else []
+    given = "" if statistics.between is not None else " given each width's learning rate and sizes"
+    counted = f"p by Holm over {statistics.claims} claim{'s' * (statistics.claims != 1)}, " if statistics.claims else ""
+    return f"95% intervals over {listed(over)}{given}, {counted}"
 
 
 def _confounded(trends: Sequence[Trend]) -> str:
@@ -61,8 +91,8 @@ def _confounded(trends: Sequence[Trend]) -> str:
     parts = []
     for trend in trends:
         limited = len(trend.widths) - len(trend.clean_widths)
-        if trend.clean is not None:
-            without = f"{points(trend.clean.value, False)}, {between(trend.clean.interval)}"
+        if trend.clean_rise is not None:
+            without = f"{points(trend.clean_rise.value, False)}, {between(trend.clean_rise.interval)}"
             parts.append(f"{trend.name} {limited} (without them {without})")
         elif limited:
             parts.append(f"{trend.name} {limited} of {len(trend.widths)}")
@@ -79,37 +109,48 @@ def _of_structure(statistics: Statistics) -> str:
         )
     if not pairs:
         return "No two models have runs at equal targets, shape and seed, so no structures are compared."
-    same = "At equal width, connections and seed"
-    equal = same if pairs[0].at_best is None else "At the best width of each, chosen on validation"
-    untested = [pair for pair in pairs if pair.p_holm is None]
-    decided = [pair for pair in pairs if pair.decided]
-    unclear = [pair for pair in pairs if pair.shown and not pair.decided]
-    open_ = [pair for pair in pairs if pair.p_holm is not None and not pair.shown]
+    known = [pair for pair in pairs if pair.difference.p is not None]
+    untested = [pair for pair in pairs if pair.difference.p is None]
+    decided, against, open_ = _parted(known)
     parts = [listed([_better(pair) for pair in decided])] if decided else []
     if open_:
         parts.append(
             "no difference is shown between "
             + listed([_open(pair) for pair in open_], ", nor between ", ", nor between ")
         )
-    if unclear:
-        named = [_borne_out(f"{pair.first} and {pair.second}", pair.difference, pair.clean) for pair in unclear]
-        parts.append("nothing is claimed of " + listed(named, ", nor of ", ", nor of "))
+    named = [(f"{pair.first} and {pair.second}", points(pair.difference.value), pair) for pair in against]
+    parts += _not_claimed("nothing is claimed of ", named, ", nor of ")
     if untested:
         said = listed([f"{pair.first} and {pair.second} ({points(pair.difference.value)})" for pair in untested])
         parts.append(f"one seed decides nothing between {said}")
-    tested = pairs if untested else [*decided, *unclear, *open_]
-    counts = _span(sorted({pair.pairs for pair in tested}))
-    widths = _span(sorted({len({width for width, _ in pair.widths}) for pair in tested}))
-    seeds = _span(sorted({pair.difference.seeds for pair in tested}))
-    sample = f"n = {counts} pairs of {_many(seeds, 'seed')} at {_many(widths, 'width')}"
-    told = (
-        "points of test accuracy, 95% intervals over seeds and test images, p by Holm, "
-        if len(untested) < len(pairs)
-        else ""
-    )
-    if any(pair.difference.images is None for pair in tested):
-        told = told.replace(" and test images", "")
-    return f"{equal}, {listed(parts, '; ')} ({told}{sample})."
+    tested = pairs if untested else known
+    widths = _span([len({width for width, _ in pair.widths}) for pair in tested])
+    seeds = _span([pair.difference.seeds for pair in tested])
+    sample = f"n = {_span([pair.pairs for pair in tested])} pairs of {_many(seeds, 'seed')} at {_many(widths, 'width')}"
+    told = f"points of test accuracy, {_intervals(statistics, known)}" if known else ""
+    if any(trend.slope.interval is not None for trend in statistics.trends):
+        told = "points, intervals and p as before, "
+    return f"{_equal(pairs)}, {listed(parts, '; ')} ({told}{sample}{_seen(open_)}){_conditions(statistics)}."
+
+
+def _equal(pairs: Sequence[Pair]) -> str:
+    """What the two models of a pair have in common."""
+    if pairs[0].at_best is None:
+        return "At equal width, connections and seed"
+    chose = list(dict.fromkeys(seed for pair in pairs for seed in pair.chosen_on))
+    if not chose:
+        return "At the best width of each, chosen on validation"
+    return f"At the best width of each, chosen on validation of seeds {listed(chose)} and tested on others"
+
+
+def _not_claimed(said: str, named: Sequence[tuple[str, str, Claim]], comma: str) -> list[str]:
+    """What is not claimed, those that the same stands against together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, value, claim in named:
+        by_reason.setdefault("; ".join(claim.against), []).append(f"{name} ({value}")
+    last = None if comma == ", " else comma
+    each = [f"{listed([name + ')' for name in names], comma, last)}: {why}" for why, names in by_reason.items()]
+    return [said + text for text in each]
 
 
 def _better(pair: Pair) -> str:
@@ -117,7 +158,7 @@ def _better(pair: Pair) -> str:
     sign = 1 if pair.difference.value > 0 else -1
     low, high = sorted(sign * bound for bound in pair.difference.interval or (0.0, 0.0))
     said = f"{first} is better than {second} ({points(abs(pair.difference.value), False)}, {between((low, high))}, "
-    said += p_said(pair.p_holm)
+    said += p_said(pair.p_holm, pair.difference.at_floor)
     if pair.clean is not None:
         said += f"; {points(sign * pair.clean.value, False)} where channels are not fewer than classes"
     return said + ")"
@@ -125,16 +166,27 @@ def _better(pair: Pair) -> str:
 
 def _open(pair: Pair) -> str:
     e = pair.difference
-    said = f"{points(e.value, False)}, {between(e.interval)}, {p_said(pair.p_holm)}"
-    return f"{pair.first} and {pair.second} ({said})"
+    said = f"{points(e.value, False)}, {between(e.interval)}, {p_said(pair.p_holm, e.at_floor)}"
+    return f"{pair.first} and {pair.second} ({said}{_would_show(e.detectable)})"
 
 
-def _borne_out(name: str, whole: Estimate, clean: Estimate | None) -> str:
-    """What is not claimed: the runs without rank-limited heads do not bear it out, or there are too few of them."""
-    if clean is None:
-        return f"{name} ({points(whole.value, False)}, but channels are fewer than classes)"
-    without = f"{points(clean.value, False)}, {between(clean.interval)}, where channels are not fewer than classes"
-    return f"{name} ({points(whole.value, False)}, but {without})"
+def _conditions(statistics: Statistics) -> str:
+    """What of the runs themselves a reader of the answer has to know."""
+    comparison = statistics.comparison
+    own: dict[str, list[Cell]] = {}
+    for cell in comparison.cells:
+        own.setdefault(cell[0], []).append(cell)
+    rates = comparison.rates
+    parts = []
+    unsearched = [model for model, cells in own.items() if not all(rates[cell].searched for cell in cells)]
+    if unsearched:
+        whose = "" if len(unsearched) == len(own) else f" of {listed(unsearched)}"
+        parts.append(f"learning rates{whose} were not searched")
+    chose = [model for model, cells in own.items() if any(rates[cell].on_reported > 1 for cell in cells)]
+    if chose:
+        parts.append(f"the reported seeds chose the learning rates of {listed(chose)}")
+    parts += [diverged_said(cells, rates) for cells in own.values() if any(rates[cell].diverged for cell in cells)]
+    return f"; {'; '.join(parts)}" if parts else ""
 
 
 def _many(count: str, what: str) -> str:
@@ -143,35 +195,10 @@ def _many(count: str, what: str) -> str:
 
 def _span(counts: Sequence[int]) -> str:
     """``3``, or ``3 to 5``."""
-    return f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _budget(comparison: Comparison) -> str:
     if comparison.budget == "parameters":
         return f"{comparison.fixed['weights_target']:,} trainable mixing weights"
     return f"{comparison.fixed['connections_target']:,} connections"
-
-
-def points(share: float, unit: bool = True) -> str:
-    """A difference of accuracies in percentage points, with its sign."""
-    return f"{100 * share:+.1f}{' points' if unit else ''}".replace("-", "−")
-
-
-def between(interval: Interval | None) -> str:
-    """An interval in percentage points."""
-    if interval is None:
-        return "none"
-    return " to ".join(f"{100 * bound:+.1f}".replace("-", "−") for bound in interval)
-
-
-def p_said(p: float | None) -> str:
-    """``p = 0.012``; what lies below what the draws resolve is said so."""
-    if p is None:
-        return "no p"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def listed(parts: Sequence[str], comma: str = ", ", last: str | None = None) -> str:
-    """``a, b and c``."""
-    last = (" and " if comma == ", " else comma) if last is None else last
-    return parts[0] if len(parts) == 1 else comma.join(parts[:-1]) + last + parts[-1]

@@ -14,11 +14,17 @@ draws cover what they claim with as few seeds as people train:
 - The chance of single predictions lies in the spread over seeds *and* in that over images, so that their sum counts
   it twice (Owen 2007). Its share, from the residuals of the two-way layout, is taken out of the images'.
 
+What is fixed for a cell (a model at one width) whatever the seed, such as a learning rate that two seeds chose or a
+size that integers rounded, is no spread over seeds. Where it could be estimated (``between``), a draw adds a normal
+effect to each cell, of a variance that is as uncertain as the widths were few.
+
 Everything is drawn from a fixed seed: the same table gives the same numbers.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +39,22 @@ _BLOCK = 256
 _DIGITS = 12
 """Sums that would be 0 in exact arithmetic are 0."""
 
+DRAWS_A_CLAIM = 400
+"""At least so many draws for each claim of a report: the smallest p that they allow is then far below 5% of Holm's."""
+
+POWER = 0.8
+"""How often an effect of the size that ``Estimate.detectable`` names would be shown."""
+
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class CellEffect:
+    """The random effect of a cell, alike for all its seeds: its variance and the degrees of freedom behind that."""
+
+    variance: float
+    freedom: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,9 @@ class Estimate:
 
     ``seeds`` and ``runs`` are what it was made of, ``images`` the test images (None where predictions are missing).
     Intervals are None with one seed, those over images also without predictions. ``p`` is of no contrast at all, two-
-    sided, from the same draws as the wider interval that there is.
+    sided, from the same draws as the wider interval that there is, and no smaller than ``smallest_p`` since there are
+    no more draws. ``detectable`` is the smallest effect that would have been shown four times in five, with
+    Bonferroni's correction for as many claims as the report makes (Holm's is never stricter).
     """
 
     value: float
@@ -53,11 +75,37 @@ class Estimate:
     over_seeds: Interval | None = None
     over_seeds_and_images: Interval | None = None
     p: float | None = None
+    smallest_p: float | None = None
+    detectable: float | None = None
 
     @property
     def interval(self) -> Interval | None:
         """Over seeds and images where the predictions are there, else over seeds."""
         return self.over_seeds_and_images or self.over_seeds
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether p is the smallest that the draws allow: the true one may be smaller."""
+        return self.p is not None and self.smallest_p is not None and self.p <= self.smallest_p
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same contrast in another unit; ``factor`` is positive."""
+
+        def of(interval: Interval | None) -> Interval | None:
+            return None if interval is None else (interval[0] * factor, interval[1] * factor)
+
+        return dataclasses.replace(
+            self,
+            value=self.value * factor,
+            over_seeds=of(self.over_seeds),
+            over_seeds_and_images=of(self.over_seeds_and_images),
+            detectable=None if self.detectable is None else self.detectable * factor,
+        )
+
+
+def draws_for(claims: int) -> int:
+    """How many draws a report of so many claims takes."""
+    return max(DRAWS, DRAWS_A_CLAIM * claims)
 
 
 def estimate(
@@ -67,23 +115,25 @@ def estimate(
     seeds: ArrayLike,
     correct: NDArray[np.bool_] | None = None,
     *,
+    between: Sequence[CellEffect | None] | None = None,
+    claims: int = 1,
     draws: int = DRAWS,
     level: float = LEVEL,
 ) -> list[Estimate]:
     """Estimate K contrasts of R runs.
 
     ``contrasts`` (K, R) are the weights, ``accuracy`` (R,), ``cells`` and ``seeds`` (R,) label the runs: those of a
-    cell differ in their seed alone. ``correct`` (R, N) says which test images each run got right. A contrast that
-    leans on a cell of one run has no intervals.
+    cell differ in their seed alone. ``correct`` (R, N) says which test images each run got right. ``between`` is the
+    random effect of the cells, for each contrast that goes over them, ``claims`` how many are made at once. A contrast
+    that leans on a cell of one run has no intervals.
     """
-    weights = np.atleast_2d(np.asarray(contrasts, dtype=np.float64))
-    accuracies = np.asarray(accuracy, dtype=np.float64)
-    _, cell_of = np.unique(np.asarray(cells), return_inverse=True)
-    _, seed_of = np.unique(np.asarray(seeds), return_inverse=True)
+    weights, accuracies, cell_of, seed_of = _arrays(contrasts, accuracy, cells, seeds)
     values = np.round(weights @ accuracies, _DIGITS)
     parts = [_Parts.of(row, accuracies, cell_of, seed_of, correct) for row in weights]
     spread = any(part.influence is not None for part in parts)
     by_images = None if correct is None or not spread else _image_deviations(weights, correct, draws)
+    effects = [None] * len(weights) if between is None else between
+    by_cells = {effect: _cell_deviations(effect, draws) for effect in effects if effect is not None}
     by_seeds: dict[int, tuple[NDArray[np.int64], Floats]] = {}
     found = []
     for k, part in enumerate(parts):
@@ -94,15 +144,52 @@ def estimate(
         if part.seeds not in by_seeds:
             by_seeds[part.seeds] = _seed_draws(part.seeds, draws)
         counts, scale = by_seeds[part.seeds]
-        seed_deviation = ((counts - 1) @ part.influence) * scale
-        over_seeds = _percentiles(values[k] + seed_deviation, level)
-        both, deviation = None, seed_deviation
+        deviation = ((counts - 1) @ part.influence) * scale
+        if (effect := effects[k]) is not None:
+            deviation = deviation + part.over_cells * by_cells[effect]
+        over_seeds = _percentiles(values[k] + deviation, level)
+        both = None
         if by_images is not None:
-            deviation = seed_deviation + part.images_own * by_images[k]
+            deviation = deviation + part.images_own * by_images[k]
             both = _percentiles(values[k] + deviation, level)
         p = two_sided(np.round(values[k] + deviation, _DIGITS))
-        found.append(Estimate(float(values[k]), part.seeds, part.runs, images, over_seeds, both, p))
+        decided, seen = np.quantile(np.abs(deviation), [1 - (1 - level) / claims, 2 * POWER - 1])
+        detectable = round(float(decided + seen), _DIGITS)
+        smallest = 2 / (draws + 1)
+        found.append(
+            Estimate(float(values[k]), part.seeds, part.runs, images, over_seeds, both, p, smallest, detectable)
+        )
     return found
+
+
+def variances(
+    contrasts: ArrayLike,
+    accuracy: ArrayLike,
+    cells: ArrayLike,
+    seeds: ArrayLike,
+    correct: NDArray[np.bool_] | None = None,
+) -> Floats:
+    """How much seeds and test images let K contrasts vary (K,); NaN where a cell has one run."""
+    weights, accuracies, cell_of, seed_of = _arrays(contrasts, accuracy, cells, seeds)
+    found = []
+    for row in weights:
+        part = _Parts.of(row, accuracies, cell_of, seed_of, correct)
+        if part.influence is None:
+            found.append(np.nan)
+            continue
+        of_seeds = part.seeds * float(part.influence.var())
+        found.append(of_seeds + part.images_own**2 * part.of_images)
+    return np.array(found)
+
+
+def _arrays(
+    contrasts: ArrayLike, accuracy: ArrayLike, cells: ArrayLike, seeds: ArrayLike
+) -> tuple[Floats, Floats, NDArray[Any], NDArray[Any]]:
+    """Weights, accuracies, and the number of each run's cell and seed."""
+    weights = np.atleast_2d(np.asarray(contrasts, dtype=np.float64))
+    _, cell_of = np.unique(np.asarray(cells), return_inverse=True)
+    _, seed_of = np.unique(np.asarray(seeds), return_inverse=True)
+    return weights, np.asarray(accuracy, dtype=np.float64), cell_of, seed_of
 
 
 def two_sided(draws: Floats) -> float:
@@ -116,19 +203,23 @@ def two_sided(draws: Floats) -> float:
 class _Parts:
     """One contrast taken apart: ``influence`` (seeds,) is what each seed adds to it beyond its mean.
 
-    ``images_own`` is the share of the spread over images (as a standard deviation) that is not in that over seeds.
+    ``images_own`` is the share of the spread over images (as a standard deviation) that is not in that over seeds,
+    ``of_images`` the variance over images. ``over_cells`` is what the contrast makes of a cell effect of unit size.
     """
 
     seeds: int
     runs: int
     influence: Floats | None
-    images_own: float
+    over_cells: float
+    images_own: float = 1.0
+    of_images: float = 0.0
 
     @classmethod
     def of(
         cls, weights: Floats, accuracy: Floats, cells: NDArray[Any], seeds: NDArray[Any], correct: NDArray[Any] | None
     ) -> _Parts:
         used = np.flatnonzero(weights)
+        over_cells = float(np.sqrt((np.bincount(cells[used], weights[used]) ** 2).sum()))
         labels, place = np.unique(seeds[used], return_inverse=True)
         influence = np.zeros(len(labels))
         residuals = None if correct is None else np.zeros((len(labels), correct.shape[1]))
@@ -136,20 +227,27 @@ class _Parts:
             inside = np.flatnonzero(cells[used] == cell)
             runs, n = used[inside], len(inside)
             if n < 2:
-                return cls(len(labels), len(used), None, 1.0)
+                return cls(len(labels), len(used), None, over_cells)
             share = weights[runs] * np.sqrt(n / (n - 1))
             np.add.at(influence, place[inside], share * (accuracy[runs] - accuracy[runs].mean()))
             if residuals is not None and correct is not None:
                 right = correct[runs].astype(np.float64)
                 np.add.at(residuals, place[inside], share[:, None] * (right - right.mean(0)))
         if residuals is None or correct is None:
-            return cls(len(labels), len(used), influence, 1.0)
+            return cls(len(labels), len(used), influence, over_cells)
         n_images = correct.shape[1]
         of_images = float((weights[used] @ correct[used]).var(ddof=1) / n_images)
         residual = residuals - residuals.mean(1, keepdims=True)
         of_single = float((residual**2).sum() / (n_images * (n_images - 1)))
         own = max(0.0, 1 - of_single / of_images) if of_images else 0.0
-        return cls(len(labels), len(used), influence, float(np.sqrt(own)))
+        return cls(len(labels), len(used), influence, over_cells, float(np.sqrt(own)), of_images)
+
+
+def _cell_deviations(between: CellEffect, draws: int) -> Floats:
+    """What an effect of the cells adds to a contrast of unit size over them (draws,): Student's t, scaled."""
+    generator = np.random.default_rng(derive(0, "report", "cells", between.freedom))
+    spread = np.sqrt(between.variance * between.freedom / generator.chisquare(between.freedom, size=draws))
+    return np.asarray(spread * generator.normal(size=draws))
 
 
 def _seed_draws(n: int, draws: int) -> tuple[NDArray[np.int64], Floats]:

@@ -76,7 +76,7 @@ def build(
     x_axis(x), y_axis(y)
     condition = None if where is None else parse_where(where, [*names(), *DERIVED])
     table = collect(runs_dirs, condition, where or "")
-    all_statistics = [statistics(comparison) for comparison in comparisons(table.completed, table.others)]
+    all_statistics = statistics(comparisons(table.completed, table.others))
     columns = table.columns
     tables: dict[str, list[Row]] = {"runs": [{n: row.get(n) for n in columns} for row in table.rows]}
     for number, one in enumerate(all_statistics, start=1):

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mixersweep.report import readouts
 from mixersweep.report.bootstrap import Estimate
 from mixersweep.report.recipe import Cell, Comparison, Row
 
@@ -80,6 +81,9 @@ def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str
         thin = [cell for cell in own if not cell.claims]
         if thin:
             found.append(f"{variant}: mean fan-in below 4 at {_widths(thin)}: shown, but in no test and no trend")
+    found += readouts.told(
+        {variant: [row for c in cells if c.cell[0] == variant for row in c.rows] for variant in comparison.variants}
+    )
     layers = {
         variant: {c.rows[0]["mixing_layers"] for c in cells if c.cell[0] == variant} for variant in comparison.variants
     }

@@ -19,6 +19,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from mixersweep.config import VARIANTS, Config
+from mixersweep.config.schema import Seeds
+from mixersweep.report.rates import Rates, rates_of
 from mixersweep.runs.fingerprint import NUMBERS_VERSION, SIZES
 
 Row = dict[str, Any]
@@ -28,10 +30,13 @@ Cell = tuple[str, int, str | None]
 SHAPE = ("width", "connections", "weights", "tokens", "channels", "density", "expansion", "branch", "match", "budget")
 """Settings that the rule turned into sizes: the sizes are compared, not how they were asked for."""
 
-SHARED = ("head", "activation", "norm_eps", "bias", "pretrained_sha256")
+SHARED = ("head", "readout_dimension", "activation", "norm_eps", "bias", "pretrained_sha256")
 """Settings of a model that all families have: what differs in them is no comparison of families."""
 
 FREE = ("seed", "optim.lr", *SHAPE)
+
+PURPOSES = tuple(sorted(field.name for field in dataclasses.fields(Seeds)))
+"""What has a seed of its own."""
 
 
 def experiment_of(stored: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
@@ -59,6 +64,7 @@ class Comparison:
 
     ``cells`` are the runs that are compared, each cell those of one learning rate; ``searched`` are the completed runs
     at other learning rates and those whose seeds chose the learning rates, ``unfinished`` those without a result.
+    ``rates`` says of each cell how its learning rate was found.
     ``differs`` says in what it differs from the largest comparison: (its own value, the other's).
     """
 
@@ -68,6 +74,7 @@ class Comparison:
     unfinished: list[Row]
     variants: dict[str, dict[str, Any]]
     search_seeds: list[str]
+    rates: dict[Cell, Rates]
     differs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @property
@@ -79,6 +86,12 @@ class Comparison:
     def budget(self) -> str:
         """``connections`` or ``parameters``."""
         return "connections" if "connections_target" in self.fixed else "parameters"
+
+    def cell_of(self, row: Row) -> Cell:
+        """Where a run of this comparison belongs, whatever its learning rate."""
+        own = variant_of(row)
+        label = next((label for label, variant in self.variants.items() if variant == own), "")
+        return label, row["width_target"], row["shape"]
 
     @property
     def learning_rates(self) -> dict[Cell, float]:
@@ -156,8 +169,8 @@ def variant_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def replicate_of(row: Mapping[str, Any]) -> str:
     """The seed of a run, with the seeds that were set one by one."""
-    own = {n: v for n, v in row["settings"].items() if n.startswith("seeds.") and v is not None}
-    return str(row["seed"]) + "".join(f" {name.partition('.')[2]}={value}" for name, value in sorted(own.items()))
+    own = {name: row["settings"].get(f"seeds.{name}") for name in PURPOSES}
+    return str(row["seed"]) + "".join(f" {name}={value}" for name, value in own.items() if value is not None)
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -172,27 +185,38 @@ def _comparison(fixed: dict[str, Any], rows: Sequence[Row], unfinished: Sequence
     variants = {labels[_key(variant_of(row))]: variant_of(row) for row in rows}
     tried: dict[Cell, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        tried[labels[_key(variant_of(row))], row["width_target"], row["shape"]][row["optim.lr"]].append(row)
-    chose = _search_seeds(tried)
+        tried[_cell_of(row, labels)][row["optim.lr"]].append(row)
+    diverged: dict[Cell, list[Row]] = defaultdict(list)
+    for row in unfinished:
+        if row["state"] == "diverged":
+            diverged[_cell_of(row, labels)].append(row)
+    chose = _search_seeds(tried, diverged)
     place = {label: FAMILY_ORDER.get(variant["model"], 99) for label, variant in variants.items()}
-    cells, searched = {}, []
+    cells, searched, rates = {}, [], {}
     for cell in sorted(tried, key=lambda cell: (place[cell[0]], cell[0], cell[1], str(cell[2]))):
         reported = {rate: [r for r in runs if replicate_of(r) not in chose] for rate, runs in tried[cell].items()}
         chosen = chosen_rate(tried[cell], reported)
         compared = reported[chosen] or tried[cell][chosen]
         cells[cell] = compared
+        rates[cell] = rates_of(tried[cell], diverged[cell], chosen, reported, chose, replicate_of)
         kept = set(map(id, compared))
         searched += [row for runs in tried[cell].values() for row in runs if id(row) not in kept]
     order = sorted(variants, key=lambda label: (place[label], label))
     ordered = {label: variants[label] for label in order}
-    return Comparison(fixed, cells, searched, list(unfinished), ordered, sorted(chose))
+    return Comparison(fixed, cells, searched, list(unfinished), ordered, sorted(chose), rates)
 
 
-def _search_seeds(tried: Mapping[Cell, Mapping[float, Sequence[Row]]]) -> set[str]:
+def _cell_of(row: Row, labels: Mapping[str, str]) -> Cell:
+    return labels.get(_key(variant_of(row)), ""), row["width_target"], row["shape"]
+
+
+def _search_seeds(
+    tried: Mapping[Cell, Mapping[float, Sequence[Row]]], diverged: Mapping[Cell, Sequence[Row]]
+) -> set[str]:
     """The seeds that chose learning rates: wherever they are, they were tried at several, and there are others."""
     at: dict[str, list[int]] = defaultdict(list)
-    for rates in tried.values():
-        counts = Counter(replicate_of(row) for runs in rates.values() for row in runs)
+    for cell, rates in tried.items():
+        counts = Counter(replicate_of(row) for runs in (*rates.values(), diverged.get(cell, ())) for row in runs)
         for seed, count in counts.items():
             at[seed].append(count)
     chose = {seed for seed, counts in at.items() if min(counts) > 1}

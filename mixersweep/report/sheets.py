@@ -6,19 +6,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mixersweep.report.answer import between
-from mixersweep.report.bootstrap import DRAWS, Interval
-from mixersweep.report.statistics import ALPHA, Pair, Statistics, Trend
+from mixersweep.report.bootstrap import Estimate, Interval
+from mixersweep.report.claims import ALPHA, Claim, Pair, Trend
+from mixersweep.report.say import between
+from mixersweep.report.statistics import Statistics
 
 
 @dataclass(frozen=True)
 class Column:
-    """``show`` makes the text of a cell from the raw value; numbers stand right."""
+    """``show`` makes the text of a cell from the raw value; numbers stand right.
+
+    ``bound`` names the key that says whether the value is an upper bound alone.
+    """
 
     key: str
     header: str
     show: Callable[[Any], str] = str
     number: bool = True
+    bound: str | None = None
+
+    def text(self, row: dict[str, Any]) -> str:
+        """A cell as it is read; nothing is a dash."""
+        if row[self.key] is None:
+            return "–"
+        said = self.show(row[self.key])
+        return f"≤ {said}" if self.bound and row[self.bound] and not said.startswith("<") else said
 
 
 @dataclass(frozen=True)
@@ -33,8 +45,8 @@ class Sheet:
 
     @property
     def texts(self) -> list[list[str]]:
-        """The rows as they are read; nothing is a dash."""
-        return [["–" if row[c.key] is None else c.show(row[c.key]) for c in self.columns] for row in self.rows]
+        """The rows as they are read."""
+        return [[column.text(row) for column in self.columns] for row in self.rows]
 
 
 def _with_values(columns: list[Column], rows: list[dict[str, Any]]) -> list[Column]:
@@ -44,7 +56,13 @@ def _with_values(columns: list[Column], rows: list[dict[str, Any]]) -> list[Colu
 
 def sheets(statistics: Statistics) -> list[Sheet]:
     """The tables of one comparison that have any rows."""
-    made = [accuracy_sheet(statistics), pair_sheet(statistics), trend_sheet(statistics), width_sheet(statistics)]
+    made = [
+        accuracy_sheet(statistics),
+        pair_sheet(statistics),
+        trend_sheet(statistics),
+        width_sheet(statistics),
+        rate_sheet(statistics),
+    ]
     return [sheet for sheet in made if sheet.rows]
 
 
@@ -125,6 +143,8 @@ def pair_sheet(statistics: Statistics) -> Sheet:
             "interval_over_seeds_and_images": pair.difference.over_seeds_and_images,
             "p": pair.difference.p,
             "p_holm": pair.p_holm,
+            "p_is_bound": pair.difference.at_floor,
+            "detectable": pair.difference.detectable,
             "clean_difference": pair.clean and pair.clean.value,
             "clean_interval": pair.clean and pair.clean.interval,
             "residual": pair.residual,
@@ -141,8 +161,9 @@ def pair_sheet(statistics: Statistics) -> Sheet:
         Column("difference", "difference, points", points_only),
         Column("interval_over_seeds", "95% over seeds", between),
         Column("interval_over_seeds_and_images", "95% over seeds and images", between),
-        Column("p", "p", p_only),
-        Column("p_holm", "p Holm", p_only),
+        Column("p", "p", p_only, bound="p_is_bound"),
+        Column("p_holm", "p Holm", p_only, bound="p_is_bound"),
+        Column("detectable", "would show", _percent),
         Column("clean_difference", "without rank-limited heads", points_only),
         Column("clean_interval", "95%", between),
         Column("residual", "sizes differ by", "{:.2%}".format),
@@ -150,14 +171,11 @@ def pair_sheet(statistics: Statistics) -> Sheet:
     ]
     best = statistics.pairs and statistics.pairs[0].at_best is not None
     joined = (
-        "The best width of each model, chosen on validation"
+        "The best width of each model, chosen on validation with seeds that are not tested"
         if best
         else "Paired at equal target width and connections, shape and seed, pooled over widths"
     )
-    note = (
-        f"{joined}; seeds and test images resampled together, {DRAWS:,} draws; p two-sided, corrected by Holm over "
-        f"{len(rows)} pair{'s' * (len(rows) != 1)}, decided at {ALPHA:g}."
-    )
+    note = f"{joined}; {_tested(statistics)}"
     if statistics.unpaired:
         note += (
             " Never at equal targets, so not tested: " + "; ".join(f"{a} and {b}" for a, b in statistics.unpaired) + "."
@@ -170,15 +188,42 @@ def pair_sheet(statistics: Statistics) -> Sheet:
 
 def verdict(pair: Pair) -> str:
     """What the primary test says."""
-    if pair.p_holm is None:
+    said = f"{pair.first if pair.difference.value > 0 else pair.second} is better"
+    return _verdict(pair, said, "no difference shown")
+
+
+def trend_verdict(trend: Trend) -> str:
+    """What the test of the slope says."""
+    return _verdict(trend, "wider is better" if trend.slope.value > 0 else "wider is worse", "no trend shown")
+
+
+def _verdict(claim: Claim, decided: str, open_: str) -> str:
+    if claim.effect.p is None:
         return "one seed decides nothing"
-    if not pair.decided:
-        return "not without rank-limited heads" if pair.shown else "no difference shown"
-    return f"{pair.first if pair.difference.value > 0 else pair.second} is better"
+    if claim.decided:
+        return decided
+    return f"not claimed: {'; '.join(claim.against)}" if claim.barred or claim.shown else open_
+
+
+def _tested(statistics: Statistics) -> str:
+    """How claims are tested, in words."""
+    between, claims = statistics.between, statistics.claims
+    apart = (
+        f"what else sets a width apart (sd {100 * between.variance**0.5:.2f} points, from {between.freedom} residuals "
+        "of the trends) is a random effect"
+        if between is not None
+        else "intervals are given each width's learning rate and sizes, as there are too few widths to say what else "
+        "sets one apart"
+    )
+    return (
+        f"seeds and test images resampled together, {statistics.draws:,} draws; {apart}; p two-sided, corrected by "
+        f"Holm over the {claims} claim{'s' * (claims != 1)} of this report, decided at {ALPHA:g}; an effect that would "
+        "show is shown 4 times in 5."
+    )
 
 
 def trend_sheet(statistics: Statistics) -> Sheet:
-    """Accuracy against log2 of the width."""
+    """Accuracy against log2 of the width, quoted over the range of widths."""
     rows = [
         {
             "model": trend.variant,
@@ -188,11 +233,16 @@ def trend_sheet(statistics: Statistics) -> Sheet:
             "widest": trend.widths[-1],
             "runs": trend.slope.runs,
             "seeds": trend.slope.seeds,
-            "slope": trend.slope.value,
-            "interval_over_seeds": trend.slope.over_seeds,
-            "interval_over_seeds_and_images": trend.slope.over_seeds_and_images,
-            "clean_slope": trend.clean and trend.clean.value,
-            "clean_interval": trend.clean and trend.clean.interval,
+            "rise": trend.rise.value,
+            "interval_over_seeds": trend.rise.over_seeds,
+            "interval_over_seeds_and_images": trend.rise.over_seeds_and_images,
+            "p": trend.slope.p,
+            "p_holm": trend.p_holm,
+            "p_is_bound": trend.slope.at_floor,
+            "detectable": trend.rise.detectable,
+            "slope": trend.slope.value if trend.doublings >= 1 else None,
+            "clean_rise": _value(trend.clean_rise),
+            "clean_interval": trend.clean_rise and trend.clean_rise.interval,
             "verdict": trend_verdict(trend),
         }
         for trend in statistics.trends
@@ -205,31 +255,33 @@ def trend_sheet(statistics: Statistics) -> Sheet:
         Column("widest", "to", _whole),
         Column("runs", "runs n", _whole),
         Column("seeds", "seeds", _whole),
-        Column("slope", "points a doubling", points_only),
+        Column("rise", "points from first to last", points_only),
         Column("interval_over_seeds", "95% over seeds", between),
         Column("interval_over_seeds_and_images", "95% over seeds and images", between),
-        Column("clean_slope", "without rank-limited heads", points_only),
+        Column("p", "p", p_only, bound="p_is_bound"),
+        Column("p_holm", "p Holm", p_only, bound="p_is_bound"),
+        Column("detectable", "would show", _percent),
+        Column("slope", "points a doubling", points_only),
+        Column("clean_rise", "without rank-limited heads", points_only),
         Column("clean_interval", "95%", between),
         Column("verdict", "verdict", number=False),
     ]
-    note = "Slope of test accuracy on log2 of the width, by least squares through the means of the widths."
+    note = (
+        "Slope of test accuracy on log2 of the width, by least squares through the means of the widths, over the range "
+        f"that was measured (and a doubling, where there is one); {_tested(statistics)}"
+    )
     mixers = [row for row in statistics.comparison.rows if row["shape"]]
     if mixers and statistics.comparison.budget == "connections" and all(row["expansion"] == 1 for row in mixers):
         note += " At γ = 1 and fixed Ω, width and C / S are one variable of a Mixer: this is a trend of both."
     return Sheet("trends", "Accuracy against width", _with_values(columns, rows), rows, note)
 
 
-def trend_verdict(trend: Trend) -> str:
-    """What the slope's interval says."""
-    if trend.slope.interval is None:
-        return "one seed decides nothing"
-    if not trend.decided:
-        return "not without rank-limited heads" if trend.shown else "no trend shown"
-    return "wider is better" if trend.slope.value > 0 else "wider is worse"
+def _value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
 
 
 def width_sheet(statistics: Statistics) -> Sheet:
-    """The secondary tests, a row a pair of models and width."""
+    """The models at each width, a row a pair of models and width."""
     rows = [
         {
             "first": test.first,
@@ -242,8 +294,6 @@ def width_sheet(statistics: Statistics) -> Sheet:
             "interval_over_seeds_and_images": test.over_seeds_and_images,
             "p_t": test.p_t,
             "p_sign": test.p_sign,
-            "smallest_p": test.smallest_p,
-            "verdict": test.verdict,
         }
         for test in statistics.per_width
     ]
@@ -258,11 +308,58 @@ def width_sheet(statistics: Statistics) -> Sheet:
         Column("interval_over_seeds_and_images", "95% over seeds and images", between),
         Column("p_t", "p of t", p_only),
         Column("p_sign", "p of sign flips", p_only),
-        Column("smallest_p", "smallest p that n allows", p_only),
-        Column("verdict", "verdict, by sign flips", number=False),
     ]
-    note = "Secondary and not corrected for their number: Student's t over seeds, and the exact sign-flip test."
+    note = (
+        "Described, not decided: Student's t over seeds, and the exact sign-flip test where n could reach "
+        f"{ALPHA:g}; not corrected for their number, so nothing is claimed of a single width."
+    )
     return Sheet("widths", "At each width", _with_values(columns, rows), rows, note)
+
+
+def rate_sheet(statistics: Statistics) -> Sheet:
+    """How each learning rate was found: the curve of rates, and where its best lies."""
+    rows = []
+    for cell in statistics.cells:
+        rates = statistics.comparison.rates[cell.cell]
+        if not rates.searched:
+            continue
+        rows.append(
+            {
+                "model": cell.cell[0],
+                "shape": cell.cell[2],
+                "width": cell.rows[0]["width"],
+                "learning_rate": rates.compared,
+                "seeds": max(map(len, rates.tried.values())),
+                "curve": [
+                    {"learning_rate": rate, "validation_accuracy": mean, "diverged": rates.tried[rate].count(None)}
+                    for rate, mean in rates.means.items()
+                ],
+                "best": f"the {rates.edge} tried" if rates.edge else "inside",
+            }
+        )
+    columns = [
+        Column("model", "model", number=False),
+        Column("shape", "shape", number=False),
+        Column("width", "width m", _whole),
+        Column("learning_rate", "lr", "{:g}".format),
+        Column("seeds", "seeds that chose", _whole),
+        Column("curve", "validation accuracy % by lr", _curve, number=False),
+        Column("best", "best", number=False),
+    ]
+    note = (
+        "Mean validation accuracy, where a diverged run counts as 0. Where the best is the lowest or highest that was "
+        "tried, or nothing was searched, no trend is claimed."
+    )
+    return Sheet("rates", "Learning rates", _with_values(columns, rows), rows, note)
+
+
+def _curve(values: list[dict[str, Any]]) -> str:
+    """``0.0316: 74.0, 0.1: 79.8, 0.316: 40.1 (1 diverged)``."""
+    said = []
+    for value in values:
+        gone = f" ({value['diverged']} diverged)" if value["diverged"] else ""
+        said.append(f"{value['learning_rate']:g}: {100 * value['validation_accuracy']:.1f}{gone}")
+    return ", ".join(said)
 
 
 def points_only(share: float) -> str:

@@ -1,9 +1,11 @@
-"""The tests of one comparison: models against each other, and each model's accuracy against its width.
+"""The tests of a report: models against each other, and each model's accuracy against its width.
 
-Primary, for each pair of models: paired differences at equal targets, shape and seed, pooled over widths, with seeds
-and test images resampled together (``bootstrap``) and Holm's correction over the pairs. With ``budget=parameters`` the
-best widths (chosen on validation) are compared instead, since at equal width an MLP's fan-in is 1. Secondary, for each
-width: Student's t over seeds, and the exact sign-flip test with the smallest p that so few seeds allow.
+For each pair of models: paired differences at equal targets, shape and seed, pooled over widths. With
+``budget=parameters`` the best widths are compared instead, since at equal width an MLP's fan-in is 1; they are chosen
+on validation with other seeds than are tested. For each model and branch: the slope on log width, over the seeds that
+all its widths have. Seeds and test images are resampled together (``bootstrap``), what seeds do not resample is a
+random effect of the cell (``cell_effect``), and Holm's correction counts every claim of a report, trends and pairs of
+all its comparisons. At each width, Student's t over seeds is shown, and nothing is claimed.
 
 Runs below a mean fan-in of 4 are shown and take part in no claim. Where Mixers have fewer channels than classes, their
 head is rank-limited: every claim is tested again without them (``clean``), and made only if that bears it out.
@@ -11,113 +13,40 @@ head is rank-limited: every claim is tested again without them (``clean``), and 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixersweep.report.bootstrap import Estimate, Interval, estimate
+from mixersweep.report import objections
+from mixersweep.report.bootstrap import CellEffect, Estimate, Floats, draws_for, estimate
 from mixersweep.report.caveats import CellStatistics, caveats, degenerate, head_channels, rank_limited
+from mixersweep.report.cell_effect import cell_effect, residual_contrasts
+from mixersweep.report.claims import ALPHA, Claim, Pair, Trend, WidthTest
 from mixersweep.report.exact import holm, sign_flip_p
 from mixersweep.report.recipe import Cell, Comparison, Row, replicate_of
 from mixersweep.report.table import predictions
 
-ALPHA = 0.05
+Correct = NDArray[np.bool_]
+Read = Callable[[Row], tuple[Correct, NDArray[np.int32]] | None]
+Terms = list[tuple[Row, float]]
+"""A contrast: runs and their weights."""
 
-
-@dataclass(frozen=True)
-class Pair:
-    """The primary test of two models: ``difference`` is the first's accuracy minus the second's.
-
-    ``p_holm`` is corrected over the pairs of the comparison; None where no p can be had (one seed). ``is_of_heads``:
-    no pair of runs is free of rank-limited heads, and the two models' are not equally so.
-    """
-
-    first: str
-    second: str
-    widths: list[tuple[int, str | None]]
-    pairs: int
-    difference: Estimate
-    clean: Estimate | None
-    residual: float
-    at_best: tuple[int, int] | None = None
-    p_holm: float | None = None
-    left_out: list[str] = field(default_factory=list)
-    is_of_heads: bool = False
-
-    @property
-    def shown(self) -> bool:
-        """Whether the test shows a difference."""
-        return self.p_holm is not None and self.p_holm <= ALPHA
-
-    @property
-    def decided(self) -> bool:
-        """Whether it does, and the runs without rank-limited heads bear it out."""
-        return self.shown and not self.is_of_heads and _bears_out(self.difference, self.clean)
-
-
-@dataclass(frozen=True)
-class WidthTest:
-    """The secondary tests of two models at one width and shape, over seeds alone."""
-
-    first: str
-    second: str
-    width: int
-    shape: str | None
-    seeds: int
-    difference: float
-    interval: Interval | None
-    over_seeds_and_images: Interval | None
-    p_t: float | None
-    p_sign: float | None
-    smallest_p: float | None
-
-    @property
-    def verdict(self) -> str:
-        """In words, by the exact test."""
-        if self.smallest_p is None or self.smallest_p > ALPHA:
-            return f"n={self.seeds} cannot decide"
-        if self.p_sign is not None and self.p_sign <= ALPHA:
-            return f"{self.first if self.difference > 0 else self.second} is better"
-        return "no difference shown"
-
-
-@dataclass(frozen=True)
-class Trend:
-    """The slope of accuracy on log2 of the width, of one model on one branch, per doubling of the width."""
-
-    variant: str
-    branch: str | None
-    widths: list[int]
-    runs: int
-    slope: Estimate
-    clean: Estimate | None
-    clean_widths: list[int]
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval leaves out 0."""
-        interval = self.slope.interval
-        return interval is not None and not interval[0] <= 0 <= interval[1]
-
-    @property
-    def decided(self) -> bool:
-        """Whether it does, and the widths without rank-limited heads, if there are others, bear it out."""
-        is_of_heads = self.clean is None and len(self.clean_widths) < len(self.widths)
-        return self.shown and not is_of_heads and _bears_out(self.slope, self.clean)
-
-    @property
-    def name(self) -> str:
-        """The model, and the branch where there are two."""
-        return f"{self.variant} ({self.branch})" if self.branch else self.variant
+AT_ONCE = 200
+"""How many contrasts are estimated at a time, for memory."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Everything that is claimed of one comparison, with what stands in the way of claiming more."""
+    """Everything that is claimed of one comparison, with what stands in the way of claiming more.
+
+    ``claims`` is how many claims the whole report tests, ``draws`` how many its numbers come from, ``between`` the
+    effect of cells, None where it could not be estimated.
+    """
 
     comparison: Comparison
     cells: list[CellStatistics]
@@ -128,159 +57,257 @@ class Statistics:
     images: int | None
     residual: tuple[float, Row]
     warnings: list[str]
+    between: CellEffect | None
+    claims: int
+    draws: int
 
 
-def statistics(comparison: Comparison) -> Statistics:
-    """All tests of a comparison; the same runs give the same numbers."""
-    rows = comparison.rows
-    place = {id(row): number for number, row in enumerate(rows)}
-    correct, warnings = _correct(rows)
-    wanted = _Wanted(len(rows), place)
-    claims = {cell: runs for cell, runs in comparison.cells.items() if not degenerate(runs[0])}
+def statistics(
+    comparisons: Sequence[Comparison], read: Read = predictions, draws: int | None = None
+) -> list[Statistics]:
+    """All tests of a report's comparisons; the same runs give the same numbers.
 
-    for runs in comparison.cells.values():
-        wanted.add([(run, 1 / len(runs)) for run in runs])
-    pairs, unpaired = [], []
-    for first, second in itertools.combinations(comparison.variants, 2):
-        pair = _pair(comparison, claims, first, second, wanted)
-        if pair is None:
-            unpaired.append((first, second))
-        else:
-            pairs.append(pair)
-    joined = list(_joined_cells(claims, comparison.variants)) if comparison.budget == "connections" else []
-    for one, other, seeds in joined:
-        wanted.add(_difference([(claims[one], claims[other], seeds)]))
-    trends = [trend for line in _lines(claims) if (trend := _trend(*line, claims, wanted)) is not None]
-
-    found = wanted.estimates(rows, comparison.cells, correct)
-    cells = [
-        CellStatistics(cell, runs, next(found), _spread(runs), cell in claims, rank_limited(runs[0]))
-        for cell, runs in comparison.cells.items()
-    ]
-    pairs = _holm([_filled(pair, "difference", found) for pair in pairs])
-    per_width = [_width_test(one, other, claims, seeds, next(found)) for one, other, seeds in joined]
-    trends = [_filled(trend, "slope", found) for trend in trends]
-    residual = max(((_residual(row), row) for row in rows), key=lambda pair: pair[0])
-    images = None if correct is None else correct.shape[1]
-    warnings = [*caveats(comparison, cells), *warnings]
-    return Statistics(comparison, cells, pairs, per_width, trends, unpaired, images, residual, warnings)
+    ``read`` gives which test images a run got right, and their labels. ``draws`` is how often seeds and images are
+    resampled, by default as often as the number of claims needs.
+    """
+    drafts = [_Draft(comparison, read) for comparison in comparisons]
+    claims = sum(draft.claims for draft in drafts)
+    draws = draws_for(claims) if draws is None else draws
+    return _corrected([draft.estimated(claims, draws) for draft in drafts])
 
 
-class _Wanted:
-    """The contrasts that are asked for, in order; None stands for one that there is not."""
+def _corrected(all_statistics: Sequence[Statistics]) -> list[Statistics]:
+    """With Holm's correction over the claims of all."""
+    tested = [claim for one in all_statistics for claim in (*one.pairs, *one.trends) if claim.tested]
+    corrected = dict(zip(map(id, tested), holm([claim.effect.p or 0.0 for claim in tested]), strict=True))
 
-    def __init__(self, runs: int, place: Mapping[int, int]) -> None:
-        self._runs, self._place = runs, place
-        self._rows: list[NDArray[np.float64] | None] = []
+    def with_p(claims: Sequence[Any]) -> list[Any]:
+        return [dataclasses.replace(claim, p_holm=corrected.get(id(claim))) for claim in claims]
 
-    def add(self, terms: Sequence[tuple[Row, float]] | None) -> None:
-        if terms is None:
-            self._rows.append(None)
-            return
-        weights = np.zeros(self._runs)
+    return [dataclasses.replace(one, pairs=with_p(one.pairs), trends=with_p(one.trends)) for one in all_statistics]
+
+
+class _Draft:
+    """The tests of one comparison before their numbers: what is compared, and what bars it from being claimed."""
+
+    def __init__(self, comparison: Comparison, read: Read) -> None:
+        self.comparison = comparison
+        self.rows = comparison.rows
+        self.cells = {cell: runs for cell, runs in comparison.cells.items() if not degenerate(runs[0])}
+        self.correct, self.warnings = _correct(self.rows, read)
+        self._place = {id(row): number for number, row in enumerate(self.rows)}
+        self._cell_of = np.array([number for number, runs in enumerate(comparison.cells.values()) for _ in runs])
+        self._seeds = [replicate_of(row) for row in self.rows]
+        self._accuracy = np.array([row["test_accuracy"] for row in self.rows], dtype=np.float64)
+        self.unpaired: list[tuple[str, str]] = []
+        self._pairs: list[tuple[Pair, Terms, Terms | None]] = []
+        for first, second in itertools.combinations(comparison.variants, 2):
+            pair = _pair(comparison, self.cells, first, second)
+            if pair is None:
+                self.unpaired.append((first, second))
+            else:
+                self._pairs.append(pair)
+        drawn = (_trend(comparison, *line, self.cells) for line in _lines(self.cells))
+        self._trends = [trend for trend in drawn if trend is not None]
+        joined = _joined_cells(self.cells, comparison.variants) if comparison.budget == "connections" else ()
+        self._joined = list(joined)
+
+    @property
+    def claims(self) -> int:
+        """How many claims are tested, and so how many a correction is for."""
+        return sum(not claim.barred and self._has_interval(terms) for claim, terms, _ in (*self._pairs, *self._trends))
+
+    def estimated(self, claims: int, draws: int) -> Statistics:
+        """With all numbers, as one of so many claims; ``p_holm`` is still to come."""
+        between = self._between()
+        tests = [*self._pairs, *self._trends]
+        means = [[(run, 1 / len(runs)) for run in runs] for runs in self.comparison.cells.values()]
+        at_widths = [_difference([(self.cells[one], self.cells[other], s)]) for one, other, s in self._joined]
+        tested = [(terms, between) for _, *both in tests for terms in both]
+        found = self._estimates([*tested, *((terms, None) for terms in (*means, *at_widths))], claims, draws)
+        filled = [self._filled(claim, next(found), next(found)) for claim, *_ in tests]
+        cells = [
+            CellStatistics(cell, runs, next(found), _spread(runs), cell in self.cells, rank_limited(runs[0]))
+            for cell, runs in self.comparison.cells.items()
+        ]
+        return Statistics(
+            self.comparison,
+            cells,
+            pairs=[claim for claim in filled if isinstance(claim, Pair)],
+            per_width=[_width_test(one, other, self.cells, s, next(found)) for one, other, s in self._joined],
+            trends=[claim for claim in filled if isinstance(claim, Trend)],
+            unpaired=self.unpaired,
+            images=None if self.correct is None else self.correct.shape[1],
+            residual=max(((_residual(row), row) for row in self.rows), key=lambda pair: pair[0]),
+            warnings=[*caveats(self.comparison, cells), *self.warnings],
+            between=between,
+            claims=claims,
+            draws=draws,
+        )
+
+    def _filled(self, claim: Claim, whole: Estimate, clean: Estimate | None) -> Claim:
+        """A claim with its numbers, and what stands against it."""
+        rates = self.comparison.rates
+        if isinstance(claim, Pair):
+            pair = dataclasses.replace(claim, difference=whole, clean=clean)
+            return dataclasses.replace(pair, against=pair.barred or objections.raised_by_pair(pair, rates))
+        assert isinstance(claim, Trend)
+        trend = dataclasses.replace(claim, slope=whole, clean=clean)
+        return dataclasses.replace(trend, against=trend.barred or objections.raised_by_trend(trend, rates))
+
+    def _between(self) -> CellEffect | None:
+        """From all trends together, without rank-limited heads where enough others are left: they bend a curve."""
+        found = []
+        for trend, terms, _ in self._trends:
+            clean = [cell for cell in trend.cells if not rank_limited(self.cells[cell][0])]
+            cells = clean if len(clean) > 2 else trend.cells
+            used = {id(run) for run, _ in terms}
+            runs = [[run for run in self.cells[cell] if id(run) in used] for cell in cells]
+            for contrast in residual_contrasts([own[0]["width"] for own in runs]):
+                terms_of = zip(contrast, runs, strict=True)
+                found.append(self._weights([(run, w / len(own)) for w, own in terms_of for run in own]))
+        rows = np.array(found).reshape(-1, len(self.rows))
+        return cell_effect(rows, self._accuracy, self._cell_of, self._seeds, self.correct)
+
+    def _estimates(
+        self, contrasts: Sequence[tuple[Terms | None, CellEffect | None]], claims: int, draws: int
+    ) -> Iterator[Any]:
+        """The estimates in the order asked for; None for a contrast that there is not."""
+        asked = [(self._weights(terms), effect) for terms, effect in contrasts if terms is not None]
+        found: list[Estimate] = []
+        for start in range(0, len(asked), AT_ONCE):
+            weights, effects = zip(*asked[start : start + AT_ONCE], strict=True)
+            found += estimate(
+                np.stack(weights),
+                self._accuracy,
+                self._cell_of,
+                self._seeds,
+                self.correct,
+                between=effects,
+                claims=max(1, claims),
+                draws=draws,
+            )
+        inner = iter(found)
+        return iter([None if terms is None else next(inner) for terms, _ in contrasts])
+
+    def _weights(self, terms: Terms) -> Floats:
+        weights = np.zeros(len(self.rows))
         for run, weight in terms:
             weights[self._place[id(run)]] += weight
-        self._rows.append(weights)
+        return weights
 
-    def estimates(
-        self, rows: Sequence[Row], cells: Mapping[Cell, Sequence[Row]], correct: NDArray[np.bool_] | None
-    ) -> Any:
-        """An iterator over the estimates, in the order in which they were added."""
-        labels = [number for number, runs in enumerate(cells.values()) for _ in runs]
-        accuracy = [row["test_accuracy"] for row in rows]
-        seeds = [replicate_of(row) for row in rows]
-        asked = [weights for weights in self._rows if weights is not None]
-        found: list[Estimate] = []
-        for start in range(0, len(asked), 200):
-            found += estimate(np.stack(asked[start : start + 200]), accuracy, labels, seeds, correct)
-        inner = iter(found)
-        return iter([None if weights is None else next(inner) for weights in self._rows])
-
-
-def _holm(pairs: list[Pair]) -> list[Pair]:
-    tested = [pair for pair in pairs if pair.difference.p is not None]
-    corrected = dict(zip(map(id, tested), holm([pair.difference.p or 0.0 for pair in tested]), strict=True))
-    return [_replaced(pair, p_holm=corrected.get(id(pair))) for pair in pairs]
-
-
-def _filled(part: Any, name: str, found: Any) -> Any:
-    """A test with its estimate, and that without the rank-limited runs."""
-    return _replaced(part, **{name: next(found), "clean": next(found)})
-
-
-def _replaced(part: Any, **changes: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(part, **changes)
-
-
-_TO_COME = Estimate(0.0, 0, 0, None)
-
-
-def _bears_out(whole: Estimate, clean: Estimate | None) -> bool:
-    """Whether the interval without rank-limited heads lies on the same side of 0; of one seed, the value."""
-    if clean is None:
-        return True
-    low, high = clean.interval or (clean.value, clean.value)
-    return low > 0 if whole.value > 0 else high < 0
+    def _has_interval(self, terms: Terms) -> bool:
+        """Whether every cell of a contrast has several runs."""
+        used = np.flatnonzero(self._weights(terms))
+        return int(np.bincount(self._cell_of[used])[np.unique(self._cell_of[used])].min()) > 1
 
 
 def _pair(
-    comparison: Comparison, claims: Mapping[Cell, list[Row]], first: str, second: str, wanted: _Wanted
-) -> Pair | None:
-    """The primary test of two models, with its contrasts added to ``wanted``; None where nothing joins."""
-    at_best = None
+    comparison: Comparison, cells: Mapping[Cell, list[Row]], first: str, second: str
+) -> tuple[Pair, Terms, Terms | None] | None:
+    """The primary test of two models with its contrasts, whole and without rank-limited heads; None: nothing joins."""
+    at_best: tuple[int, int] | None = None
+    chose: list[str] = []
     if comparison.budget == "parameters":
-        best = [_best_cell(claims, variant) for variant in (first, second)]
-        if best[0] is None or best[1] is None:
+        best = _at_best(comparison, cells, first, second)
+        if best is None:
             return None
-        seeds = _common(claims[best[0]], claims[best[1]])
-        joined = [(best[0], best[1], seeds)] if seeds else []
-        at_best = (best[0][1], best[1][1])
+        joined, chose = best
+        (one, other, _) = joined[0]
+        at_best = (one[1], other[1])
     else:
-        joined = list(_joined_cells(claims, [first, second]))
+        joined = list(_joined_cells(cells, [first, second]))
     if not joined:
         return None
     several = [join for join in joined if len(join[2]) > 1]
     left_out = [f"width {join[0][1]} (one seed)" for join in joined if len(join[2]) == 1] if several else []
     joined = several or joined
-    clean = [join for join in joined if not any(rank_limited(claims[cell][0]) for cell in join[:2])]
-    unequal = any(len({head_channels(claims[cell][0]) for cell in join[:2]}) > 1 for join in joined)
-    wanted.add(_difference([(claims[one], claims[other], seeds) for one, other, seeds in joined]))
-    parts = [(claims[one], claims[other], seeds) for one, other, seeds in clean]
-    wanted.add(_difference(parts) if clean and len(clean) < len(joined) else None)
-    residual = max(_apart(claims[one][0], claims[other][0]) for one, other, _ in joined) if at_best is None else 0.0
-    return Pair(
-        first,
-        second,
-        [(one[1], one[2] or other[2]) for one, other, _ in joined],
-        sum(len(seeds) for *_, seeds in joined),
-        _TO_COME,
-        None,
-        residual,
-        at_best,
+    clean = [join for join in joined if not any(rank_limited(cells[cell][0]) for cell in join[:2])]
+    unequal = any(len({head_channels(cells[cell][0]) for cell in join[:2]}) > 1 for join in joined)
+    compared = [(one, other) for one, other, _ in joined]
+    pair = Pair(
+        first=first,
+        second=second,
+        joined=compared,
+        pairs=sum(len(seeds) for *_, seeds in joined),
+        residual=max(_apart(cells[one][0], cells[other][0]) for one, other in compared) if at_best is None else 0.0,
+        at_best=at_best,
+        chosen_on=chose,
         left_out=left_out,
         is_of_heads=not clean and unequal,
+        barred=objections.bars_pair(compared, comparison.rates),
+    )
+    parts = [(cells[one], cells[other], seeds) for one, other, seeds in clean]
+    return (
+        pair,
+        _difference([(cells[one], cells[other], seeds) for one, other, seeds in joined]),
+        _difference(parts) if clean and len(clean) < len(joined) else None,
     )
 
 
-def _joined_cells(claims: Mapping[Cell, list[Row]], variants: Iterable[str]) -> Iterable[tuple[Cell, Cell, list[str]]]:
+Joined = tuple[Cell, Cell, list[str]]
+"""Cells of two models, and the seeds that are compared."""
+
+
+def _joined_cells(cells: Mapping[Cell, list[Row]], variants: Iterable[str]) -> Iterable[Joined]:
     """Cells of two models with equal target width and shape (an MLP has no shape), and the seeds that both have."""
     for first, second in itertools.combinations(variants, 2):
-        for one in (cell for cell in claims if cell[0] == first):
-            for other in (cell for cell in claims if cell[0] == second):
+        for one in (cell for cell in cells if cell[0] == first):
+            for other in (cell for cell in cells if cell[0] == second):
                 same_shape = one[2] == other[2] or None in (one[2], other[2])
-                seeds = _common(claims[one], claims[other])
-                if one[1] == other[1] and same_shape and seeds:
+                if one[1] == other[1] and same_shape and (seeds := _common([cells[one], cells[other]])):
                     yield one, other, seeds
 
 
-def _common(one: Sequence[Row], other: Sequence[Row]) -> list[str]:
-    there = {replicate_of(row) for row in other}
-    return [seed for row in one if (seed := replicate_of(row)) in there]
+def _at_best(
+    comparison: Comparison, cells: Mapping[Cell, list[Row]], first: str, second: str
+) -> tuple[list[Joined], list[str]] | None:
+    """The cells in which two models are best on validation, and the seeds that chose them.
+
+    The seeds that chose learning rates choose, where all cells have them; else the first half of the reported ones,
+    and the other half is tested. Whatever chose is not tested: the best of several is flattered by its own seeds. Nor
+    do halves change places: as both tests rest on choices by each other's seeds, their errors go together, and more
+    than 5% of claims would be false.
+    """
+    own = [[cell for cell in cells if cell[0] == variant] for variant in (first, second)]
+    own = [[cell for cell in part if len(cells[cell]) > 1] or part for part in own]
+    if not all(own):
+        return None
+    every = [cell for part in own for cell in part]
+    seeds = _common([cells[cell] for cell in every])
+    rates = comparison.rates
+    runs: dict[Cell, list[Row]] = {cell: list(cells[cell]) for cell in every}
+    for row in comparison.searched:
+        cell = comparison.cell_of(row)
+        if cell in runs and row["optim.lr"] == rates[cell].compared:
+            runs[cell].append(row)
+    chose = [s for s in comparison.search_seeds if all(s in map(replicate_of, runs[cell]) for cell in every)]
+    if len(every) == 2:
+        chose, tested = [], seeds
+    elif chose:
+        tested = seeds
+    else:
+        chose, tested = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
+    judged = {cell: [row for row in runs[cell] if not chose or replicate_of(row) in chose] for cell in every}
+    best = [max(part, key=lambda cell: _validation(judged[cell]), default=None) for part in own]
+    if best[0] is None or best[1] is None or not tested:
+        return None
+    return [(best[0], best[1], tested)], chose
 
 
-def _difference(joined: Sequence[tuple[list[Row], list[Row], list[str]]]) -> list[tuple[Row, float]]:
+def _validation(runs: Sequence[Row]) -> float:
+    """Mean validation accuracy; below all others where there is none."""
+    accuracies = [row["validation_accuracy"] for row in runs]
+    return float(np.mean(accuracies)) if accuracies and None not in accuracies else -1.0
+
+
+def _common(groups: Sequence[Sequence[Row]]) -> list[str]:
+    """The seeds that all groups of runs have, in the order of the first."""
+    there = [{replicate_of(row) for row in runs} for runs in groups]
+    return [seed for row in groups[0] if all((seed := replicate_of(row)) in own for own in there)]
+
+
+def _difference(joined: Sequence[tuple[list[Row], list[Row], list[str]]]) -> Terms:
     terms = []
     for first, second, seeds in joined:
         weight, both = 1 / (len(joined) * len(seeds)), set(seeds)
@@ -289,42 +316,32 @@ def _difference(joined: Sequence[tuple[list[Row], list[Row], list[str]]]) -> lis
     return terms
 
 
-def _best_cell(claims: Mapping[Cell, list[Row]], variant: str) -> Cell | None:
-    """The width and shape with the best mean validation accuracy."""
-    validated = {
-        cell: float(np.mean([row["validation_accuracy"] for row in runs]))
-        for cell, runs in claims.items()
-        if cell[0] == variant and all(row["validation_accuracy"] is not None for row in runs)
-    }
-    return max(validated, key=lambda cell: validated[cell], default=None)
-
-
 def _width_test(
-    one: Cell, other: Cell, claims: Mapping[Cell, list[Row]], seeds: Sequence[str], found: Estimate
+    one: Cell, other: Cell, cells: Mapping[Cell, list[Row]], seeds: Sequence[str], found: Estimate
 ) -> WidthTest:
     from scipy.stats import t as student
 
-    first = {replicate_of(row): row["test_accuracy"] for row in claims[one]}
-    second = {replicate_of(row): row["test_accuracy"] for row in claims[other]}
+    first = {replicate_of(row): row["test_accuracy"] for row in cells[one]}
+    second = {replicate_of(row): row["test_accuracy"] for row in cells[other]}
     d = np.array([first[seed] - second[seed] for seed in seeds])
     n, mean = len(d), float(d.mean())
-    interval = p_t = p_sign = smallest = None
+    interval = p_t = p_sign = None
     if n > 1:
         error = float(d.std(ddof=1)) / n**0.5
         half = float(student.ppf(1 - ALPHA / 2, n - 1)) * error
         interval = (mean - half, mean + half)
         p_t = float(2 * student.sf(abs(mean) / error, n - 1)) if error else None
-        p_sign, smallest = sign_flip_p(list(d))
-    shape = one[2] or other[2]
+        flipped, smallest = sign_flip_p(list(d))
+        p_sign = flipped if smallest <= ALPHA else None
     return WidthTest(
-        one[0], other[0], one[1], shape, n, mean, interval, found.over_seeds_and_images, p_t, p_sign, smallest
+        one[0], other[0], one[1], one[2] or other[2], n, mean, interval, found.over_seeds_and_images, p_t, p_sign
     )
 
 
-def _lines(claims: Mapping[Cell, list[Row]]) -> Iterable[tuple[str, str | None, list[Cell]]]:
+def _lines(cells: Mapping[Cell, list[Row]]) -> Iterable[tuple[str, str | None, list[Cell]]]:
     """(variant, branch, its cells by width); a square Mixer ends both branches."""
-    for variant in dict.fromkeys(cell[0] for cell in claims):
-        own = sorted((cell for cell in claims if cell[0] == variant), key=lambda cell: claims[cell][0]["width"])
+    for variant in dict.fromkeys(cell[0] for cell in cells):
+        own = sorted((cell for cell in cells if cell[0] == variant), key=lambda cell: cells[cell][0]["width"])
         for branch in ("tall", "wide"):
             if any(cell[2] == branch for cell in own):
                 yield variant, branch, [cell for cell in own if cell[2] in (branch, "square")]
@@ -334,35 +351,46 @@ def _lines(claims: Mapping[Cell, list[Row]]) -> Iterable[tuple[str, str | None, 
 
 
 def _trend(
-    variant: str, branch: str | None, cells: list[Cell], claims: Mapping[Cell, list[Row]], wanted: _Wanted
-) -> Trend | None:
-    several = [cell for cell in cells if len(claims[cell]) > 1]
-    if len(several) >= 2:
-        cells = several
-    if len({claims[cell][0]["width"] for cell in cells}) < 2:
+    comparison: Comparison, variant: str, branch: str | None, line: list[Cell], cells: Mapping[Cell, list[Row]]
+) -> tuple[Trend, Terms, Terms | None] | None:
+    """A trend with its contrasts, whole and without rank-limited heads; None where there are not two widths."""
+    several = [cell for cell in line if len(cells[cell]) > 1]
+    line = several if len(several) >= 2 else line
+    widths = [cells[cell][0]["width"] for cell in line]
+    if len(set(widths)) < 2:
         return None
-    clean = [cell for cell in cells if not rank_limited(claims[cell][0])]
-    enough = len(clean) < len(cells) and len({claims[cell][0]["width"] for cell in clean}) >= 2
-    wanted.add(_slope(cells, claims))
-    wanted.add(_slope(clean, claims) if enough else None)
-    runs = sum(len(claims[cell]) for cell in cells)
-    widths = [claims[cell][0]["width"] for cell in cells]
-    clean_widths = [claims[cell][0]["width"] for cell in clean]
-    return Trend(variant, branch, widths, runs, _TO_COME, None, clean_widths)
+    shared = set(_common([cells[cell] for cell in line]))
+    all_seeds = {replicate_of(row) for cell in line for row in cells[cell]}
+    balanced = len(shared) > 1 or len(several) < 2
+    used = {cell: [r for r in cells[cell] if not balanced or replicate_of(r) in (shared or all_seeds)] for cell in line}
+    clean = [cell for cell in line if not rank_limited(cells[cell][0])]
+    clean_widths = [cells[cell][0]["width"] for cell in clean]
+    trend = Trend(
+        variant=variant,
+        branch=branch,
+        cells=line,
+        widths=widths,
+        clean_widths=clean_widths,
+        doublings=float(np.log2(widths[-1] / widths[0])),
+        seeds_left_out=len(all_seeds - shared) if len(shared) > 1 else 0,
+        barred=objections.bars_trend(line, comparison.rates, balanced),
+    )
+    enough = len(clean) < len(line) and len(set(clean_widths)) >= 2
+    return trend, _slope(line, used), _slope(clean, used) if enough else None
 
 
-def _slope(cells: Sequence[Cell], claims: Mapping[Cell, list[Row]]) -> list[tuple[Row, float]]:
+def _slope(line: Sequence[Cell], used: Mapping[Cell, list[Row]]) -> Terms:
     """Least squares through the cells' means: the slope is a weighted sum of them."""
-    x = np.log2([claims[cell][0]["width"] for cell in cells])
+    x = np.log2([used[cell][0]["width"] for cell in line])
     weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    return [(row, w / len(claims[cell])) for cell, w in zip(cells, weights, strict=True) for row in claims[cell]]
+    return [(row, float(w) / len(used[cell])) for cell, w in zip(line, weights, strict=True) for row in used[cell]]
 
 
-def _correct(rows: Sequence[Row]) -> tuple[NDArray[np.bool_] | None, list[str]]:
+def _correct(rows: Sequence[Row], read: Read) -> tuple[Correct | None, list[str]]:
     """Which test images each run got right (R, N), or None and the reason."""
     kept, labels = [], None
     for row in rows:
-        stored = predictions(row)
+        stored = read(row)
         if stored is None:
             reason = f"{row['name']} has no readable predictions.npz, so no interval takes in the test images"
             return None, [reason]

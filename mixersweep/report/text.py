@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mixersweep.report.answer import answer, listed
+from mixersweep.report.answer import answer
 from mixersweep.report.recipe import Comparison, Row
+from mixersweep.report.say import listed
 from mixersweep.report.sheets import Sheet, sheets
 from mixersweep.report.statistics import Statistics
 from mixersweep.report.table import Table
@@ -122,7 +123,16 @@ _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
 }
-_LATEX |= {"−": "$-$", "–": "--", "Ω": r"$\Omega$", "γ": r"$\gamma$", "·": r"$\cdot$", "<": "$<$", ">": "$>$"}
+_LATEX |= {
+    "−": "$-$",
+    "–": "--",
+    "Ω": r"$\Omega$",
+    "γ": r"$\gamma$",
+    "·": r"$\cdot$",
+    "<": "$<$",
+    ">": "$>$",
+    "≤": r"$\le$",
+}
 
 
 def latex(table: Table, all_statistics: Sequence[Statistics], command: str) -> str:

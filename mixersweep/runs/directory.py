@@ -112,6 +112,15 @@ def _executed_as(stored: T, now: T) -> T:
     return dataclasses.replace(stored, **changed)  # type: ignore[type-var]
 
 
+def sizes_of(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The sizes of a frozen run; what its head reads is told for runs that were frozen before it was stored."""
+    sizes: Mapping[str, Any] = stored["architecture"]
+    if "readout_dimension" in sizes:
+        return sizes
+    read = {"pool": "embedding_channels", "linear": "width"}.get(stored["config"]["model"].get("head"))
+    return {**sizes, "readout_dimension": None if read is None else sizes.get(read)}
+
+
 class RunDirectory:
     """A run's files. ``create`` makes the directory (or finds it), ``open`` takes one that is there."""
 
@@ -145,7 +154,7 @@ class RunDirectory:
         if not isinstance(stored, dict) or stored.get("schema_version") != SCHEMA_VERSION:
             raise UserError(f"run_dir={path}: config.yaml is not of schema_version {SCHEMA_VERSION}")
         try:
-            sizes, origin = Architecture(**stored["architecture"]), Origin(**stored["origin"])
+            sizes, origin = Architecture(**sizes_of(stored)), Origin(**stored["origin"])
             run = Run(parse(stored["config"]), sizes, origin, stored["fingerprint"])
         except (KeyError, TypeError) as error:
             raise UserError(f"run_dir={path}: config.yaml is incomplete: {error}") from None

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mixersweep.runs.directory import SCHEMA_VERSION, Run
+from mixersweep.runs.directory import SCHEMA_VERSION, Run, sizes_of
 
 VOLATILE = (
     "pack_size",
@@ -24,12 +24,12 @@ VOLATILE = (
 _ARCHITECTURE = (
     "width width_target hidden_width tokens channels expansion depth mixing_layers connections connections_target "
     "connections_counted total_connections weights weights_target density parameters stem_parameters "
-    "mixing_parameters head_parameters skip_parameters skip_connections flops_per_image"
+    "mixing_parameters head_parameters skip_parameters skip_connections flops_per_image readout_dimension"
 ).split()
 _MEASURED = (
     "epochs best_epoch train_loss train_accuracy validation_loss validation_accuracy test_loss test_accuracy "
     "best_validation_test_accuracy ema_validation_loss ema_validation_accuracy ema_test_loss ema_test_accuracy "
-    "pack_size images_per_second seconds peak_memory_bytes started finished environment versions "
+    "readout_rank pack_size images_per_second seconds peak_memory_bytes started finished environment versions "
     "git_commit"
 ).split()
 
@@ -58,7 +58,7 @@ def planned(run: Run) -> dict[str, Any]:
 
 def planned_of(stored: Mapping[str, Any]) -> dict[str, Any]:
     """``planned`` of a run as ``config.yaml`` and ``planned.json`` hold it; raises ``KeyError`` where that is short."""
-    return {
+    own = {
         "schema_version": stored["schema_version"],
         "fingerprint": stored["fingerprint"],
         "name": stored["name"],
@@ -66,8 +66,9 @@ def planned_of(stored: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": stored["config"]["data"]["name"],
         "seed": stored["config"]["seed"],
         **stored["origin"],
-        **{key: stored["architecture"][key] for key in _ARCHITECTURE},
     }
+    sizes = sizes_of(stored)
+    return {**own, **{key: sizes[key] for key in _ARCHITECTURE}}
 
 
 def completed(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -159,6 +160,7 @@ class TrainingRun:
         go.
         """
         run, run_dir, problem = self.run, self._directory.path, None
+        deadline = time.monotonic() + self._patience
         if state == "completed":
             run.summary.update(_scalars(self._directory.result() or {}))
         files = artifact_files(state, with_checkpoint) if not run.offline else []
@@ -170,7 +172,7 @@ class TrainingRun:
         if state == "preempted":
             run.mark_preempting()
         try:  # with no limit of the client's, whose way of giving up holds up the other runs of the process
-            within(self._patience / 2, lambda: run.finish(exit_code=EXIT_CODES.get(state, FAILED)))
+            within(deadline - time.monotonic(), lambda: run.finish(exit_code=EXIT_CODES.get(state, FAILED)))
         except TimeoutError:
             self.is_stuck = True
             problem = f"no answer within {self._patience:g} s"

@@ -38,6 +38,9 @@ class Engine(Protocol):
     def steps(self) -> int:
         """Of an epoch."""
 
+    def is_the_same_alone(self) -> bool:
+        """Whether what a run computes is, to the bit, what it would compute without the others."""
+
     def epoch(self, epoch: int, first: int, sums: Sequence[Tensor | None]) -> Iterator[int]:
         """Train the steps of an epoch from ``first`` on, and yield the number of each when it is under way.
 
@@ -101,6 +104,10 @@ class Eager:
     def steps(self) -> int:
         """Of an epoch."""
         return len(self._steps)
+
+    def is_the_same_alone(self) -> bool:
+        """It is alone."""
+        return True
 
     def epoch(self, epoch: int, first: int, sums: Sequence[Tensor | None]) -> Iterator[int]:
         """Step by step; the sums so far count for the first process."""

@@ -63,14 +63,16 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def set_up_torch(config: Config, device: torch.device, report: Callable[[str], None]) -> None:
-    """Where compiled networks are kept between runs; deterministic algorithms on a GPU, a CPU's are anyway.
+    """Keep compiled networks between runs, each kind of CPU its own; have a GPU's algorithms deterministic if asked to.
 
-    Tells of a precision that the CPU is slow in, and of operations that have no deterministic way.
+    A CPU's are anyway. Tells of a precision that the CPU is slow in, and of operations that have no deterministic way.
     """
     if device.type == "cpu" and (reason := processor.slow(config.precision)):
         report(f"note: {reason}")
     if config.compile:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path("~/.cache/mixersweep/compiled").expanduser()))
+        # What AVX-512 has compiled, torch loads where there is AVX2 alone, and all is NaN: machines may share a home.
+        kept = Path("~/.cache/mixersweep/compiled").expanduser() / torch.backends.cpu.get_cpu_capability().lower()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     if not config.deterministic or device.type != "cuda":
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

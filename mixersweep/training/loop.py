@@ -43,6 +43,7 @@ from mixersweep.training.packing import is_packed, why_alone, why_apart
 from mixersweep.training.parallel import World
 from mixersweep.training.probes import Probes
 from mixersweep.training.progress import TrainingProgress
+from mixersweep.training.readout import readout_rank
 from mixersweep.training.schedule import learning_rate
 from mixersweep.training.signals import StopSignals
 from mixersweep.training.steps import Steps
@@ -169,6 +170,9 @@ class Training:
         self.environment = describe_environment(
             self.device, threads, storage, config, world.size, engine=self.engine.name
         )
+        if not self.engine.is_the_same_alone():
+            self.environment["pack_size"] = len(members)
+            report(f"the last digits of these {len(members)} runs depend on there being so many in the pack")
         began = now()
         for member in members:
             member.begin(self.environment, began, writes=world.first)
@@ -465,11 +469,13 @@ class Training:
         predictions = self.engine.predict()
         size = len(self.members)
         for member in self.left:
+            run, images = member.directory.run, self.splits[self._place(member)].train
             if self.world.first:
                 with written_whole(member.directory.predictions) as file:
                     np.savez_compressed(file, **predictions[self._place(member)])
-                measured = outcome(member.state, len(self.splits[0].train), self.device, self.git_commit, size)
-                member.directory.write_result(completed(member.directory.run, measured))
+                rank = readout_rank(run, images)
+                measured = outcome(member.state, len(images), self.device, self.git_commit, rank, size)
+                member.directory.write_result(completed(run, measured))
                 previous(member.directory.checkpoint).unlink(missing_ok=True)
             if self.world.size == 1:
                 member.end(None)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -98,6 +99,8 @@ class Packed:
         self._starts = torch.zeros(runs_, images, dtype=torch.int64, device=device)
         self._labels = torch.zeros_like(self._starts)
         self._mirrored = torch.zeros_like(self._starts) if self._store.flip else None
+        self._labels_of = [each.labels.cpu() for each in self._train]
+        self._drawing, self._drawn = ThreadPoolExecutor(1), dict[int, Future[list[Tensor]]]()
         self._rates = torch.zeros(steps, runs_, device=device)
         self._smoothing = self._of_each("label_smoothing")
         self._clip = None if self.config.optim.clip_norm is None else self._of_each("clip_norm")
@@ -127,6 +130,24 @@ class Packed:
                 f"train {min(size, images - number * size)}", self._step, min(size, images - number * size)
             )
             yield number
+
+    def is_the_same_alone(self) -> bool:
+        """Whether the first runs have the same gradients, to the bit, without the others: found out, not supposed.
+
+        Kernels of our own give each run what they give it alone; a library chooses its routine by the whole size.
+        """
+        if len(self.configs) <= LEAST or len(self._parts) > 1:
+            return True
+        before = [buffer.clone() for buffer in self._buffers.values()]
+        self._prepare(1, 0)
+        self._network.train()
+        size = min(self.config.batch_size, len(self._train[0]))
+        few = slice(0, LEAST)
+        alone, *_ = self._gradients(few, self._weights.leaves(few), size)
+        together, *_ = self._gradients(self._parts[0], self._leaves[0], size)
+        for buffer, value in zip(self._buffers.values(), before, strict=True):
+            buffer.copy_(value)
+        return torch.equal(alone, together[few])
 
     def evaluate(
         self, split: str, after_each: Callable[[], None], *, averaged: bool = False
@@ -215,14 +236,18 @@ class Packed:
                 self._averages[name][place] = averages[name].to(self.device)
 
     def _prepare(self, epoch: int, first: int) -> None:
-        """Fill the tables of an epoch: what each run sees in which order, and its rates."""
-        for place, (config, images) in enumerate(zip(self.configs, self._train, strict=True)):
-            order = epoch_order(len(images), derive(seed_of(config, "order"), epoch))
-            start, *mirrored = images.draw(derive(seed_of(config, "augmentation"), epoch))
-            self._starts[place] = start[order].to(self.device, non_blocking=True)
-            self._labels[place] = images.labels[order.to(self.device)]
-            if self._mirrored is not None:
-                self._mirrored[place] = mirrored[0][order].to(self.device, non_blocking=True)
+        """Fill the tables of an epoch: what each run sees in which order, and its rates.
+
+        What is drawn for the next one is drawn meanwhile: for dozens of runs that takes a part of an epoch's time.
+        """
+        drawn = self._drawn.pop(epoch, None)
+        starts, labels, *mirrored = self._draw(epoch) if drawn is None else drawn.result()
+        self._starts.copy_(starts)
+        self._labels.copy_(labels)
+        if self._mirrored is not None:
+            self._mirrored.copy_(mirrored[0])
+        if epoch < self.config.epochs:
+            self._drawn = {epoch + 1: self._drawing.submit(self._draw, epoch + 1)}
         before = (epoch - 1) * self.steps
         rates = [
             [learning_rate(c.optim, before + number, self.steps, c.epochs) for c in self.configs]
@@ -231,6 +256,15 @@ class Packed:
         self._rates.copy_(torch.tensor(rates))
         self._number.fill_(first)
         self._index.fill_(before + first)
+
+    def _draw(self, epoch: int) -> list[Tensor]:
+        """The tables (R, N) of an epoch, on the CPU: places of crops, labels and, where any is mirrored, which."""
+        of_runs = []
+        for config, images, labels in zip(self.configs, self._train, self._labels_of, strict=True):
+            order = epoch_order(len(images), derive(seed_of(config, "order"), epoch))
+            start, *mirrored = images.draw(derive(seed_of(config, "augmentation"), epoch))
+            of_runs.append([values[order] for values in (start, labels, *mirrored)])
+        return [torch.stack(values) for values in zip(*of_runs, strict=True)]
 
     def _step(self, size: int) -> None:
         """One update of every run, on the ``size`` images that come next."""
@@ -242,23 +276,26 @@ class Packed:
 
     def _step_of(self, part: slice, leaves: dict[str, Tensor], size: int) -> None:
         """The same of some of the runs."""
-        number = self._number
-        which = number * self.config.batch_size + torch.arange(size, device=self.device)
+        flat, losses, correct = self._gradients(part, leaves, size)
+        with torch.no_grad():
+            if self._clip is not None:
+                norms = flat.square().sum(1).sqrt()
+                flat = flat * (self._clip[part] / (norms + 1e-6)).clamp(max=1.0)[:, None]
+            rates = self._rates.index_select(0, self._number)[0]
+            self._optimizer.update(part, flat, rates[part], self._index)
+            self._average(part)
+            row = torch.stack([losses.double() * size, correct.double()], 1)
+            self.sums[part].index_copy_(2, self._number, row[..., None])
+
+    def _gradients(self, part: slice, leaves: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some runs on the next ``size`` images: gradients (R, P), mean losses (R,) and right answers (R,)."""
+        which = self._number * self.config.batch_size + torch.arange(size, device=self.device)
         labels = self._labels[part].index_select(1, which)
         logits = self._forward(leaves, self._buffers, self._augmented(part, which), part)
         losses = _cross_entropy(logits, labels, self._smoothing[part])
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
-        with torch.no_grad():
-            flat = torch.cat([gradient.flatten(1) for gradient in gradients], 1)
-            if self._clip is not None:
-                norms = flat.square().sum(1).sqrt()
-                flat = flat * (self._clip[part] / (norms + 1e-6)).clamp(max=1.0)[:, None]
-            rates = self._rates.index_select(0, number)[0]
-            self._optimizer.update(part, flat, rates[part], self._index)
-            self._average(part)
-            correct = (logits.argmax(-1) == labels).sum(1)
-            row = torch.stack([losses.detach().double() * size, correct.double()], 1)
-            self.sums[part].index_copy_(2, number, row[..., None])
+        flat = torch.cat([gradient.flatten(1) for gradient in gradients], 1)
+        return flat, losses.detach(), (logits.argmax(-1) == labels).sum(1)
 
     def _average(self, part: slice) -> None:
         """As ``ema.Average``: the decay is small while the average is young."""

@@ -22,6 +22,10 @@ SGD's hidden layers that are not square the ratio of the fans, as in the authors
 hidden layers under Adam, for every matrix and optimiser: under SGD the standard parametrization's rate must fall so,
 as 1/width, for its logits to stay finite (Yang & Hu 2021).
 
+A head of groups (``layers.readout``) reads its m units through D weights a class: m is its fan_in, of which each weight
+reads m/D as one, by 1/sqrt(m/D). Its rate under ``fan_in`` is n/D, under SGD's ``mup`` n/m and under AdamW's
+n/sqrt(m·D), which moves what it makes of a unit by n/m, as a dense head would.
+
 Under ``mup`` the head starts from weights of variance n/fan_in² (``models.shrink_head``), all others from 1/fan_in as
 ever: Table 3 again.
 
@@ -44,6 +48,7 @@ What this is not:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -83,7 +88,10 @@ def _scale(settings: WidthScaled, role: Role, parameter: nn.Parameter, layer: nn
     assert isinstance(layer, SparseMap), layer
     fan_in = layer.connections / layer.out_width
     fan_out = layer.weights / fan_in
-    if rule == "fan_in" or role == "head":
+    if role == "head":
+        read_as_one = fan_in * layer.out_width / layer.weights  # units, by a weight of a head of groups; else 1
+        return n / fan_in * (read_as_one if rule == "fan_in" else 1.0 if sgd else math.sqrt(read_as_one))
+    if rule == "fan_in":
         return n / fan_in
     if role == "first":
         return fan_out / n if sgd else 1.0

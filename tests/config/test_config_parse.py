@@ -84,6 +84,10 @@ def test_every_family_is_a_network_on_every_data_set_as_it_stands(family, data):
         return
     config = parse(values)
     assert (config.model.name, config.data.name) == (family, data)
+    if family == "mlp" and config.patches > 181:  # its width: one unit of a patch, whose mean over patches is constant
+        with pytest.raises(UserError, match="logits are constant at the start"):
+            schema.architecture(config)
+        config = parse(with_value("model.head", "signed_groups", values))
     network = schema.architecture(config)
     own_size = schema.LayeredFamily, NamedMixer, PrintedMixer, Shallow
     if not isinstance(config.model, own_size):
@@ -429,7 +433,7 @@ def test_a_setting_of_another_choice_is_refused_with_those_that_have_it(key, val
         ("connections", "a whole number, at least 1, or auto"),
         ("seed", "a whole number, at least 0"),
         ("model.tied", "true or false"),
-        ("model.head", "pool or linear"),
+        ("model.head", "pool or linear or groups or signed_groups"),
         ("optim.lr", "a number, above 0"),
         ("seeds.split", "a whole number, at least 0, or null"),
         ("data.name", "a text"),

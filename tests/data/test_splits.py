@@ -349,7 +349,8 @@ elif sys.argv[1] == "waits":
 
 
 def program(what: str, overrides: list[str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-W", "error", "-c", PROGRAM, what, *overrides, "augment=auto_augment"]
+    torchs = "ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning"  # 2.6 leaves one to the end
+    command = [sys.executable, "-W", "error", "-W", torchs, "-c", PROGRAM, what, *overrides, "augment=auto_augment"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
 

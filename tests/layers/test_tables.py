@@ -9,6 +9,7 @@ from torch import Tensor
 from mixersweep.layers import IndexPermutation, PermutedKronecker, RandomPermutation, kernels, tables
 from mixersweep.layers.tables import from_table, to_table
 from tests.layers.test_layers import seeded
+from tests.layers.test_nonzeros import whole_numbers
 
 SHAPES = [(1, 1, 1), (3, 5, 7), (4, 16, 16), (2, 17, 15), (5, 33, 48), (1, 100, 40), (40, 3, 1)]
 """Rows, batch, columns: below, at and beyond the size of a tile."""
@@ -100,18 +101,19 @@ def test_a_permutation_is_the_same_for_features_in_any_order_in_memory(rows: int
 def test_a_layer_between_two_tables_is_its_dense_matrix(tied: bool) -> None:
     before, after = RandomPermutation(35, seeded(1)), RandomPermutation(15, seeded(2), rows=3)
     layer = PermutedKronecker(5, 7, 3, tied=tied, before=before, after=after)
-    layer.initialize(seeded(3))
-    torch.nn.init.normal_(layer.bias, generator=seeded(4))
-    x_rbc = torch.randn(7, 20, 5, generator=seeded(5)).requires_grad_()
+    with torch.no_grad():
+        layer.weight.copy_(whole_numbers(*layer.weight.shape, seed=3))
+        layer.bias.copy_(whole_numbers(*layer.bias.shape, seed=4))
+    x_rbc = whole_numbers(7, 20, 5, seed=5).requires_grad_()
     y = layer(x_rbc.transpose(1, 2), features_first=True)
     dense = layer.to_dense() @ x_rbc.transpose(1, 2).reshape(35, 20) + layer.dense_bias()[:, None]
     assert y.transpose(1, 2).is_contiguous() and y.shape == (3, 5, 20)
-    upstream = torch.randn(15, 20, generator=seeded(6))
+    upstream = whole_numbers(15, 20, seed=6)
     inputs = [x_rbc, layer.weight, layer.bias]
-    torch.testing.assert_close(y.reshape(15, 20), dense, rtol=1e-5, atol=1e-5)
+    assert torch.equal(y.reshape(15, 20), dense)
     found, expected = (torch.autograd.grad(z.reshape(15, 20), inputs, upstream) for z in (y, dense))
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("following", [RandomPermutation(12, seeded(8)), RandomPermutation(12, seeded(9), rows=4)])

@@ -56,7 +56,7 @@ MIXERS = {
     "pk untied": ["model=pk", "model.tied=false"],
     "pk untied hidden": ["model=pk", "model.tied=false", "model.hidden=true", "expansion=1.3"],
 }
-SHAPES = {"odd": (9, 13), "square": (16, 16), "one token": (1, 7), "one channel": (11, 1)}
+SHAPES = {"odd": (9, 13), "square": (16, 16), "one token": (1, 7), "two channels": (11, 2)}
 
 
 def transposing(rows: int, columns: int) -> IndexPermutation:

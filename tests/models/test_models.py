@@ -37,11 +37,17 @@ NETWORKS = {
     "shallow_kronecker": ["tokens=auto", "channels=auto", "image_size=28", "patch_size=4", "depth=3"],
     "sw_mlp": [],
     "sw_mlp hidden": ["model.hidden=true", "expansion=2"],
-    "sw_mlp narrow": ["tokens=auto", "channels=auto", "width=13", "connections=100"],
+    "sw_mlp narrow": ["tokens=auto", "channels=auto", "width=13", "connections=100", "model.head=linear"],
     "sw_mlp whole": ["tokens=auto", "channels=auto", "width=64", "connections=300"],
     "sw_mlp one layer a block": ["model.layers_per_block=1"],
     "sw_mlp linear": ["model.head=linear"],
     "sw_mlp fan-in": ["model.mask=fixed_fan_in", "model.rescale=forward"],
+    "s_mixer groups": ["model.head=groups"],
+    "rp_mixer signed groups": ["model.head=signed_groups", "model.readout_dimension=17"],
+    "pk untied signed groups": ["model.tied=false", "model.head=signed_groups"],
+    "monarch signed groups": ["model.head=signed_groups"],
+    "sw_mlp groups": ["model.head=groups", "model.readout_dimension=126"],
+    "mlp signed groups": ["model.head=signed_groups", "model.readout_dimension=32"],
     "mlp": [],
     "mlp hidden": ["model.hidden=true", "expansion=2"],
 }
@@ -113,6 +119,21 @@ def test_a_network_maps_images_to_logits_whatever_the_batch_and_repeats_itself(n
     logits.sum().backward()
     assert all(p.grad is not None for p in network.parameters())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "groups" in name])
+def test_a_head_of_groups_reads_vectorised_features_whatever_their_layout(name: str) -> None:
+    _, network = made(name)
+    kept: list[torch.Tensor] = []
+    network.norm.register_forward_hook(lambda *found: kept.append(found[2].detach()))
+    logits = network(images())
+    (x,) = kept
+    vectors = x.transpose(0, 1).flatten(1) if x.dim() == 3 else x.t()  # a Mixer's table row by row
+    torch.testing.assert_close(logits, vectors @ network.head.to_dense().t())
+    _, again = made(name, "seeds.initialization=7")
+    _, other = made(name, "seeds.structure=7")
+    assert torch.equal(network.head.group, again.head.group)
+    assert not torch.equal(network.head.group, other.head.group)
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if "mlp" not in name])

@@ -58,16 +58,21 @@ def pictures(sizes: dict, count: int = 2) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("name", TIMM)
-def test_the_same_weights_give_timms_logits(name: str, count: int, dtype: torch.dtype, tolerance: float) -> None:
+@torch.no_grad()
+def test_the_same_weights_give_timms_logits(name: str, count: int) -> None:
+    """In float64 to rounding. In fp32 ours are about as far from those as timm's: what rounds is the same, and how
+    often; only its order is another.
+    """
     theirs = timm_mixer(TIMM[name])
     ours = ours_of(theirs.state_dict())
-    images = pictures(TIMM[name], count).to(dtype)
-    expected = theirs.to(dtype)(images)
+    images = pictures(TIMM[name], count)
+    found, like = ours(images), theirs(images)
+    expected = theirs.double()(images.double())
     assert expected.std() > 0.1
-    torch.testing.assert_close(ours.to(dtype)(images), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(ours.double()(images.double()), expected, rtol=1e-10, atol=1e-10)
+    assert float((found - expected).norm()) < 4 * float((like - expected).norm())
 
 
 @pytest.mark.parametrize("name", ["odd", "wide", "grey"])

@@ -1,7 +1,7 @@
 """Sweeps with known effects, written as training leaves them: the records agree with the predictions."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +68,22 @@ def write_sweep(
             correct = generator.random(IMAGES) < accuracy(model, width, seed) + difficulty
             paths[model, width, seed] = write_trained(runs_dir, run, correct, labels)
     return paths
+
+
+RATES = {0.0316: 0.5, 0.1: 0.6, 0.316: 0.55}
+"""Learning rates of a search, the best inside, and their validation accuracy."""
+
+
+def write_search(
+    runs_dir: Path,
+    *,
+    models: Sequence[str] = MODELS,
+    widths: Sequence[int] = WIDTHS,
+    settings: Sequence[str] = (),
+    rates: Mapping[float, float] = RATES,
+) -> None:
+    """The runs that chose the learning rate 0.1 of each model and width, with two seeds that are not reported."""
+    for rate, accuracy in rates.items():
+        for first in networks(models, widths, [*settings, f"optim.lr={rate}"]).values():
+            for seed in (100, 101):
+                write_run(runs_dir, seeded(first, seed), accuracy=accuracy)

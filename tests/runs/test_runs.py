@@ -370,11 +370,11 @@ def test_a_host_without_process_namespaces_is_known_by_its_name(monkeypatch: pyt
 CONTRACT = (
     "schema_version fingerprint name model dataset seed experiment sweep overrides width width_target hidden_width "
     "tokens channels expansion depth mixing_layers connections connections_target connections_counted "
-    "total_connections weights "
-    "weights_target density parameters stem_parameters mixing_parameters head_parameters skip_parameters "
-    "skip_connections flops_per_image epochs best_epoch train_loss train_accuracy validation_loss validation_accuracy "
+    "total_connections weights weights_target density parameters stem_parameters mixing_parameters head_parameters "
+    "skip_parameters skip_connections flops_per_image readout_dimension "
+    "epochs best_epoch train_loss train_accuracy validation_loss validation_accuracy "
     "test_loss test_accuracy best_validation_test_accuracy ema_validation_loss ema_validation_accuracy ema_test_loss "
-    "ema_test_accuracy pack_size images_per_second seconds peak_memory_bytes started "
+    "ema_test_accuracy readout_rank pack_size images_per_second seconds peak_memory_bytes started "
     "finished environment versions git_commit"
 ).split()
 

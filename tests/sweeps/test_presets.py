@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+import yaml
 
 from mixersweep.config import architecture
 from mixersweep.errors import UserError
@@ -52,9 +53,15 @@ RUNS: dict[str, dict[str, int]] = {
 }
 """The presets, and how many runs of each family they have; runs of a search not counted."""
 
-SEARCHED = ("lr_per_width", "fashion_mnist_width", "fashion_mnist_parameters")
-OWN = (*SEARCHED, "untied", "matched_parameters", "fashion_mnist_wide")
-"""Experiments that no paper has printed."""
+OWN = (
+    "lr_per_width",
+    "fashion_mnist_width",
+    "fashion_mnist_parameters",
+    "untied",
+    "matched_parameters",
+    "fashion_mnist_wide",
+)
+"""Experiments that no paper has printed: each searches its learning rates."""
 
 EXPAND_ALL = """
 import pickle, sys
@@ -138,10 +145,18 @@ def test_a_file_says_what_it_shows_and_its_three_lists(name: str) -> None:
         assert command[0] == f"experiment={name}"
 
 
+@pytest.mark.parametrize("name", [*OWN, "small_search"])
+def test_own_presets_search_at_the_length_that_is_reported(name: str) -> None:
+    search = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["sweep"]["search"]
+    assert len(search["lr"]) >= 3 and len(search["seeds"]) >= 2
+    assert search.get("epochs") is None
+    assert search.get("grow", 3) > 0
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_the_runs_are_as_many_as_were_meant_and_none_is_left_out(presets: dict, name: str) -> None:
     runs, others, notices = presets[name]
-    if name in SEARCHED:
+    if name in OWN:
         assert not runs
         assert all(point.waiting for point in others)
         runs = others

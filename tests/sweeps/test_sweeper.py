@@ -1,7 +1,6 @@
 """``train -m`` through the front door: real processes, really killed, judged by what stands in the run directories."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.speed import wall
 from tests.sweeps.commands import SMALL, alive, family, numbers, results, rows, run, start, states, training, when
 
 
@@ -253,4 +253,4 @@ def test_a_repeated_sweep_of_24_returns_at_once(tmp_path: Path) -> None:
     done = run(tmp_path, "train", "-m", *arguments)
     seconds = time.perf_counter() - began
     assert len(done.stdout.splitlines()) == len(points)
-    assert seconds < 3 * (1 + os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert seconds < wall(3)

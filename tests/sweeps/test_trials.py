@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mixersweep.runs import read_status
+from tests.speed import wall
 from tests.sweeps.commands import numbers, results, rows, run, start, states
 
 pytestmark = pytest.mark.slow
@@ -48,7 +49,7 @@ def test_repeated_it_launches_nothing_and_returns_at_once(
     seconds = time.perf_counter() - began
     assert (again.returncode, again.stdout) == (0, undisturbed.stdout)
     assert "local:" not in again.stderr
-    assert seconds < 3 * (1 + os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert seconds < wall(3)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")

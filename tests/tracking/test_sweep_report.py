@@ -58,7 +58,7 @@ def test_a_report_has_figures_tables_and_statistics(tmp_path: Path, server: Loop
     assert stored.summary["answer"] == statistics["answer"]
     comparison = statistics["comparisons"][0]
     (trend,) = [row for row in comparison["trends"] if row["model"] == "sw_mlp"]
-    assert stored.summary["trend/sw_mlp/slope"] == pytest.approx(trend["slope"])
+    assert stored.summary["trend/sw_mlp/rise"] == pytest.approx(trend["rise"])
     bounds = [stored.summary[f"trend/sw_mlp/interval_over_seeds_{end}"] for end in ("low", "high")]
     assert bounds == pytest.approx(trend["interval_over_seeds"])
     assert stored.summary["pair/s_mixer sw_mlp/p_holm"] == pytest.approx(comparison["pairs"][1]["p_holm"])

@@ -157,7 +157,7 @@ def test_files_that_are_refused_are_said_and_tried_again(tmp_path: Path, server:
     assert (done.returncode, done.stdout) == (1, "")
     assert "config and result did not go up as an artifact" in done.stderr
     server.mode = "refuse"
-    assert "fatal error while uploading data" in sync(tmp_path).stderr
+    assert "refused by W&B" in sync(tmp_path).stderr
     server.mode = "ok"
     done = sync(tmp_path)
     assert (done.returncode, names(done.stdout)) == (0, {directory.run.name})

@@ -246,7 +246,26 @@ def test_only_mup_changes_initial_weights_and_only_the_heads() -> None:
         torch.testing.assert_close(states["mup"][name], weight * factor)
 
 
-def moved(width: int, model: str, optim: str, rule: str) -> float:
+GROUPS = ["model.head=signed_groups", "model.readout_dimension=40"]  # of 160 units, 4 each
+
+
+@pytest.mark.parametrize(
+    ("optim", "rule", "rate"),
+    [("sgd", "fan_in", N / 40), ("adamw", "fan_in", N / 40), ("sgd", "mup", N / 160), ("adamw", "mup", N / 80)],
+)
+def test_a_head_of_groups_has_the_units_behind_its_weights_as_fan_in_under_mup(
+    optim: str, rule: str, rate: float
+) -> None:
+    """From a weight of variance n/m² of each unit; a step of Adam moves that by the rate over sqrt(4): n/m again."""
+    assert scales(*SPARSE, *GROUPS, f"optim={optim}", f"optim.lr_scaling={rule}")["head.weight"][0] == (
+        pytest.approx(rate)
+    )
+    _, network = made(*SPARSE, *GROUPS, "optim.lr_scaling=mup", f"optim.base_fan_in={N}")
+    spread = network.get_submodule("head").to_dense().detach().std().item()  # type: ignore[operator]
+    assert spread == pytest.approx(N**0.5 / 160, rel=0.15)
+
+
+def moved(width: int, model: str, optim: str, rule: str, head: str = "pool") -> float:
     """How far the features before the head move in 4 steps, rms, mean of 3 seeds."""
     distances = []
     lr = {"sgd": 0.05, "adamw": 0.003}[optim]
@@ -262,6 +281,7 @@ def moved(width: int, model: str, optim: str, rule: str) -> float:
             f"optim={optim}",
             "optim.weight_decay=0",
             f"optim.lr_scaling={rule}",
+            f"model.head={head}",
             *plain,
         )
         optimizer = make_optimizer(network, run.config.optim)
@@ -275,12 +295,13 @@ def moved(width: int, model: str, optim: str, rule: str) -> float:
     return sum(distances) / 3
 
 
+@pytest.mark.parametrize("head", ["pool", "signed_groups"])
 @pytest.mark.parametrize("model", ["mlp", "sw_mlp"])
 @pytest.mark.parametrize("optim", ["sgd", "adamw"])
-def test_under_mup_features_move_as_far_in_wide_networks_as_in_narrow_ones(model: str, optim: str) -> None:
+def test_under_mup_features_move_as_far_in_wide_networks_as_in_narrow_ones(model: str, optim: str, head: str) -> None:
     """The coordinate check of Tensor Programs V, appendix D.1: what the rule is for."""
-    narrow, wide = (moved(width, model, optim, "mup") for width in (64, 512))
+    narrow, wide = (moved(width, model, optim, "mup", head) for width in (64, 512))
     assert 0.7 < wide / narrow < 1.3
     if optim == "adamw":
-        narrow, wide = (moved(width, model, optim, "none") for width in (64, 512))
+        narrow, wide = (moved(width, model, optim, "none", head) for width in (64, 512))
         assert wide / narrow > 2

@@ -1,6 +1,7 @@
 """The parts of a training run, and whole runs in this process."""
 
 import dataclasses
+import os
 import signal
 from pathlib import Path
 
@@ -13,7 +14,13 @@ from mixersweep.errors import RunStopped, UserError
 from mixersweep.models import build
 from mixersweep.runs import RunDirectory, same_experiment_same_numbers, solve
 from mixersweep.training.checkpoint import load_checkpoint
-from mixersweep.training.environment import choose_device, choose_threads, describe_environment, git_commit
+from mixersweep.training.environment import (
+    choose_device,
+    choose_threads,
+    describe_environment,
+    git_commit,
+    set_up_torch,
+)
 from mixersweep.training.evaluation import Sums
 from mixersweep.training.loop import train
 from mixersweep.training.optimizer import make_optimizer
@@ -69,6 +76,18 @@ def test_adamw_takes_its_settings() -> None:
 
 
 # --- devices, signals, progress ----------------------------------------------------------------------------------
+
+
+def test_kinds_of_cpu_that_share_a_home_compile_each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would load what another kind has compiled, and where AVX-512 did for AVX2 all is NaN."""
+    places = []
+    for capability in ("AVX512", "AVX2"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda found=capability: found)
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        set_up_torch(config_of(["compile=true"]), torch.device("cpu"), print)
+        places.append(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+    assert places == [Path.home() / ".cache" / "mixersweep" / "compiled" / name for name in ("avx512", "avx2")]
 
 
 def test_devices_that_are_not_there_are_refused_by_name() -> None:
