@@ -68,6 +68,7 @@ class SlurmSettings:
     array_parallelism: Count | None
     runs_per_job: Count
     pack: Count | Auto = "auto"
+    mps: bool = True
     sbatch: dict[str, str | int | float | bool | None] | None
     grace: Count
     wait: bool
@@ -160,7 +161,8 @@ class Slurm:
             record = self._folder / FOLDER / f"{token}.json"
             record.parent.mkdir(parents=True, exist_ok=True)
             texts = [[str(run_dir) for run_dir in pack] for pack in part]
-            content = {"name": name, "grace": self._settings.grace, "pack": self._settings.pack, "packs": texts}
+            asked = {name: getattr(self._settings, name) for name in ("grace", "pack", "mps")}
+            content = {"name": name, **asked, "packs": texts}
             write_json(record, content)
             executor = submitit.SlurmExecutor(record.parent)
             executor.update_parameters(**self._parameters(name, jobs[0]))
