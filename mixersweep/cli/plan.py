@@ -66,12 +66,13 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def _print(expansion: Expansion, rows: list[Planned]) -> None:
-    from mixersweep.sweeps.plan import at_once, table, totals
+    from mixersweep.sweeps.plan import at_once, packs, table, totals
 
     wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if any(row.run is not None for row in rows):
         print("\n".join(table(rows, wide)))
-    print("\n".join(totals(rows, at_once(expansion, rows)[0])))
+    packed = packs(expansion, rows)
+    print("\n".join(totals(rows, at_once(expansion, rows)[0], packed)))
     waiting = {row.point.waiting: None for row in rows if row.point.waiting is not None}
     for reason in waiting:
         report(f"waiting {reason}")

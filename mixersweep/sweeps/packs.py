@@ -7,16 +7,20 @@ gets some. The longest begin first.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from mixersweep.config import Config
 from mixersweep.config.kinds import Auto, Count
 from mixersweep.runs import Run, RunDirectory
 from mixersweep.sweeps.memory import memory_bytes
-from mixersweep.training.packing import is_packed, program
+from mixersweep.training.packing import is_packed, program, why_alone
+
+T = TypeVar("T", bound=Hashable)
 
 Pack = tuple[Path, ...]
 """Run directories that one process trains."""
@@ -31,48 +35,58 @@ UNKNOWN_MEMORY = 16e9
 """Bytes that a GPU is taken to have where nobody says: few have less."""
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A run to be packed."""
+def packs(jobs: Sequence[Path], pack: Count | Auto, *, on_gpu: bool, places: int = 1, sharing: int = 1) -> list[Pack]:
+    """The runs of these directories in packs, as ``formed`` makes them; each by itself, in order, where nothing packs.
 
-    path: Path
-    run: Run
-
-    @property
-    def work(self) -> float:
-        """Multiply-adds of the training, about."""
-        config = self.run.config
-        return float(self.run.architecture.flops_per_image * config.data.train_images * config.epochs)
-
-
-def packs(jobs: Sequence[Path], pack: Count | Auto, *, on_gpu: bool, places: int = 1) -> list[Pack]:
-    """The runs in packs, those with the most work first; each by itself where ``pack`` is 1 or nothing is packed.
-
-    ``places``: the packs that are trained at once. A directory that cannot be read is a pack of its own: its training
-    says what is wrong.
+    A directory that cannot be read is a pack of its own: its training says what is wrong.
     """
-    if pack == 1 or not jobs or not (on_gpu or pack != "auto" or _asks_for_packs(jobs[0])):
+    if pack == 1:
         return [(job,) for job in jobs]
-    alone: list[Pack] = []
-    programs: dict[str, list[_Planned]] = {}
+    runs: dict[Path, Run] = {}
     for job in jobs:
-        try:
-            planned = _Planned(job, RunDirectory.open(job).run)
-        except Exception:
-            alone.append((job,))
-            continue
-        packed = is_packed(planned.run.config, "cuda" if on_gpu else "cpu")
-        programs.setdefault(program(planned.run) if packed else str(job), []).append(planned)
-    most = {key: pack if pack != "auto" else _fitting(runs[0].run) for key, runs in programs.items()}
-    parts = {key: -(-len(runs) // most[key]) for key, runs in programs.items()}
+        with contextlib.suppress(Exception):
+            runs[job] = RunDirectory.open(job).run
+    if not may_pack(runs.values(), pack, on_gpu=on_gpu):
+        return [(job,) for job in jobs]
+    made = formed(runs, pack, on_gpu=on_gpu, places=places, sharing=sharing)
+    return [*made, *((job,) for job in jobs if job not in runs)]
+
+
+def may_pack(runs: Iterable[Run], pack: Count | Auto, *, on_gpu: bool) -> bool:
+    """Whether a launcher looks for packs among runs: on GPUs, or where somebody asks for them."""
+    return pack != 1 and (on_gpu or pack != "auto" or any(run.config.engine == "packed" for run in runs))
+
+
+def formed(
+    runs: Mapping[T, Run], pack: Count | Auto, *, on_gpu: bool, places: int = 1, sharing: int = 1
+) -> list[tuple[T, ...]]:
+    """Runs, each under a key of its own, in packs of at most ``pack``; the packs with the most work come first.
+
+    ``places``: the packs that are trained at once, each of which gets some where there are enough runs. ``sharing``:
+    the packs that share a GPU and its memory.
+    """
+    memory = _gpu_memory() / sharing if pack == "auto" else 0.0
+    programs: dict[object, list[T]] = {}
+    for key, run in runs.items():
+        packed = why_single(run.config, on_gpu=on_gpu) is None
+        programs.setdefault(program(run) if packed else ("alone", key), []).append(key)
+    most = {name: pack if pack != "auto" else _fitting(runs[keys[0]], memory) for name, keys in programs.items()}
+    parts = {name: -(-len(keys) // most[name]) for name, keys in programs.items()}
     while sum(parts.values()) < places:  # the largest packs are shared out first
-        largest = max(programs, key=lambda key: len(programs[key]) / parts[key])
-        if parts[largest] >= len(programs[largest]):
+        splittable = [name for name, keys in programs.items() if parts[name] < len(keys)]
+        if not splittable:
             break
-        parts[largest] += 1
-    made = [part for key, runs in programs.items() for part in _shared(runs, parts[key])]
-    made.sort(key=lambda part: -sum(planned.work for planned in part))
-    return [*(tuple(planned.path for planned in part) for part in made), *alone]
+        parts[max(splittable, key=lambda name: len(programs[name]) / parts[name])] += 1
+    made = [part for name, keys in programs.items() for part in _shared(keys, parts[name])]
+    return sorted(made, key=lambda part: -sum(_work(runs[key]) for key in part))
+
+
+def why_single(config: Config, *, on_gpu: bool) -> str | None:
+    """Why a run is in no pack with any other, be it of its program; None where nothing keeps it from one."""
+    device = "cuda" if on_gpu and config.device != "cpu" else "cpu"
+    if (reason := why_alone(config)) is not None or is_packed(config, device):
+        return reason
+    return f"engine={config.engine} trains by itself" + ("" if config.engine == "eager" else " on a CPU")
 
 
 def summary(made: Sequence[Pack]) -> str:
@@ -81,23 +95,21 @@ def summary(made: Sequence[Pack]) -> str:
     return f"{runs} runs" if runs == len(made) else f"{runs} runs in {len(made)} packs"
 
 
-def _asks_for_packs(job: Path) -> bool:
-    try:
-        return RunDirectory.open(job).run.config.engine == "packed"
-    except Exception:
-        return False
+def _work(run: Run) -> float:
+    """Multiply-adds of a training, about."""
+    return float(run.architecture.flops_per_image * run.config.data.train_images * run.config.epochs)
 
 
-def _fitting(run: Run) -> int:
-    """The runs of a program that a GPU of this machine holds by arithmetic, at most ``MOST``."""
-    return max(1, min(MOST, int(SHARE * _gpu_memory() / memory_bytes(run.config, run.architecture))))
+def _fitting(run: Run, memory: float) -> int:
+    """The runs of a program that so many bytes hold by arithmetic, at most ``MOST``."""
+    return max(1, min(MOST, int(SHARE * memory / memory_bytes(run.config, run.architecture))))
 
 
-def _shared(runs: Sequence[_Planned], parts: int) -> list[Sequence[_Planned]]:
-    """The runs in so many parts, whose sizes differ by one at most."""
-    size, more = divmod(len(runs), parts)
+def _shared(keys: Sequence[T], parts: int) -> list[tuple[T, ...]]:
+    """The keys in so many parts, whose sizes differ by one at most."""
+    size, more = divmod(len(keys), parts)
     ends = [size * (i + 1) + min(i + 1, more) for i in range(parts)]
-    return [runs[end - size - (i < more) : end] for i, end in enumerate(ends)]
+    return [tuple(keys[end - size - (i < more) : end]) for i, end in enumerate(ends)]
 
 
 def _gpu_memory() -> float:

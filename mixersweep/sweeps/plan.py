@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ from mixersweep.config import Config, settings
 from mixersweep.runs import FINAL_STATES, Origin, Run, planned, solve
 from mixersweep.runs.listing import Listed, read_listed
 from mixersweep.sweeps.expand import Expansion, Point
-from mixersweep.sweeps.launchers import local
+from mixersweep.sweeps.launchers import LAUNCHERS, local, ray, slurm
 from mixersweep.sweeps.memory import memory_bytes
+from mixersweep.sweeps.packs import formed, may_pack, why_single
 from mixersweep.sweeps.text import aligned, duration, quantity
 from mixersweep.sweeps.times import Pace, Times
 
@@ -50,7 +51,7 @@ class Planned:
 
     @property
     def seconds(self) -> float | None:
-        """What ``seconds`` of the record will be, about: all epochs, in training alone."""
+        """What ``seconds`` of the record will be, about: all epochs, in training alone; of a pack, a share of that."""
         if self.pace is None or self.run is None:
             return None
         return self.pace.training * self.run.config.epochs
@@ -99,6 +100,31 @@ class Planned:
         }
 
 
+@dataclass(frozen=True)
+class Packs:
+    """The packs that the launcher would form of the runs that are left, and whether on GPUs."""
+
+    made: list[tuple[Planned, ...]]
+    on_gpu: bool
+
+    def __str__(self) -> str:
+        """How many there are and how large, and why the other runs train by themselves."""
+        several = [pack for pack in self.made if len(pack) > 1]
+        single = [pack[0].run for pack in self.made if len(pack) == 1]
+        runs, most = sum(map(len, several)), max(map(len, several), default=0)
+        text = f"packs: {runs:,} runs in {len(several):,} pack{'' if len(several) == 1 else 's'} of up to {most}"
+        if not several:
+            text = "packs: none"
+        reasons = Counter(
+            why_single(run.config, on_gpu=self.on_gpu) or "no other is of its program" for run in single if run
+        )
+        if not reasons:
+            return text
+        whys = [reason if len(reasons) == 1 else f"{count:,}: {reason}" for reason, count in reasons.most_common()]
+        how = "run trains by itself" if len(single) == 1 else "runs train by themselves"
+        return f"{text}; {len(single):,} {how} ({'; '.join(whys)})"
+
+
 def plan(expansion: Expansion) -> list[Planned]:
     """Every point of the expansion, those that searches train first; the others in job order."""
     searched = [point for search in expansion.searches for point in search.points]
@@ -123,8 +149,8 @@ def table(rows: Sequence[Planned], wide: int | None) -> list[str]:
     return aligned(cells, tuple(set(COLUMNS) - {"state", "model", "settings"}), wide, DROPPED)
 
 
-def totals(rows: Sequence[Planned], at_once: int) -> list[str]:
-    """What all of it comes to: runs by state, work and time left, the largest in memory."""
+def totals(rows: Sequence[Planned], at_once: int, packs: Packs | None = None) -> list[str]:
+    """What all of it comes to: runs by state, work and time left, the largest in memory, and the packs."""
     runs = [row for row in rows if row.run is not None]
     states = Counter(row.state for row in runs)
     by_state = ", ".join(f"{states[state]:,} {state}" for state in STATES if states[state])
@@ -140,17 +166,72 @@ def totals(rows: Sequence[Planned], at_once: int) -> list[str]:
     flops = sum(_flops(row.run, row.epochs_done) for row in left if row.run)
     memory = max(memory_bytes(row.run.config, row.run.architecture) for row in left if row.run)
     lines.append(f"left to train: about {quantity(flops)}FLOP, at most {quantity(memory, 'B', 1024)} a run")
+    if packs is not None:
+        lines.append(str(packs))
+    return [*lines, *_time_left(left, at_once, packs.made if packs else [])]
+
+
+def _time_left(left: Sequence[Planned], at_once: int, packs: Sequence[Sequence[Planned]]) -> list[str]:
+    """How long the runs take, about. The share that a run has of its pack's time is only known from packs."""
+    lines = []
     known = [row.wall_seconds_left for row in left if row.wall_seconds_left is not None]
     unknown = len(left) - len(known)
+    packed = [row for pack in packs if len(pack) > 1 for row in pack if row.pace is not None]
     if known:
-        alone = sum(known)
-        together = max(alone / at_once, max(known))
-        text = f"time left: {duration(alone)} one after another"
-        text += f", {duration(together)} with {at_once} at once" if at_once > 1 and len(known) > 1 else ""
+        of_each = [sum(row.wall_seconds_left or 0.0 for row in pack) for pack in packs] or known
+        text = f"time left: {duration(sum(known))} "
+        if packed and not all(row.pace and row.pace.is_share for row in packed):
+            text += "run by run, less in packs; how much less, the first that is completed tells"
+        else:
+            text += "in packs, one after another" if packed else "one after another"
+            several = at_once > 1 and len(of_each) > 1
+            text += f", {duration(_together(of_each, at_once))} with {at_once} at once" if several else ""
         lines.append(text + (f", without the {unknown:,} of unknown time" if unknown else ""))
     if unknown:
         lines.append("plan --measure times what no completed run tells of")
     return lines
+
+
+def _together(seconds: Sequence[float], at_once: int) -> float:
+    """How long so many at once take, about: as if they could be shared evenly, but for the longest."""
+    return max(sum(seconds) / at_once, *seconds)
+
+
+def packs(expansion: Expansion, rows: Sequence[Planned]) -> Packs | None:
+    """What the launcher would pack of the runs that are left, as far as this machine knows; None where it would not.
+
+    Runs that wait for a search come after it, and so in packs of their own.
+    """
+    left = [row for row in rows if row.run is not None and row.state not in FINAL_STATES]
+    runs = [row.run for row in left if row.run is not None]
+    launcher = expansion.launcher
+    if not runs or not expansion.multirun or launcher["name"] not in LAUNCHERS:
+        return None
+    on_gpu, places, sharing = _places(launcher, runs[0].config, len(runs))
+    if not may_pack(runs, launcher["pack"], on_gpu=on_gpu):
+        return None
+    made: list[tuple[Planned, ...]] = []
+    for waits in (False, True):
+        of_round = {i: run for i, run in enumerate(runs) if (left[i].point.waiting is not None) == waits}
+        numbers = formed(of_round, launcher["pack"], on_gpu=on_gpu, places=places, sharing=sharing)
+        made += [tuple(left[i] for i in pack) for pack in numbers]
+    return Packs(made, on_gpu)
+
+
+def _places(launcher: Mapping[str, Any], config: Config, jobs: int) -> tuple[bool, int, int]:
+    """Whether a launcher trains on GPUs, the packs at once, and those that share a GPU; a cluster's room is unknown."""
+    if launcher["name"] == "slurm":
+        of_slurm = settings(slurm.SlurmSettings, launcher, "hydra.launcher.")
+        return slurm.gpus_of_a_job(of_slurm, config.device) > 0, 1, 1
+    if launcher["name"] == "ray":
+        of_ray = settings(ray.RaySettings, launcher, "hydra.launcher.")
+        asked = of_ray.gpus_per_run
+        if asked == "auto":  # one of this machine's, if any; whether a cluster has some is only known there
+            return local.gives_gpu(config.device, "auto" if of_ray.address is None else 0), 1, 1
+        return asked > 0, 1, ray.sharing(asked)
+    of_local = settings(local.LocalSettings, launcher, "hydra.launcher.")
+    places = local.slots(of_local, config, jobs)
+    return bool(places[0].environment), len(places), of_local.runs_per_gpu
 
 
 def at_once(expansion: Expansion, rows: Sequence[Planned]) -> tuple[int, int]:

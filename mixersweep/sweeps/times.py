@@ -42,7 +42,8 @@ _NO_TIME_OF_OPTIM = (
 class Pace:
     """Seconds of an epoch: ``training`` as ``seconds`` of a record counts them, ``epoch`` with evaluation and saving.
 
-    ``set_up`` is what comes before the first epoch, ``source`` says in words where the numbers are from.
+    ``set_up`` is what comes before the first epoch, ``source`` says in words where the numbers are from. Of a run that
+    was in a pack (``is_share``) they are its share of the pack's.
     """
 
     epoch: float
@@ -51,6 +52,7 @@ class Pace:
     device_kind: str
     threads: int
     source: str
+    is_share: bool = False
 
 
 def shape(config: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
@@ -83,7 +85,7 @@ class Times:
         completed = [(when, pace) for when, pace in self._completed.get(wanted, []) if _fits(run, pace)]
         if completed:
             latest = max(completed, key=lambda one: one[0])[1]
-            alike = [p for _, p in completed if (p.device_kind, p.threads) == (latest.device_kind, latest.threads)]
+            alike = [pace for _, pace in completed if _place(pace) == _place(latest)]
             return dataclasses.replace(
                 latest,
                 epoch=statistics.median(p.epoch for p in alike),
@@ -154,6 +156,11 @@ class Calibration:
             write_json(self.path, {"schema_version": 1, "entries": self.entries})
 
 
+def _place(pace: Pace) -> tuple[str, int, bool]:
+    """What paces have in common that are one for the other."""
+    return pace.device_kind, pace.threads, pace.is_share
+
+
 def _fits(run: Run, pace: Pace) -> bool:
     """Whether a run that asks for a device and threads will run as this one did, as far as can be known here."""
     device, threads = run.config.device, run.config.threads
@@ -174,7 +181,7 @@ def _pace_of(listed: Listed) -> Pace | None:
     steps = [later - earlier for earlier, later in itertools.pairwise(times)]
     epoch = max(training, statistics.median(steps) / share) if steps else training * 1.1
     kind, threads = environment.get("device_kind", "cpu"), environment.get("threads", 1)
-    return Pace(epoch, training, 0.0, kind, threads, "completed runs")
+    return Pace(epoch, training, 0.0, kind, threads, "completed runs", is_share=share > 1)
 
 
 def _content(stored: Mapping[str, Any], cls: type) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from mixersweep.config.kinds import Auto, Count, Whole
 from mixersweep.errors import INTERRUPTED, RunStopped, UserError
 from mixersweep.runs import RunDirectory, read_status
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.launchers import LOG, StopRequest
+from mixersweep.sweeps.launchers import LOG, StopRequest, mps
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import Pack, packs, summary
 
@@ -49,6 +49,7 @@ class LocalSettings:
     gpus: Whole | Auto
     runs_per_gpu: Count
     pack: Count | Auto = "auto"
+    mps: bool = True
     warm: bool
 
 
@@ -58,6 +59,10 @@ class Slot:
 
     cores: tuple[int, ...]
     environment: dict[str, str]
+
+    def plus(self, environment: Mapping[str, str]) -> Slot:
+        """The same place, whose environment says more."""
+        return Slot(self.cores, {**self.environment, **environment})
 
 
 def launcher(values: Mapping[str, Any], folder: Path) -> Local:
@@ -80,10 +85,19 @@ class Local:
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
         """Execute the runs, as many at once as there are slots."""
         slots = _slots(self._settings, jobs)
-        made = packs(jobs, self._settings.pack, on_gpu=bool(slots[0].environment), places=len(slots))
+        on_gpu, sharing = bool(slots[0].environment), self._settings.runs_per_gpu
+        made = packs(jobs, self._settings.pack, on_gpu=on_gpu, places=len(slots), sharing=sharing)
         slots = slots[: len(made)]
         report(_told(slots, made))
-        waiting, left = deque(made), len(jobs)
+        with mps.daemon([slot.environment for slot in slots], report, wanted=self._settings.mps) as shared:
+            self._execute(made, [slot.plus(shared) for slot in slots], stop, report)
+        return True
+
+    def _execute(
+        self, made: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest, report: Callable[[str], None]
+    ) -> None:
+        total = sum(map(len, made))
+        waiting, left = deque(made), total
         while waiting:  # once, unless a supervisor was killed
             supervisor = Supervisor(self._settings.warm)
 
@@ -94,13 +108,12 @@ class Local:
                     status = read_status(run_dir)
                     if status.state == "queued" and code:
                         queue.fail(run_dir, f"{_end(code)} before it began; see {LOG}")
-                    report(f"{outcome(run_dir)}  {supervisor.seconds(pack):.1f} s, {left} of {len(jobs)} left")
+                    report(f"{outcome(run_dir)}  {supervisor.seconds(pack):.1f} s, {left} of {total} left")
 
             try:
                 supervisor.execute(waiting, slots, stop, ended)
             finally:
                 supervisor.end()
-        return True
 
 
 class Supervisor:

@@ -75,7 +75,8 @@ class Ray:
             where = f"at {self._settings.address}" if self._settings.address else "on this machine"
             if room == 0:
                 raise UserError(f"hydra/launcher=ray: a run asks for {shown}, more than Ray has {where}")
-            made = packs(jobs, self._settings.pack, on_gpu=needs["GPU"] > 0, places=room)
+            on_gpu, sharers = needs["GPU"] > 0, sharing(needs["GPU"])
+            made = packs(jobs, self._settings.pack, on_gpu=on_gpu, places=room, sharing=sharers)
             report(f"ray: {summary(made)} {where}, {min(room, len(made))} at once with {shown} each")
             cores = max(1, int(needs["CPU"]))
             task = ray.remote(_execute).options(num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_retries=0)
@@ -117,6 +118,11 @@ class Ray:
                         ray.cancel(task, recursive=False)
         if stopped is not None:
             raise stopped
+
+
+def sharing(gpus_per_run: float) -> int:
+    """The tasks that share a GPU."""
+    return int(1 / gpus_per_run) if 0 < gpus_per_run < 1 else 1
 
 
 def _execute(run_dirs: list[str], index: int, cores: int) -> int | None:

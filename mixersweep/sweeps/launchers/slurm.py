@@ -68,6 +68,7 @@ class SlurmSettings:
     array_parallelism: Count | None
     runs_per_job: Count
     pack: Count | Auto = "auto"
+    mps: bool = True
     sbatch: dict[str, str | int | float | bool | None] | None
     grace: Count
     wait: bool
@@ -151,7 +152,7 @@ class Slurm:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         first = RunDirectory.open(jobs[0]).run.config
-        made = packs(jobs, self._settings.pack, on_gpu=self._gpus(first.device) > 0)
+        made = packs(jobs, self._settings.pack, on_gpu=gpus_of_a_job(self._settings, first.device) > 0)
         batches = [tuple(itertools.chain(*some)) for some in _batched(made, self._settings.runs_per_job)]
         plain_name = re.sub(r"[^\w.-]", "_", self._folder.name)[:60]
         for part in _batched(batches, _largest_array()):
@@ -160,7 +161,8 @@ class Slurm:
             record = self._folder / FOLDER / f"{token}.json"
             record.parent.mkdir(parents=True, exist_ok=True)
             texts = [[str(run_dir) for run_dir in pack] for pack in part]
-            content = {"name": name, "grace": self._settings.grace, "pack": self._settings.pack, "packs": texts}
+            asked = {name: getattr(self._settings, name) for name in ("grace", "pack", "mps")}
+            content = {"name": name, **asked, "packs": texts}
             write_json(record, content)
             executor = submitit.SlurmExecutor(record.parent)
             executor.update_parameters(**self._parameters(name, jobs[0]))
@@ -175,7 +177,7 @@ class Slurm:
     def _parameters(self, name: str, first: Path) -> dict[str, Any]:
         """What submitit is told; whatever is null is left to the cluster."""
         own = self._settings
-        gpus = self._gpus(RunDirectory.open(first).run.config.device)
+        gpus = gpus_of_a_job(own, RunDirectory.open(first).run.config.device)
         asked = {
             **{key: getattr(own, key) for key in ("partition", "account", "qos", "time", "mem", "constraint")},
             **{"cpus_per_task": own.cpus, "gpus_per_node": gpus or None, "requeue": True},
@@ -194,12 +196,6 @@ class Slurm:
             "srun_args": [f"--cpus-per-task={own.cpus}"] if own.cpus else [],  # srun no longer takes it from sbatch
             "additional_parameters": {key: value for key, value in asked.items() if value not in (None, False)},
         }
-
-    def _gpus(self, device: str) -> int:
-        """Of a job."""
-        if self._settings.gpus != "auto":
-            return self._settings.gpus
-        return 0 if device == "cpu" else 1
 
     def _wait(self, stop: StopRequest, report: Callable[[str], None]) -> None:
         """Wait until every run has ended, or Slurm has forgotten its job and nobody trains it."""
@@ -224,6 +220,13 @@ class Slurm:
             while self._waiting and time.monotonic() < pause:
                 stop.check()
                 time.sleep(0.2)
+
+
+def gpus_of_a_job(settings: SlurmSettings, device: str) -> int:
+    """How many a job asks for whose runs ask for this device."""
+    if settings.gpus != "auto":
+        return settings.gpus
+    return 0 if device == "cpu" else 1
 
 
 def release(run_dir: Path, job: str) -> bool:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,7 @@ from mixersweep.errors import DONE, FAILED, PREEMPTED, RunStopped
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.status import guard, this_host
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.launchers import LOG, StopRequest
+from mixersweep.sweeps.launchers import LOG, StopRequest, mps
 from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots, visible_gpus
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import packs
@@ -42,18 +43,27 @@ def execute_pack(record: str, index: int) -> None:
 
     signals = StopSignals().install()  # in the place of submitit's own, which would requeue too
     described = json.loads(Path(record).read_text())
-    run_dirs, pack = [Path(run) for run in described["packs"][index]], described.get("pack", 1)
-    sys.exit(_Job(run_dirs, pack, index, described["grace"], signals).execute())
+    run_dirs = [Path(run) for run in described["packs"][index]]
+    asked = _Asked(described["grace"], described.get("pack", 1), described.get("mps", True))
+    sys.exit(_Job(run_dirs, asked, index, signals).execute())
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The launcher's settings that a job needs, of a record that may be older than some."""
+
+    grace: float
+    pack: int | Auto
+    mps: bool
 
 
 class _Job:
     """A job and its runs; ``id`` is what Slurm's commands call it."""
 
-    def __init__(self, run_dirs: list[Path], pack: int | Auto, index: int, grace: float, signals: StopRequest) -> None:
+    def __init__(self, run_dirs: list[Path], asked: _Asked, index: int, signals: StopRequest) -> None:
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         self.id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
-        self._run_dirs, self._pack, self._index = run_dirs, pack, index
-        self._grace, self._signals = grace, signals
+        self._run_dirs, self._asked, self._index, self._signals = run_dirs, asked, index, signals
         self._requeue = _Requeue(self.id)
         self._deadline: threading.Timer | None = None
 
@@ -86,7 +96,7 @@ class _Job:
         except RunStopped as stopped:
             if self._deadline is None:  # Slurm kills a job whose runs take longer than the grace: requeue it before
                 _say(f"{stopped}: the runs are told to stop")
-                self._deadline = threading.Timer(max(self._grace / 2, self._grace - 20), self._requeue.once)
+                self._deadline = threading.Timer(max(self._asked.grace / 2, self._asked.grace - 20), self._requeue.once)
                 self._deadline.daemon = True
                 self._deadline.start()
             raise
@@ -96,9 +106,10 @@ class _Job:
         while claimed := self._claimed(left):
             cpus = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
             gpus = visible_gpus()
-            made = packs(claimed, self._pack, on_gpu=bool(gpus), places=len(gpus))
+            made = packs(claimed, self._asked.pack, on_gpu=bool(gpus), places=len(gpus))
             places = slots(len(made), int(cpus) if cpus else None, gpus, self._index)
-            codes = execute(made, places, self)
+            with mps.daemon([place.environment for place in places], _say, wanted=self._asked.mps) as shared:
+                codes = execute(made, [place.plus(shared) for place in places], self)
             for run_dir, code in codes.items():
                 if code and not is_to_go_on(code) and read_status(run_dir).state == "queued":
                     queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
