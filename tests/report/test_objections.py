@@ -84,7 +84,7 @@ def test_a_best_rate_at_an_edge_bars_the_trend_and_what_it_may_have_lost(
     assert trends["sw_mlp"].against == [f"the best learning rate is the {edge} tried at width 520"]
     assert pair.shown and not pair.decided
     assert pair.against == [f"sw_mlp's best learning rate is the {edge} tried at width 520"]
-    said = points(pair.difference.value)
+    said = points(pair.difference.value, False)
     assert f"nothing is claimed of s_mixer and sw_mlp ({said}): {pair.against[0]}" in answer(found)
     (sheet,) = (sheet for sheet in sheets(found) if sheet.name == "rates")
     assert [row["best"] for row in sheet.rows].count(f"the {edge} tried") == 1
