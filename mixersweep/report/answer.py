@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from mixersweep.report.claims import Claim, Pair, Trend
 from mixersweep.report.objections import diverged_said
-from mixersweep.report.recipe import Cell, Comparison
+from mixersweep.report.recipe import PURPOSES, Cell, Comparison
 from mixersweep.report.say import between, listed, p_said, points
 from mixersweep.report.statistics import Statistics
 
@@ -192,6 +192,11 @@ def _conditions(statistics: Statistics) -> str:
     chose = [model for model, cells in own.items() if any(rates[cell].on_reported > 1 for cell in cells)]
     if chose:
         parts.append(f"the reported seeds chose the learning rates of {listed(chose)}")
+    settings = [row["settings"] for row in comparison.rows]
+    drawn = {name: {own.get(f"seeds.{name}") for own in settings} for name in PURPOSES}
+    once = [name for name, values in drawn.items() if len(values) == 1 and None not in values]
+    if once:
+        parts.append(f"all seeds share one {listed(once)}, of which nothing wider is said")
     parts += [diverged_said(cells, rates) for cells in own.values() if any(rates[cell].diverged for cell in cells)]
     return f"; {'; '.join(parts)}" if parts else ""
 

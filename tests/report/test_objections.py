@@ -130,6 +130,12 @@ def test_a_search_over_fewer_epochs_is_none_of_the_reported_length(sweep: Sweep)
     assert {tuple(trend.against) for trend in found.trends} == {(why,)}
 
 
+def test_what_was_drawn_once_for_all_seeds_is_named(sweep: Sweep) -> None:
+    rows = [{**row, "settings": {**row["settings"], "seeds.structure": 7}} for row in [*reported(sweep), *sweep.search]]
+    assert answer(report_of(rows)).endswith("; all seeds share one structure, of which nothing wider is said.")
+    assert "share" not in answer(report_of([*reported(sweep), *sweep.search]))
+
+
 def test_rates_searched_for_the_better_model_alone_bar_the_difference(sweep: Sweep) -> None:
     alone = [row for row in sweep.search if row["model"] == "s_mixer"]
     found = report_of([*reported(sweep), *alone])
