@@ -83,8 +83,9 @@ def multiplied(a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) ->
 
 def _torchs(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     if a.dim() == 4:
-        ones = (None if x is None else x.flatten(0, 1) for x in (a, b, bias))
-        return _torchs(*ones).unflatten(0, a.shape[:2])
+        one_bias = None if bias is None else bias.flatten(0, 1)
+        y: Tensor = _torchs(a.flatten(0, 1), b.flatten(0, 1), one_bias).unflatten(0, a.shape[:2])
+        return y
     return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)
 
 

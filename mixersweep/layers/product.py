@@ -3,7 +3,7 @@
 On a CPU torch hands fp32 products to MKL, which keeps to AVX2 on processors that are not Intel's. oneDNN, which torch
 brings too, takes the widest instructions that there are: on a Zen 5 core it is 1.5 to 2.4 times as fast, and a layer
 of it forward and backward 1.3 to 1.5 times (``mixersweep bench layers``: ``product_vs_mm``). Elsewhere these are
-torch's own products.
+torch's own products, and of a pack's runs on a GPU those of ``batched.py``.
 """
 
 from __future__ import annotations
