@@ -25,7 +25,20 @@ Row = dict[str, Any]
 Cell = tuple[str, int, str | None]
 """(variant, target width, shape): the runs that differ in nothing but their seed."""
 
-SHAPE = ("width", "connections", "weights", "tokens", "channels", "density", "expansion", "branch", "match", "budget")
+SHAPE = (
+    "width",
+    "connections",
+    "weights",
+    "tokens",
+    "channels",
+    "density",
+    "expansion",
+    "branch",
+    "match",
+    "budget",
+    "count",
+    "flops",
+)
 """Settings that the rule turned into sizes: the sizes are compared, not how they were asked for."""
 
 SHARED = ("head", "readout_dimension", "activation", "norm_eps", "bias", "pretrained_sha256")
