@@ -28,8 +28,8 @@ def check_readout(request: Request, solved: Architecture) -> None:
     if solved.embedding_channels == 1 and solved.channels == 1:
         raise Infeasible(
             "channels=1: the norms make zero of a single channel, so that logits are constant whatever the head reads; "
-            "the least is channels=2",
-            {"channels": 2},
+            "the least is channels=2" + ("" if request.width is None else ", of a wider network"),
+            {"channels": 2} if request.channels == 1 else None,
         )
     if grouped and width < dimension:
         raise Infeasible(

@@ -60,3 +60,5 @@ def test_a_head_that_starts_constant_is_refused_and_what_it_names_works():
         with pytest.raises(Infeasible, match="channels=1: the norms make zero of a single channel") as one:
             solve(Request(structure="kronecker", tokens=100, channels=1, head=head))
         assert one.value.nearest == {"channels": 2}
+    with pytest.raises(Infeasible, match="the least is channels=2, of a wider network"):
+        solve(Request(structure="kronecker", width=255))
