@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
+from mixersweep.budget.terms import TARGETS
 from mixersweep.config import VARIANTS, Config
+from mixersweep.report.sizes import target_of
 from mixersweep.runs.fingerprint import NUMBERS_VERSION, SIZES
 
 Row = dict[str, Any]
@@ -91,7 +93,17 @@ class Comparison:
     @property
     def budget(self) -> str:
         """``connections`` or ``parameters``."""
-        return "connections" if "connections_target" in self.fixed else "parameters"
+        return "parameters" if self.target in ("weights_target", "weights_real_target") else "connections"
+
+    @property
+    def target(self) -> str:
+        """The column of what was held fixed."""
+        return next(name for name in TARGETS if name in self.fixed)
+
+    @property
+    def held(self) -> str:
+        """``16,384 connections a layer``."""
+        return f"{self.fixed[self.target]:,} {HELD[self.target]}"
 
     @property
     def learning_rates(self) -> dict[Cell, float]:
@@ -101,9 +113,8 @@ class Comparison:
     @property
     def name(self) -> str:
         """Data, budget and depth, in words."""
-        held = "connections" if self.budget == "connections" else "mixing weights"
-        target = self.fixed.get("connections_target", self.fixed.get("weights_target"))
-        return f"{self.fixed.get('data.name')}, {target:,} {held} a layer, depth {self.fixed.get('depth')}"
+        held = self.held.replace("trainable ", "")
+        return f"{self.fixed.get('data.name')}, {held}, depth {self.fixed.get('depth')}"
 
 
 def comparisons(completed: Iterable[Row], others: Iterable[Row] = ()) -> list[Comparison]:
@@ -133,7 +144,7 @@ def comparisons(completed: Iterable[Row], others: Iterable[Row] = ()) -> list[Co
 
 def fixed_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal for a run to be compared with others."""
-    target = "weights_target" if row.get("weights_target") is not None else "connections_target"
+    target = target_of(row)
     held = {name: value for name, value in row["settings"].items() if name not in FREE}
     held = {name: value for name, value in held.items() if not name.startswith(("model.", "seeds."))}
     shared = {f"model.{name}": row["settings"].get(f"model.{name}") for name in SHARED}
@@ -141,7 +152,14 @@ def fixed_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**held, **shared, **versions, target: row[target]}
 
 
-TARGETS = {"weights_target": "weights", "connections_target": "connections"}
+HELD = {
+    "flops_target": "FLOPs an image",
+    "weights_real_target": "trainable mixing weights a layer with first layer and skip",
+    "connections_real_target": "connections a layer with first layer and skip",
+    "weights_target": "trainable mixing weights a layer",
+    "connections_target": "connections a layer",
+}
+"""What the budget fixed, in words."""
 
 
 def _also_meets(row: Row, by_target: Mapping[tuple[str, Any], Sequence[Mapping[str, Any]]]) -> list[str]:
