@@ -14,6 +14,9 @@ list of layers, of unequal sizes, have a rule of their own (``layered``, ``solve
 ``budget=parameters`` holds the trainable weights fixed instead, as Golubeva et al. (2021) do: (S·h_t + C·h_c) / 2
 behind a Mixer's shared matrices, so that its width is at most Pi / g; elsewhere they are the connections.
 
+``count=real`` holds what is really there instead of the formula's square layers, and ``budget=flops`` the FLOPs of an
+image (``rules``).
+
 ``solve`` turns a ``Request`` into an ``Architecture`` or raises a ``UserError`` that says what would fit.
 """
 
@@ -27,6 +30,7 @@ from mixersweep.budget.expansion import expansion_of
 from mixersweep.budget.layered import SFC, Layered, ResNet18, TwoLayerMLP, solve_layered, water_filling
 from mixersweep.budget.mixer import mixer_shape, widest, with_sizes
 from mixersweep.budget.mlp import mlp_shape
+from mixersweep.budget.readout import check_readout
 from mixersweep.budget.terms import (
     DEFAULT_CONNECTIONS,
     DEFAULT_READOUT,
@@ -50,6 +54,7 @@ __all__ = [
     "ResNet18",
     "Structure",
     "TwoLayerMLP",
+    "check_readout",
     "solve",
     "solve_layered",
     "warnings",
@@ -78,22 +83,33 @@ def solve(request: Request) -> Architecture:
 
 
 def _with_one_budget(request: Request) -> Request:
-    """Connections or weights, never both; where no weights are shared, a number of weights is one of connections."""
-    if request.budget == "connections":
-        if request.weights is not None:
+    """One of connections, weights and FLOPs; where no weights are shared, a number of weights is one of connections."""
+    own = {"connections": "connections", "parameters": "weights", "flops": "flops"}[request.budget]
+    fixes = {"weights": "the trainable weights of a mixing layer", "flops": "the FLOPs of an image"}
+    budgets = {"weights": "parameters", "flops": "flops"}
+    for name in fixes:
+        value = getattr(request, name)
+        if name != own and value is not None:
             raise UserError(
-                f"weights={request.weights}: budget=connections fixes the connections; "
-                "set budget=parameters to fix the trainable weights of a mixing layer"
+                f"{name}={value}: budget={request.budget} fixes the {own}; "
+                f"set budget={budgets[name]} to fix {fixes[name]}"
             )
+    if own == "connections":
         return request
-    if request.weights is None:
-        raise UserError("budget=parameters: needs weights=..., the mean trainable weights of a mixing layer")
+    if getattr(request, own) is None:
+        mean = "the mean trainable weights of a mixing layer" if own == "weights" else fixes[own]
+        raise UserError(f"budget={request.budget}: needs {own}=..., {mean}")
     for name in ("connections", "density"):
         value = getattr(request, name)
         if value is not None:
-            raise UserError(f"{name}={value:g}: budget=parameters fixes the weights, and {name} follows; leave it out")
-    shared = request.structure == "kronecker"
-    return request if shared else dataclasses.replace(request, connections=request.weights)
+            raise UserError(
+                f"{name}={value:g}: budget={request.budget} fixes the {own}, and {name} follows; leave it out"
+            )
+    if own == "flops" or request.structure == "kronecker":
+        return request
+    if request.structure == "block_diagonal" and request.count == "real":  # whose skip shares its weights
+        return request
+    return dataclasses.replace(request, connections=request.weights)
 
 
 def warnings(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import NamedTuple
 
-from mixersweep.budget.terms import DEFAULT_READOUT, Architecture, Request, Shape
-from mixersweep.errors import Infeasible, UserError
+from mixersweep.budget.readout import read_by_head
+from mixersweep.budget.terms import Architecture, Request, Shape
+from mixersweep.errors import UserError
 
 
 class Matrix(NamedTuple):
@@ -61,7 +62,7 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
 
     stem = request.patch_values * embedding_channels
     resize = shape.tokens * request.patches
-    features = _read_by_head(request, shape, embedding_channels)
+    features = read_by_head(request, shape.width, embedding_channels)
     head = features * request.classes
     total = sum(matrix.connections for matrix in matrices)
     weights = sum(matrix.weights for matrix in matrices)
@@ -74,7 +75,9 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
     connections = behind = shape.connections
     if request.structure == "kronecker":
         behind = Fraction(shape.tokens * shape.token_hidden + shape.channels * shape.channel_hidden, 2)
+    skip_connections = embedding_channels * resize if skip else 0
     return Architecture(
+        **_targets(request, shape),
         width=shape.width,
         width_target=shape.width_target,
         hidden_width=shape.hidden_width,
@@ -92,7 +95,6 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
         connections_counted=total / len(matrices),
         total_connections=total,
         weights=int(behind) if behind.denominator == 1 else float(behind),
-        weights_target=request.weights,
         density=_density(shape, mixer),
         mean_fan_in=float(connections / (shape.hidden_width if request.hidden else shape.width)),
         parameters=stem_parameters + weights + skip_parameters + head + biases + norms,
@@ -100,43 +102,22 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
         mixing_parameters=weights,
         head_parameters=head,
         skip_parameters=skip_parameters,
-        skip_connections=embedding_channels * resize if skip else 0,
+        skip_connections=skip_connections,
+        connections_real=(total + skip_connections) / len(matrices),
+        weights_real=(weights + skip_parameters) / len(matrices),
         readout_dimension=features,
         flops_per_image=2 * (request.patches * stem + embedding_channels * resize * (skip or resized) + total + head),
     )
 
 
-def _read_by_head(request: Request, shape: Shape, embedding_channels: int) -> int:
-    """The features that the head reads; refuses a head whose input is constant at the start, or has too few units."""
-    dimension = request.readout_dimension
-    if shape.tokens and embedding_channels == 1:
-        raise Infeasible(
-            "channels=1: the norms make zero of a single channel, so that logits are constant whatever the head reads; "
-            "the least is channels=2",
-            {"channels": 2},
-        )
-    if request.head in ("groups", "signed_groups"):
-        if shape.width < dimension:
-            raise Infeasible(
-                f"model.readout_dimension={dimension}: more groups than the {shape.width} units of width={shape.width}"
-                f"; use model.readout_dimension={shape.width} or less, the same for all that is compared"
-            )
-        return dimension
-    if dimension != DEFAULT_READOUT:
-        raise UserError(
-            f"model.readout_dimension={dimension}: belongs to model.head=groups and signed_groups; model.head="
-            f"{request.head} reads what it reads, so leave model.readout_dimension={DEFAULT_READOUT}"
-        )
-    if request.head == "linear":
-        return shape.width
-    if not shape.tokens and embedding_channels == 1:
-        raise Infeasible(
-            f"model.head=pool: all {shape.width} units of width={shape.width} are of one embedding channel, whose mean "
-            "the norm before makes zero: logits are constant at the start, and no gradient reaches the network. Use "
-            f"model.head=signed_groups model.readout_dimension={min(DEFAULT_READOUT, shape.width)}, or a width above "
-            f"{request.patches}"
-        )
-    return embedding_channels
+def _targets(request: Request, shape: Shape) -> dict[str, int | None]:
+    """The target of the budget, where that is not the formula's connections, by its name in an ``Architecture``."""
+    real = "_real" if request.count == "real" else ""
+    if request.budget == "flops":
+        return {"flops_target": request.flops}
+    if request.budget == "parameters":
+        return {f"weights{real}_target": request.weights}
+    return {f"connections{real}_target": shape.target} if real else {}
 
 
 def _density(shape: Shape, mixer: bool) -> float:

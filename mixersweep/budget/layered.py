@@ -222,6 +222,8 @@ def solve_layered(request: Request, network: Layered) -> Architecture:
         connections=connections,
         connections_target=connections,
         connections_counted=total / len(layers),
+        connections_real=total / len(layers),
+        weights_real=total / len(layers),
         total_connections=total,
         weights=connections,
         weights_target=None,

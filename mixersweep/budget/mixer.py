@@ -6,21 +6,21 @@ import dataclasses
 import itertools
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from mixersweep.budget.expansion import Expansion, expansion_from_shape, without_density
-from mixersweep.budget.terms import DEFAULT_CONNECTIONS, TOLERANCE, Request, Shape, exact, relative, rounded_root
+from mixersweep.budget.rules import Formula, Real, Rule, rule_of
+from mixersweep.budget.terms import DEFAULT_CONNECTIONS, TOLERANCE, Request, Shape, exact, relative
 from mixersweep.errors import Infeasible, UserError
 
 
 def widest(connections: int, token_expansion: float = 1.0, channel_expansion: float = 1.0) -> int:
     """The largest effective width of a Mixer: round(Omega^(2/3) / (g_t·g_c)^(1/3)), in exact arithmetic."""
-    return Rule("connections", Expansion(exact(token_expansion), exact(channel_expansion), hidden=True)).widest(
-        connections
-    )
+    expansion = Expansion(exact(token_expansion), exact(channel_expansion), hidden=True)
+    return Formula("connections", expansion).widest(connections)
 
 
 def with_sizes(request: Request, expansion: Expansion | None) -> Request:
@@ -36,67 +36,24 @@ def with_sizes(request: Request, expansion: Expansion | None) -> Request:
         value = getattr(request, name)
         if value is not None:
             raise UserError(f"{asked}: is a share of the widest mixer, where {name}={value:g} is fixed; leave one out")
-    fixed: Literal["connections", "weights"] = "connections"
-    if request.budget == "parameters" and request.structure != "block_diagonal":
-        fixed = "weights"
-    rule, target = Rule(fixed, expansion), getattr(request, fixed) or DEFAULT_CONNECTIONS
+    rule = rule_of(request, expansion)
+    target = asked_of(request, rule) or DEFAULT_CONNECTIONS
     sizes: dict[str, Any] = {name: rule.share_of_widest(name, share, target) for name, share in request.shares.items()}
     return dataclasses.replace(request, **sizes, shares={})
 
 
-class Rule(NamedTuple):
-    """What a Mixer has a fixed number of, per effective matrix, and its expansion factors.
-
-    ``connections``: C·S·(h_t + h_c) / 2 nonzeros. ``weights``: (S·h_t + C·h_c) / 2 trainable numbers, the rule of
-    Golubeva et al. (2021) for a Mixer's shared weights.
-    """
-
-    counts: Literal["connections", "weights"]
-    expansion: Expansion
-
-    def twice(self, tokens: int, channels: int) -> int:
-        """Two times that number, which is always whole; it rises with tokens and with channels."""
-        if self.counts == "connections":
-            return self.expansion.twice_connections(tokens, channels)
-        return self.expansion.twice_weights(tokens, channels)
-
-    def widest(self, target: int) -> int:
-        """The largest effective width: at S = C with equal expansions."""
-        return self.share_of_widest("width", Fraction(1), target)
-
-    def share_of_widest(self, name: str, share: Fraction, target: int) -> int:
-        """A share of the width, tokens or channels of the widest Mixer, the one with g_t·S = g_c·C for connections
-        and g_t·S² = g_c·C² for weights; rounded, at least 1.
-        """
-        token, channel = self.expansion.token, self.expansion.channel
-        own, other = (token, channel) if name == "tokens" else (channel, token)
-        if self.counts == "weights":
-            power, degree = (Fraction(target) ** 2 / (token * channel) if name == "width" else target / own), 2
-        else:
-            power = Fraction(target) ** 2 / (token * channel) if name == "width" else target * other / own**2
-            degree = 3
-        return max(1, rounded_root(share**degree * power, degree))
-
-    def smooth(self, side: str, known: int, other: Fraction) -> Fraction:
-        """``twice`` without the rounding of hidden sizes, with ``side`` (tokens or channels) known."""
-        own, free = self.expansion.channel, self.expansion.token
-        if side == "tokens":
-            own, free = free, own
-        if self.counts == "connections":
-            return known * other * (free * other + own * known)
-        return free * other * other + own * known * known
-
-    def of(self, target: int) -> str:
-        """In words, with its value."""
-        return f"{self.counts}={target} and {self.expansion}"
+def asked_of(request: Request, rule: Rule) -> int | None:
+    """The target of a rule, where one was given."""
+    asked: int | None = getattr(request, rule.counts)
+    return asked
 
 
 def mixer_shape(request: Request, expansion: Expansion | None) -> Shape:
     """Solve a request for a Mixer, tied or not; raises ``UserError`` where no integer pair comes within 2%."""
     if expansion is None:
         expansion = expansion_from_shape(request)
-    shared = request.structure == "kronecker"
-    rule = Rule("weights" if request.budget == "parameters" and shared else "connections", expansion)
+    rule = rule_of(request, expansion)
+    _refuse_density(request, rule)
     request = without_density(request, expansion)
     tokens, channels = request.tokens, request.channels
     if request.width is not None and (tokens is None) != (channels is None):
@@ -109,11 +66,11 @@ def mixer_shape(request: Request, expansion: Expansion | None) -> Shape:
             text = f"width={request.width}: not a multiple of {given}={known}; the nearest that is: {nearest}"
             raise Infeasible(text, {"width": nearest})
         tokens, channels = (known, other) if given == "tokens" else (other, known)
-    asked = request.connections if rule.counts == "connections" else request.weights
+    asked = asked_of(request, rule)
     if tokens is not None and channels is not None:
         _check_agreement(request, rule, asked, tokens, channels)
         return _shape_of(rule, tokens, channels, request.width, asked)
-    target = asked or DEFAULT_CONNECTIONS  # weights have no default: a request without them is refused before
+    target = asked or DEFAULT_CONNECTIONS  # weights and FLOPs have no default: without them it is refused before
     if tokens is not None or channels is not None:
         tokens, channels = _complete(rule, target, tokens, channels)
         return _shape_of(rule, tokens, channels, None, target)
@@ -128,6 +85,9 @@ def mixer_shape(request: Request, expansion: Expansion | None) -> Shape:
             {"width": best[0] * best[1] if best else limit},
         )
     pair = _solve_pair(width, target, rule, request.branch)
+    if request.width is None and isinstance(rule, Real):  # the widest lies on the branch that it lies on
+        pair = rule.widest_pair(target)
+        pair = pair if relative(rule.count(*pair), rule.scale * target) <= TOLERANCE else None
     if pair is None:
         raise _no_pair(request, width, target, rule)
     return _shape_of(rule, *pair, width, target)
@@ -151,15 +111,27 @@ def _shape_of(rule: Rule, tokens: int, channels: int, width_target: int | None, 
         channel_hidden=channel_hidden,
         expansion=factor,
         connections=connections,
-        connections_target=(rule.counts == "connections" and target) or round(connections),
+        connections_target=(rule.is_formula and rule.counts == "connections" and target) or round(connections),
+        target=target,
+        counted=Fraction(rule.count(tokens, channels), rule.scale),
     )
+
+
+def _refuse_density(request: Request, rule: Rule) -> None:
+    """A density is one of the formula's square layers."""
+    if request.density is not None and not rule.is_formula:
+        how = "budget=flops" if rule.counts == "flops" else "count=real"
+        raise UserError(
+            f"density={request.density:g}: is that of square layers, by the formula; with {how} give {rule.counts} and "
+            "a width, tokens or channels instead"
+        )
 
 
 def _check_agreement(request: Request, rule: Rule, asked: int | None, tokens: int, channels: int) -> None:
     pair = _pair_text(tokens, channels)
     if request.width is not None and relative(tokens * channels, request.width) > TOLERANCE:
         raise UserError(f"width={request.width}: contradicts {pair}, whose width is {tokens * channels}; leave one out")
-    has = Fraction(rule.twice(tokens, channels), 2)
+    has = Fraction(rule.count(tokens, channels), rule.scale)
     if asked is not None and relative(has, asked) > TOLERANCE:
         freed = " or, with expansion=auto, let the expansion follow" if rule.expansion.hidden else ""
         raise UserError(
@@ -177,23 +149,21 @@ def _complete(rule: Rule, target: int, tokens: int | None, channels: int | None)
         return pair
     nearest = _nearest_side(rule, target, name, known)
     raise Infeasible(
-        f"{name}={known}: no mixer with {rule.expansion} comes within 2% of {rule.counts}={target} there; "
+        f"{name}={known}: no mixer with {rule.expansion} comes within 2% of {rule.named(target)} there; "
         + (f"the nearest {name} with one: {nearest}" if nearest else f"raise {rule.counts}"),
         {name: nearest} if nearest else None,
     )
 
 
 def _completed(rule: Rule, target: int, name: str, known: int) -> tuple[int, int] | None:
-    """The other side is the rounded root of the smooth formula; None where the pair is off by over 2%."""
-    root, beyond = -1, 2 + math.isqrt(math.floor(2 * target / min(rule.expansion.token, rule.expansion.channel)))
-    while beyond - root > 1:  # the root is rounded up to x where the formula still fits at x - 1/2
-        middle = (root + beyond) // 2
-        if rule.smooth(name, known, Fraction(max(2 * middle - 1, 0), 2)) <= 2 * target:
-            root = middle
-        else:
-            beyond = middle
-    pair = (known, root) if name == "tokens" else (root, known)
-    if root > 0 and relative(rule.twice(*pair), 2 * target) <= TOLERANCE:
+    """The pair with the other side that the rule gives; None where it is off by over 2%."""
+    other = rule.completed(target, name, known)
+    pair = (known, other) if name == "tokens" else (other, known)
+    if (
+        min(pair) > 0
+        and pair[1] >= rule.least_channels
+        and relative(rule.count(*pair), rule.scale * target) <= TOLERANCE
+    ):
         return pair
     return None
 
@@ -214,30 +184,32 @@ def _sides(branch: str, narrow: int, long: int) -> tuple[int, int]:
 
 
 def _near(target: int, rule: Rule, branch: str, narrow: int, longs: range) -> range:
-    """Those of the long sides at which the rule's count lies within 2% of the target (it rises with the side)."""
+    """Those of the long sides at which the rule's count lies within 2% of the target, as it rises with the side."""
 
-    def twice(long: int) -> int:
-        return rule.twice(*_sides(branch, narrow, long))
+    def rising(long: int) -> int:
+        return rule.rising(long, narrow) if branch == "tall" else rule.count(narrow, long)
 
-    low = math.ceil(2 * target * (1 - TOLERANCE))
-    high = math.floor(2 * target * (1 + TOLERANCE))
-    return longs[bisect_left(longs, low, key=twice) : bisect_right(longs, high, key=twice)]
-
-
-def _ranges_near(target: int, rule: Rule, branch: str) -> Iterator[tuple[int, range]]:
-    """Every narrow side with the long sides at which the rule's count lies within 2% of the target."""
-    high = math.floor(2 * target * (1 + TOLERANCE))
-    for narrow in itertools.count(1):
-        if rule.twice(narrow, narrow) > high:
-            return
-        longest = high // (2 * narrow) if rule.counts == "connections" else high
-        yield narrow, _near(target, rule, branch, narrow, range(narrow, longest + 1))
+    low = math.ceil(rule.scale * target * (1 - TOLERANCE))
+    high = math.floor(rule.scale * target * (1 + TOLERANCE))
+    return longs[bisect_left(longs, low, key=rising) : bisect_right(longs, high, key=rising)]
 
 
 def _pairs_near(target: int, rule: Rule, branch: str) -> Iterator[tuple[int, int]]:
-    for narrow, longs in _ranges_near(target, rule, branch):
-        for long in longs:
-            yield _sides(branch, narrow, long)
+    """Every pair of the branch whose count lies within 2% of the target."""
+    high = math.floor(rule.scale * target * (1 + TOLERANCE))
+    for narrow in itertools.count(1):
+        if rule.count(narrow, narrow) > high and narrow > (rule.special or 0):
+            return
+        longs = range(narrow, high + 1)
+        for long in (*_near(target, rule, branch, narrow, longs), *_specials(rule, branch, longs)):
+            pair = _sides(branch, narrow, long)
+            if pair[1] >= rule.least_channels and relative(rule.count(*pair), rule.scale * target) <= TOLERANCE:
+                yield pair
+
+
+def _specials(rule: Rule, branch: str, longs: range) -> list[int]:
+    """The long side whose count is out of the order of its neighbours', if it is there."""
+    return [rule.special] if branch == "tall" and rule.special is not None and rule.special in longs else []
 
 
 @lru_cache(maxsize=4096)
@@ -247,10 +219,10 @@ def _solve_pair(width: int, target: int, rule: Rule, branch: str) -> tuple[int, 
     Ties go to the smaller error of the count, then to the smaller |S - C|. None where that error exceeds 2%.
     """
 
-    def errors(pair: tuple[int, int]) -> tuple[Fraction, Fraction, int]:
+    def errors(pair: tuple[int, int], count: Callable[[int, int], int]) -> tuple[Fraction, Fraction, int]:
         tokens, channels = pair
         of_width = relative(tokens * channels, width)
-        of_count = relative(rule.twice(tokens, channels), 2 * target)
+        of_count = relative(count(tokens, channels), rule.scale * target)
         return max(of_width, of_count), of_count, abs(tokens - channels)
 
     best: tuple[int, int] | None = None
@@ -260,13 +232,16 @@ def _solve_pair(width: int, target: int, rule: Rule, branch: str) -> tuple[int, 
         longs = _near(target, rule, branch, narrow, within)
 
         def rises(long: int, narrow: int = narrow) -> bool:
-            return errors(_sides(branch, narrow, long))[0] <= errors(_sides(branch, narrow, long + 1))[0]
+            here, there = (errors(_sides(branch, narrow, at), rule.rising)[0] for at in (long, long + 1))
+            return here <= there
 
         # each error falls and then rises with the long side, and so does the larger: two sides at most share its least
         turn = bisect_left(longs[:-1], True, key=rises)
-        for long in longs[turn : turn + 2]:
+        for long in (*longs[max(0, turn - 1) : turn + 3], *_specials(rule, branch, within)):
             pair = _sides(branch, narrow, long)
-            if best is None or errors(pair) < errors(best):
+            found = errors(pair, rule.count)
+            fits = found[0] <= TOLERANCE and pair[1] >= rule.least_channels
+            if fits and (best is None or found < errors(best, rule.count)):
                 best = pair
     return best
 
@@ -286,7 +261,7 @@ def _no_pair(request: Request, width: int, target: int, rule: Rule) -> UserError
         fits = f"the nearest {rule.counts} with one: {nearest}" if nearest else "give tokens and channels instead"
         works = {rule.counts: nearest} if nearest else {}
     return Infeasible(
-        f"{asked}: no mixer with {rule.expansion} comes within 2% of width={width} and {rule.counts}={target}; {fits}",
+        f"{asked}: no mixer with {rule.expansion} comes within 2% of width={width} and {rule.named(target)}; {fits}",
         works,
     )
 
@@ -299,14 +274,17 @@ def _nearest_target(request: Request, target: int, rule: Rule) -> int | None:
     found = set()
     for narrow in range(1, 33):
         for long in range(narrow, max(request.width or 0, 33) // narrow + 1):
-            twice = rule.twice(*_sides(request.branch, narrow, long))
-            low, high = Fraction(twice, 2) / (1 + TOLERANCE), Fraction(twice, 2) / (1 - TOLERANCE)
-            found |= {math.ceil(Fraction(twice, 2)), min(max(target, math.ceil(low)), math.floor(high))}
-    for has in sorted(found - {0}, key=lambda has: (abs(has - target), has)):
-        limit = rule.widest(has)
+            pair = _sides(request.branch, narrow, long)
+            if pair[1] < rule.least_channels:
+                continue
+            has = Fraction(rule.count(*pair), rule.scale)
+            low, high = has / (1 + TOLERANCE), has / (1 - TOLERANCE)
+            found |= {math.ceil(has), min(max(target, math.ceil(low)), math.floor(high))}
+    for near in sorted(found - {0}, key=lambda near: (abs(near - target), near)):
+        limit = rule.widest(near)
         width = request.width or limit
-        if width <= limit and _solve_pair(width, has, rule, request.branch):
-            return has
+        if width <= limit and _solve_pair(width, near, rule, request.branch):
+            return near
     return None
 
 

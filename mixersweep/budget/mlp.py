@@ -22,20 +22,30 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
     reference = _reference_mixer(request, expansion)
     if reference is not None:
         width, width_target = reference.width, reference.width_target
-        connections, connections_target = round(reference.connections), reference.connections_target
+        target = reference.target or round(reference.counted)
+        of_rule, connections_target = reference.counted, reference.connections_target
     else:
         request = without_density(request, expansion)
-        connections = connections_target = request.connections or DEFAULT_CONNECTIONS
-        width = width_target = request.width or connections // 4  # the widest with a mean fan-in of 4
+        target = connections_target = (request.flops if request.budget == "flops" else request.connections) or (
+            DEFAULT_CONNECTIONS
+        )
+        of_rule = Fraction(target)
+        width = width_target = request.width or _widest_sparse(request, target)
     if request.structure == "dense":
-        one = max(1, rounded_root(connections_target / factor, 2))
+        one = _dense_width(request, factor, target)
         if request.width not in (None, one):
+            fixed = "flops" if request.budget == "flops" else "connections"
             raise Infeasible(
-                f"width={request.width}: a dense mlp with connections={connections_target} and {expansion} "
+                f"width={request.width}: a dense mlp with {fixed}={target} and {expansion} "
                 f"has the one width {one}. Use width={one} or width=auto, or model=sw_mlp for a wider, sparser one",
                 {"width": "auto"},
             )
         width = width_target = one
+    if request.budget == "flops":
+        connections = connections_target = _within_flops(request, width, of_rule)
+    else:
+        connections = round(of_rule)
+        connections_target = connections_target if request.count == "formula" else connections
     hidden_width = scaled(factor, width) if request.hidden else width
     if request.structure == "dense":
         connections = width * hidden_width
@@ -53,7 +63,60 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
         expansion=float(factor),
         connections=Fraction(connections),
         connections_target=connections_target,
+        target=target,
+        counted=of_rule,
     )
+
+
+def _widest_sparse(request: Request, target: int) -> int:
+    """The width of a mean fan-in of 4."""
+    if request.budget != "flops":
+        return target // 4
+    return bisect_left(range(target), True, key=lambda m: m > 0 and _flops_left(request, m, target) < 4 * m) - 1
+
+
+def _dense_width(request: Request, factor: Fraction, target: int) -> int:
+    """The one width whose dense matrices have the target, the nearest; of two FLOPs as near, the narrower."""
+    if request.budget != "flops":
+        return max(1, rounded_root(target / factor, 2))
+
+    def has(width: int) -> int:
+        hidden = scaled(factor, width) if request.hidden else width
+        return _fixed_flops(request, width) + 2 * _matrices(request) * width * hidden
+
+    above = max(1, bisect_left(range(1, target + 2), target, key=has))
+    return min((above, above + 1), key=lambda width: (abs(has(width) - target), width))
+
+
+def _within_flops(request: Request, width: int, flops: Fraction) -> int:
+    """The connections of each matrix that come nearest to the FLOPs of an image."""
+    connections = round(_flops_left(request, width, flops))
+    if connections < 1:
+        fixed = _fixed_flops(request, width)
+        least = fixed + 2 * _matrices(request)
+        alone = request.width is not None and request.match == "none"  # else the width follows from the FLOPs
+        raise Infeasible(
+            f"flops={round(flops)}: stem and head of an mlp of width={width} take {fixed} of them; "
+            + (f"raise flops to {least} or more, or lower width" if alone else "raise flops, or set a smaller width"),
+            {"flops": least} if alone else None,
+        )
+    return connections
+
+
+def _flops_left(request: Request, width: int, flops: int | Fraction) -> Fraction:
+    """What stem and head leave of the FLOPs for each matrix, in multiply-adds."""
+    return Fraction(flops - _fixed_flops(request, width)) / (2 * _matrices(request))
+
+
+def _fixed_flops(request: Request, width: int) -> int:
+    """Of stem and head."""
+    embedded = -(-width // request.patches)
+    features = {"pool": embedded, "linear": width}.get(request.head, request.readout_dimension)
+    return 2 * (request.patches * request.patch_values * embedded + features * request.classes)
+
+
+def _matrices(request: Request) -> int:
+    return request.layers_per_block * request.depth * (2 if request.hidden else 1)
 
 
 def _least_width(connections: int, factor: Fraction) -> int:

@@ -27,8 +27,10 @@ class Request:
     """
 
     structure: Structure
-    budget: Literal["connections", "parameters"] = "connections"
+    budget: Literal["connections", "parameters", "flops"] = "connections"
+    count: Literal["formula", "real"] = "formula"
     weights: int | None = None
+    flops: int | None = None
     hidden: bool = False
     width: int | None = None
     shares: Mapping[str, Fraction] = field(default_factory=dict)
@@ -59,7 +61,8 @@ class Architecture:
     """Integer sizes and counts of one network; the keys of ``result.json`` that are known before training.
 
     ``connections`` is the rule's formula for square layers, ``connections_counted`` the mean over the matrices
-    that are really there. ``*_parameters`` are trainable weights of that part; ``parameters`` is all that is
+    that are really there, and ``connections_real``, ``weights_real`` that mean with the skip beside the first matrix
+    counted too. ``*_parameters`` are trainable weights of that part; ``parameters`` is all that is
     trainable, biases and norms included. ``readout_dimension`` is how many features the head reads. Sizes that a
     structure does not have are None.
     """
@@ -81,7 +84,7 @@ class Architecture:
     connections_counted: float
     total_connections: int
     weights: int | float
-    weights_target: int | None
+    weights_target: int | None = None
     density: float
     mean_fan_in: float
     parameters: int
@@ -92,16 +95,39 @@ class Architecture:
     skip_connections: int
     flops_per_image: int
     readout_dimension: int | None = None
+    connections_real: float | None = None
+    connections_real_target: int | None = None
+    weights_real: float | None = None
+    weights_real_target: int | None = None
+    flops_target: int | None = None
 
     @property
     def residual(self) -> float:
-        """The larger relative distance of width and connections from their targets."""
-        return max(abs(self.width / self.width_target - 1), abs(self.connections / self.connections_target - 1))
+        """The larger relative distance of width and connections, or what else was the budget, from their targets."""
+        has, target = next(
+            (getattr(self, size), getattr(self, name))
+            for name, size in TARGETS.items()
+            if getattr(self, name) is not None
+        )
+        return float(max(abs(self.width / self.width_target - 1), abs(has / target - 1)))
+
+
+TARGETS = {
+    "flops_target": "flops_per_image",
+    "weights_real_target": "weights_real",
+    "connections_real_target": "connections_real",
+    "weights_target": "weights",
+    "connections_target": "connections",
+}
+"""What a budget fixes: the target and the size that is to meet it, the first that a network has a target for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes of a network, before its parts are counted; zero where a structure has no such size."""
+    """The sizes of a network, before its parts are counted; zero where a structure has no such size.
+
+    ``target`` is that of the budget, whatever it counts, and ``counted`` what the rule counts for it.
+    """
 
     width: int
     width_target: int
@@ -113,6 +139,8 @@ class Shape:
     expansion: float
     connections: Fraction
     connections_target: int
+    target: int | None = None
+    counted: Fraction = Fraction(0)
 
 
 def exact(number: float) -> Fraction:

@@ -17,7 +17,9 @@ def architecture(config: Config) -> budget.Architecture:
     if isinstance(model, LayeredFamily):
         layers = model.layered(config.data.image_channels, config.image_size, config.data.classes)
         return budget.solve_layered(request, layers)
-    return budget.solve(request)
+    solved = budget.solve(request)
+    budget.check_readout(request, solved)
+    return solved
 
 
 def warnings(config: Config, solved: budget.Architecture) -> list[str]:
@@ -48,7 +50,9 @@ def _request(config: Config) -> budget.Request:
         structure=structure(model),
         hidden=model.hidden,
         budget=config.budget,
+        count=config.count,
         weights=given(config.weights),
+        flops=given(config.flops),
         shares=shares,
         connections=given(config.connections),
         density=given(config.density),

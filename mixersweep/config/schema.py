@@ -194,10 +194,12 @@ class Config:
     """One training run as it was asked for. ``--cfg job`` shows it, ``configs/train.yaml`` comments on it."""
 
     model: AnyModel
-    budget: Literal["connections", "parameters"] = asked("connections")
+    budget: Literal["connections", "parameters", "flops"] = asked("connections")
+    count: Literal["formula", "real"] = asked("formula")
     width: Count | Percentage | Auto = asked()
     connections: Count | Auto = asked()
     weights: Count | Auto = asked("auto")
+    flops: Count | Auto = asked("auto")
     tokens: Count | Percentage | Auto = asked()
     channels: Count | Percentage | Auto = asked()
     density: Density | Auto = asked()

@@ -29,7 +29,7 @@ def _parted(claims: Sequence[C]) -> tuple[list[C], list[C], list[C]]:
 
 def _of_width(statistics: Statistics) -> str:
     comparison = statistics.comparison
-    held = f"At {_budget(comparison)} a layer on {comparison.fixed.get('data.name')}"
+    held = f"At {_budget(comparison)} on {comparison.fixed.get('data.name')}"
     if not statistics.trends:
         return f"{held}, no model was trained at two widths, so nothing is said of width."
     known = [trend for trend in statistics.trends if trend.slope.interval is not None]
@@ -211,6 +211,4 @@ def _span(counts: Sequence[int]) -> str:
 
 
 def _budget(comparison: Comparison) -> str:
-    if comparison.budget == "parameters":
-        return f"{comparison.fixed['weights_target']:,} trainable mixing weights"
-    return f"{comparison.fixed['connections_target']:,} connections"
+    return comparison.held

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from mixersweep.report import readouts
+from mixersweep.report import readouts, sizes
 from mixersweep.report.bootstrap import Estimate
 from mixersweep.report.recipe import Cell, Comparison, Row
 
@@ -84,6 +85,8 @@ def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str
     found += readouts.told(
         {variant: [row for c in cells if c.cell[0] == variant for row in c.rows] for variant in comparison.variants}
     )
+    for first, second in itertools.combinations(comparison.variants, 2):
+        found += sizes.told(first, second, _joined(cells, first, second))
     layers = {
         variant: {c.rows[0]["mixing_layers"] for c in cells if c.cell[0] == variant} for variant in comparison.variants
     }
@@ -114,6 +117,16 @@ def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str
         said = "1 run of this comparison has" if len(lost) == 1 else f"{len(lost)} runs of this comparison have"
         found.append(f"{said} failed, diverged or been lost: the means are of those that survived")
     return found
+
+
+def _joined(cells: Sequence[CellStatistics], first: str, second: str) -> list[tuple[Row, Row]]:
+    """Runs of two models at equal target width and shape (an MLP has no shape), one each."""
+    return [
+        (one.rows[0], other.rows[0])
+        for one, other in itertools.product(cells, cells)
+        if (one.cell[0], other.cell[0]) == (first, second) and one.cell[1] == other.cell[1]
+        if one.cell[2] == other.cell[2] or None in (one.cell[2], other.cell[2])
+    ]
 
 
 def order_of_losses(cells: Sequence[CellStatistics]) -> float | None:

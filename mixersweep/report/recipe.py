@@ -18,16 +18,31 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
+from mixersweep.budget.terms import TARGETS
 from mixersweep.config import VARIANTS, Config
 from mixersweep.config.schema import Seeds
 from mixersweep.report.rates import Rates, rates_of
+from mixersweep.report.sizes import target_of
 from mixersweep.runs.fingerprint import NUMBERS_VERSION, SIZES
 
 Row = dict[str, Any]
 Cell = tuple[str, int, str | None]
 """(variant, target width, shape): the runs that differ in nothing but their seed."""
 
-SHAPE = ("width", "connections", "weights", "tokens", "channels", "density", "expansion", "branch", "match", "budget")
+SHAPE = (
+    "width",
+    "connections",
+    "weights",
+    "tokens",
+    "channels",
+    "density",
+    "expansion",
+    "branch",
+    "match",
+    "budget",
+    "count",
+    "flops",
+)
 """Settings that the rule turned into sizes: the sizes are compared, not how they were asked for."""
 
 SHARED = ("head", "readout_dimension", "activation", "norm_eps", "bias", "pretrained_sha256")
@@ -87,7 +102,17 @@ class Comparison:
     @property
     def budget(self) -> str:
         """``connections`` or ``parameters``."""
-        return "connections" if "connections_target" in self.fixed else "parameters"
+        return "parameters" if self.target in ("weights_target", "weights_real_target") else "connections"
+
+    @property
+    def target(self) -> str:
+        """The column of what was held fixed."""
+        return next(name for name in TARGETS if name in self.fixed)
+
+    @property
+    def held(self) -> str:
+        """``16,384 connections a layer``."""
+        return f"{self.fixed[self.target]:,} {HELD[self.target]}"
 
     def cell_of(self, row: Row) -> Cell:
         """Where a run of this comparison belongs, whatever its learning rate."""
@@ -103,9 +128,8 @@ class Comparison:
     @property
     def name(self) -> str:
         """Data, budget and depth, in words."""
-        held = "connections" if self.budget == "connections" else "mixing weights"
-        target = self.fixed.get("connections_target", self.fixed.get("weights_target"))
-        return f"{self.fixed.get('data.name')}, {target:,} {held} a layer, depth {self.fixed.get('depth')}"
+        held = self.held.replace("trainable ", "")
+        return f"{self.fixed.get('data.name')}, {held}, depth {self.fixed.get('depth')}"
 
 
 def comparisons(completed: Iterable[Row], others: Iterable[Row] = ()) -> list[Comparison]:
@@ -148,7 +172,7 @@ def _searched_for(one: Comparison, made: Sequence[Comparison]) -> list[int]:
 
 def fixed_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """What must be equal for a run to be compared with others."""
-    target = "weights_target" if row.get("weights_target") is not None else "connections_target"
+    target = target_of(row)
     held = {name: value for name, value in row["settings"].items() if name not in FREE}
     held = {name: value for name, value in held.items() if not name.startswith(("model.", "seeds."))}
     shared = {f"model.{name}": row["settings"].get(f"model.{name}") for name in SHARED}
@@ -156,7 +180,14 @@ def fixed_of(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**held, **shared, **versions, target: row[target]}
 
 
-TARGETS = {"weights_target": "weights", "connections_target": "connections"}
+HELD = {
+    "flops_target": "FLOPs an image",
+    "weights_real_target": "trainable mixing weights a layer with first layer and skip",
+    "connections_real_target": "connections a layer with first layer and skip",
+    "weights_target": "trainable mixing weights a layer",
+    "connections_target": "connections a layer",
+}
+"""What the budget fixed, in words."""
 
 
 def _also_meets(row: Row, by_target: Mapping[tuple[str, Any], Sequence[Mapping[str, Any]]]) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixersweep.report import objections
+from mixersweep.report import objections, sizes
 from mixersweep.report.bootstrap import CellEffect, Estimate, Floats, draws_for, estimate
 from mixersweep.report.caveats import CellStatistics, caveats, degenerate, head_channels, rank_limited
 from mixersweep.report.cell_effect import cell_effect, residual_contrasts
@@ -409,11 +409,9 @@ def _spread(runs: Sequence[Row]) -> float | None:
 
 def _residual(row: Row) -> float:
     """The larger relative distance of width and budget from their targets."""
-    target = row["weights_target"]
-    budget = row["weights"] / target if target else row["connections"] / row["connections_target"]
-    return float(max(abs(row["width"] / row["width_target"] - 1), abs(budget - 1)))
+    return sizes.residual(row)
 
 
 def _apart(one: Row, other: Row) -> float:
-    """The larger relative distance of two networks in width and connections."""
-    return float(max(abs(one[name] / other[name] - 1) for name in ("width", "connections")))
+    """The largest relative difference of two networks in any size that should be alike (``sizes``)."""
+    return max(sizes.apart(one, other).values())

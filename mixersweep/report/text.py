@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mixersweep.budget.terms import TARGETS
 from mixersweep.report.answer import answer
 from mixersweep.report.recipe import Comparison, Row
 from mixersweep.report.say import listed
@@ -54,7 +55,7 @@ def _runs(count: int) -> str:
 
 def differs_said(comparison: Comparison) -> str:
     """How a comparison differs from the main one: ``depth=4 (not 2)``."""
-    shown = {"connections_target": "connections", "weights_target": "weights"}
+    shown = {name: name.removesuffix("_target").replace("_", " ") for name in TARGETS}
     parts = []
     for name, (own, main) in comparison.differs.items():
         if own is None and name.endswith("_target"):

@@ -74,7 +74,9 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
         width=sizes.width,
         budget="connections",  # tokens, channels and connections say it all
         connections=sizes.connections if isinstance(sizes.connections, int) else "auto",
+        count="formula",
         weights="auto",
+        flops="auto",
         tokens=sizes.tokens or "auto",
         channels=sizes.channels or "auto",
         density="auto",
@@ -113,12 +115,22 @@ def _executed_as(stored: T, now: T) -> T:
 
 
 def sizes_of(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The sizes of a frozen run; what its head reads is told for runs that were frozen before it was stored."""
+    """The sizes of a frozen run; those that runs were once frozen without follow from the others."""
     sizes: Mapping[str, Any] = stored["architecture"]
-    if "readout_dimension" in sizes:
+    if "connections_real" in sizes:
         return sizes
     read = {"pool": "embedding_channels", "linear": "width"}.get(stored["config"]["model"].get("head"))
-    return {**sizes, "readout_dimension": None if read is None else sizes.get(read)}
+    matrices = round(sizes["total_connections"] / sizes["connections_counted"])
+    beside = ("skip_connections", "skip_parameters") if sizes["tokens"] else ()  # elsewhere they are among the others
+    more = [sizes[name] for name in beside] or [0, 0]
+    weights = sizes["mixing_parameters"] if sizes["tokens"] or read else sizes["total_connections"]
+    return {
+        "readout_dimension": None if read is None else sizes.get(read),
+        "connections_real": (sizes["total_connections"] + more[0]) / matrices,
+        "weights_real": (weights + more[1]) / matrices,
+        **{f"{name}_target": None for name in ("connections_real", "weights_real", "flops")},
+        **sizes,
+    }
 
 
 class RunDirectory:

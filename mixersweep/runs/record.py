@@ -24,7 +24,8 @@ VOLATILE = (
 _ARCHITECTURE = (
     "width width_target hidden_width tokens channels expansion depth mixing_layers connections connections_target "
     "connections_counted total_connections weights weights_target density parameters stem_parameters "
-    "mixing_parameters head_parameters skip_parameters skip_connections flops_per_image readout_dimension"
+    "mixing_parameters head_parameters skip_parameters skip_connections flops_per_image readout_dimension "
+    "connections_real connections_real_target weights_real weights_real_target flops_target"
 ).split()
 _MEASURED = (
     "epochs best_epoch train_loss train_accuracy validation_loss validation_accuracy test_loss test_accuracy "

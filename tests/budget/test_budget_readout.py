@@ -2,8 +2,17 @@
 
 import pytest
 
-from mixersweep.budget import Request, solve
+from mixersweep.budget import Architecture, Request, check_readout
+from mixersweep.budget import solve as solve_sizes
 from mixersweep.errors import Infeasible, UserError
+
+
+def solve(request: Request) -> Architecture:
+    """With what is refused of a head."""
+    solved = solve_sizes(request)
+    check_readout(request, solved)
+    return solved
+
 
 FAMILIES = {"kronecker": {}, "block_diagonal": {}, "sparse": {"width": 700}, "dense": {}}
 
@@ -51,3 +60,5 @@ def test_a_head_that_starts_constant_is_refused_and_what_it_names_works():
         with pytest.raises(Infeasible, match="channels=1: the norms make zero of a single channel") as one:
             solve(Request(structure="kronecker", tokens=100, channels=1, head=head))
         assert one.value.nearest == {"channels": 2}
+    with pytest.raises(Infeasible, match="the least is channels=2, of a wider network"):
+        solve(Request(structure="kronecker", width=255))

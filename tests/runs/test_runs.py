@@ -372,6 +372,7 @@ CONTRACT = (
     "tokens channels expansion depth mixing_layers connections connections_target connections_counted "
     "total_connections weights weights_target density parameters stem_parameters mixing_parameters head_parameters "
     "skip_parameters skip_connections flops_per_image readout_dimension "
+    "connections_real connections_real_target weights_real weights_real_target flops_target "
     "epochs best_epoch train_loss train_accuracy validation_loss validation_accuracy "
     "test_loss test_accuracy best_validation_test_accuracy ema_validation_loss ema_validation_accuracy ema_test_loss "
     "ema_test_accuracy readout_rank pack_size images_per_second seconds peak_memory_bytes started "

@@ -144,7 +144,7 @@ def test_settings_that_only_the_swept_choices_have() -> None:
 def test_a_thousand_runs_are_planned_in_three_seconds_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from mixersweep.sweeps.expand import expand\n"
-        "e = expand(['model=s_mixer,rp_s_mixer,sw_mlp,pk', 'width=256,350,450,512,600,700,800,900,1000,1024',\n"
+        "e = expand(['model=s_mixer,rp_s_mixer,sw_mlp,pk', 'width=475,500,450,512,600,700,800,900,1000,1024',\n"
         "            'seed=range(25)', 'epochs=2'], multirun=True)\n"
         "assert len(e.points) == 1000 and sum(p.run is not None for p in e.points) > 900\n"
         "assert not {'torch', 'wandb', 'numpy'} & set(sys.modules)"

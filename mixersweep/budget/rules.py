@@ -1,0 +1,261 @@
+"""What a Mixer has a fixed number of, as a function of its tokens and channels alone.
+
+The formula's rules count square layers: C·S·(h_t + h_c) / 2 nonzeros or (S·h_t + C·h_c) / 2 trainable weights per
+effective matrix, and their widest Mixer is known in closed form. The others count what is really there (``count=real``:
+the first layer, which maps patches, and the skip beside it), or the FLOPs of an image. All are exact integers: a rule
+gives ``count(S, C)``, which is to be ``scale`` times the target.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal
+
+from mixersweep.budget.expansion import Expansion
+from mixersweep.budget.terms import TOLERANCE, Request, rounded_root
+
+Counted = Literal["connections", "weights", "flops"]
+
+
+def rule_of(request: Request, expansion: Expansion) -> Rule:
+    """The rule of a request for a Mixer, or for the Mixer whose sizes an MLP takes: that one has its skip layer."""
+    mixer = request.structure in ("kronecker", "block_diagonal")
+    tied = request.structure != "block_diagonal"
+    counts: Counted = "connections"
+    if request.budget == "flops":
+        counts = "flops"
+    elif request.budget == "parameters" and (tied or request.count == "real"):
+        counts = "weights"
+    if request.count == "formula" and counts != "flops":
+        return Formula(counts, expansion)
+    skips = request.skip_layer if mixer else "always"
+    if request.stem != "patch":
+        skips = "never"
+    dimension = {"pool": 0, "linear": -1}.get(request.head, request.readout_dimension)
+    facts = (request.depth, request.patches, request.patch_values, request.classes)
+    return Real(counts, expansion, *facts, request.stem, skips, tied, dimension)
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Square layers: ``connections``, or ``weights``, the rule of Golubeva et al. (2021) for shared weights."""
+
+    counts: Counted
+    expansion: Expansion
+
+    @property
+    def is_formula(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def least_channels(self) -> int:
+        """One: the formula knows of no norms."""
+        return 1
+
+    @property
+    def scale(self) -> int:
+        """Counts are doubled, since a mean over two kinds of layers may be a half."""
+        return 2
+
+    @property
+    def special(self) -> None:
+        """No number of tokens is counted otherwise than its neighbours."""
+        return None
+
+    def count(self, tokens: int, channels: int) -> int:
+        """Two times the mean of a matrix, which is always whole; it rises with tokens and with channels."""
+        if self.counts == "connections":
+            return self.expansion.twice_connections(tokens, channels)
+        return self.expansion.twice_weights(tokens, channels)
+
+    def rising(self, tokens: int, channels: int) -> int:
+        """The same."""
+        return self.count(tokens, channels)
+
+    def widest(self, target: int) -> int:
+        """The largest effective width: at S = C with equal expansions."""
+        return self.share_of_widest("width", Fraction(1), target)
+
+    def share_of_widest(self, name: str, share: Fraction, target: int) -> int:
+        """A share of the width, tokens or channels of the widest Mixer, the one with g_t·S = g_c·C for connections
+        and g_t·S² = g_c·C² for weights; rounded, at least 1.
+        """
+        token, channel = self.expansion.token, self.expansion.channel
+        own, other = (token, channel) if name == "tokens" else (channel, token)
+        if self.counts == "weights":
+            power, degree = (Fraction(target) ** 2 / (token * channel) if name == "width" else target / own), 2
+        else:
+            power = Fraction(target) ** 2 / (token * channel) if name == "width" else target * other / own**2
+            degree = 3
+        return max(1, rounded_root(share**degree * power, degree))
+
+    def completed(self, target: int, name: str, known: int) -> int:
+        """The other side of a pair: the rounded root of the formula without the rounding of hidden sizes."""
+        least = min(self.expansion.token, self.expansion.channel)
+        root, beyond = -1, 2 + math.isqrt(math.floor(2 * target / least))
+        while beyond - root > 1:  # the root is rounded up to x where the formula still fits at x - 1/2
+            middle = (root + beyond) // 2
+            if self._smooth(name, known, Fraction(max(2 * middle - 1, 0), 2)) <= 2 * target:
+                root = middle
+            else:
+                beyond = middle
+        return root
+
+    def _smooth(self, side: str, known: int, other: Fraction) -> Fraction:
+        """``count`` without the rounding of hidden sizes, with ``side`` (tokens or channels) known."""
+        own, free = self.expansion.channel, self.expansion.token
+        if side == "tokens":
+            own, free = free, own
+        if self.counts == "connections":
+            return known * other * (free * other + own * known)
+        return free * other * other + own * known * known
+
+    def named(self, target: int) -> str:
+        """The target as it is set."""
+        return f"{self.counts}={target}"
+
+    def of(self, target: int) -> str:
+        """The target and the expansion."""
+        return f"{self.named(target)} and {self.expansion}"
+
+
+@dataclass(frozen=True)
+class Real:
+    """What is there: all mixing layers with the first and the skip, per matrix of the mixing layers; or all FLOPs.
+
+    ``skips`` says when the first layer has a linear skip, as ``model.skip_layer`` does; ``readout`` is how many
+    features the head reads, 0 for the channels and -1 for all.
+    """
+
+    counts: Counted
+    expansion: Expansion
+    depth: int
+    patches: int
+    patch_values: int
+    classes: int
+    stem: Literal["patch", "resize", "none"]
+    skips: Literal["auto", "always", "never"]
+    tied: bool
+    readout: int
+
+    @property
+    def is_formula(self) -> bool:
+        """No."""
+        return False
+
+    @property
+    def least_channels(self) -> int:
+        """Two where there are norms, which make zero of a single channel."""
+        return 1 if self.stem == "none" else 2
+
+    @property
+    def scale(self) -> int:
+        """The matrices that a mean is over; the FLOPs of a network are no mean."""
+        return 1 if self.counts == "flops" else (4 if self.expansion.hidden else 2) * self.depth
+
+    @property
+    def special(self) -> int | None:
+        """The tokens at which alone there is no skip, so that they count less than their neighbours."""
+        return self.patches if self.skips == "auto" else None
+
+    def count(self, tokens: int, channels: int) -> int:
+        """Of the network of these sizes."""
+        return self._count(tokens, channels, skip=self.skips != "never" and tokens != self.special)
+
+    def rising(self, tokens: int, channels: int) -> int:
+        """The same but for ``special``, which gets a skip too: rises with tokens and with channels."""
+        return self._count(tokens, channels, skip=self.skips != "never")
+
+    def _count(self, tokens: int, channels: int, *, skip: bool) -> int:
+        if self.counts == "weights" and self.tied:
+            return self._mixing(tokens, channels, 1, 1) + skip * tokens * self.patches
+        total = self._mixing(tokens, channels, channels, tokens)
+        if self.counts == "weights":
+            return total + skip * tokens * self.patches
+        mapped = channels * tokens * self.patches  # of the skip, or of the stem that resizes
+        if self.counts == "connections":
+            return total + skip * mapped
+        embedded = self.patches * self.patch_values * channels * (self.stem != "none")
+        read = (channels, tokens * channels)[self.readout] if self.readout <= 0 else self.readout
+        return 2 * (embedded + (skip or self.stem == "resize") * mapped + total + read * self.classes)
+
+    def _mixing(self, tokens: int, channels: int, token_blocks: int, channel_blocks: int) -> int:
+        """The entries of all mixing layers with so many blocks of token and of channel mixing."""
+        inputs = self.patches if self.stem == "patch" else tokens
+        token_hidden, channel_hidden = self.expansion.sizes(tokens, channels)
+        if not self.expansion.hidden:
+            of_tokens = tokens * (inputs + (self.depth - 1) * tokens)
+            return token_blocks * of_tokens + self.depth * channel_blocks * channels**2
+        of_tokens = token_hidden * (inputs + (2 * self.depth - 1) * tokens)
+        return token_blocks * of_tokens + 2 * self.depth * channel_blocks * channels * channel_hidden
+
+    def widest(self, target: int) -> int:
+        """The largest effective width of those that have the target, or at most 2% less."""
+        tokens, channels = self.widest_pair(target)
+        return tokens * channels
+
+    def widest_pair(self, target: int) -> tuple[int, int]:
+        """Its tokens and channels."""
+        return _widest_pair(self, target)
+
+    def share_of_widest(self, name: str, share: Fraction, target: int) -> int:
+        """A share of the width, tokens or channels of the widest Mixer, rounded, at least 1."""
+        tokens, channels = self.widest_pair(target)
+        size = {"width": tokens * channels, "tokens": tokens, "channels": channels}[name]
+        return max(1, rounded_root(share * size, 1))
+
+    def completed(self, target: int, name: str, known: int) -> int:
+        """The other side of a pair: that which comes nearest to the target, of two the smaller."""
+
+        def count(other: int) -> int:
+            return self.count(*(known, other) if name == "tokens" else (other, known))
+
+        def rising(other: int) -> int:
+            return self.rising(other, known) if name == "channels" else count(other)
+
+        sides = range(1, self.scale * target + 1)
+        found = bisect_right(sides, self.scale * target, key=rising)
+        near = {max(1, found), found + 1, self.special if name == "channels" and self.special else found + 1}
+        return min(near, key=lambda other: (abs(count(other) - self.scale * target), other))
+
+    def named(self, target: int) -> str:
+        """The target as it is set."""
+        return f"{self.counts}={target}" + ("" if self.counts == "flops" else " (count=real)")
+
+    def of(self, target: int) -> str:
+        """The target and the expansion."""
+        return f"{self.named(target)} and {self.expansion}"
+
+
+Rule = Formula | Real
+
+
+@lru_cache(maxsize=256)
+def _widest_pair(rule: Real, target: int) -> tuple[int, int]:
+    """(tokens, channels) of the widest Mixer that has the target or up to 2% less; of several the most square.
+
+    Where integers leave none so near, the widest with less.
+    """
+    most, least = rule.scale * target, rule.least_channels
+
+    def merit(pair: tuple[int, int]) -> tuple[bool, int, int]:
+        return most - rule.count(*pair) <= TOLERANCE * most, pair[0] * pair[1], -abs(pair[0] - pair[1])
+
+    found = [(1, least)]
+    channels = bisect_right(range(1, most + 1), most, key=lambda c: rule.rising(1, c))
+    for tokens in itertools.count(1):
+        while channels >= least and rule.rising(tokens, channels) > most:  # each token leaves room for fewer channels
+            channels -= 1
+        if channels < least:
+            break
+        found.append((tokens, channels))
+    if rule.special:
+        channels = bisect_right(range(1, most + 1), most, key=lambda c: rule.count(rule.special or 0, c))
+        found += [(rule.special, channels)] if channels >= least else []
+    return max(found, key=merit)
