@@ -81,7 +81,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """The answer and all that it rests on, under keys that sort: ``trend/pk (tall)/slope``."""
+    """The answer and all that it rests on, under keys that sort: ``trend/pk tall/rise``."""
     found: dict[str, Any] = {"answer": report.answer, "runs": len(report.table.rows)}
     found |= {f"runs_{state}": count for state, count in report.table.states.items()}
     parts = (
