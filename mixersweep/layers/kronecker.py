@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
+from mixersweep.layers.batched import products
+from mixersweep.layers.pack import is_packed, stacked
 from mixersweep.layers.permutation import Commutation, Identity, Permutation, turned
 from mixersweep.layers.product import column, linear, product
 
@@ -144,4 +146,6 @@ def table(x_rbc: Tensor, rows: int) -> Tensor:
 
 def _products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """a b + bias of each block."""
+    if is_packed():
+        return stacked(products, a, b, bias)
     return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)

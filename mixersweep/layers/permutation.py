@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixersweep.layers import moves
 from mixersweep.layers.gather import gathered
 from mixersweep.layers.pack import is_packed, stacked
 from mixersweep.layers.tables import from_table, to_table
@@ -69,9 +70,14 @@ def turned(x: Tensor) -> Tensor:
     if x.t().is_contiguous():
         return x.t()
     if is_packed():
-        return stacked(lambda x_rnm: x_rnm.mT.contiguous(), x)
+        return stacked(_turned_of_runs, x)
     copied: Tensor = _Turn.apply(x)
     return copied
+
+
+def _turned_of_runs(x_rnm: Tensor) -> Tensor:
+    """Of R runs: (R, n, m) to (R, m, n)."""
+    return moves.turned(x_rnm) if moves.available(x_rnm) else x_rnm.mT.contiguous()
 
 
 class _Turn(torch.autograd.Function):

@@ -3,7 +3,7 @@
 On a CPU torch hands fp32 products to MKL, which keeps to AVX2 on processors that are not Intel's. oneDNN, which torch
 brings too, takes the widest instructions that there are: on a Zen 5 core it is 1.5 to 2.4 times as fast, and a layer
 of it forward and backward 1.3 to 1.5 times (``mixersweep bench layers``: ``product_vs_mm``). Elsewhere these are
-torch's own products.
+torch's own products, and of a pack's runs on a GPU those of ``batched.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from mixersweep.layers.batched import products
 from mixersweep.layers.pack import is_packed, stacked
 
 ENOUGH = 2**22
@@ -27,7 +28,7 @@ ENOUGH_OF_ROWS = 2**24
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias: (n, k), (k, m) and a column (n, 1) to (n, m)."""
     if is_packed():
-        return stacked(_products, a, b, bias)
+        return stacked(products, a, b, bias)
     if _is_onednns(a, b):
         return _biased(a, b, bias)
     return a @ b if bias is None else torch.addmm(bias, a, b)
@@ -48,14 +49,9 @@ def column(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias[..., None]
 
 
-def _products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """``product`` of R runs: (R, n, k), (R, k, m), (R, n, 1) to (R, n, m)."""
-    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)
-
-
 def _linears(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``linear`` of R runs: (R, ..., k), (R, m, k), (R, m) to (R, ..., m)."""
-    y = _products(x.flatten(1, -2), weight.mT, None if bias is None else bias[:, None])
+    y = products(x.flatten(1, -2), weight.mT, None if bias is None else bias[:, None])
     return y.view(*x.shape[:-1], weight.shape[1])
 
 

@@ -1,5 +1,5 @@
 """Tables of features, (rows, batch, columns), and the same features first, (rows·columns, batch), each in a place of
-its own. One is permuted on the way to the other, in one pass over memory where a CPU has our kernels.
+its own. One is permuted on the way to the other, in one pass over memory where there are kernels of our own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixersweep.layers import kernels
+from mixersweep.layers import kernels, moves
 from mixersweep.layers.gather import gathered_of_runs
 from mixersweep.layers.kernels import address
 from mixersweep.layers.pack import is_packed, stacked
@@ -68,11 +68,15 @@ class _ToTable(torch.autograd.Function):
 
 def _from_tables(x_rsbc: Tensor, place: Tensor, feature_at: Tensor) -> Tensor:
     """Of R runs: (R, rows, B, columns), (R, features) twice, to (R, features, B)."""
+    if moves.available(x_rsbc):
+        return moves.from_tables(x_rsbc, place)
     return gathered_of_runs(x_rsbc.transpose(2, 3).flatten(1, 2), feature_at, place)
 
 
 def _to_tables(x_rmb: Tensor, place: Tensor, feature_at: Tensor, rows: int) -> Tensor:
     """Of R runs: the way back."""
+    if moves.available(x_rmb):
+        return moves.to_tables(x_rmb, place, rows)
     moved: Tensor = gathered_of_runs(x_rmb, place, feature_at).unflatten(1, (rows, -1))
     return moved.transpose(2, 3).contiguous()
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from mixersweep.report.claims import Claim, Pair, Trend
 from mixersweep.report.objections import diverged_said
-from mixersweep.report.recipe import Cell, Comparison
+from mixersweep.report.recipe import PURPOSES, Cell, Comparison
 from mixersweep.report.say import between, listed, p_said, points
 from mixersweep.report.statistics import Statistics
 
@@ -34,7 +34,7 @@ def _of_width(statistics: Statistics) -> str:
         return f"{held}, no model was trained at two widths, so nothing is said of width."
     known = [trend for trend in statistics.trends if trend.slope.interval is not None]
     if not known:
-        rises = ", ".join(f"{trend.name} {_rise(trend)}" for trend in statistics.trends)
+        rises = ", ".join(f"{trend.name} {_rise(trend, True)}" for trend in statistics.trends)
         return (
             f"{held}, test accuracy changes with the width by {rises}, of one seed each: "
             "without a second seed there is no interval and no claim."
@@ -57,14 +57,20 @@ def _of_width(statistics: Statistics) -> str:
     return f"{held}, {listed(parts, '; ')} ({unit}{_seen(flat)}){_confounded([*decided, *flat])}."
 
 
-def _rise(trend: Trend) -> str:
-    """``+0.3 points from 426 to 650``."""
-    return f"{points(trend.rise.value)} from {trend.widths[0]:,} to {trend.widths[-1]:,}"
+def _rise(trend: Trend, unit: bool = False) -> str:
+    """``+0.3 from 426 to 650``."""
+    return f"{points(trend.rise.value, unit)} from {trend.widths[0]:,} to {trend.widths[-1]:,}"
 
 
 def _trend_said(trend: Trend) -> str:
-    said = f"{_rise(trend)}, {between(trend.rise.interval)}, {p_said(trend.p_holm, trend.slope.at_floor)}"
-    return said if trend.shown else said + _would_show(trend.rise.detectable)
+    return f"{_rise(trend)}, {between(trend.rise.interval)}{_p_said(trend, trend.rise.detectable)}"
+
+
+def _p_said(claim: Claim, detectable: float | None) -> str:
+    """The p of what is shown, and of what the interval alone would show; of all else what would show."""
+    low, high = claim.effect.interval or (0.0, 0.0)
+    said = "" if low <= 0 <= high and not claim.shown else f", {p_said(claim.p_holm, claim.effect.at_floor)}"
+    return said if claim.shown else said + _would_show(detectable)
 
 
 def _would_show(detectable: float | None) -> str:
@@ -118,7 +124,7 @@ def _of_structure(statistics: Statistics) -> str:
             "no difference is shown between "
             + listed([_open(pair) for pair in open_], ", nor between ", ", nor between ")
         )
-    named = [(f"{pair.first} and {pair.second}", points(pair.difference.value), pair) for pair in against]
+    named = [(f"{pair.first} and {pair.second}", points(pair.difference.value, False), pair) for pair in against]
     parts += _not_claimed("nothing is claimed of ", named, ", nor of ")
     if untested:
         said = listed([f"{pair.first} and {pair.second} ({points(pair.difference.value)})" for pair in untested])
@@ -128,9 +134,10 @@ def _of_structure(statistics: Statistics) -> str:
     seeds = _span([pair.difference.seeds for pair in tested])
     sample = f"n = {_span([pair.pairs for pair in tested])} pairs of {_many(seeds, 'seed')} at {_many(widths, 'width')}"
     told = f"points of test accuracy, {_intervals(statistics, known)}" if known else ""
-    if any(trend.slope.interval is not None for trend in statistics.trends):
-        told = "points, intervals and p as before, "
-    return f"{_equal(pairs)}, {listed(parts, '; ')} ({told}{sample}{_seen(open_)}){_conditions(statistics)}."
+    before = [trend for trend in statistics.trends if trend.slope.interval is not None]
+    told = "points, intervals and p as before, " if before else told
+    seen = _seen(open_) if not _parted(before)[2] else ""
+    return f"{_equal(pairs)}, {listed(parts, '; ')} ({told}{sample}{seen}){_conditions(statistics)}."
 
 
 def _equal(pairs: Sequence[Pair]) -> str:
@@ -166,8 +173,8 @@ def _better(pair: Pair) -> str:
 
 def _open(pair: Pair) -> str:
     e = pair.difference
-    said = f"{points(e.value, False)}, {between(e.interval)}, {p_said(pair.p_holm, e.at_floor)}"
-    return f"{pair.first} and {pair.second} ({said}{_would_show(e.detectable)})"
+    said = f"{points(e.value, False)}, {between(e.interval)}{_p_said(pair, e.detectable)}"
+    return f"{pair.first} and {pair.second} ({said})"
 
 
 def _conditions(statistics: Statistics) -> str:
@@ -185,6 +192,11 @@ def _conditions(statistics: Statistics) -> str:
     chose = [model for model, cells in own.items() if any(rates[cell].on_reported > 1 for cell in cells)]
     if chose:
         parts.append(f"the reported seeds chose the learning rates of {listed(chose)}")
+    settings = [row["settings"] for row in comparison.rows]
+    drawn = {name: {own.get(f"seeds.{name}") for own in settings} for name in PURPOSES}
+    once = [name for name, values in drawn.items() if len(values) == 1 and None not in values]
+    if once:
+        parts.append(f"all seeds share one {listed(once)}, of which nothing wider is said")
     parts += [diverged_said(cells, rates) for cells in own.values() if any(rates[cell].diverged for cell in cells)]
     return f"; {'; '.join(parts)}" if parts else ""
 

@@ -142,6 +142,11 @@ def plain(table: Table, all_statistics: Sequence[Statistics]) -> dict[str, Any]:
                 "differs": {name: list(values) for name, values in one.comparison.differs.items()},
                 "compared_runs": len(one.comparison.rows),
                 "test_images": one.images,
+                "claims": one.claims,
+                "draws": one.draws,
+                "cell_effect": None
+                if one.between is None
+                else {"standard_deviation": one.between.variance**0.5, "degrees_of_freedom": one.between.freedom},
                 "largest_residual": one.residual[0],
                 "largest_residual_run": one.residual[1]["name"],
                 "warnings": one.warnings,

@@ -13,20 +13,22 @@ import numpy as np
 from mixersweep.report.bootstrap import Estimate
 from mixersweep.report.claims import Pair, Trend
 from mixersweep.report.rates import Rates
-from mixersweep.report.recipe import Cell
+from mixersweep.report.recipe import Cell, Comparison
 from mixersweep.report.say import between, listed, points
 
 NAMED = 3
 """How many widths a reason names."""
 
 
-def bars_trend(cells: Sequence[Cell], rates: Mapping[Cell, Rates], shares_seeds: bool) -> list[str]:
+def bars_trend(cells: Sequence[Cell], comparison: Comparison, shares_seeds: bool) -> list[str]:
     """What keeps a trend from being claimed whatever its size."""
-    found = []
+    rates, found = comparison.rates, []
     unsearched = [cell for cell in cells if not rates[cell].searched]
     if unsearched:
         where = "" if len(unsearched) == len(cells) else f" at {widths_said(unsearched)}"
-        found.append(f"no learning rate was searched{where}")
+        epochs = listed([str(count) for count in comparison.search_epochs]) if comparison.search_epochs else ""
+        length = f" for as long as it trained, only for {epochs} epochs" if epochs else ""
+        found.append(f"no learning rate was searched{where}{length}")
     found += _edges("the", [cell for cell in cells if rates[cell].edge], rates)
     if len({rates[cell].on_reported for cell in cells}) > 1:
         chose = [cell for cell in cells if rates[cell].on_reported > 1]

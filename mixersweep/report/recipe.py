@@ -64,8 +64,9 @@ class Comparison:
 
     ``cells`` are the runs that are compared, each cell those of one learning rate; ``searched`` are the completed runs
     at other learning rates and those whose seeds chose the learning rates, ``unfinished`` those without a result.
-    ``rates`` says of each cell how its learning rate was found.
-    ``differs`` says in what it differs from the largest comparison: (its own value, the other's).
+    ``rates`` says of each cell how its learning rate was found, ``search_epochs`` for how long rates were searched
+    where that is not as long as the compared runs trained. ``differs`` says in what it differs from the largest
+    comparison: (its own value, the other's).
     """
 
     fixed: dict[str, Any]
@@ -75,6 +76,7 @@ class Comparison:
     variants: dict[str, dict[str, Any]]
     search_seeds: list[str]
     rates: dict[Cell, Rates]
+    search_epochs: list[int] = field(default_factory=list)
     differs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @property
@@ -128,7 +130,20 @@ def comparisons(completed: Iterable[Row], others: Iterable[Row] = ()) -> list[Co
             unfinished[_key(fixed_of(row))].append(row)
     made = [_comparison(fixed[key], runs, unfinished[key]) for key, runs in sorted(groups.items())]
     made.sort(key=lambda one: (-len(one.rows), -len(one.variants)))
-    return [dataclasses.replace(one, differs=difference(one.fixed, made[0].fixed)) for one in made]
+    return [
+        dataclasses.replace(one, differs=difference(one.fixed, made[0].fixed), search_epochs=_searched_for(one, made))
+        for one in made
+    ]
+
+
+def _searched_for(one: Comparison, made: Sequence[Comparison]) -> list[int]:
+    """The numbers of epochs at which rates were searched in comparisons that differ in nothing else."""
+    return sorted(
+        other.fixed["epochs"]
+        for other in made
+        if any(rates.searched for rates in other.rates.values())
+        and set(difference(one.fixed, other.fixed)) == {"epochs"}
+    )
 
 
 def fixed_of(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,14 +9,19 @@ from mixersweep.report.bootstrap import Interval
 
 def points(share: float, unit: bool = True) -> str:
     """A difference of accuracies in percentage points, with its sign."""
-    return f"{100 * share:+.1f}{' points' if unit else ''}".replace("-", "−")
+    return f"{_tenths(share)}{' points' if unit else ''}"
 
 
 def between(interval: Interval | None) -> str:
     """An interval in percentage points."""
     if interval is None:
         return "none"
-    return " to ".join(f"{100 * bound:+.1f}".replace("-", "−") for bound in interval)
+    return " to ".join(map(_tenths, interval))
+
+
+def _tenths(share: float) -> str:
+    """Percentage points with a sign, where nothing is no less than nothing."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def p_said(p: float | None, at_floor: bool = False) -> str:

@@ -373,7 +373,7 @@ def _trend(
         clean_widths=clean_widths,
         doublings=float(np.log2(widths[-1] / widths[0])),
         seeds_left_out=len(all_seeds - shared) if len(shared) > 1 else 0,
-        barred=objections.bars_trend(line, comparison.rates, balanced),
+        barred=objections.bars_trend(line, comparison, balanced),
     )
     enough = len(clean) < len(line) and len(set(clean_widths)) >= 2
     return trend, _slope(line, used), _slope(clean, used) if enough else None

@@ -19,6 +19,7 @@ MARKERS = "ox^*+#@%"
 KEPT = {
     "accuracy": ("model", "shape", "width", "parameters", "seeds", "test_accuracy", "standard_deviation"),
     "pairs": ("first", "second", "pairs", "difference", "interval_over_seeds_and_images", "p_holm", "verdict"),
+    "trends": ("model", "branch", "narrowest", "widest", "rise", "interval_over_seeds_and_images", "p_holm", "verdict"),
 }
 """The columns that a terminal has room for."""
 
@@ -35,8 +36,8 @@ def show(report: Report, x: str, y: str, stream: IO[str]) -> None:
         console.print(f"no curve: {reason}")
     console.print(report.answer, markup=False)
     main = report.all_statistics[0]
-    for sheet in sheets(main)[:2]:
-        columns = [number for number, column in enumerate(sheet.columns) if column.key in KEPT.get(sheet.name, ())]
+    for sheet in (sheet for sheet in sheets(main) if sheet.name in KEPT):
+        columns = [number for number, column in enumerate(sheet.columns) if column.key in KEPT[sheet.name]]
         table = Table(title=sheet.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
         for number in columns:
             column = sheet.columns[number]

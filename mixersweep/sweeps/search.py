@@ -103,6 +103,7 @@ class Search:
         self.label = label
         self.lr: float | None = None
         self.failed: str | None = None
+        self.at_edge = False
         self.points: list[Point] = []
         self.trials: list[Trial] = []
         self.notices: list[str] = []
@@ -115,7 +116,7 @@ class Search:
             if None in tried:
                 break
             decision = decide(self.trials, first, asked.grow)
-            self.lr = decision.lr
+            self.lr, self.at_edge = decision.lr, decision.at_edge
             values = [decision.further] if decision.further is not None else []
             if decision.at_edge:
                 self.notices.append(f"search: {label}: the best learning rate is the last that was tried; see {self}")
@@ -143,6 +144,7 @@ class Search:
         return {
             "of": self.label,
             "lr": self.lr,
+            "at_edge": self.at_edge,
             "standard_error": error,
             "values": [
                 {"lr": trial.lr, "mean": trial.mean, "n": len(trial.accuracies), "diverged": trial.diverged}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -128,6 +129,7 @@ def _train_in_turn(members: Sequence[Member], signals: StopSignals, report: Repo
                 training.run(until)
             except Exception as error:
                 if len(group) > 1 and is_out_of_memory(error):
+                    traceback.clear_frames(error.__traceback__)  # which hold on to the tensors of the step
                     together = -(-len(group) // 2)
                     report(f"{len(group)} runs do not fit into the memory of the device: {together} at a time")
                 elif len(group) == 1:

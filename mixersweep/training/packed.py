@@ -108,7 +108,8 @@ class Packed:
         self._index = torch.zeros(1, dtype=torch.int64, device=device)  # and of training
         self.sums = torch.zeros(runs_, 2, steps, dtype=torch.float64, device=device)
         self._evaluated = torch.zeros(runs_, 2, dtype=torch.float64, device=device)
-        changing = [self._weights.flat, *self._buffers.values(), *self._optimizer.state, *self._averages.values()]
+        changing = [self._weights.flat, *self._optimizer.state, *self._averages.values()]
+        changing += [self._buffers[name] for name in self._stored]
         changing += [self._number, self._index, self.sums, self._evaluated]
         self._captured = Captured(device, changing)
 
@@ -138,15 +139,15 @@ class Packed:
         """
         if len(self.configs) <= LEAST or len(self._parts) > 1:
             return True
-        before = [buffer.clone() for buffer in self._buffers.values()]
+        before = {name: self._buffers[name].clone() for name in self._stored}
         self._prepare(1, 0)
         self._network.train()
         size = min(self.config.batch_size, len(self._train[0]))
         few = slice(0, LEAST)
         alone, *_ = self._gradients(few, self._weights.leaves(few), size)
         together, *_ = self._gradients(self._parts[0], self._leaves[0], size)
-        for buffer, value in zip(self._buffers.values(), before, strict=True):
-            buffer.copy_(value)
+        for name, value in before.items():
+            self._buffers[name].copy_(value)
         return torch.equal(alone, together[few])
 
     def evaluate(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mixersweep.report.bootstrap import LEVEL, Estimate, estimate
+from mixersweep.report.bootstrap import LEVEL, CellEffect, Estimate, draws_for, estimate, variances
+from mixersweep.report.cell_effect import cell_effect, residual_contrasts
 from mixersweep.report.exact import holm, sign_flip_p
 
 SWEEPS = 500
@@ -167,3 +168,67 @@ def test_many_sign_flips_are_drawn() -> None:
     assert p == pytest.approx(expected.pvalue, abs=0.01)
     assert smallest < 1e-4
     assert sign_flip_p(list(differences)) == (p, smallest)
+
+
+@pytest.mark.parametrize("widths", [(100, 200), (100, 150, 400), (426, 480, 532, 610), (426, 480, 532, 610, 650, 2580)])
+def test_a_smooth_curve_through_the_widths_leaves_no_residual(widths: tuple[int, ...]) -> None:
+    contrasts = residual_contrasts(widths)
+    degree = 2 if len(widths) > 3 else 1
+    assert contrasts.shape == (max(0, len(widths) - degree - 1), len(widths))
+    x = np.log2(widths)
+    curve = 0.7 + 0.1 * x - 0.02 * x**degree
+    assert contrasts @ curve == pytest.approx(np.zeros(len(contrasts)), abs=1e-12)
+    assert contrasts @ contrasts.T == pytest.approx(np.eye(len(contrasts)))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01])
+def test_the_effect_of_cells_is_told_from_the_spread_over_seeds(spread: float) -> None:
+    """Six lines of five widths and five seeds, which differ by seed and cell; a parabola is no effect of cells."""
+    generator = np.random.default_rng(10)
+    lines, widths, seeds = 6, (100, 150, 200, 300, 500), 5
+    x = np.log2(widths)
+    cells = np.repeat(np.arange(lines * len(widths)), seeds)
+    labels = [str(seed) for seed in np.tile(np.arange(seeds), lines * len(widths))]
+    inside = residual_contrasts(widths)
+    rows = np.array([np.where(cells // len(widths) == line, np.tile(np.repeat(r, seeds), lines), 0) / seeds
+                     for line in range(lines) for r in inside])  # fmt: skip
+    found = []
+    for _ in range(200):
+        means = 0.8 + 0.02 * x - 0.01 * (x - 7.5) ** 2 + generator.normal(0, spread, (lines, len(widths)))
+        accuracy = (
+            means[..., None] + generator.normal(0, 0.01, seeds) + generator.normal(0, 0.005, (*means.shape, seeds))
+        )
+        effect = cell_effect(rows, accuracy.ravel(), cells, labels, None)
+        assert effect is not None and effect.freedom == lines * 2
+        explained = variances(rows, accuracy.ravel(), cells, labels)
+        found.append(effect.variance)
+    expected = 12 / 11 * (spread**2 + explained.mean()) - explained.mean()  # one degree of freedom is taken off
+    if spread:
+        assert np.mean(found) == pytest.approx(expected, rel=0.15)
+    assert np.mean(found) < spread**2 * 1.3 + 0.5 * 0.005**2 / seeds
+
+
+def test_too_few_widths_estimate_no_effect_of_cells() -> None:
+    accuracy = np.random.default_rng(11).normal(0.8, 0.01, 15)
+    rows = np.repeat(residual_contrasts((100, 200, 400)), 5, axis=1) / 5
+    assert cell_effect(rows, accuracy, np.repeat(range(3), 5), ["a", "b", "c", "d", "e"] * 3, None) is None
+
+
+@pytest.mark.parametrize("freedom", [2, 10])
+def test_an_effect_of_cells_widens_what_goes_over_cells_by_students_t(freedom: int) -> None:
+    accuracy, cells, seeds = [0.8] * 3 + [0.7] * 3, [0] * 3 + [1] * 3, [0, 1, 2] * 2
+    weights = [[1 / 3] * 3 + [-1 / 3] * 3] * 2
+    effect = CellEffect(0.02**2, freedom)
+    with_it, without = estimate(weights, accuracy, cells, seeds, between=[effect, None])
+    half = stats.t.ppf(0.975, freedom) * 0.02 * 2**0.5
+    assert with_it.interval == pytest.approx((0.1 - half, 0.1 + half), abs=0.06 * half)
+    assert without.interval == pytest.approx((0.1, 0.1))
+
+
+@pytest.mark.parametrize("claims", [1, 25, 300])
+def test_however_many_claims_there_are_the_draws_can_decide(claims: int) -> None:
+    draws = draws_for(claims)
+    assert draws >= 10_000
+    assert claims * 2 / (draws + 1) <= 0.005
+    (found,) = estimate([0.5, 0.5], [0.8, 0.81], [0, 0], [0, 1], draws=draws)
+    assert found.smallest_p == 2 / (draws + 1)

@@ -7,9 +7,10 @@ import pytest
 
 from mixersweep.report.answer import answer
 from mixersweep.report.claims import Pair, Trend
+from mixersweep.report.recipe import comparisons
 from mixersweep.report.say import points
 from mixersweep.report.sheets import sheets
-from mixersweep.report.statistics import Statistics
+from mixersweep.report.statistics import Statistics, statistics
 from tests.report.simulated import CURVE, SEARCH_SEEDS, Row, Sweep, Truth, fill, report_of, two_models
 
 WIDTHS = (426, 520, 572, 644)
@@ -83,7 +84,7 @@ def test_a_best_rate_at_an_edge_bars_the_trend_and_what_it_may_have_lost(
     assert trends["sw_mlp"].against == [f"the best learning rate is the {edge} tried at width 520"]
     assert pair.shown and not pair.decided
     assert pair.against == [f"sw_mlp's best learning rate is the {edge} tried at width 520"]
-    said = points(pair.difference.value)
+    said = points(pair.difference.value, False)
     assert f"nothing is claimed of s_mixer and sw_mlp ({said}): {pair.against[0]}" in answer(found)
     (sheet,) = (sheet for sheet in sheets(found) if sheet.name == "rates")
     assert [row["best"] for row in sheet.rows].count(f"the {edge} tried") == 1
@@ -100,6 +101,39 @@ def test_a_rate_beyond_which_runs_diverge_is_inside_the_grid(sweep: Sweep) -> No
     assert "diverged" not in answer(found)  # but for the search
     (sheet,) = (sheet for sheet in sheets(found) if sheet.name == "rates")
     assert sheet.texts[0][-2:] == ["0.0316: 70.0, 0.1: 80.0, 0.316: 0.0 (2 diverged)", "inside"]
+
+
+def test_seeds_of_a_search_of_which_runs_diverged_are_not_reported(sweep: Sweep) -> None:
+    """One rate of two diverged: seen by its completed runs alone, a search seed was tried at a single rate."""
+    kept = [
+        row for row in sweep.search if row["optim.lr"] < 0.2 and (row["model"] == "s_mixer" or row["optim.lr"] < 0.1)
+    ]
+    gone = [
+        sweep.run(row, seed, 0.1, None, "diverged")
+        for row in sweep.first
+        if row["model"] == "sw_mlp"
+        for seed in SEARCH_SEEDS
+    ]
+    rows = [{**row, "optim.lr": 0.0316 if row["model"] == "sw_mlp" else 0.1} for row in reported(sweep)]
+    found = report_of([*rows, *kept], gone)
+    assert found.comparison.search_seeds == ["100", "101"]
+    assert all(len(runs) == SEEDS for runs in found.comparison.cells.values())
+
+
+def test_a_search_over_fewer_epochs_is_none_of_the_reported_length(sweep: Sweep) -> None:
+    short = [{**row, "settings": {**row["settings"], "epochs": 4}, "epochs": 4} for row in sweep.search]
+    rows = reported(sweep)
+    main, apart = comparisons([*rows, *short])
+    assert (main.search_epochs, apart.search_epochs) == ([4], [])
+    (found, _) = statistics([main, apart], read=lambda row: None, draws=500)
+    why = "no learning rate was searched for as long as it trained, only for 4 epochs"
+    assert {tuple(trend.against) for trend in found.trends} == {(why,)}
+
+
+def test_what_was_drawn_once_for_all_seeds_is_named(sweep: Sweep) -> None:
+    rows = [{**row, "settings": {**row["settings"], "seeds.structure": 7}} for row in [*reported(sweep), *sweep.search]]
+    assert answer(report_of(rows)).endswith("; all seeds share one structure, of which nothing wider is said.")
+    assert "share" not in answer(report_of([*reported(sweep), *sweep.search]))
 
 
 def test_rates_searched_for_the_better_model_alone_bar_the_difference(sweep: Sweep) -> None:

@@ -35,14 +35,14 @@ def claimed(found: Statistics) -> bool:
 
 @pytest.mark.parametrize(
     ("seeds", "cell"),
-    [(5, 0.0), (5, 0.002), (5, 0.005), (3, 0.0), (3, 0.005)],
-    ids=["five seeds", "small cell effects", "cell effects of a run's spread", "three seeds", "three, cell effects"],
+    [(5, 0.0), (5, 0.005), (3, 0.0), (3, 0.005)],
+    ids=["five seeds", "five, cell effects beyond a run's spread", "three seeds", "three, cell effects"],
 )
 def test_where_nothing_is_a_report_of_the_readmes_shape_rarely_claims_anything(
     tmp_path: Path, seeds: int, cell: float
 ) -> None:
     """Seven trends and six pairs, all without effect: a claim in at most 5% of reports, whatever sets cells apart."""
-    sweeps = 150
+    sweeps = 120
     made = Sweep(tmp_path, readme_shape(), seeds).compared()
     false, covered, intervals = 0, 0, 0
     for found, _ in simulated(made, Truth(cell=cell), sweeps, rng=seeds):
@@ -59,7 +59,7 @@ def test_where_nothing_is_a_report_of_the_readmes_shape_rarely_claims_anything(
 @pytest.mark.parametrize("cell", [0.0, 0.004])
 def test_intervals_cover_what_is_true_and_what_would_show_does(tmp_path: Path, cell: float) -> None:
     """A straight rise of each model and a difference between them, as large as the report says that would show."""
-    sweeps = 200
+    sweeps = 150
     made = Sweep(tmp_path, two_models((426, 520, 572, 608, 644)), 5).compared()
     first = [found for found, _ in simulated(made, Truth(cell=cell), 40, rng=5)]
     (widths,) = {tuple(trend.widths) for found in first for trend in found.trends if trend.variant == "sw_mlp"}
@@ -174,7 +174,7 @@ def test_the_best_of_many_widths_is_not_flattered(tmp_path: Path) -> None:
     """Nine widths of one model against one of another, all equal: what chose is not what is tested."""
     settings = [["model=sw_mlp", f"width={width}"] for width in (60, 70, 80, 100, 120, 140, 170, 200, 250)]
     sweep = Sweep(tmp_path, [*settings, ["model=mlp"]], 6, ["budget=parameters", "weights=1024", "connections=auto"])
-    sweeps, false, differences = 300, 0, []
+    sweeps, false, differences = 200, 0, []
     for number in range(sweeps):
         generator = np.random.default_rng([13, number])
         cells = [[dict(row) for row in own] for own in sweep.rows]

@@ -89,7 +89,7 @@ def test_runs_wait_for_their_search_and_then_have_its_learning_rate(tmp_path: Pa
     assert [p.run.config.epochs for p in chosen.points if p.run] == [30] * 4
     assert chosen.points[0].overrides[-1] == "optim.lr=0.1"
     (record, _) = (s.record() for s in chosen.searches)
-    assert record["lr"] == 0.1
+    assert (record["lr"], record["at_edge"]) == (0.1, False)
     assert [(v["lr"], v["mean"], v["n"], v["diverged"]) for v in record["values"]] == [
         (0.0316, 0.5, 2, 0),
         (0.1, 0.6, 2, 0),

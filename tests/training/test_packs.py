@@ -32,7 +32,7 @@ SETTINGS = {
     "monarch": SIZES,
     "sw_mlp": SIZES,
     "sw_mlp ": (*SIZES, "model.storage=dense"),
-    "mlp": SIZES,
+    "mlp": (*SIZES, "model.head=linear"),
     "shallow_monarch": (),
     "shallow_kronecker": (),
     "golubeva_mlp": ("model.weights_total=1000",),

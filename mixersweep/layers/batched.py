@@ -1,0 +1,283 @@
+"""Products of matrices run by run, (R, n, k) by (R, k, m), by kernels of our own on a GPU.
+
+torch's batched product takes another routine, with other last digits, for another number of runs, and few programs for
+a long contraction. Here what one run gets depends neither on R, nor on its place, nor on its neighbours, to the bit:
+tiles, and the parts that a long contraction is split into, follow from (n, k, m) alone, and parts are added up in their
+order. Factors are read as they lie, transposed or with runs far apart, and never copied.
+
+Products that are larger in all directions are torch's (``is_ours``): compute bounds them, and cuBLAS is the faster.
+Their last digits may differ with R.
+
+The first product of some sizes compiles it, so it has to come before a CUDA graph is captured.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mixersweep.layers import fused
+
+Sums = Literal["none", "a", "b"]
+
+WIDEST = 64
+"""Rows and columns of the largest tile of a product."""
+STEP = 32
+"""Of a contraction, what a program multiplies at once."""
+PART = 128
+"""The shortest part of a contraction, where it is split."""
+ENOUGH_PROGRAMS = 128
+"""Beyond so many for one product, its contraction is split no further: a large GPU has as many processors."""
+NUMBERS_A_THREAD = 16
+"""Of a tile of a product: 4 by 4, for which a thread reads 8 numbers a step. More where there are too few threads."""
+MOST_WARPS = 4
+STAGES = 3
+"""Steps whose factors are under way at once."""
+MOST_REUSE = 80
+"""The multiply-adds for each number that is read or written, beyond which a product is torch's."""
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def products(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a b + bias of each run: (R, n, k), (R, k, m), a column (R, n, 1) or a row (R, 1, m) to (R, n, m).
+
+    Each may have a second axis of blocks after that of runs, (R, blocks, ...). As with ``torch.bmm``, tf32 rounds the
+    factors where torch is told so, and under autocast factors and result are halves, and sums fp32.
+    """
+    assert a.dim() == b.dim() and a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2], (a.shape, b.shape)
+    n, k, m = *a.shape[-2:], b.shape[-1]
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    if a.is_floating_point() and torch.is_autocast_enabled(a.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(a.device.type)
+    if is_for(a) and is_ours(n, k, m) and dtype in (torch.float32, *HALVES):
+        return multiplied(a, b, bias, dtype)
+    return _torchs(a, b, bias)
+
+
+def is_for(x: Tensor) -> bool:
+    """Whether the kernels here are for where a tensor lies."""
+    return x.is_cuda and fused.available(x.device)
+
+
+def is_ours(n: int, k: int, m: int) -> bool:
+    """Whether a product of such sizes is done by the kernels here: if two of its sizes are small enough together.
+
+    With s and t the smaller two, it has st/(s + t) multiply-adds for each number that moves, whatever the third.
+    """
+    s, t, _ = sorted((n, k, m))
+    return 0 < s * t <= MOST_REUSE * (s + t)
+
+
+def multiplied(a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``products`` by the kernels here, whatever the sizes, its factors rounded to a dtype."""
+    y: Tensor = _Products.apply(a, b, bias, dtype)
+    return y
+
+
+def _torchs(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    if a.dim() == 4:
+        one_bias = None if bias is None else bias.flatten(0, 1)
+        y: Tensor = _torchs(a.flatten(0, 1), b.flatten(0, 1), one_bias).unflatten(0, a.shape[:2])
+        return y
+    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)
+
+
+class _Products(torch.autograd.Function):
+    """The gradient of a factor is a product, stored as the factor is; the bias's comes with that of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.dtype, ctx.bias = dtype, None if bias is None else (_along(bias, b.shape[-1]), bias.dtype)
+        return _product(a, b, dtype, dtype, bias=bias)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        needs_a, needs_b, needs_bias, _ = ctx.needs_input_grad
+        along = ctx.bias[0] if needs_bias else None
+        g = _whole(g)
+        of_a = of_b = sums = None
+        if needs_a or along == "rows":
+            of_a, summed = _gradient(g, b.mT, "a" if along == "rows" else "none", ctx.dtype, a)
+            sums = sums if summed is None else summed[..., None]
+        if needs_b or along == "columns":
+            of_b, summed = _gradient(a.mT, g, "b" if along == "columns" else "none", ctx.dtype, b)
+            sums = sums if summed is None else summed[..., None, :]
+        if sums is not None:
+            sums = sums.to(ctx.bias[1])
+        return of_a if needs_a else None, of_b if needs_b else None, sums, None
+
+
+def _gradient(a: Tensor, b: Tensor, sums: Sums, dtype: torch.dtype, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """a b, in the dtype and the order of another tensor, and sums of a's rows or b's columns."""
+    if not _by_columns(like):
+        return _product(a, b, dtype, like.dtype, sums=sums)
+    turned: dict[Sums, Sums] = {"none": "none", "a": "b", "b": "a"}
+    y, summed = _product(b.mT, a.mT, dtype, like.dtype, sums=turned[sums])
+    return y.mT, summed
+
+
+class _Factor(NamedTuple):
+    """A batch of matrices as a kernel reads it."""
+
+    tensor: Tensor
+    by_columns: bool
+    leading: int
+    outer: int
+    inner: int
+    aligned: bool
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a product of (n, k) by (k, m) is done, whoever else is in the batch."""
+
+    n: int
+    k: int
+    m: int
+    parts: int
+    steps: int
+    """Of ``k`` each, in a part."""
+    tiles: int
+    warps: int
+
+
+@cache
+def tiles_of(n: int, k: int, m: int) -> Tiles:
+    """Tiles as large as a product is or as they get; a contraction is split if that leaves processors without work."""
+    block_n, block_m = (min(max(_power(length), 16), WIDEST) for length in (n, m))
+    block_k = min(max(_power(k), 16), STEP)
+    tiles = math.ceil(n / block_n) * math.ceil(m / block_m)
+    steps = math.ceil(k / block_k)
+    if k >= 4 * PART and tiles < ENOUGH_PROGRAMS:
+        parts = min(math.ceil(k / PART), math.ceil(ENOUGH_PROGRAMS / tiles))
+        steps = math.ceil(steps / parts)
+    warps = min(max(block_n * block_m // (32 * NUMBERS_A_THREAD), 1), MOST_WARPS)
+    return Tiles(block_n, block_k, block_m, math.ceil(k / (steps * block_k)), steps, tiles, warps)
+
+
+def _product(
+    a: Tensor, b: Tensor, dtype: torch.dtype, out: torch.dtype, bias: Tensor | None = None, sums: Sums = "none"
+) -> tuple[Tensor, Tensor | None]:
+    """a b + bias of factors rounded to ``dtype``, in the dtype ``out``, and sums of a's rows or b's columns in fp32.
+
+    What is summed has to be ``_whole``.
+    """
+    batch, (n, k), m = a.shape[:-2], a.shape[-2:], b.shape[-1]
+    how = tiles_of(n, k, m)
+    matrices, inner = batch.numel(), math.prod(batch[1:])
+    count = {"none": 0, "a": n, "b": m}[sums]
+    y = a.new_empty(*batch, n, m, dtype=out)
+    summed = a.new_empty(*batch, count, dtype=torch.float32)
+    if how.parts == 1:
+        into, sums_into, y_stride, sums_stride = y, summed, n * m, count
+    else:
+        into = a.new_empty(matrices, how.parts, n * m + count, dtype=torch.float32)
+        sums_into = into.flatten()[n * m :]
+        y_stride = sums_stride = n * m + count
+    one, other = _factor(a), _factor(b)
+    along = "none" if bias is None else _along(bias, m)
+    of_bias = (y, 0, 0) if bias is None else _vectors(bias, along)
+    kernels = _kernels()
+    with fused._on(y):
+        kernels.multiply[(how.tiles * matrices, how.parts)](
+            one.tensor,
+            other.tensor,
+            of_bias[0],
+            into,
+            sums_into,
+            inner,
+            one.outer,
+            one.inner,
+            other.outer,
+            other.inner,
+            *of_bias[1:],
+            one.leading,
+            other.leading,
+            n,
+            k,
+            m,
+            how.steps,
+            y_stride,
+            sums_stride,
+            A_COLUMNS=one.by_columns,
+            B_COLUMNS=other.by_columns,
+            A_ALIGNED=one.aligned,
+            B_ALIGNED=other.aligned,
+            BIAS="none" if how.parts > 1 else along,
+            SUMS=sums,
+            DTYPE=kernels.DTYPES[dtype],
+            PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            ONCE=k <= how.k,
+            BLOCK_N=how.n,
+            BLOCK_K=how.k,
+            BLOCK_M=how.m,
+            num_warps=how.warps,
+            num_stages=STAGES,
+        )
+        if how.parts > 1:
+            kernels.add_parts[(math.ceil((n * m + count) / 32) * matrices,)](
+                into, of_bias[0], y, summed, inner, *of_bias[1:], how.parts, n, m, count,
+                BIAS=along, BLOCK_P=32, BLOCK_L=32,
+            )  # fmt: skip
+    return y, summed if count else None
+
+
+def _factor(x: Tensor) -> _Factor:
+    """In rows or in columns as it is, if numbers of either are one after another; else a copy."""
+    columns = _by_columns(x)
+    if not columns and x.stride(-1) != 1 and x.shape[-1] != 1:
+        x = x.contiguous()
+    outer = x.stride(0) if x.shape[0] > 1 else 0
+    inner = x.stride(1) if x.dim() == 4 and x.shape[1] > 1 else 0
+    leading = x.stride(-1) if columns else x.stride(-2)
+    assert leading * (x.shape[-1] if columns else x.shape[-2]) < 2**31, "a matrix has fewer than 2^31 numbers"
+    bytes_apart = (x.data_ptr(), *(x.element_size() * stride for stride in (outer, inner)))
+    return _Factor(x, columns, leading, outer, inner, all(each % 16 == 0 for each in bytes_apart))
+
+
+def _by_columns(x: Tensor) -> bool:
+    """Whether a run's matrix is stored as its transpose is."""
+    return x.stride(-1) != 1 and x.stride(-2) == 1
+
+
+def _whole(g: Tensor) -> Tensor:
+    """Contiguous, or its transpose is, from an address that four numbers can be read from: as it lies in any pack.
+
+    How numbers are read gives the order in which a kernel sums them for a bias, unlike that of a product.
+    """
+    if not (g.is_contiguous() or g.mT.is_contiguous()):
+        g = g.contiguous()
+    return g if g.data_ptr() % 16 == 0 else g.clone()
+
+
+def _along(bias: Tensor, columns: int) -> str:
+    """Whether it is a row, one number for each of the columns, or a column with one for each row."""
+    return "columns" if bias.shape[-2:] == (1, columns) else "rows"
+
+
+def _vectors(bias: Tensor, along: str) -> tuple[Tensor, int, int]:
+    """A bias with one number after another, and how far apart are those of two runs and two blocks."""
+    flat = bias.squeeze(-2 if along == "columns" else -1)
+    if flat.stride(-1) != 1 and flat.shape[-1] != 1:
+        flat = flat.contiguous()
+    return flat, flat.stride(0), flat.stride(1) if flat.dim() == 3 else 0
+
+
+def _power(length: int) -> int:
+    """The next power of two."""
+    return 1 << max(length - 1, 0).bit_length()
+
+
+@cache
+def _kernels() -> Any:
+    return importlib.import_module("mixersweep.layers.batched_kernels")
