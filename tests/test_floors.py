@@ -36,6 +36,7 @@ BESIDE = {
     ("seeds", "config"),
     ("analysis", "report"),
     ("analysis", "bench"),
+    ("bench", "sweeps"),
     ("cli", "completer"),
     ("__main__", "cli"),
 }

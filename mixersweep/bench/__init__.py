@@ -1,11 +1,12 @@
-"""Speed as a ratio to a named alternative, both measured in one run: ``mixersweep bench layers|step|loader|train``."""
+"""Speed as a ratio to a named alternative in the same run: ``mixersweep bench layers|step|loader|train|pack``."""
 
 from mixersweep.bench.harness import Case, measure
 from mixersweep.bench.layers import layer_cases
 from mixersweep.bench.loader import loader_cases
+from mixersweep.bench.pack import pack_cases
 from mixersweep.bench.step import step_cases
 from mixersweep.bench.train import train_cases
 
-SUITES = {"layers": layer_cases, "step": step_cases, "loader": loader_cases, "train": train_cases}
+SUITES = {"layers": layer_cases, "step": step_cases, "loader": loader_cases, "train": train_cases, "pack": pack_cases}
 
-__all__ = ["SUITES", "Case", "layer_cases", "loader_cases", "measure", "step_cases", "train_cases"]
+__all__ = ["SUITES", "Case", "layer_cases", "loader_cases", "measure", "pack_cases", "step_cases", "train_cases"]

@@ -33,7 +33,10 @@ REPETITIONS, FEWEST, LONG_SECONDS, SHORT_SECONDS = 10, 3, 3.0, 0.1
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. ``sizes`` name it; ``scale`` turns the reference's seconds into those of the same work."""
+    """One comparison. ``sizes`` name it; ``scale`` turns the reference's seconds into those of the same work.
+
+    ``once``: both are whole commands, which begin anew each time, and are timed once.
+    """
 
     benchmark: str
     sizes: dict[str, Any]
@@ -42,6 +45,7 @@ class Case:
     mode: str = "eager"
     memory: bool = False
     scale: float = 1.0
+    once: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,6 +53,27 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
     """The flat record of one comparison; ``ratio`` is reference over subject, above 1 where the subject is faster."""
     _keep_freed_memory()
     both = [case.subject(device), case.reference(device)]
+    times = [[_seconds(run, device)] for run in both] if case.once else _in_turns(both, device)
+    subject, reference = (statistics.median(mine) for mine in times)
+    record = {
+        "benchmark": case.benchmark,
+        **case.sizes,
+        "mode": case.mode,
+        "repetitions": min(map(len, times)),
+        "subject_seconds": subject,
+        "reference_seconds": reference * case.scale,
+        "ratio": reference * case.scale / subject,
+        **case.extra,
+    }
+    if case.memory:
+        del both
+        record["subject_peak_bytes"] = peak_bytes(case.subject, device)
+        record["reference_peak_bytes"] = peak_bytes(case.reference, device)
+    return record
+
+
+def _in_turns(both: list[Callable[[], object]], device: torch.device) -> list[list[float]]:
+    """The seconds of each, warmed up, in turns."""
     for run in both:
         _seconds(run, device)  # what is allocated, compiled or drawn once
     takes = [_seconds(run, device) for run in both]
@@ -60,22 +85,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
                 if seconds < SHORT_SECONDS:
                     run()  # so that it finds the caches as it leaves them, not as the other one did
                 mine.append(_seconds(run, device))
-    subject, reference = (statistics.median(mine) for mine in times)
-    record = {
-        "benchmark": case.benchmark,
-        **case.sizes,
-        "mode": case.mode,
-        "repetitions": min(counts),
-        "subject_seconds": subject,
-        "reference_seconds": reference * case.scale,
-        "ratio": reference * case.scale / subject,
-        **case.extra,
-    }
-    if case.memory:
-        del both
-        record["subject_peak_bytes"] = peak_bytes(case.subject, device)
-        record["reference_peak_bytes"] = peak_bytes(case.reference, device)
-    return record
+    return times
 
 
 def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:

@@ -11,7 +11,7 @@ from mixersweep.errors import DONE
 def add(verbs: Any) -> None:
     """``bench SUITE``."""
     verb = verbs.add_parser("bench", help="measure speed against named alternatives")
-    verb.add_argument("suite", choices=("layers", "step", "loader", "train"))
+    verb.add_argument("suite", choices=("layers", "step", "loader", "train", "pack"))
     verb.add_argument("--json", action="store_true", help="one object a line and nothing else")
     verb.add_argument("--all", action="store_true", help="also what takes minutes")
     verb.add_argument("--device", default="auto")
@@ -19,7 +19,7 @@ def add(verbs: Any) -> None:
 
 
 def bench(options: argparse.Namespace) -> int:
-    """``bench SUITE``: measure layers, steps, loaders or training against their named alternatives."""
+    """``bench SUITE``: measure layers, steps, loaders, training or packs against their named alternatives."""
     import json
 
     import torch

@@ -162,7 +162,9 @@ def test_runs_of_a_sweep_that_share_a_gpu_have_one_also_after_ctrl_c(
     control = fake(tmp_path, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     process = start(tmp_path, *TWO, "epochs=4000", "hydra.launcher.warm=false")
-    supervisor, _ = when(lambda: training(process.pid), process)
+    found = when(lambda: training(process.pid), process)
+    assert found is not None
+    supervisor = found[0]
     runs = when(lambda: supervisor.children() if len(supervisor.children()) == 2 else [], process)
     when(lambda: len(list((tmp_path / "runs").glob("[!.]*-s*/metrics.jsonl"))) == 2, process)
     (begun,) = control.calls
