@@ -115,7 +115,9 @@ def _train_in_turn(members: Sequence[Member], signals: StopSignals, report: Repo
 
     However this ends, no run is held any more.
     """
-    together = len(members)
+    config = members[0].config
+    packed = world.size == 1 and is_packed(config, choose_device(world.device(config.device)).type)
+    together = len(members) if packed else 1
     try:
         for member in members:
             member.load(report)

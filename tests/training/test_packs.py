@@ -235,6 +235,14 @@ def test_a_pack_that_does_not_fit_is_split(tmp_path: Path, monkeypatch: pytest.M
         assert_identical(one, other)
 
 
+def test_runs_that_no_pack_computes_train_one_after_another(tmp_path: Path) -> None:
+    """As where a launcher expected a GPU that is not there."""
+    runs = made(tmp_path, "s_mixer", "engine=auto", seeds=(0, 1))
+    assert trained(runs) == [None, None]
+    assert {(run.result() or {})["environment"]["engine"] for run in runs} == {"eager"}
+    assert {(run.result() or {})["pack_size"] for run in runs} == {1}
+
+
 def test_a_full_disk_ends_one_run_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, pack = made(tmp_path / "whole", "s_mixer"), made(tmp_path / "pack", "s_mixer")
     trained(whole)
