@@ -41,7 +41,7 @@ from mixersweep.training.outcome import now, outcome
 from mixersweep.training.parallel import World
 from mixersweep.training.probes import Probes
 from mixersweep.training.progress import TrainingProgress
-from mixersweep.training.readout import readout_rank
+from mixersweep.training.readout import at_start
 from mixersweep.training.signals import StopSignals
 from mixersweep.training.steps import Steps
 
@@ -315,8 +315,8 @@ class Training:
         if self.world.first:
             with written_whole(self.directory.predictions) as file:
                 np.savez_compressed(file, **predictions)
-            rank = readout_rank(self.directory.run, self.splits.train)
-            measured = outcome(self.state, len(self.splits.train), self.device, self.git_commit, rank)
+            start = at_start(self.directory.run, self.splits.train)
+            measured = outcome(self.state, len(self.splits.train), self.device, self.git_commit, start)
             self.directory.write_result(completed(self.directory.run, measured))
             previous(self.directory.checkpoint).unlink(missing_ok=True)
         self.world.most(0)  # nobody leaves before the result is there

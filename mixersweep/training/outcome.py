@@ -12,11 +12,11 @@ from mixersweep.training.environment import peak_memory_bytes, versions
 
 
 def outcome(
-    state: Checkpoint, images: int, device: torch.device, git_commit: str | None, rank: int | None
+    state: Checkpoint, images: int, device: torch.device, git_commit: str | None, start: dict[str, Any]
 ) -> dict[str, Any]:
     """Of the rows of all epochs, each over so many training images; the validation images choose the best one.
 
-    ``rank`` is that of what the head read before the first step (``readout``).
+    ``start`` is what the network was before the first step (``readout``).
     """
     rows = state.rows
     last = rows[-1]
@@ -31,7 +31,7 @@ def outcome(
         **{name: last[name] for name in names},
         "best_validation_test_accuracy": best and best["test_accuracy"],
         **{name: last.get(name) for name in averaged},
-        "readout_rank": rank,
+        **start,
         "images_per_second": len(rows) * images / seconds,
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(device),
