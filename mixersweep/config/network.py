@@ -26,7 +26,13 @@ def warnings(config: Config, solved: budget.Architecture) -> list[str]:
     """What a reader of this run's accuracy has to know."""
     model = config.model
     mask = model.mask if isinstance(model, SWMLP) else "exact"
-    return budget.warnings(solved, structure(model), config.data.classes, mask=mask, pooled=model.head == "pool")
+    found = budget.warnings(solved, structure(model), config.data.classes, mask=mask, pooled=model.head == "pool")
+    if mask == "bernoulli":
+        found.append(
+            f"model.mask=bernoulli draws how many connections there are: connections={solved.connections} is their "
+            "mean, and connections_drawn of the record what was drawn"
+        )
+    return found
 
 
 def structure(model: AnyModel) -> budget.Structure:

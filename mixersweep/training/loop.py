@@ -44,7 +44,7 @@ from mixersweep.training.packing import is_packed, why_alone, why_apart
 from mixersweep.training.parallel import World
 from mixersweep.training.probes import Probes
 from mixersweep.training.progress import TrainingProgress
-from mixersweep.training.readout import readout_rank
+from mixersweep.training.readout import at_start
 from mixersweep.training.schedule import learning_rate
 from mixersweep.training.signals import StopSignals
 from mixersweep.training.steps import Steps
@@ -477,8 +477,8 @@ class Training:
             if self.world.first:
                 with written_whole(member.directory.predictions) as file:
                     np.savez_compressed(file, **predictions[self._place(member)])
-                rank = readout_rank(run, images)
-                measured = outcome(member.state, len(images), self.device, self.git_commit, rank, size)
+                start = at_start(run, images)
+                measured = outcome(member.state, len(images), self.device, self.git_commit, start, size)
                 member.directory.write_result(completed(run, measured))
                 previous(member.directory.checkpoint).unlink(missing_ok=True)
             if self.world.size == 1:

@@ -12,12 +12,12 @@ from mixersweep.training.environment import peak_memory_bytes, versions
 
 
 def outcome(
-    state: Checkpoint, images: int, device: torch.device, git_commit: str | None, rank: int | None, pack_size: int
+    state: Checkpoint, images: int, device: torch.device, git_commit: str | None, start: dict[str, Any], pack_size: int
 ) -> dict[str, Any]:
     """Of the rows of all epochs, each over so many training images; the validation images choose the best one.
 
-    ``rank`` is that of what the head read before the first step (``readout``), ``pack_size`` the runs that trained as
-    one. Speed and seconds are as the run has seen them, memory is that of all.
+    ``start`` is what the network was before the first step (``readout``), ``pack_size`` the runs that trained as one.
+    Speed and seconds are as the run has seen them, memory is that of all.
     """
     rows = state.rows
     last = rows[-1]
@@ -32,7 +32,7 @@ def outcome(
         **{name: last[name] for name in names},
         "best_validation_test_accuracy": best and best["test_accuracy"],
         **{name: last.get(name) for name in averaged},
-        "readout_rank": rank,
+        **start,
         "pack_size": pack_size,
         "images_per_second": len(rows) * images / seconds,
         "seconds": seconds,

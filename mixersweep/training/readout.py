@@ -1,4 +1,4 @@
-"""How many features of images a head can tell apart before the first step: ``readout_rank`` of a record."""
+"""What a network is before the first step: the rank of what its head reads, and the connections that were drawn."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mixersweep.config import Pretrainable
 from mixersweep.data.batches import Batches
-from mixersweep.layers import GroupReadout
+from mixersweep.layers import GroupReadout, SparseWeights
 from mixersweep.models import build
+from mixersweep.models.branches import mixing_maps
 from mixersweep.models.mlp import choose_storage
 from mixersweep.models.timm import start_from
 from mixersweep.runs import Run
@@ -23,17 +24,31 @@ AT_ONCE = 64
 """Images in one forward pass."""
 
 
-def readout_rank(run: Run, images: Batches) -> int | None:
-    """The numerical rank of what the head reads of training images without augmentation, their mean taken away.
+def at_start(run: Run, images: Batches) -> dict[str, Any]:
+    """``connections_drawn`` and ``readout_rank`` of a record.
 
-    It is of the network as the seeds draw it, whose weights may have moved since: it is built once more, on the CPU, so
-    that the rank is the same wherever and however often a run goes on. Singular values below float32's precision of
-    the largest are none. It is at most one less than the images, and None where there are none to train on.
+    They are of the network as the seeds draw it, whose weights may have moved since: it is built once more, on the CPU,
+    so that they are the same wherever and however often a run goes on.
     """
     network = build(run.config, run.architecture)
     if isinstance(run.config.model, Pretrainable):
         start_from(network, run.config.model)
     choose_storage(network, "sparse", torch.device("cpu"), AT_ONCE)
+    return {"connections_drawn": connections_drawn(network), "readout_rank": readout_rank(network, run, images)}
+
+
+def connections_drawn(network: nn.Module) -> float | None:
+    """The mean nonzeros of the masks, where there are masks; ``model.mask=bernoulli`` draws how many there are."""
+    masks = [layer.connections for layer in mixing_maps(network).values() if isinstance(layer, SparseWeights)]
+    return sum(masks) / len(masks) if masks else None
+
+
+def readout_rank(network: nn.Module, run: Run, images: Batches) -> int | None:
+    """The numerical rank of what the head reads of training images without augmentation, their mean taken away.
+
+    Singular values below float32's precision of the largest are none. It is at most one less than the images, and None
+    where there are none to train on.
+    """
     wanted = max(FEWEST, 2 * (run.architecture.readout_dimension or 0))
     size = min(MOST, wanted, len(images))
     if not size:

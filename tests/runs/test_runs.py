@@ -375,7 +375,7 @@ CONTRACT = (
     "connections_real connections_real_target weights_real weights_real_target flops_target "
     "epochs best_epoch train_loss train_accuracy validation_loss validation_accuracy "
     "test_loss test_accuracy best_validation_test_accuracy ema_validation_loss ema_validation_accuracy ema_test_loss "
-    "ema_test_accuracy readout_rank pack_size images_per_second seconds peak_memory_bytes started "
+    "ema_test_accuracy connections_drawn readout_rank pack_size images_per_second seconds peak_memory_bytes started "
     "finished environment versions git_commit"
 ).split()
 

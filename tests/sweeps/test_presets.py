@@ -145,6 +145,8 @@ def test_a_file_says_what_it_shows_and_its_three_lists(name: str) -> None:
         assert source in text.partition("As printed:")[0]
         for words in ("As printed", "Unstated, and chosen:", "Contradicted"):
             assert len(re.findall(f"^{words}", text, re.MULTILINE)) == 1, words
+        assert "validation" in text
+        assert re.search(r"last\s+epoch", text), "what is reported"
     for command in small_commands(name):
         assert command[0] == f"experiment={name}"
 
@@ -406,6 +408,9 @@ def test_golubevas_networks_keep_their_weights_as_they_widen(presets: dict) -> N
         assert total == pytest.approx(weights, rel=0.04)
         assert column(runs, "width")[0] == base
         assert column(runs, "density")[0] == 1
+    points = [p for p in expand(["experiment=golubeva_resnet18", "seed=0"]).points if p.config]
+    augmented = {(p.config.data.name, p.config.augment.crop_padding, p.config.augment.flip) for p in points}
+    assert augmented == {("cifar10", 4, True), ("cifar100", 4, True), ("svhn", 4, True)}, "as the authors' code does"
 
 
 def test_controls_have_equal_connections_or_equal_weights(presets: dict) -> None:

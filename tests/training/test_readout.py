@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from mixersweep.compose import config_of
-from mixersweep.config import FAMILIES
+from mixersweep.config import FAMILIES, warnings
 from mixersweep.data.splits import open_splits
+from mixersweep.layers import SparseWeights
 from mixersweep.models import build
 from mixersweep.runs import solve
-from mixersweep.training.readout import readout_rank
+from mixersweep.training.readout import at_start
 from tests.training.small import DIGITS, StopAfter, directory, finished, stopped
 
 SHAPES = {"wide": ["tokens=13", "channels=30"], "tall": ["tokens=39", "channels=10"]}
@@ -20,7 +21,7 @@ def rank_of(digits: Path, *overrides: str) -> int | None:
     run = solve(config_of([*DIGITS, "depth=2", f"data_dir={digits}", *overrides]))
     splits = open_splits(run.config, torch.device("cpu"), workers=0)
     try:
-        return readout_rank(run, splits.train)
+        return at_start(run, splits.train)["readout_rank"]
     finally:
         splits.close()
 
@@ -68,7 +69,7 @@ def test_every_family_has_a_rank(digits: Path) -> None:
         depth = [] if family in small else ["depth=2"]
         run = solve(config_of([*DIGITS, f"data_dir={digits}", f"model={family}", *small.get(family, []), *depth]))
         splits = open_splits(run.config, torch.device("cpu"), workers=0)
-        rank = readout_rank(run, splits.train)
+        rank = at_start(run, splits.train)["readout_rank"]
         splits.close()
         assert rank is not None
         assert run.architecture.readout_dimension is not None
@@ -84,3 +85,20 @@ def test_it_stands_in_the_record_whatever_stopped_the_run(tmp_path: Path, digits
     halves = directory(tmp_path / "halves", *overrides)
     assert stopped(halves, [StopAfter(7)]) == 1
     assert finished(halves).result()["readout_rank"] == 64
+
+
+def test_how_many_connections_a_bernoulli_mask_has_is_recorded(digits: Path) -> None:
+    overrides = [*DIGITS, f"data_dir={digits}", "depth=1", "model=sw_mlp", "width=100", "connections=1000"]
+    drawn = {}
+    for mask in ("exact", "bernoulli"):
+        run = solve(config_of([*overrides, f"model.mask={mask}"]))
+        splits = open_splits(run.config, torch.device("cpu"), workers=0)
+        drawn[mask] = at_start(run, splits.train)["connections_drawn"]
+        splits.close()
+        layers = [layer for layer in build(run.config, run.architecture).modules() if isinstance(layer, SparseWeights)]
+        assert drawn[mask] == sum(int((layer.to_dense() != 0).sum()) for layer in layers) / 2
+        assert any("connections_drawn" in text for text in warnings(run.config, run.architecture)) == (
+            mask == "bernoulli"
+        )
+    assert drawn["exact"] == 1000
+    assert 0 < abs(drawn["bernoulli"] - 1000) < 130, "6 standard deviations of a mean of two"
