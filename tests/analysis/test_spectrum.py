@@ -153,7 +153,7 @@ def test_expected_of_every_rescaling(rescale: str) -> None:
         ["model=monarch", "tokens=6", "channels=5"],
         ["model=monarch", "model.inner_activation=true", "tokens=6", "channels=5"],
         ["model=sw_mlp", "width=40", "connections=200"],
-        ["model=mlp", "connections=900"],
+        ["model=mlp", "model.head=linear", "connections=900"],
         ["model=shallow_kronecker", "image_size=8"],
         ["model=shallow_monarch", "image_size=8"],
         ["model=golubeva_mlp", "width=80", "augment=none", "image_size=8", "depth=1"],

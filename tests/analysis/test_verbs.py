@@ -62,7 +62,7 @@ def test_effective_exports_what_the_layers_are(runs: Path, tmp_path: Path) -> No
 
 
 def test_effective_of_settings_needs_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["model=pk,monarch,mlp", "connections=64", "depth=1", "data=digits"]
+    settings = ["model=pk,monarch,mlp", "model.head=linear", "connections=64", "depth=1", "data=digits"]
     assert main(["analyze", "effective", *settings, "--no-figure", "--out", str(tmp_path)]) == 0
     assert "| pk-w16 |" in capsys.readouterr().err
     assert main(["analyze", "effective", "model=pk", "runs", "--out", str(tmp_path)]) == 2

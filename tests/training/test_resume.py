@@ -17,6 +17,7 @@ SHAPES = {
     "mixer_b16": PATCHES,
     "shallow_monarch": (),
     "shallow_kronecker": (),
+    "mlp": ("model.head=linear",),
     "golubeva_mlp": ("width=80",),
     "golubeva_resnet18": ("width=16", "model.base_width=8", "batch_size=60"),
     "s_fc": ("model.alpha=1",),
@@ -24,7 +25,7 @@ SHAPES = {
 FEATURES = {
     "adamw": ("model=sw_mlp", "optim=adamw", "optim.clip_norm=1", "optim.label_smoothing=0.1"),
     "beta_lasso": ("model=s_fc", "optim=beta_lasso", "batch_size=300"),
-    "timm": ("model=mlp", "optim=timm", "optim.optimizer=lamb"),
+    "timm": ("model=mlp", "model.head=linear", "optim=timm", "optim.optimizer=lamb"),
     "warm-up, constant": ("model=pk", "optim.warmup_epochs=1", "optim.schedule=constant"),
     "mixup, cutmix": ("model=mixer", "augment.mixup=0.5", "augment.cutmix=0.5"),
     "erasing": ("model=rp_mixer", "augment.erasing=0.5"),
@@ -38,7 +39,7 @@ FEATURES = {
     "fp16": ("model=sw_mlp", "precision=fp16"),
     "rare checkpoints": ("model=pk", "checkpoint.every=3", "epochs=4"),
     "checkpoints all the time": ("model=mixer", "checkpoint.minutes=1e-6"),
-    "no validation": ("model=mlp", "validation=0"),
+    "no validation": ("model=mlp", "model.head=linear", "validation=0"),
     "all": (
         *("model=mixer", "optim=adamw", "optim.clip_norm=1", "ema=0.9", "stochastic_depth=0.5", "accumulation=2"),
         *("augment.mixup=0.5", "augment.cutmix=0.5", "augment.erasing=0.3", "gradient_checkpointing=true"),

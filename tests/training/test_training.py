@@ -218,7 +218,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_numbers(
     [
         ["model=sw_mlp", "optim=adamw", "optim.clip_norm=1", "optim.label_smoothing=0.1"],
         ["model=rp_mixer", "optim.warmup_epochs=1"],
-        ["model=mlp", "validation=0"],
+        ["model=mlp", "model.head=linear", "validation=0"],
     ],
     ids=" ".join,
 )
