@@ -28,7 +28,7 @@ def explained(error: Exception, directory: RunDirectory, world: World, learner: 
             f"({len(directory.rows())} of {directory.run.config.epochs} epochs are done)"
         )
     if is_out_of_memory(error):
-        for each in _chain(error):
+        for each in chain(error):
             traceback.clear_frames(each.__traceback__)  # which hold on to the tensors of the step
         return RunFailed(_out_of_memory(directory, world, learner))
     if world.size > 1 and is_alone(error):
@@ -42,11 +42,15 @@ def no_space(error: BaseException) -> str | None:
     torch.save raises something else on top of it.
     """
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return next((each.strerror for each in _chain(error) if isinstance(each, OSError) and each.errno in full), None)
+    return next((each.strerror for each in chain(error) if isinstance(each, OSError) and each.errno in full), None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, a library of it, or Python could not allocate."""
+    """Whether torch, a library of it, or Python could not allocate; it may have led to what is raised."""
+    return any(map(_is_of_memory, chain(error)))
+
+
+def _is_of_memory(error: BaseException) -> bool:
     text = str(error)
     words = ("can't allocate memory", "not enough memory", "bad_alloc", "CUDA error: out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
@@ -97,7 +101,7 @@ def _out_of_memory(directory: RunDirectory, world: World, learner: Learner | Non
     return f"{text}; {fitting} fit: accumulation={math.ceil(share / fitting)} computes the same, {smaller}"
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those that it came of."""
     while error is not None:
         yield error

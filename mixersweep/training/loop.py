@@ -7,6 +7,7 @@ or alone. Each run of a pack has its own directory, hold, rows, checkpoint and e
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import traceback
@@ -35,7 +36,7 @@ from mixersweep.training.environment import (
     set_threads,
     set_up_torch,
 )
-from mixersweep.training.faults import explained, is_out_of_memory
+from mixersweep.training.faults import chain, explained, is_out_of_memory
 from mixersweep.training.learner import Learner
 from mixersweep.training.member import Member
 from mixersweep.training.outcome import now, outcome
@@ -85,26 +86,26 @@ def train_pack(
         if (reason := why_apart(directories[0].run, other.run)) is not None:
             raise UserError(f"run_dir={other.path}: cannot be in a pack with {directories[0].path.name}: {reason}")
     members = [Member(directory) for directory in directories]
-    if not world.first:
-        if world.most(0):
-            raise RunHeld("the first process does not hold the run")
-        _train_in_turn(members, signals, report, world)
-        return [member.error for member in members]
     mirror, told = None, False
     try:
-        for member in members:
-            try:
-                member.hold()
-            except MixersweepError as error:
-                member.is_over, member.error = True, error
-        left = [member for member in members if not member.is_over]
-        if left:
-            told = not world.most(0)
-            mirror = start_mirror([member.directory for member in left], report)
-            _train_in_turn(left, signals, report, world)
+        try:
+            if world.first:
+                for member in members:
+                    member.hold()
+                if left := [member.directory for member in members if not member.is_over]:
+                    told = not world.most(0)
+                    mirror = start_mirror(left, report)
+            elif world.most(0):
+                raise RunHeld("the first process does not hold the run")
+            _train_in_turn(members, signals, report, world)
+        except BaseException as error:
+            for member in members:
+                member.end(error)
+            if len(members) > 1:
+                raise
         return [member.error for member in members]
     finally:
-        if not told:
+        if world.first and not told:
             world.most(1)
         if mirror is not None:
             mirror.finish()
@@ -113,42 +114,43 @@ def train_pack(
 def _train_in_turn(members: Sequence[Member], signals: StopSignals, report: Report, world: World) -> None:
     """Train the runs together as far as they stand at the same step; those behind catch up first.
 
-    However this ends, no run is held any more.
+    What ends one of them, or a group, ends no other; what ends the process is raised.
     """
     config = members[0].config
     packed = world.size == 1 and is_packed(config, choose_device(world.device(config.device)).type)
     together = len(members) if packed else 1
-    try:
-        for member in members:
-            member.load(report)
-        while left := [member for member in members if not member.is_over]:
-            first, *later = sorted({member.position for member in left})
-            until = max(first[0] + 1, later[0][0]) if later else left[0].config.epochs
-            group = [member for member in left if member.position == first][:together]
-            training: Training | None = None
-            try:
-                training = Training(group, signals, report, world)
-                training.run(until)
-            except Exception as error:
-                if len(group) > 1 and is_out_of_memory(error):
-                    traceback.clear_frames(error.__traceback__)  # which hold on to the tensors of the step
-                    together = -(-len(group) // 2)
-                    report(f"{len(group)} runs do not fit into the memory of the device: {together} at a time")
-                elif len(group) == 1:
-                    known = explained(error, group[0].directory, world, training.learner if training else None)
-                    if known is error:
-                        raise
-                    raise known from error
-                else:
-                    raise
-            for member in group:
-                if not member.is_over:
-                    member.load(report)
-    except BaseException as error:
-        for member in members:
-            member.end(error)
-        if len(members) > 1:
+    for member in members:
+        member.load(report)
+    while left := [member for member in members if member.is_still_held()]:
+        first, *later = sorted({member.position for member in left})
+        until = max(first[0] + 1, later[0][0]) if later else config.epochs
+        group = [member for member in left if member.position == first][:together]
+        training: Training | None = None
+        try:
+            training = Training(group, signals, report, world)
+            training.run(until)
+        except RunStopped:
             raise
+        except Exception as error:
+            if is_out_of_memory(error) and (len(group) > 1 or (training is not None and training.learner is None)):
+                together = -(-len(group) // 2)
+                group[0].is_eager = len(group) == 1
+                report(_too_large(group))
+                for each in chain(error):
+                    traceback.clear_frames(each.__traceback__)  # which hold on to the tensors of the step
+            else:
+                learner = training.learner if training is not None and len(group) == 1 else None
+                for member in group:
+                    member.end(explained(error, member.directory, world, learner))
+        del training
+        for member in group:
+            member.load(report)
+
+
+def _too_large(group: Sequence[Member]) -> str:
+    if len(group) == 1:
+        return "the run does not fit into the memory of the device as one program: it trains operation by operation"
+    return f"{len(group)} runs do not fit into the memory of the device: {-(-len(group) // 2)} at a time"
 
 
 class Training:
@@ -193,7 +195,8 @@ class Training:
     @property
     def learner(self) -> Learner | None:
         """What trains a run that is alone, operation by operation; None for others."""
-        return self.engine.learner(0) if isinstance(self.engine, Eager) else None
+        engine = getattr(self, "engine", None)  # none where it could not be set up
+        return engine.learner(0) if isinstance(engine, Eager) else None
 
     @property
     def left(self) -> list[Member]:
@@ -222,11 +225,9 @@ class Training:
                 rows = self._epoch(self.epoch + 1, shown)
                 self.epoch, self.step = self.epoch + 1, 0
                 for member, row in zip(self.left, rows, strict=True):
-                    probes = self.probes[self._place(member)]
-                    if probes is not None:
-                        probes.after(self.epoch, partial(self.engine.learner, self._place(member)))
                     member.state.rows.append(row)
-                    member.state.step, member.state.seconds = 0, 0.0
+                    member.state.step, member.state.seconds, member.state.sums = 0, 0.0, None
+                self._for_each(self._probe)
                 if self._is_due(until):
                     self._save()
                 self._tell()
@@ -235,8 +236,8 @@ class Training:
                 yield rows
                 self._let_go()
         except RunStopped:
-            if self.good and not any(self._bad()):  # else it diverges once more when it goes on, and says where
-                self._save()
+            if self.good:  # a bad one diverges once more when it goes on, and says where
+                self._save_good(self._bad())
                 self._tell()
             raise
         finally:
@@ -254,6 +255,8 @@ class Training:
             self._heed()
         self._look(epoch)
         seconds = time.monotonic() - self.began
+        for member in self.left:
+            member.state.seconds = seconds
         means = engine.means()
         evaluated = {
             f"{prefix}{split}": engine.evaluate(split, self._heed, averaged=bool(prefix))
@@ -322,10 +325,30 @@ class Training:
     def _drop(self, member: Member, error: BaseException) -> None:
         """One run ends and the others go on, without a change in what they compute; raises where none is left."""
         alone = len(self.left) == 1
+        if self.world.first and not isinstance(error, RunHeld):
+            with contextlib.suppress(OSError):  # of a disk that is full, which is what ends it
+                member.tell()
         ended = member.end(error) or error
         if alone:
             raise ended
         self.report(f"{member.directory.path.name}: {ended}")
+
+    def _for_each(self, act: Callable[[Member], None]) -> None:
+        """Do it for each run that stays; what fails for one of several ends that one, and no other."""
+        for member in self.left:
+            if member.leaving is not None:
+                continue
+            try:
+                act(member)
+            except Exception as error:
+                if len(self.left) == 1 or is_out_of_memory(error):
+                    raise
+                self._drop(member, explained(error, member.directory, self.world, None))
+
+    def _probe(self, member: Member) -> None:
+        place = self._place(member)
+        if (probes := self.probes[place]) is not None:
+            probes.after(self.epoch, partial(self.engine.learner, place))
 
     def _is_time(self) -> bool:
         minutes = self.config.checkpoint.minutes
@@ -345,7 +368,7 @@ class Training:
     def _engine(self, storage: str) -> Engine:
         """What trains the runs, as their checkpoints have them or, without, before the first step."""
         members, config, device = self.members, self.config, self.device
-        if self.world.size == 1 and is_packed(config, device.type):
+        if self.world.size == 1 and is_packed(config, device.type) and not members[0].is_eager:
             self.splits = share_splits([member.config for member in members], device)
             runs, kept = [member.directory.run for member in members], [member.kept for member in members]
             return Packed(runs, device, self.splits, storage, kept)
@@ -365,11 +388,8 @@ class Training:
 
     def _tell(self) -> None:
         """Append the rows that are in a checkpoint, or that none was due for."""
-        if not self.world.first or (len(self.left) > 1 and self.saved_epoch != self.epoch):
-            return
-        for member in self.left:
-            if member.leaving is None:
-                member.tell()
+        if self.world.first and (len(self.left) == 1 or self.saved_epoch == self.epoch):
+            self._for_each(Member.tell)
 
     def _tell_where(self) -> None:
         """Say where an earlier process stopped, and whether that was in another environment."""
@@ -392,18 +412,15 @@ class Training:
     def _save(self) -> None:
         """Write a checkpoint of what each run has learnt so far."""
         began = time.monotonic()
-        for member in self.left:
-            if member.leaving is not None:
-                continue
-            try:
-                self._save_one(member)
-            except Exception as error:
-                known = explained(error, member.directory, self.world, None)
-                if len(self.left) == 1 or known is error:
-                    raise
-                self._drop(member, known)
+        self._for_each(self._save_one)
         self.saved, self.saved_epoch = time.monotonic(), self.epoch
         self.saving = self.saved - began
+
+    def _save_good(self, bad: Sequence[int]) -> None:
+        """The same of the runs that are finite, by ``_bad``."""
+        good = [id(member) for member, seen in zip(self.left, bad, strict=True) if not seen]
+        self._for_each(lambda member: self._save_one(member) if id(member) in good else None)
+        self.saved_epoch = self.epoch if len(good) == len(bad) else self.saved_epoch
 
     def _save_one(self, member: Member) -> None:
         state, place = member.state, self._place(member)
@@ -417,6 +434,7 @@ class Training:
         path = member.directory.checkpoint
         at_end = self.step == 0 and self._is_kept(self.epoch)
         state.save(path, keep=path.with_name(f"checkpoint-{self.epoch:04d}.pt") if at_end else None)
+        state.model, state.optimizer, state.average = {}, {}, {}  # for their memory
 
     def _bad(self) -> list[int]:
         """``Engine.bad`` of the runs that are left."""
@@ -425,7 +443,10 @@ class Training:
 
     def _look(self, epoch: int) -> None:
         """End each run whose losses or weights are not finite, with the step and the layer where that began."""
-        for member, seen in zip(self.left, self._bad(), strict=True):
+        bad = self._bad()
+        if any(bad) and len(bad) > 1:  # to find where it began takes its time, in which the others may be stopped
+            self._save_good(bad)
+        for member, seen in zip(self.left, bad, strict=True):
             if seen:
                 self._drop(member, self._offence(member, seen, epoch))
 
@@ -447,7 +468,10 @@ class Training:
         steps = Steps(member.config, splits.train, self.world)
         offence = find_offence(learner, steps.between(first, epoch), where, self.world, self._stop_if_asked)
         at, number = offence.step if offence else where or (epoch, self.step - 1)
-        what = offence.what if offence else "the same steps trained again stay finite, so look at the machine"
+        fine = "the same steps trained again stay finite, so look at the machine"
+        if not isinstance(self.engine, Eager):
+            fine = "the same steps trained again operation by operation stay finite"
+        what = offence.what if offence else fine
         return diverged(f"step {number + 1} of epoch {at}", self._rate(member, at, number), what, member.state.rows)
 
     def _stop_if_asked(self) -> None:
@@ -470,22 +494,22 @@ class Training:
         return fine
 
     def _finish(self) -> None:
-        predictions = self.engine.predict()
-        size = len(self.members)
-        for member in self.left:
-            run, images = member.directory.run, self.splits[self._place(member)].train
+        predictions, size = self.engine.predict(), len(self.left)
+
+        def finish(member: Member) -> None:
+            run, place = member.directory.run, self._place(member)
             if self.world.first:
                 with written_whole(member.directory.predictions) as file:
-                    np.savez_compressed(file, **predictions[self._place(member)])
+                    np.savez_compressed(file, **predictions[place])
+                images = self.splits[place].train
                 start = at_start(run, images)
                 measured = outcome(member.state, len(images), self.device, self.git_commit, start, size)
                 member.directory.write_result(completed(run, measured))
                 previous(member.directory.checkpoint).unlink(missing_ok=True)
-            if self.world.size == 1:
-                member.end(None)
-        self.world.most(0)  # nobody leaves before the result is there
-        for member in self.left:
+            self.world.most(0)  # nobody leaves before the result is there
             member.end(None)
+
+        self._for_each(finish)
 
 
 _SAVE, _LOST = 500, 1000

@@ -27,17 +27,38 @@ class Member:
         """Rows that are in ``metrics.jsonl``."""
         self.is_over = False
         self.error: BaseException | None = None
+        self.is_eager = False
+        """Whether it is too large for a pack, be it of one."""
         self.leaving: MixersweepError | None = None
         """Why it leaves the pack at the next epoch: cancelled, or taken over."""
 
     def hold(self) -> None:
-        """Hold the run until ``end``; raises ``RunHeld`` or ``RunCancelled``."""
-        self._holding = hold(self.directory.path)
-        self.held = self._holding.__enter__()
+        """Hold the run until ``end``; one that somebody else holds, or cancelled, is over."""
+        holding = hold(self.directory.path)
+        try:
+            self.held = holding.__enter__()
+        except MixersweepError as error:
+            self.is_over, self.error = True, error
+        else:
+            self._holding = holding
 
     def load(self, report: Callable[[str], None]) -> None:
-        """Read its last checkpoint."""
-        self.kept = load_checkpoint(self.directory.checkpoint, self.directory.run.fingerprint, report)
+        """Read its last checkpoint, if it is not over; where there is none that can be read, it is."""
+        if self.is_over:
+            return
+        try:
+            self.kept = load_checkpoint(self.directory.checkpoint, self.directory.run.fingerprint, report)
+        except MixersweepError as error:
+            self.end(error)
+
+    def is_still_held(self) -> bool:
+        """Whether it is still to be trained here; one that was cancelled, or taken over, while it waited is over."""
+        if not self.is_over:
+            try:
+                self.check_hold()
+            except MixersweepError as error:
+                self.end(error)
+        return not self.is_over
 
     @property
     def position(self) -> tuple[int, int]:

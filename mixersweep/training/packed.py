@@ -202,14 +202,16 @@ class Packed:
 
     def save_to(self, place: int, state: Checkpoint) -> None:
         """Put what one run has learnt into its checkpoint, as a learner of its own would."""
-        state.model = self._weights.of(place) | {name: self._buffers[name][place].clone() for name in self._stored}
+        state.model = self._weights.of(place) | {
+            name: self._buffers[name][place].cpu().clone() for name in self._stored
+        }
         names = list(self._network.state_dict())
         state.model = {name: state.model[name] for name in names}
         state.optimizer = self._optimizer.state_of(place, self._trained(state))
         state.average = {}
         if self._averages:
             averages = self._weights.of(place, self._averages["weights"])
-            averages |= {name: self._averages[name][place].clone() for name in self._stored}
+            averages |= {name: self._averages[name][place].cpu().clone() for name in self._stored}
             state.average = {f"module.{name}": averages[name] for name in names}
 
     def _trained(self, state: Checkpoint) -> int:
@@ -303,11 +305,12 @@ class Packed:
         if self.config.ema is None:
             return
         step = self._index.double()
-        decay = torch.minimum((1 + step) / (10 + step), torch.full_like(step, self.config.ema)).float()
+        decay = torch.minimum((1 + step) / (10 + step), torch.full_like(step, self.config.ema))
+        weight = (1 - decay).float()
         for name, average in self._averages.items():
             now = self._weights.flat if name == "weights" else self._buffers[name]
             if average.is_floating_point():
-                average[part].lerp_(now[part], 1 - decay)
+                average[part].lerp_(now[part], weight)
             else:
                 average[part].copy_(now[part])
 
@@ -406,9 +409,9 @@ class _Flat:
         return {name: part.unflatten(1, shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def of(self, place: int, flat: Tensor | None = None) -> dict[str, Tensor]:
-        """A copy of what is one run's, by name."""
-        views = self.views(self.flat if flat is None else flat)
-        return {name: part[place].clone() for name, part in views.items()}
+        """A copy of what is one run's, by name, on the CPU."""
+        whole = (self.flat if flat is None else flat)[place, None].cpu()
+        return {name: part[0].clone() for name, part in self.views(whole).items()}
 
     def put(self, place: int, values: Mapping[str, Tensor], flat: Tensor) -> None:
         """Set what is one run's."""

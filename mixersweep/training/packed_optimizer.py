@@ -27,7 +27,10 @@ class PackedOptimizer(ABC):
 
     def __init__(self, networks: Sequence[nn.Module], settings: Sequence[AnyOptim], flat: Tensor) -> None:
         self.flat, self._settings, self._steps = flat, settings, [0] * len(settings)
-        self._templates = [make_optimizer(network, each) for network, each in zip(networks, settings, strict=True)]
+        self._groups = [
+            make_optimizer(network, each).state_dict()["param_groups"]
+            for network, each in zip(networks, settings, strict=True)
+        ]
         named = dict(networks[0].named_parameters())
         sizes = {name: parameter.numel() for name, parameter in named.items()}
         first = dict(zip(sizes, _cumulated(sizes.values()), strict=True))
@@ -56,18 +59,19 @@ class PackedOptimizer(ABC):
     def load(self, place: int, state: dict[str, Any]) -> None:
         """Go on from the state of one run."""
 
-    def _of_each(self, name: str) -> Tensor:
+    def _of_each(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """A setting of each run, (R,)."""
-        return torch.tensor([float(getattr(each, name)) for each in self._settings], device=self.flat.device)
+        values = [float(getattr(each, name)) for each in self._settings]
+        return torch.tensor(values, dtype=dtype, device=self.flat.device)
 
     def _dict(self, place: int, step: int, moments: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Any]:
-        groups = self._templates[place].state_dict()["param_groups"]
         state = {}
         if step:
+            of_run = {name: moment[place].cpu() for name, moment in moments.items()}
             for number, (part, shape) in enumerate(self._parts):
-                own = {name: moment[place, part].view(shape).clone() for name, moment in moments.items()}
+                own = {name: moment[part].view(shape).clone() for name, moment in of_run.items()}
                 state[number] = {**{name: value.clone() for name, value in more.items()}, **own}
-        return {"state": state, "param_groups": groups}
+        return {"state": state, "param_groups": self._groups[place]}
 
     def _take(self, place: int, state: dict[str, Any], moments: dict[str, Tensor]) -> None:
         for number, (part, _) in enumerate(self._parts):
@@ -116,7 +120,8 @@ class PackedAdamW(PackedOptimizer):
 
     def __init__(self, networks: Sequence[nn.Module], settings: Sequence[AdamW], flat: Tensor) -> None:
         super().__init__(networks, settings, flat)
-        self._beta1, self._beta2, self._eps = (self._of_each(name) for name in ("beta1", "beta2", "eps"))
+        self._beta1, self._beta2 = (self._of_each(name, torch.float64) for name in ("beta1", "beta2"))
+        self._eps = self._of_each("eps")
         self.moments = {"exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
         self.state = list(self.moments.values())
 
@@ -127,10 +132,9 @@ class PackedAdamW(PackedOptimizer):
         flat, (beta1, beta2, eps, decay) = self.flat[part], (values[part][:, None] for values in each)
         rate = rates[:, None] * self._scales
         flat.mul_(1 - rate * (decay * self._decays))
-        first.lerp_(gradients, 1 - beta1)
-        second.mul_(beta2).addcmul_(gradients * gradients, 1 - beta2)
-        age = (index + 1).double()
-        whole1, whole2 = (1 - beta.double() ** age for beta in (beta1, beta2))
+        first.lerp_(gradients, (1 - beta1).float())
+        second.mul_(beta2.float()).addcmul_(gradients * gradients, (1 - beta2).float())
+        whole1, whole2 = (1 - beta ** (index + 1) for beta in (beta1, beta2))
         roots = second.sqrt() / whole2.sqrt().float() + eps
         flat.sub_(rate / whole1.float() * first / roots)
 

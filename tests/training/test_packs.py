@@ -12,7 +12,7 @@ from mixersweep.compose import config_of
 from mixersweep.config.families import FAMILIES
 from mixersweep.config.schema import VARIANTS, Config
 from mixersweep.data.splits import share_splits
-from mixersweep.errors import RunCancelled, RunDiverged, RunHeld, RunStopped
+from mixersweep.errors import RunCancelled, RunDiverged, RunHeld, RunStopped, UserError
 from mixersweep.runs import RunDirectory, hold, read_status, solve
 from mixersweep.sweeps.mend import cancel
 from mixersweep.training import loop, packing
@@ -201,7 +201,7 @@ def test_one_is_cancelled_and_leaves_at_the_next_epoch(tmp_path: Path) -> None:
         patch.setattr(loop.Member, "hold", remembered)
         errors = trained(pack, CancelOne())
     assert [type(error) for error in errors] == [type(None), RunCancelled, type(None)]
-    assert len(rows(pack[1])) == 0
+    assert rows(pack[1]) == rows(whole[1])[:1]  # that of the epoch which it was in
     for place in (0, 2):
         assert_identical(whole[place], pack[place])
 
@@ -358,3 +358,91 @@ def test_predictions_are_of_every_image_in_order(tmp_path: Path) -> None:
     mine, theirs = np.load(run.predictions), np.load(eager.predictions)
     assert np.array_equal(mine["label"], theirs["label"])
     np.testing.assert_allclose(mine["probability_of_label"], theirs["probability_of_label"], atol=1e-3)
+
+
+# What ends one, and no other: those behind that catch up, those of a group after a split, those one after another
+
+
+def bad(tmp_path: Path, *more: str) -> RunDirectory:
+    return directory(tmp_path, *PACKED, "model=s_mixer", *SIZES, "seed=7", "optim.lr=1e30", *more)
+
+
+def test_one_that_catches_up_and_diverges_ends_no_other(tmp_path: Path) -> None:
+    whole, pack = made(tmp_path / "whole", "s_mixer"), made(tmp_path / "pack", "s_mixer")
+    trained(whole)
+    with pytest.raises(RunStopped):
+        trained(pack, StopAfter(9))
+    worse = bad(tmp_path / "pack")
+    errors = trained([pack[0], worse, *pack[1:]])
+    assert [type(error) for error in errors] == [type(None), RunDiverged, type(None), type(None)]
+    for one, other in zip(whole, pack, strict=True):
+        assert_identical(one, other)
+
+
+def test_one_after_another_each_ends_by_itself(tmp_path: Path) -> None:
+    fine = made(tmp_path, "s_mixer", "engine=auto", seeds=(0, 1))
+    errors = trained([bad(tmp_path, "engine=auto"), *fine])
+    assert [type(error) for error in errors] == [RunDiverged, type(None), type(None)]
+
+
+def test_all_of_a_pack_may_diverge(tmp_path: Path) -> None:
+    runs = [bad(tmp_path), directory(tmp_path, *PACKED, "model=s_mixer", *SIZES, "seed=8", "optim.lr=1e30")]
+    assert [type(error) for error in trained(runs)] == [RunDiverged, RunDiverged]
+
+
+def test_a_checkpoint_that_cannot_be_read_ends_its_run_alone(tmp_path: Path) -> None:
+    pack = made(tmp_path, "s_mixer")
+    pack[1].checkpoint.write_bytes(b"no checkpoint")
+    errors = trained(pack)
+    assert "move it away to start anew" in str(errors[1])
+    assert (errors[0], errors[2]) == (None, None)
+
+
+def test_rows_of_a_run_that_diverges_late_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVING", 0.0)  # no checkpoint after the first epoch
+    pack = made(tmp_path, "s_mixer", "epochs=4")
+    poison = Packed.epoch
+
+    def poisoned(self: Packed, epoch: int, first: int, sums: Sequence[torch.Tensor | None]) -> Iterator[int]:
+        if epoch == 4:
+            self._weights.flat[1] = torch.nan
+        return poison(self, epoch, first, sums)
+
+    monkeypatch.setattr(Packed, "epoch", poisoned)
+    errors = trained(pack)
+    assert [type(error) for error in errors] == [type(None), RunDiverged, type(None)]
+    assert [row["epoch"] for row in pack[1].rows()] == [1, 2, 3]
+    assert "the last good epoch is 3" in str(errors[1])
+
+
+def test_a_stop_in_an_evaluation_keeps_the_time_of_the_epoch(tmp_path: Path) -> None:
+    (run,) = made(tmp_path, "s_mixer", "engine=eager", seeds=(0,))
+    with pytest.raises(RunStopped):
+        train(run, StopAfter(7), lambda text: None)  # five steps, then in the first evaluation
+    kept = torch.load(run.checkpoint, weights_only=True)
+    assert (kept["step"], len(kept["rows"])) == (5, 0)
+    assert kept["seconds"] > 0
+    train(run, StopSignals(), lambda text: None)
+    assert run.rows()[0]["seconds"] >= kept["seconds"]
+
+
+def test_one_too_large_for_a_pack_of_one_trains_operation_by_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoRoom(Packed):
+        def epoch(self, epoch: int, first: int, sums: Sequence[torch.Tensor | None]) -> Iterator[int]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "Packed", NoRoom)
+    (run,) = made(tmp_path, "s_mixer", seeds=(0,))
+    train(run, StopSignals(), lambda text: None)
+    assert (run.result() or {})["environment"]["engine"] == "eager"
+
+
+def test_where_the_device_is_not_there_the_run_says_so(tmp_path: Path) -> None:
+    (run,) = made(tmp_path, "s_mixer", "device=cuda:77", seeds=(0,))
+    with pytest.raises(UserError, match="torch sees"):
+        train(run, StopSignals(), lambda text: None)
+    status = read_status(run.path)
+    assert status.state == "failed"
+    assert "torch sees" in (status.error or "")

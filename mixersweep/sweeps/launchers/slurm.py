@@ -152,7 +152,9 @@ class Slurm:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         first = RunDirectory.open(jobs[0]).run.config
-        made = packs(jobs, self._settings.pack, on_gpu=gpus_of_a_job(self._settings, first.device) > 0)
+        gpus = gpus_of_a_job(self._settings, first.device)
+        sharing = math.ceil(self._settings.runs_per_job / max(1, gpus))
+        made = packs(jobs, self._settings.pack, on_gpu=gpus > 0, sharing=sharing)
         batches = [tuple(itertools.chain(*some)) for some in _batched(made, self._settings.runs_per_job)]
         plain_name = re.sub(r"[^\w.-]", "_", self._folder.name)[:60]
         for part in _batched(batches, _largest_array()):
@@ -161,7 +163,7 @@ class Slurm:
             record = self._folder / FOLDER / f"{token}.json"
             record.parent.mkdir(parents=True, exist_ok=True)
             texts = [[str(run_dir) for run_dir in pack] for pack in part]
-            asked = {name: getattr(self._settings, name) for name in ("grace", "pack", "mps")}
+            asked = {name: getattr(self._settings, name) for name in ("grace", "pack", "mps", "runs_per_job")}
             content = {"name": name, **asked, "packs": texts}
             write_json(record, content)
             executor = submitit.SlurmExecutor(record.parent)

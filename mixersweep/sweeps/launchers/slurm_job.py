@@ -8,6 +8,7 @@ itself only while Slurm calls it RUNNING: a job that is being cancelled, or requ
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -44,7 +45,9 @@ def execute_pack(record: str, index: int) -> None:
     signals = StopSignals().install()  # in the place of submitit's own, which would requeue too
     described = json.loads(Path(record).read_text())
     run_dirs = [Path(run) for run in described["packs"][index]]
-    asked = _Asked(described["grace"], described.get("pack", 1), described.get("mps", True))
+    asked = _Asked(
+        described["grace"], described.get("pack", 1), described.get("mps", True), described.get("runs_per_job", 1)
+    )
     sys.exit(_Job(run_dirs, asked, index, signals).execute())
 
 
@@ -55,6 +58,7 @@ class _Asked:
     grace: float
     pack: int | Auto
     mps: bool
+    runs_per_job: int
 
 
 class _Job:
@@ -106,7 +110,8 @@ class _Job:
         while claimed := self._claimed(left):
             cpus = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
             gpus = visible_gpus()
-            made = packs(claimed, self._asked.pack, on_gpu=bool(gpus), places=len(gpus))
+            sharing = math.ceil(self._asked.runs_per_job / max(1, len(gpus)))
+            made = packs(claimed, self._asked.pack, on_gpu=bool(gpus), places=len(gpus), sharing=sharing)
             places = slots(len(made), int(cpus) if cpus else None, gpus, self._index)
             with mps.daemon([place.environment for place in places], _say, wanted=self._asked.mps) as shared:
                 codes = execute(made, [place.plus(shared) for place in places], self)
