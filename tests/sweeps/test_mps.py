@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mixersweep.compose import config_of
 from mixersweep.runs import RunDirectory, solve
 from mixersweep.runs.files import write_json
 from mixersweep.sweeps.launchers import mps
-from tests.sweeps.commands import SMALL, environment, run, start, states, training, when
+from tests.sweeps.commands import SMALL, environment, family, run, start, states, when
 
 CONTROL = """#!{python}
 import json, os, subprocess, sys
@@ -156,15 +157,23 @@ TWO = ["train", "-m", *SMALL, "seed=0,1", "hydra.launcher.runs_per_gpu=2"]
 """The GPU is a name only here: the runs that are given it find none and train on the CPU."""
 
 
+def supervising(pid: int) -> psutil.Process | None:
+    """The supervisor that a launching process has started, beside what else it starts for a moment."""
+    with suppress(psutil.NoSuchProcess):
+        for child in family(pid):
+            if "mixersweep.sweeps.launchers.supervisor" in child.cmdline():
+                return child
+    return None
+
+
 def test_runs_of_a_sweep_that_share_a_gpu_have_one_also_after_ctrl_c(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control = fake(tmp_path, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     process = start(tmp_path, *TWO, "epochs=4000", "hydra.launcher.warm=false")
-    found = when(lambda: training(process.pid), process)
-    assert found is not None
-    supervisor = found[0]
+    supervisor = when(lambda: supervising(process.pid), process)
+    assert supervisor is not None
     runs = when(lambda: supervisor.children() if len(supervisor.children()) == 2 else [], process)
     when(lambda: len(list((tmp_path / "runs").glob("[!.]*-s*/metrics.jsonl"))) == 2, process)
     (begun,) = control.calls

@@ -210,7 +210,7 @@ def test_a_launcher_that_cannot_be_is_a_user_mistake(tmp_path: Path, arguments: 
 
 def test_an_experiment_is_many_runs_without_m(tmp_path: Path) -> None:
     small = ["connections=1000", "width=99", "depth=1", "epochs=1", "batch_size=1500", "threads=1", "tracking=none"]
-    done = run(tmp_path, "train", "experiment=small_width", *small, "seed=3")
+    done = run(tmp_path, "train", "experiment=small_width", *small, "seed=3", "model.readout_dimension=32")
     assert done.returncode == 0, done.stderr
     records = results(done.stdout)
     assert [record["model"] for record in records] == ["s_mixer", "rp_s_mixer", "sw_mlp", "mlp"]
