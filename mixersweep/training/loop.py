@@ -132,7 +132,7 @@ def _train_in_turn(members: Sequence[Member], signals: StopSignals, report: Repo
         except RunStopped:
             raise
         except Exception as error:
-            if is_out_of_memory(error) and (len(group) > 1 or (training is not None and training.learner is None)):
+            if is_out_of_memory(error) and packed and not group[0].is_eager:
                 together = -(-len(group) // 2)
                 group[0].is_eager = len(group) == 1
                 report(_too_large(group))
@@ -141,7 +141,9 @@ def _train_in_turn(members: Sequence[Member], signals: StopSignals, report: Repo
             else:
                 learner = training.learner if training is not None and len(group) == 1 else None
                 for member in group:
-                    member.end(explained(error, member.directory, world, learner))
+                    known = explained(error, member.directory, world, learner)
+                    known.__cause__ = error if known is not error else error.__cause__
+                    member.end(known)
         del training
         for member in group:
             member.load(report)
