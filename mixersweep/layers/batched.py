@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixersweep.layers import fused
+from mixersweep.layers.fused import is_for
 
 Sums = Literal["none", "a", "b"]
 
@@ -59,11 +60,6 @@ def products(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     if is_for(a) and is_ours(n, k, m) and dtype in (torch.float32, *HALVES):
         return multiplied(a, b, bias, dtype)
     return _torchs(a, b, bias)
-
-
-def is_for(x: Tensor) -> bool:
-    """Whether the kernels here are for where a tensor lies."""
-    return x.is_cuda and fused.available(x.device)
 
 
 def is_ours(n: int, k: int, m: int) -> bool:
@@ -188,7 +184,7 @@ def _product(
     along = "none" if bias is None else _along(bias, m)
     of_bias = (y, 0, 0) if bias is None else _vectors(bias, along)
     kernels = _kernels()
-    with fused._on(y):
+    with fused.on_device_of(y):
         kernels.multiply[(how.tiles * matrices, how.parts)](
             one.tensor,
             other.tensor,

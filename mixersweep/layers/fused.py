@@ -49,6 +49,11 @@ def available(device: torch.device | str) -> bool:
     return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
+def is_for(x: Tensor) -> bool:
+    """Whether Triton kernels are for where a tensor lies: these, and those of ``batched`` and ``moves``."""
+    return x.is_cuda and available(x.device)
+
+
 def layer_norm(
     x_rnc: Tensor, weight_rc: Tensor, bias_rc: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -122,7 +127,7 @@ def sgd_(
     assert weight_decay_r is not None or decays_p is None, "factors of a weight decay that there is"
     buffer = p_rp if buffer_rp is None else buffer_rp
     grid = (_blocks(P, PARAMETERS_A_PROGRAM), R)
-    with _on(p_rp):
+    with on_device_of(p_rp):
         _kernels().sgd[grid](
             p_rp,
             g_rp,
@@ -147,7 +152,7 @@ def _kernels() -> Any:
     return importlib.import_module("mixersweep.layers.fused_kernels")
 
 
-def _on(x: Tensor) -> Any:
+def on_device_of(x: Tensor) -> Any:
     """Triton starts its kernels on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
@@ -209,7 +214,7 @@ class _LayerNorm(torch.autograd.Function):
         y = torch.empty_like(x, dtype=dtype)
         mean, rstd = (x.new_empty(R, N, dtype=torch.float32) for _ in range(2))
         blocks = _row_blocks(C)
-        with _on(x):
+        with on_device_of(x):
             _kernels().layer_norm_forward[(_blocks(N, blocks["BLOCK_N"]), R)](
                 x, weight, bias, y, mean, rstd, weight.stride(0), bias.stride(0), N, C, eps, **blocks
             )
@@ -227,7 +232,7 @@ class _LayerNorm(torch.autograd.Function):
         parts, each = _shares(N, rows, MOST_PARTS)
         gx = torch.empty_like(x)
         partial = x.new_empty(2, R, parts, C, dtype=torch.float32)
-        with _on(x):
+        with on_device_of(x):
             _kernels().layer_norm_backward[(parts, R)](
                 x,
                 g,
@@ -260,7 +265,7 @@ class _ColumnNorm(torch.autograd.Function):
         y = torch.empty_like(x, dtype=dtype)
         mean, rstd = (x.new_empty(R, B, dtype=torch.float32) for _ in range(2))
         strides = weight.stride(0), bias.stride(0)
-        with _on(x):
+        with on_device_of(x):
             if M <= WHOLE_COLUMNS:
                 blocks = _column_blocks(M)
                 _kernels().column_norm_forward[(_blocks(B, blocks["BLOCK_B"]), R)](
@@ -284,7 +289,7 @@ class _ColumnNorm(torch.autograd.Function):
         R, M, B = x.shape
         gx = torch.empty_like(x)
         stride = weight.stride(0)
-        with _on(x):
+        with on_device_of(x):
             if M <= WHOLE_COLUMNS:
                 blocks = _column_blocks(M)
                 columns = _blocks(B, blocks["BLOCK_B"])
@@ -329,7 +334,7 @@ class _BiasActivation(torch.autograd.Function):
         if skip is not None:
             skip = _activations(skip)
         y = torch.empty_like(z, dtype=z.dtype if skip is None else torch.promote_types(z.dtype, skip.dtype))
-        with _on(z):
+        with on_device_of(z):
             _kernels().bias_activation_forward[(_blocks(N, rows), _blocks(C, columns), R)](
                 z, bias, z if skip is None else skip, y, bias.stride(0), N, C,
                 KIND=kind, ROWS=by_row, SKIP=skip is not None, BLOCK_N=rows, BLOCK_C=columns,
@@ -355,7 +360,7 @@ class _BiasActivation(torch.autograd.Function):
             parts, each = _shares(N, rows, MOST_PARTS)
             length, grid = C, (parts, _blocks(C, columns), R)
         partial = g.new_empty(R, parts, length, dtype=torch.float32)
-        with _on(g):
+        with on_device_of(g):
             _kernels().bias_activation_backward[grid](
                 z, bias, g, gz, partial, bias.stride(0), N, C, each,
                 KIND=ctx.kind, ROWS=ctx.by_row, BLOCK_N=rows, BLOCK_C=columns,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixersweep.layers import moves
+from mixersweep.layers import fused, moves
 from mixersweep.layers.pack import is_packed, stacked
 
 
@@ -38,7 +38,7 @@ class _Gather(torch.autograd.Function):
 
 def gathered_of_runs(x: Tensor, indices: Tensor, inverse: Tensor) -> Tensor:
     """The features of R runs, each by indices of its own: (R, n, ...), (R, n) and (R, n)."""
-    if moves.available(x):
+    if fused.is_for(x):
         return moves.gathered(x, indices, inverse)
     runs, n = indices.shape
     first = n * torch.arange(runs, device=x.device)[:, None]

@@ -23,11 +23,6 @@ LONGEST = 256
 """Numbers of a row that a program takes at once, where rows move as a whole."""
 
 
-def available(x: Tensor) -> bool:
-    """Whether the kernels here are for a tensor."""
-    return x.is_cuda and fused.available(x.device)
-
-
 def from_tables(x_rsbc: Tensor, place: Tensor) -> Tensor:
     """(R, rows, B, columns) to (R, rows·columns, B): of each run, feature f becomes row place[f]; (R, features)."""
     y: Tensor = _FromTables.apply(x_rsbc, place)
@@ -105,7 +100,7 @@ def _moved(kernel: Any, x: Tensor, place: Tensor | None, y: Tensor, rows: int, B
     columns = min(_power(C), WIDEST)
     images = min(_power(B), MOVED // columns)
     if y.numel():
-        with fused._on(x):
+        with fused.on_device_of(x):
             kernel[(rows * math.ceil(B / images) * math.ceil(C / columns), len(x))](
                 x,
                 place,
@@ -131,7 +126,7 @@ class _Gathered(torch.autograd.Function):
         columns = min(_power(length), LONGEST)
         block = MOVED // columns
         if y.numel():
-            with fused._on(x):
+            with fused.on_device_of(x):
                 _kernels().gather[(math.ceil(rows / block) * math.ceil(length / columns), R)](
                     x, indices, y, rows, length, _apart(x), _apart(indices), BLOCK_N=block, BLOCK_L=columns
                 )

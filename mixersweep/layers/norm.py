@@ -25,7 +25,7 @@ class RowNorm(nn.LayerNorm):
 
 def _row_norms(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Of R runs: (R, ..., width), (R, width), (R, width) to (R, ..., width)."""
-    if x.is_cuda and fused.available(x.device):
+    if fused.is_for(x):
         return fused.layer_norm(x.flatten(1, -2), weight, bias, eps, weight.dtype).view(x.shape)
     between = (1,) * (x.dim() - 2)
     normed = F.layer_norm(x, x.shape[-1:], eps=eps)
@@ -72,7 +72,7 @@ class _ColumnNorm(torch.autograd.Function):
 
 def _column_norms(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Of R runs: (R, width, batch), (R, width), (R, width) to (R, width, batch)."""
-    if x.is_cuda and fused.available(x.device):
+    if fused.is_for(x):
         return fused.column_norm(x, weight, bias, eps, weight.dtype)
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(weight.dtype)

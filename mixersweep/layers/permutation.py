@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixersweep.layers import moves
+from mixersweep.layers import fused, moves
 from mixersweep.layers.gather import gathered
 from mixersweep.layers.pack import is_packed, stacked
 from mixersweep.layers.tables import from_table, to_table
@@ -77,7 +77,7 @@ def turned(x: Tensor) -> Tensor:
 
 def _turned_of_runs(x_rnm: Tensor) -> Tensor:
     """Of R runs: (R, n, m) to (R, m, n)."""
-    return moves.turned(x_rnm) if moves.available(x_rnm) else x_rnm.mT.contiguous()
+    return moves.turned(x_rnm) if fused.is_for(x_rnm) else x_rnm.mT.contiguous()
 
 
 class _Turn(torch.autograd.Function):

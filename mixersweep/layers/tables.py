@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixersweep.layers import kernels, moves
+from mixersweep.layers import fused, kernels, moves
 from mixersweep.layers.gather import gathered_of_runs
 from mixersweep.layers.kernels import address
 from mixersweep.layers.pack import is_packed, stacked
@@ -68,14 +68,14 @@ class _ToTable(torch.autograd.Function):
 
 def _from_tables(x_rsbc: Tensor, place: Tensor, feature_at: Tensor) -> Tensor:
     """Of R runs: (R, rows, B, columns), (R, features) twice, to (R, features, B)."""
-    if moves.available(x_rsbc):
+    if fused.is_for(x_rsbc):
         return moves.from_tables(x_rsbc, place)
     return gathered_of_runs(x_rsbc.transpose(2, 3).flatten(1, 2), feature_at, place)
 
 
 def _to_tables(x_rmb: Tensor, place: Tensor, feature_at: Tensor, rows: int) -> Tensor:
     """Of R runs: the way back."""
-    if moves.available(x_rmb):
+    if fused.is_for(x_rmb):
         return moves.to_tables(x_rmb, place, rows)
     moved: Tensor = gathered_of_runs(x_rmb, place, feature_at).unflatten(1, (rows, -1))
     return moved.transpose(2, 3).contiguous()

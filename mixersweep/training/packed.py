@@ -77,10 +77,8 @@ class Packed:
         self._weights = _Flat([dict(network.named_parameters()) for network in networks], device)
         self._network = networks[0].to(device)
         self.storage = choose_storage(self._network, storage, device, self.config.batch_size)
-        self._buffers = {
-            name: torch.stack([dict(network.named_buffers())[name].to(device) for network in networks])
-            for name, _ in self._network.named_buffers()
-        }
+        buffers = [dict(network.named_buffers()) for network in networks]
+        self._buffers = {name: torch.stack([own[name].to(device) for own in buffers]) for name in buffers[0]}
         self._stored = [name for name in self._network.state_dict() if name in self._buffers]
         self._optimizer: PackedOptimizer = make_packed(networks, [c.optim for c in self.configs], self._weights.flat)
         self._averages: dict[str, Tensor] = {}
@@ -172,14 +170,11 @@ class Packed:
             images = self._plain(self._test, centres[first : first + batch_size(self.config)])
             parts.append(torch.cat([self._logits(part, images, averaged=False) for part in self._parts]))
         probabilities = torch.cat(parts, 1).softmax(-1)
-        predicted = probabilities.argmax(-1).int()
-        probability = probabilities.gather(2, labels.expand(len(probabilities), -1)[..., None]).squeeze(2)
+        predicted = probabilities.argmax(-1).int().cpu().numpy()
+        probability = probabilities.gather(2, labels.expand(len(probabilities), -1)[..., None]).squeeze(2).cpu().numpy()
+        true = labels.int().cpu().numpy()
         return [
-            {
-                "prediction": predicted[place].cpu().numpy(),
-                "probability_of_label": probability[place].cpu().numpy(),
-                "label": labels.int().cpu().numpy(),
-            }
+            {"prediction": predicted[place], "probability_of_label": probability[place], "label": true}
             for place in range(self.count)
         ]
 

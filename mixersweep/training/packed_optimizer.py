@@ -95,7 +95,7 @@ class PackedSGD(PackedOptimizer):
         del index
         (buffer,) = (moment[part] for moment in self.state)
         flat, momentum, decay = self.flat[part], self._momentum[part], self._weight_decay[part]
-        if flat.is_cuda and fused.available(flat.device):
+        if fused.is_for(flat):
             factors = decay, self._decays, self._scales
             fused.sgd_(flat, gradients, buffer, rates, momentum, *factors, nesterov=self._nesterov)
             return

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixersweep.layers import gather, moves, pack, tables, turned
+from mixersweep.layers import fused, gather, moves, pack, tables, turned
 from tests.layers.interpreted import DEVICE, INTERPRETED, needs_a_gpu, on_its_device, run_interpreted
 
 SHAPES = [(1, 1, 1), (3, 5, 7), (2, 70, 15), (1, 9, 40), (9, 3, 1)]
@@ -122,11 +122,11 @@ def test_the_layers_of_a_pack_move_by_them(name: str, monkeypatch: pytest.Monkey
         y = pack.call(function, *inputs)
         return [y, gradient(y, inputs[0], y.detach().square())]
 
-    monkeypatch.setattr(moves, "available", lambda _: False)
+    monkeypatch.setattr(fused, "is_for", lambda _: False)
     expected = moved()
     seen = []
     ours = getattr(moves, name)
-    monkeypatch.setattr(moves, "available", lambda _: True)
+    monkeypatch.setattr(fused, "is_for", lambda _: True)
     monkeypatch.setattr(moves, name, lambda *given: seen.append(1) or ours(*given))
     assert all(torch.equal(*both) for both in zip(moved(), expected, strict=True))
     assert seen
