@@ -1,4 +1,4 @@
-"""The passes between the products of a pack's runs, each as one kernel of our own on a GPU: norms, biases, SGD.
+"""The passes between the products of a pack's runs, each as one kernel of our own on a GPU: norms and SGD.
 
 Activations are contiguous with a leading axis of R runs; a parameter of all runs is (R, ...), and its rows may lie far
 apart, as views of one flat tensor do. Every pass computes in fp32. What one run gets depends neither on R, nor on its
@@ -13,14 +13,11 @@ from __future__ import annotations
 import importlib
 from contextlib import nullcontext
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-Kind = Literal["gelu", "relu", "identity"]
-Along = Literal["columns", "rows"]
 
 TILE = 2048
 """Numbers that a program holds of one tensor, where nothing asks for more; 4 warps are 16 numbers a thread."""
@@ -80,22 +77,6 @@ def column_norm(
     assert weight_rm.shape == bias_rm.shape == (R, M), "a scale and a shift for each run and row"
     y_rmb: Tensor = _ColumnNorm.apply(x_rmb, weight_rm, bias_rm, eps, dtype or x_rmb.dtype)
     return y_rmb
-
-
-def bias_activation(z_rnc: Tensor, bias: Tensor, kind: Kind, along: Along) -> Tensor:
-    """act(z + bias) on (R, N, C), in z's dtype: a bias (R, C) along columns, or (R, N) along rows.
-
-    ``gelu`` is the exact one, by the error function.
-    """
-    y_rnc: Tensor = _BiasActivation.apply(z_rnc, _checked(z_rnc, bias, along), None, kind, along == "rows")
-    return y_rnc
-
-
-def bias_activation_add(z_rnc: Tensor, bias: Tensor, skip_rnc: Tensor, kind: Kind, along: Along) -> Tensor:
-    """skip + act(z + bias), in the wider dtype of the two; the skip's gradient is what comes in, without a copy."""
-    assert skip_rnc.shape == z_rnc.shape, "a skip of the same shape"
-    y_rnc: Tensor = _BiasActivation.apply(z_rnc, _checked(z_rnc, bias, along), skip_rnc, kind, along == "rows")
-    return y_rnc
 
 
 def sgd_(
@@ -167,12 +148,6 @@ def _activations(x: Tensor) -> Tensor:
 def _parameters(x_rc: Tensor) -> Tensor:
     """Each run's in a row, the rows as far apart as they are; in fp32."""
     return x_rc.float() if x_rc.stride(1) == 1 or x_rc.shape[1] == 1 else x_rc.float().contiguous()
-
-
-def _checked(z_rnc: Tensor, bias: Tensor, along: Along) -> Tensor:
-    R, N, C = z_rnc.shape
-    assert bias.shape == (R, N if along == "rows" else C), f"a bias for each run and each of its {along}"
-    return bias
 
 
 def _blocks(length: int, block: int) -> int:
@@ -323,53 +298,3 @@ def _split_columns(x_rmb: Tensor) -> tuple[int, int, tuple[int, int, int], dict[
     rows, columns = SPLIT_TILE
     parts, each = _shares(M, rows, MOST_SPLITS)
     return parts, each, (_blocks(B, columns), parts, R), {"BLOCK_M": rows, "BLOCK_B": columns, "num_warps": 8}
-
-
-class _BiasActivation(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, bias: Tensor, skip: Tensor | None, kind: Kind, by_row: bool) -> Tensor:
-        z, bias = _activations(z), _parameters(bias)
-        R, N, C = z.shape
-        rows, columns = _tile(C)
-        if skip is not None:
-            skip = _activations(skip)
-        y = torch.empty_like(z, dtype=z.dtype if skip is None else torch.promote_types(z.dtype, skip.dtype))
-        with on_device_of(z):
-            _kernels().bias_activation_forward[(_blocks(N, rows), _blocks(C, columns), R)](
-                z, bias, z if skip is None else skip, y, bias.stride(0), N, C,
-                KIND=kind, ROWS=by_row, SKIP=skip is not None, BLOCK_N=rows, BLOCK_C=columns,
-            )  # fmt: skip
-        ctx.kind, ctx.by_row, ctx.dtype, ctx.shape = kind, by_row, z.dtype, z.shape
-        if kind != "identity":
-            ctx.save_for_backward(z, bias)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        g = _activations(g)
-        R, N, C = ctx.shape
-        rows, columns = _tile(C)
-        linear = ctx.kind == "identity"
-        z, bias = (g, g) if linear else ctx.saved_tensors
-        gz = g if linear else torch.empty_like(z)
-        if ctx.by_row:
-            parts, each = _shares(C, columns, min(max(TILE // N, 1), MOST_PARTS))
-            length, grid = N, (_blocks(N, rows), parts, R)
-        else:
-            parts, each = _shares(N, rows, MOST_PARTS)
-            length, grid = C, (parts, _blocks(C, columns), R)
-        partial = g.new_empty(R, parts, length, dtype=torch.float32)
-        with on_device_of(g):
-            _kernels().bias_activation_backward[grid](
-                z, bias, g, gz, partial, bias.stride(0), N, C, each,
-                KIND=ctx.kind, ROWS=ctx.by_row, BLOCK_N=rows, BLOCK_C=columns,
-            )  # fmt: skip
-            of_bias = _summed(partial)
-        return gz.to(ctx.dtype), of_bias, g if ctx.needs_input_grad[2] else None, None, None
-
-
-def _tile(C: int) -> tuple[int, int]:
-    """Rows and columns of a tile of which nothing has to be whole."""
-    columns = min(_power(max(C, 8)), 128)
-    return TILE // columns, columns

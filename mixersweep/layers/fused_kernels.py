@@ -12,24 +12,6 @@ import triton.language as tl
 
 
 @triton.jit
-def _activation(u, KIND: tl.constexpr):
-    if KIND == "gelu":
-        u = 0.5 * u * (1.0 + tl.erf(u * 0.7071067811865476))
-    elif KIND == "relu":
-        u = tl.where(u <= 0.0, 0.0, u)  # NaN stays NaN
-    return u
-
-
-@triton.jit
-def _slope(u, KIND: tl.constexpr):
-    if KIND == "gelu":
-        u = 0.5 * (1.0 + tl.erf(u * 0.7071067811865476)) + u * 0.3989422804014327 * tl.exp(-0.5 * u * u)
-    else:
-        u = tl.where(u <= 0.0, 0.0, 1.0)
-    return u
-
-
-@triton.jit
 def sum_parts(parts_ptr, sum_ptr, parts, length, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr):
     """(Q, parts, length) to (Q, length), in the order of the parts."""
     q = tl.program_id(1).to(tl.int64)
@@ -282,69 +264,6 @@ def column_gradient(
         normed = (x - mean[None, :]) * rstd[None, :]
         gx = (g * weight[:, None] - along_one[None, :] - normed * along_x[None, :]) * rstd[None, :]
         tl.store(gx_ptr + run * M * B + at, gx.to(gx_ptr.dtype.element_ty), mask=live)
-
-
-@triton.jit(do_not_specialize=["bias_ptr", "bias_stride"])
-def bias_activation_forward(
-    z_ptr, bias_ptr, skip_ptr, y_ptr, bias_stride, N, C,
-    KIND: tl.constexpr, ROWS: tl.constexpr, SKIP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """A tile of act(z + bias), or of skip + act(z + bias); ROWS: a bias for each row."""
-    run = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    live = (rows < N)[:, None] & (columns < C)[None, :]
-    at = rows[:, None] * C + columns[None, :]
-    z = tl.load(z_ptr + run * N * C + at, mask=live, other=0.0).to(tl.float32)
-    if ROWS:
-        bias = tl.load(bias_ptr + run * bias_stride + rows, mask=rows < N, other=0.0)[:, None]
-    else:
-        bias = tl.load(bias_ptr + run * bias_stride + columns, mask=columns < C, other=0.0)[None, :]
-    y = _activation(z + bias, KIND)
-    if SKIP:
-        y += tl.load(skip_ptr + run * N * C + at, mask=live, other=0.0).to(tl.float32)
-    tl.store(y_ptr + run * N * C + at, y.to(y_ptr.dtype.element_ty), mask=live)
-
-
-@triton.jit(do_not_specialize=["bias_ptr", "bias_stride"])
-def bias_activation_backward(
-    z_ptr, bias_ptr, g_ptr, gz_ptr, parts_ptr, bias_stride, N, C, tiles,
-    KIND: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Some tiles along what is summed for the bias: the gradient of z, and what they add to the bias's."""
-    run = tl.program_id(2).to(tl.int64)
-    first_row = tl.program_id(0)
-    first_column = tl.program_id(1)
-    if ROWS:
-        total = tl.zeros((BLOCK_N,), tl.float32)
-        first_column *= tiles
-    else:
-        total = tl.zeros((BLOCK_C,), tl.float32)
-        first_row *= tiles
-    rows = first_row * BLOCK_N + tl.arange(0, BLOCK_N)
-    columns = first_column * BLOCK_C + tl.arange(0, BLOCK_C)
-    for _ in range(tiles):
-        live = (rows < N)[:, None] & (columns < C)[None, :]
-        at = rows[:, None] * C + columns[None, :]
-        gz = tl.load(g_ptr + run * N * C + at, mask=live, other=0.0).to(tl.float32)
-        if KIND != "identity":
-            if ROWS:
-                bias = tl.load(bias_ptr + run * bias_stride + rows, mask=rows < N, other=0.0)[:, None]
-            else:
-                bias = tl.load(bias_ptr + run * bias_stride + columns, mask=columns < C, other=0.0)[None, :]
-            z = tl.load(z_ptr + run * N * C + at, mask=live, other=0.0).to(tl.float32)
-            gz *= _slope(z + bias, KIND)
-            tl.store(gz_ptr + run * N * C + at, gz.to(gz_ptr.dtype.element_ty), mask=live)
-        if ROWS:
-            total += tl.sum(gz, axis=1)
-            columns += BLOCK_C
-        else:
-            total += tl.sum(gz, axis=0)
-            rows += BLOCK_N
-    if ROWS:
-        tl.store(parts_ptr + (run * tl.num_programs(1) + tl.program_id(1)) * N + rows, total, mask=rows < N)
-    else:
-        tl.store(parts_ptr + (run * tl.num_programs(0) + tl.program_id(0)) * C + columns, total, mask=columns < C)
 
 
 @triton.jit

@@ -27,13 +27,12 @@ def on_its_device(test: Any) -> Any:
 
 
 class Case(NamedTuple):
-    """A pass on activations (R, rows, columns), each followed by its parameters (R, lengths)."""
+    """A norm of activations (R, rows, columns), with its scale and shift (R, length)."""
 
     name: str
     rows: int
     columns: int
-    activations: int
-    lengths: tuple[int, ...]
+    length: int
     ours: Callable[..., Tensor]
     plain: Callable[..., Tensor]
 
@@ -41,9 +40,9 @@ class Case(NamedTuple):
         """Parameters are views of one tensor, from an odd place on, so rows lie far apart and are not aligned."""
         generator = torch.Generator().manual_seed(seed)
         shape = R, self.rows, self.columns
-        drawn = [torch.randn(shape, generator=generator) * 2 + 1 for _ in range(self.activations)]
-        flat = torch.randn(R, 3 + sum(self.lengths) + 2, generator=generator).to(DEVICE)
-        return [x.to(DEVICE, dtype) for x in drawn] + list(flat[:, 3:-2].split(self.lengths, 1))
+        x = torch.randn(shape, generator=generator) * 2 + 1
+        flat = torch.randn(R, 3 + 2 * self.length + 2, generator=generator).to(DEVICE)
+        return [x.to(DEVICE, dtype), *flat[:, 3:-2].split(self.length, 1)]
 
     def __call__(self, inputs: list[Tensor], g: Tensor) -> list[Tensor]:
         """What it gives, and the gradients of its inputs."""
@@ -66,44 +65,20 @@ def _layer_norm(rows: int, columns: int) -> Case:
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.layer_norm(x, (columns,), eps=EPS) * weight[:, None] + bias[:, None]
 
-    lengths = columns, columns
-    return Case("layer norm", rows, columns, 1, lengths, lambda *xs: fused.layer_norm(*xs, eps=EPS), plain)
+    return Case("layer norm", rows, columns, columns, lambda *xs: fused.layer_norm(*xs, eps=EPS), plain)
 
 
 def _column_norm(rows: int, columns: int) -> Case:
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.layer_norm(x.mT, (rows,), eps=EPS).mT * weight[..., None] + bias[..., None]
 
-    return Case("column norm", rows, columns, 1, (rows, rows), lambda *xs: fused.column_norm(*xs, eps=EPS), plain)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "identity": lambda x: x}
-
-
-def _bias_activation(rows: int, columns: int, kind: fused.Kind, along: fused.Along, skip: bool) -> Case:
-    def ours(z: Tensor, *others: Tensor) -> Tensor:
-        if skip:
-            return fused.bias_activation_add(z, others[1], others[0], kind, along)
-        return fused.bias_activation(z, others[0], kind, along)
-
-    def plain(z: Tensor, *others: Tensor) -> Tensor:
-        y = ACTIVATIONS[kind](z + others[-1].unsqueeze(1 if along == "columns" else 2))
-        return y + others[0] if skip else y
-
-    length = columns if along == "columns" else rows
-    return Case(f"{kind} along {along}{' and skip' * skip}", rows, columns, 1 + skip, (length,), ours, plain)
+    return Case("column norm", rows, columns, rows, lambda *xs: fused.column_norm(*xs, eps=EPS), plain)
 
 
 LARGE = [] if INTERPRETED else [(4096, 32), (4096, 25), (1024, 128), (2580, 130), (5000, 96), (128, 2580), (32, 4096)]
 CASES = [
     *(_layer_norm(*each) for each in [(7, 25), (130, 33), (7, 1), (9, 300), *LARGE]),
     *(_column_norm(*each) for each in [(25, 130), (33, 40), (1, 7), (650, 9), *LARGE]),
-    *(
-        _bias_activation(*each, kind, along, skip)
-        for each in [(7, 25), (20, 300), *LARGE]
-        for along in ("columns", "rows")
-        for kind, skip in (("gelu", False), ("gelu", True), ("relu", False), ("identity", True))
-    ),
 ]
 of_all = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name} {case.rows} x {case.columns}")
 
@@ -134,7 +109,7 @@ def _close(ours: Tensor, plain: Tensor, tolerance: float) -> bool:
 def test_numbers_and_gradients_are_those_of_the_formulas(case: Case, R: int) -> None:
     inputs, g = case.inputs(R), _gradient(case, R)
     # The gradient of a norm of one number is a difference of two that are equal and 1/sqrt(eps) in size.
-    cancelled = EPS**-0.5 if "norm" in case.name and 1 in (case.rows, case.columns) else 1.0
+    cancelled = EPS**-0.5 if 1 in (case.rows, case.columns) else 1.0
     for ours, plain in zip(case(inputs, g), case.reference(inputs, g), strict=True):
         assert ours.dtype == torch.float32
         assert _close(ours, plain, 1e-6 * cancelled)
@@ -162,7 +137,7 @@ def test_a_run_alone_is_the_run_in_a_pack_to_the_bit(case: Case) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "case",
-    [_layer_norm(70, 33), _column_norm(33, 70), _bias_activation(33, 70, "gelu", "rows", True)],
+    [_layer_norm(70, 33), _column_norm(33, 70)],
     ids=lambda case: case.name,
 )
 def test_halves_are_rounded_once(case: Case, dtype: torch.dtype) -> None:
@@ -179,19 +154,11 @@ def test_halves_are_rounded_once(case: Case, dtype: torch.dtype) -> None:
 def test_norms_give_the_dtype_asked_for(norm: Callable[..., Tensor]) -> None:
     x, weight, bias = _layer_norm(32, 32).inputs(2)
     y = norm(x, weight, bias, 1e-5)
-    assert torch.equal(norm(x, weight, bias, 1e-5, torch.float16), y.half())
+    half = norm(x, weight, bias, 1e-5, torch.float16)
+    # Compiled for another dtype, fp32 may round elsewhere in its last digits: numbers between two halves go either way.
+    assert half.dtype == torch.float16
+    assert torch.all((half.float() - y).abs() <= y.abs().clamp(min=2**-14) * (2**-11 + 2**-16))
     assert norm(x.half(), weight, bias, 1e-5, torch.float32).dtype == torch.float32
-
-
-@on_its_device
-def test_a_half_is_added_to_a_whole_skip() -> None:
-    z, skip, bias = _bias_activation(33, 70, "gelu", "rows", True).inputs(2)
-    z, skip = z.bfloat16().requires_grad_(), skip.requires_grad_()
-    y = fused.bias_activation_add(z, bias, skip, "gelu", "rows")
-    assert y.dtype == torch.float32
-    assert torch.allclose(y, skip + F.gelu(z.float() + bias[..., None]), atol=1e-5)
-    of_z, of_skip = torch.autograd.grad(y.sum(), (z, skip))
-    assert of_z.dtype == torch.bfloat16 and torch.equal(of_skip, torch.ones_like(skip))
 
 
 @on_its_device
