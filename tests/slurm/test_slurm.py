@@ -120,7 +120,24 @@ def test_a_preempted_run_goes_on(tmp_path: Path, tiny: list[str], undisturbed: d
     assert job_log(tmp_path / "runs", job).count(f"job {job} requeued") == 1
 
 
-def test_packed_runs_are_preempted_together(
+def test_a_pack_is_preempted_as_one_and_each_of_its_runs_is_what_it_is_alone(tmp_path: Path, tiny: list[str]) -> None:
+    packed = [*tiny, "engine=packed", "seed=0,1,2"]
+    assert run(tmp_path, *packed, "hydra.launcher.pack=1", "runs_dir=alone").returncode == 0
+    process = start(tmp_path, *packed, *SLURM, "hydra.launcher.runs_per_job=3")
+    paths = [run_of(tmp_path / "runs", seed) for seed in (0, 1, 2)]
+    with frozen(*paths) as jobs:
+        assert len({status(path)["pid"] for path in paths}) == 1
+        preempt(listed()[jobs[0]])
+        until(lambda: "told to stop" in job_log(tmp_path / "runs", jobs[0]))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert same(tmp_path / "runs", numbers(tmp_path / "alone"), 3)
+    logs = [(path / "log.txt").read_text() for path in paths]
+    assert "going on after epoch" in logs[0] and all(f"in one process with {paths[0].name}" in log for log in logs[1:])
+    assert job_log(tmp_path / "runs", jobs[0]).count(f"job {jobs[0]} requeued") == 1
+
+
+def test_runs_that_share_a_gpu_are_preempted_together(
     tmp_path: Path, tiny: list[str], undisturbed: dict[str, dict[str, object]]
 ) -> None:
     packed = ["hydra.launcher.runs_per_job=3", "hydra.launcher.gpus=1", "hydra.launcher.cpus=2"]
