@@ -187,6 +187,20 @@ def test_runs_of_a_sweep_that_share_a_gpu_have_one_also_after_ctrl_c(
     assert not Path(begun["pipes"]).exists()
 
 
+def test_it_ends_when_the_launching_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    control = fake(tmp_path, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    process = start(tmp_path, *TWO, "epochs=4000", "hydra.launcher.warm=false")
+    when(lambda: len(list((tmp_path / "runs").glob("[!.]*-s*/metrics.jsonl"))) == 2, process)
+    others = family(process.pid)
+    process.kill()
+    process.communicate(timeout=120)
+    psutil.wait_procs(others, timeout=120)
+    assert set(states(tmp_path / "runs").values()) == {"preempted"}
+    assert control.told == BEGUN_AND_ENDED
+    assert not Path(control.calls[0]["pipes"]).exists()
+
+
 def test_a_sweep_goes_on_without_a_daemon_that_does_not_begin_and_with_none_where_none_is_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

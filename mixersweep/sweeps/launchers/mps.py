@@ -1,7 +1,7 @@
 """NVIDIA's Multi-Process Service for runs that share a GPU as processes: without it, they take turns on the card.
 
 The daemon is a private one, with its pipes and logs in a temporary directory, which needs no rights and disturbs nobody
-else's; it ends with what started it.
+else's. It ends with what started it, be that killed: a process of its own (``python -m`` this module) waits for that.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,24 +40,38 @@ def daemon(
     if not wanted or tool is None or len(gpus) == len(set(gpus)) or _runs_already():
         yield {}
         return
-    with tempfile.TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True) as folder:
-        own = {PIPES: str(Path(folder, "pipes")), LOGS: str(Path(folder, "logs"))}
-        for path in own.values():
-            Path(path).mkdir()
-        # Names of GPUs in the runs' environments are those of this process, so the daemon has to know all of them.
-        environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | own
-        failure = _call([tool, "-d"], environment, Path(folder, "said"))
-        if failure is not None:
-            report(f"runs share a GPU without MPS: {CONTROL} {failure}")
-            yield {}
-            return
-        report("runs share a GPU by an MPS daemon of their own")
+    folder = Path(tempfile.mkdtemp(prefix="mps-"))
+    own = {PIPES: str(folder / "pipes"), LOGS: str(folder / "logs")}
+    for path in own.values():
+        Path(path).mkdir()
+    # Names of GPUs in the runs' environments are those of this process, so the daemon has to know all of them.
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | own
+    if (failure := _call([tool, "-d"], environment, folder / "said")) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        report(f"runs share a GPU without MPS: {CONTROL} {failure}")
+        yield {}
+        return
+    report("runs share a GPU by an MPS daemon of their own")
+    command = [sys.executable, "-m", __name__, tool, str(folder)]
+    pipe = subprocess.PIPE
+    # In a session of its own, Ctrl-C does not reach it.
+    with subprocess.Popen(
+        command, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+    ) as ender:
         try:
             yield own
         finally:
-            failure = _call([tool], environment, Path(folder, "said"), told="quit\n")
-            if failure is not None:
-                report(f"the MPS daemon in {folder} may be left: {CONTROL} {failure}")
+            said, _ = ender.communicate()
+            if said:
+                report(said.strip())
+
+
+def _end(tool: str, folder: Path) -> None:
+    """Wait until who started this process closes its input, by ending if by nothing else, and end the daemon."""
+    sys.stdin.read()
+    if (failure := _call([tool], os.environ, folder / "said", told="quit\n")) is not None:
+        print(f"the MPS daemon in {folder} may be left: {CONTROL} {failure}")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _runs_already() -> bool:
@@ -88,3 +103,7 @@ def _call(command: Sequence[str], environment: Mapping[str, str], said: Path, to
         return None
     lines = said.read_text(errors="replace").split("\n")
     return f"ended with code {done.returncode}" + (f": {lines[0].strip()}" if lines[0].strip() else "")
+
+
+if __name__ == "__main__":
+    _end(sys.argv[1], Path(sys.argv[2]))
