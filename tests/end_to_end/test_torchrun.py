@@ -14,10 +14,11 @@ from tests.end_to_end.commands import PROBES, TORCHRUN, Commands, only, probed, 
 
 SMALL = (
     *("train", "model=s_mixer", "connections=1000", "depth=2", "epochs=3", "threads=1", "tracking=none"),
-    *("device=cpu", "workers=0"),
+    *("device=cpu", "workers=0", "optim.lr=0.01"),
 )
 LONG = (*SMALL, "epochs=400", "batch_size=600")
 TRAINED = 9000
+NEAR = 24 * float(np.finfo(np.float32).eps)
 
 
 @pytest.fixture
@@ -28,14 +29,18 @@ def commands(tmp_path: Path) -> Iterator[Commands]:
 
 
 def assert_near(one: list[dict], other: list[dict]) -> None:
-    """Sums over processes are rounded in another order; what follows from that grows with the epochs."""
+    """Sums over processes are rounded in another order, which a small learning rate carries on as it is.
+
+    A loss may be off by what its own sum of 10 exponentials and their logarithm round, twice; an accuracy by one image
+    of the 1,000 that the fewest have, between whose classes a rounding decided.
+    """
     assert [row["epoch"] for row in one] == [row["epoch"] for row in other] == [1, 2, 3]
     for mine, theirs in zip(one, other, strict=True):
         assert mine.keys() == theirs.keys()
         for name in [name for name in mine if name.endswith("_loss")]:
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-4 if mine["epoch"] == 1 else 5e-3), name
+            assert mine[name] == pytest.approx(theirs[name], rel=NEAR), name
         for name in [name for name in mine if name.endswith("_accuracy")]:
-            assert mine[name] == pytest.approx(theirs[name], abs=4e-3), name
+            assert mine[name] == pytest.approx(theirs[name], abs=1.01e-3), name
 
 
 def assert_exact(run_dir: Path) -> None:

@@ -22,7 +22,7 @@ def trained(tmp_path: Path, *overrides: str) -> tuple[list[dict[str, float]], di
     """The rows of a run as another process would train it, and what torch counted at compiling."""
     torch._dynamo.reset()
     counters.clear()
-    made = finished(directory(tmp_path, *DIGITS, *SIZES, "ema=0.9", "optim.lr=0.05", *overrides))
+    made = finished(directory(tmp_path, *DIGITS, *SIZES, "ema=0.9", "optim.lr=0.01", *overrides))
     counted = {kind: Counter(values) for kind, values in counters.items()}
     torch._dynamo.reset()
     return rows(made), counted
@@ -41,8 +41,11 @@ def test_compiled_it_trains_the_same_and_compiles_once(
     first, counted = trained(tmp_path / "first", *overrides, "compile=true")
     assert counted["stats"]["unique_graphs"] == 1
     assert counted["inductor"]["fxgraph_cache_miss"] == 2, "forward and backward"
+    # What is fused is rounded elsewhere, which a small learning rate carries on as it is: a loss is off by no more than
+    # what its own sum of 10 exponentials and their logarithm round, twice.
+    near = 2 * 12 * torch.finfo(torch.float32).eps
     for compiled, plain in zip(first, eager, strict=True):
-        assert {k: compiled[k] for k in LOSSES} == pytest.approx({k: plain[k] for k in LOSSES}, rel=1e-4)
+        assert {k: compiled[k] for k in LOSSES} == pytest.approx({k: plain[k] for k in LOSSES}, rel=near)
 
     again, counted = trained(tmp_path / "again", *overrides, "compile=true")
     found = counted["inductor"]
