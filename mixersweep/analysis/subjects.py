@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mixersweep.models.branches import Features, mixing_maps
 from mixersweep.models.mlp import choose_storage
 from mixersweep.models.timm import start_from
 from mixersweep.runs import RunDirectory
+from mixersweep.runs.experiment import experiment
 from mixersweep.runs.listing import Listed, listing
 from mixersweep.runs.where import parse_where
 from mixersweep.training.checkpoint import load_checkpoint
@@ -162,20 +162,8 @@ def _differs_within_model(key: str, model: Any, described: list[tuple[Subject, d
 
 def _described(subject: Subject) -> dict[str, Any]:
     """What makes the experiment but its seeds: sizes, then settings as they are spelled on the command line."""
-    config, sizes = subject.config, subject.directory.run.architecture
-    settings: dict[str, Any] = {}
-
-    def walk(value: Any, prefix: str) -> None:
-        for field in dataclasses.fields(value):
-            inner = getattr(value, field.name)
-            if field.metadata.get("execution") or field.metadata.get("asked") or field.name in ("seed", "seeds"):
-                continue
-            if dataclasses.is_dataclass(inner):
-                walk(inner, f"{prefix}{field.name}.")
-            else:
-                settings[prefix + field.name] = inner
-
-    walk(config, "")
+    settings, sizes = experiment(subject.config).flat, subject.directory.run.architecture
+    settings = {key: value for key, value in settings.items() if key.partition(".")[0] not in ("seed", "seeds")}
     return {**settings, **{key: getattr(sizes, key) for key in SIZES}}
 
 

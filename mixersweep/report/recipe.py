@@ -9,21 +9,16 @@ that may differ must be equal, so a setting that is added later splits compariso
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import typing
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from mixersweep.budget.terms import TARGETS
-from mixersweep.config import VARIANTS, Config
 from mixersweep.config.schema import Seeds
 from mixersweep.report.rates import Rates, rates_of
 from mixersweep.report.sizes import target_of
-from mixersweep.runs.fingerprint import NUMBERS_VERSION, SIZES
 
 Row = dict[str, Any]
 Cell = tuple[str, int, str | None]
@@ -52,25 +47,6 @@ FREE = ("seed", "optim.lr", *SHAPE)
 
 PURPOSES = tuple(sorted(field.name for field in dataclasses.fields(Seeds)))
 """What has a seed of its own."""
-
-
-def experiment_of(stored: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
-    """The settings that make the experiment, dotted, and the ``NUMBERS_VERSION`` that the run was made with.
-
-    Where an old run lacks a setting, it has what its absence means. The version is found by the fingerprint; it is
-    None for a run of a program that is not known here.
-    """
-    settings: dict[str, Any] = {}
-    content = {
-        "config": _walk(Config, stored["config"], "", settings),
-        "architecture": {name: stored["architecture"].get(name) for name in SIZES},
-    }
-    for version in range(NUMBERS_VERSION, 0, -1):
-        hashed = {**content, "numbers_version": version}
-        text = json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        if hashlib.sha256(text.encode()).hexdigest() == stored["fingerprint"]:
-            return settings, version
-    return settings, None
 
 
 @dataclass(frozen=True)
@@ -315,45 +291,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return json.dumps(value) if isinstance(value, (bool, list)) or value is None else str(value)
-
-
-class _Setting(NamedTuple):
-    """One field of the schema: ``group`` is the class of a group of settings, which a name chooses in a ``variant``."""
-
-    name: str
-    default: Any
-    neutral: Any
-    group: type | None
-    variant: bool
-
-
-@cache
-def _schema(cls: type, top: bool) -> tuple[_Setting, ...]:
-    """The settings of a class that make the experiment."""
-    hints = typing.get_type_hints(cls)
-    found = []
-    for field_ in dataclasses.fields(cls):
-        if field_.metadata.get("execution") or field_.metadata.get("asked"):
-            continue
-        default = None if field_.default is dataclasses.MISSING else field_.default
-        hint = hints[field_.name]
-        group = hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
-        neutral = field_.metadata.get("neutral", dataclasses.MISSING)
-        found.append(_Setting(field_.name, default, neutral, group, top and field_.name in VARIANTS))
-    return tuple(found)
-
-
-def _walk(cls: type, values: Mapping[str, Any], prefix: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Put the settings under their dotted names into ``settings``; what the fingerprint hashes of them is returned."""
-    content: dict[str, Any] = {}
-    for name, default, neutral, group, variant in _schema(cls, not prefix):
-        value = values.get(name, default)
-        if variant:
-            group = VARIANTS[name].get(value["name"])
-        if group is not None and value is not None:
-            content[name] = _walk(group, value, f"{prefix}{name}.", settings)
-            continue
-        settings[prefix + name] = value
-        if neutral is dataclasses.MISSING or value != neutral:
-            content[name] = value
-    return content

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixersweep.errors import MixersweepError, UserError
-from mixersweep.report.recipe import experiment_of
 from mixersweep.runs.directory import read_rows
+from mixersweep.runs.experiment import Experiment, experiment, version_of
 from mixersweep.runs.files import written_whole
 from mixersweep.runs.listing import Listed, listing
 from mixersweep.runs.record import KEYS
@@ -110,8 +110,8 @@ def row_of(listed: Listed) -> Row:
     tokens, channels = record["tokens"], record["channels"]
     mixing = record["mixing_parameters"]
     uncounted = [record[f"{part}_parameters"] for part in ("stem", "head", "skip")]
-    settings, version = experiment_of(listed.stored) if listed.stored else ({}, None)
-    values = {**values, **settings, **record}
+    made = experiment(listed.config) if listed.stored else Experiment()
+    values = {**values, **made.flat, **record}
     return {
         **record,
         "state": listed.state,
@@ -120,10 +120,10 @@ def row_of(listed: Listed) -> Row:
         "shape": shape_of(tokens, channels),
         "channels_over_tokens": channels / tokens if tokens and channels else None,
         "uncounted_share": sum(n or 0 for n in uncounted) / mixing if mixing else None,
-        "numbers_version": version,
+        "numbers_version": version_of(made, listed.stored) if listed.stored else None,
         "command": command_of(record),
         **{name: value for name, value in values.items() if name not in record and name not in DERIVED},
-        "settings": settings,
+        "settings": made.flat,
     }
 
 

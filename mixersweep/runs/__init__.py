@@ -1,7 +1,7 @@
 """Run directories: what an experiment is, who holds it, what it left."""
 
 from mixersweep.runs.directory import Origin, Run, RunDirectory, solve
-from mixersweep.runs.fingerprint import NUMBERS_VERSION, fingerprint
+from mixersweep.runs.experiment import NUMBERS_VERSION, fingerprint
 from mixersweep.runs.record import VOLATILE, completed, planned, same_experiment_same_numbers
 from mixersweep.runs.status import FINAL_STATES, Hold, Status, hold, read_status, set_status
 

@@ -29,8 +29,8 @@ import yaml
 from mixersweep.budget import Architecture
 from mixersweep.config import AnyModel, Config, Pretrainable, architecture, parse
 from mixersweep.errors import UserError
+from mixersweep.runs.experiment import executed_as, fingerprint
 from mixersweep.runs.files import read_json, sha256_of, write_json, write_text
-from mixersweep.runs.fingerprint import fingerprint
 from mixersweep.runs.status import Status, read_status, set_status
 
 T = TypeVar("T")
@@ -102,18 +102,6 @@ def _with_content(model: AnyModel) -> AnyModel:
     return dataclasses.replace(model, pretrained=str(path), pretrained_sha256=content)
 
 
-def _executed_as(stored: T, now: T) -> T:
-    """The settings of a stored experiment, with those of where and how it runs as they are now."""
-    changed = {}
-    for setting in dataclasses.fields(stored):  # type: ignore[arg-type]
-        frozen, asked = getattr(stored, setting.name), getattr(now, setting.name)
-        if setting.metadata.get("execution"):
-            changed[setting.name] = asked
-        elif dataclasses.is_dataclass(frozen):
-            changed[setting.name] = _executed_as(frozen, asked)
-    return dataclasses.replace(stored, **changed)  # type: ignore[type-var]
-
-
 def sizes_of(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     """The sizes of a frozen run; those that runs were once frozen without follow from the others."""
     sizes: Mapping[str, Any] = stored["architecture"]
@@ -152,7 +140,7 @@ class RunDirectory:
         stored = cls.open(path).run
         if stored.fingerprint != run.fingerprint:
             raise UserError(f"{path}: holds another experiment ({stored.fingerprint}, not {run.fingerprint})")
-        return cls(path, dataclasses.replace(stored, config=_executed_as(stored.config, run.config)))
+        return cls(path, dataclasses.replace(stored, config=executed_as(stored.config, run.config)))
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:

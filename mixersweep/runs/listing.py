@@ -24,6 +24,7 @@ import yaml
 from mixersweep.budget import Architecture
 from mixersweep.config import VARIANTS, keys
 from mixersweep.errors import UserError
+from mixersweep.runs.experiment import flat
 from mixersweep.runs.record import KEYS, planned_of
 from mixersweep.runs.status import STORED_STATES, Status
 
@@ -105,7 +106,7 @@ class Listed:
         row = self.row or {}
         status = self.status
         return {
-            **dict(_flat(self.config)),
+            **dict(flat(self.config)),
             **self.stored.get("architecture", {}),
             "epoch": None if self.result is None else self.result.get("epochs"),
             **{name: row[name] for name in METRICS if name in row},
@@ -284,12 +285,3 @@ def last_rows(path: str) -> tuple[dict[str, Any], ...]:
         return tuple(json.loads(line) for line in whole)
     except ValueError as error:
         raise _Unreadable(f"metrics.jsonl: {error}") from None
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings under their dotted keys, as the command line spells them."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

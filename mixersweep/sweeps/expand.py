@@ -27,6 +27,7 @@ from mixersweep.compose import Composer, check_overrides, is_choice, leading, pa
 from mixersweep.config import VARIANTS, Config, Sweep, architecture, owners, parse, parse_sweep, structure
 from mixersweep.errors import Infeasible, UserError
 from mixersweep.runs import Origin, Run, solve
+from mixersweep.runs.experiment import EXECUTION
 from mixersweep.sweeps.search import Search, searches_of
 
 Grid = dict[str, list[str]]
@@ -323,8 +324,7 @@ def _varies(grids: list[Grid], key: str) -> bool:
 
 def _name(grids: list[Grid]) -> str:
     """What is swept over, and a hash of all that makes the runs."""
-    places = {field.name for field in dataclasses.fields(Config) if field.metadata.get("execution")}
-    kept = [{k: v for k, v in grid.items() if k.partition(".")[0] not in places} for grid in grids]
+    kept = [{k: v for k, v in grid.items() if k.partition(".")[0] not in EXECUTION} for grid in grids]
     keys = dict.fromkeys(key.rpartition(".")[2] for grid in kept for key, values in grid.items() if len(values) > 1)
     content = [{key: sorted(values) for key, values in grid.items()} for grid in kept]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]

@@ -11,20 +11,17 @@ import itertools
 import json
 import os
 import statistics
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from mixersweep.config import VARIANTS, Config
 from mixersweep.errors import UserError
 from mixersweep.runs import Run
+from mixersweep.runs.experiment import SIZES, Settings, experiment
 from mixersweep.runs.files import write_json
-from mixersweep.runs.fingerprint import SIZES
 from mixersweep.runs.listing import Listed, last_rows, read_listed
 
 CALIBRATION = ".calibration.json"
@@ -55,9 +52,9 @@ class Pace:
     is_share: bool = False
 
 
-def shape(config: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
+def shape(config: Settings, architecture: Settings) -> str:
     """A text that two runs share where an epoch of both is the same work; of settings and sizes as they are frozen."""
-    content = {key: value for key, value in _content(config, Config).items() if key not in _NO_TIME}
+    content = {key: value for key, value in experiment(config).content.items() if key not in _NO_TIME}
     optim = {key: value for key, value in content["optim"].items() if key not in _NO_TIME_OF_OPTIM}
     content["optim"] = {key: value if isinstance(value, str) else bool(value) for key, value in optim.items()}
     execution = {name: config[name] for name in _TIME_OF_EXECUTION if config.get(name) not in (None, False, 1)}
@@ -182,32 +179,3 @@ def _pace_of(listed: Listed) -> Pace | None:
     epoch = max(training, statistics.median(steps) / share) if steps else training * 1.1
     kind, threads = environment.get("device_kind", "cpu"), environment.get("threads", 1)
     return Pace(epoch, training, 0.0, kind, threads, "completed runs", is_share=share > 1)
-
-
-def _content(stored: Mapping[str, Any], cls: type) -> dict[str, Any]:
-    """The settings that make the experiment, as a fingerprint takes them, of settings that may be older than some."""
-    content = {}
-    for field in dataclasses.fields(cls):
-        if field.name not in stored or field.metadata.get("execution") or field.metadata.get("asked"):
-            continue
-        value = stored[field.name]
-        if "neutral" in field.metadata and value == field.metadata["neutral"]:
-            continue
-        inner = _class_of(cls, field.name, value)
-        content[field.name] = value if inner is None else _content(value, inner)
-    return content
-
-
-def _class_of(cls: type, name: str, value: Any) -> type | None:
-    """The dataclass of a group of settings; None for a single setting."""
-    if not isinstance(value, Mapping):
-        return None
-    if cls is Config and name in VARIANTS:
-        return VARIANTS[name][value["name"]]
-    hint = _hints(cls)[name]
-    return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)

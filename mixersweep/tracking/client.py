@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 import wandb
 from wandb.errors import CommError
 
-from mixersweep.config import Config
 from mixersweep.errors import DONE, FAILED, INTERRUPTED, PREEMPTED
 from mixersweep.runs import Run, RunDirectory, planned
+from mixersweep.runs.experiment import EXECUTION, flat
 from mixersweep.tracking.identity import (
     Place,
     Uploaded,
@@ -249,23 +249,9 @@ def clear(folder: Path, keep: Path | None = None) -> None:
 
 def _config(run: Run) -> dict[str, Any]:
     """Flat keys to filter on: the settings as they are spelled on the command line, and what the rule made of them."""
-    experiment = {
-        field.name: getattr(run.config, field.name)
-        for field in dataclasses.fields(Config)
-        if not field.metadata.get("execution")
-    }
-    return {**dict(_flat(experiment)), **planned(run), "effective_width": run.architecture.width}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            inner = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            if "name" in inner:
-                yield name, inner.pop("name")
-            yield from _flat(inner, f"{name}.")
-        else:
-            yield prefix + name, value
+    settings = {name: value for name, value in flat(run.config) if name.partition(".")[0] not in EXECUTION}
+    named = {name.removesuffix(".name"): value for name, value in settings.items()}
+    return {**named, **planned(run), "effective_width": run.architecture.width}
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from mixersweep.compose import config_of
 from mixersweep.report import Report, build
 from mixersweep.report.answer import answer
 from mixersweep.report.caveats import order_of_losses
-from mixersweep.report.recipe import experiment_of
 from mixersweep.report.sheets import sheets
 from mixersweep.runs import fingerprint, solve
+from mixersweep.runs.experiment import experiment, version_of
 from tests.report.sweeps import IMAGES, images, networks, write_search, write_sweep, write_trained
 from tests.runs.synthetic import seeded, write_run
 
@@ -333,8 +333,10 @@ def test_the_version_of_the_numbers_is_told_from_the_fingerprint(tmp_path: Path)
             "architecture": dataclasses.asdict(run.architecture),
             "fingerprint": fingerprint(run.config, run.architecture),
         }
-        assert experiment_of(stored)[1] == 1, entry["overrides"]
-        assert experiment_of({**stored, "fingerprint": "0" * 64})[1] is None
+        found = experiment(stored["config"])
+        assert found == experiment(run.config)
+        assert version_of(found, stored) == 1, entry["overrides"]
+        assert version_of(found, {**stored, "fingerprint": "0" * 64}) is None
 
 
 def test_runs_with_other_numbers_are_apart(tmp_path: Path) -> None:

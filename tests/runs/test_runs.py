@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,6 +29,7 @@ from mixersweep.runs import (
     solve,
     status,
 )
+from mixersweep.runs.experiment import experiment, flat, version_of
 from mixersweep.runs.files import read_json, write_json, written_whole
 from mixersweep.runs.status import this_host
 
@@ -114,22 +116,31 @@ def test_whatever_changes_the_numbers_is_part_of_the_experiment(override: str) -
 
 def test_a_numbers_version_makes_other_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of()
-    monkeypatch.setattr(sys.modules["mixersweep.runs.fingerprint"], "NUMBERS_VERSION", 10**6)
+    monkeypatch.setattr(sys.modules["mixersweep.runs.experiment"], "NUMBERS_VERSION", 10**6)
     assert fingerprint(run.config, run.architecture) != run.fingerprint
 
 
 def test_a_setting_at_its_neutral_value_is_left_out() -> None:
-    from mixersweep.config.kinds import neutral
-    from mixersweep.config.schema import Augment
-    from mixersweep.runs.fingerprint import _content
+    """Each that the schema has: a run that was frozen before it is the same experiment."""
+    run = run_of()
+    stored = json.loads(json.dumps(dataclasses.asdict(run.config)))
+    whole = experiment(stored)
+    assert whole.content == experiment(run.config).content
+    left_out = [name for name in whole.flat if name not in flat_names(whole.content)]
+    assert len(left_out) >= 20
+    for name in left_out:
+        *groups, last = name.split(".")
+        inner = stored
+        for group in groups:
+            inner = inner[group]
+        del inner[last]
+    older = experiment(stored)
+    assert older == whole
+    assert version_of(older, {"architecture": vars(run.architecture), "fingerprint": run.fingerprint}) == 1
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Later(Augment):
-        cutout: int = neutral(0)
 
-    before = _content(Augment(crop_padding=1, flip=True))
-    assert _content(Later(crop_padding=1, flip=True)) == before
-    assert _content(Later(crop_padding=1, flip=True, cutout=8)) == {**before, "cutout": 8}
+def flat_names(content: dict[str, Any]) -> set[str]:
+    return {name for name, _ in flat(content)}
 
 
 # --- the directory -----------------------------------------------------------------------------------------------
