@@ -82,8 +82,9 @@ def test_two_processes_have_the_numbers_of_one(commands: Commands, tmp_path: Pat
         (3, ["batch_size=409"]),  # two images are left for three processes
         (2, ["augment.mixup=0.5", "augment.cutmix=0.5", "ema=0.99", "stochastic_depth=0.4", "accumulation=2"]),
         (3, ["model=sw_mlp", "augment.mixup=0.8", "stochastic_depth=0.4", "augment.erasing=0.3", "batch_size=409"]),
-        (2, ["model=mixer", "gradient_checkpointing=true", "optim=adamw", "optim.clip_norm=1"]),
-        (2, ["augment=auto_augment", "workers=1", "batch_size=500", "optim.lr=0.02"]),  # at 0.1 roundings grow to 0.7%
+        # AdamW moves by its rate where a gradient is nothing but rounding, too: a small one
+        (2, ["model=mixer", "gradient_checkpointing=true", "optim=adamw", "optim.clip_norm=1", "optim.lr=1e-4"]),
+        (2, ["augment=auto_augment", "workers=1", "batch_size=500"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
