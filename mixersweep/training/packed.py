@@ -123,11 +123,9 @@ class Packed:
         for place, of_run in enumerate(sums):
             if of_run is not None:
                 self.sums[place] = of_run.to(self.device)
-        size, images = self.config.batch_size, len(self._train[0])
         for number in range(first, self.steps):
-            self._captured.run(
-                f"train {min(size, images - number * size)}", self._step, min(size, images - number * size)
-            )
+            size = self._batch(number)
+            self._captured.run(f"train {size}", self._step, size)
             yield number
 
     def is_the_same_alone(self) -> bool:
@@ -140,13 +138,19 @@ class Packed:
         before = {name: self._buffers[name].clone() for name in self._stored}
         self._prepare(1, 0)
         self._network.train()
-        size = min(self.config.batch_size, len(self._train[0]))
         few = slice(0, LEAST)
-        alone, *_ = self._gradients(few, self._weights.leaves(few), size)
-        together, *_ = self._gradients(self._parts[0], self._leaves[0], size)
+        same = True
+        for size in {self._batch(0), self._batch(self.steps - 1)}:
+            alone, *_ = self._gradients(few, self._weights.leaves(few), size)
+            together, *_ = self._gradients(self._parts[0], self._leaves[0], size)
+            same = same and torch.equal(alone, together[few])
         for name, value in before.items():
             self._buffers[name].copy_(value)
-        return torch.equal(alone, together[few])
+        return same
+
+    def _batch(self, number: int) -> int:
+        """The images of a step of an epoch."""
+        return min(self.config.batch_size, len(self._train[0]) - number * self.config.batch_size)
 
     def evaluate(
         self, split: str, after_each: Callable[[], None], *, averaged: bool = False
