@@ -42,9 +42,9 @@ def models(prefix: str, **_: object) -> list[str]:
 
 def states(prefix: str, **_: object) -> list[str]:
     """The states of runs, in a comma-separated list."""
-    from mixersweep.runs.listing import SHOWN_STATES
+    from mixersweep.runs.state import SHOWN
 
-    return _in_list(prefix, SHOWN_STATES)
+    return _in_list(prefix, SHOWN)
 
 
 def run_dirs(prefix: str, **_: object) -> list[str]:

@@ -21,6 +21,7 @@ from mixersweep.models.timm import start_from
 from mixersweep.runs import RunDirectory
 from mixersweep.runs.experiment import experiment
 from mixersweep.runs.listing import Listed, listing
+from mixersweep.runs.state import State
 from mixersweep.runs.where import parse_where
 from mixersweep.training.checkpoint import load_checkpoint
 
@@ -70,10 +71,8 @@ class Subject:
     def epochs(self) -> list[int]:
         """The epochs whose weights can be had, 0 first and the end last; the end only of a completed run."""
         kept = {int(found[1]) for file in self.path.iterdir() if (found := _KEPT.search(file.name))}
-        last = (
-            {self.config.epochs} if self.listed.state == "completed" and self.directory.checkpoint.exists() else set()
-        )
-        return sorted({0} | kept | last)
+        is_whole = self.listed.state is State.COMPLETED and self.directory.checkpoint.exists()
+        return sorted({0, *kept, *([self.config.epochs] if is_whole else [])})
 
     def network(self, epoch: int | None = None, device: torch.device | str = "cpu") -> nn.Module:
         """In evaluation mode, after ``epoch`` epochs; None is the end of training.
@@ -122,7 +121,7 @@ def chosen(places: Sequence[Path], where: str | None, *, completed: bool = True)
     for listed in listing(places):
         if condition is not None and not condition(listed.values()):
             continue
-        fits = listed.state == "completed" if completed else listed.state != "broken"
+        fits = listed.state is State.COMPLETED if completed else listed.state is not State.BROKEN
         if fits:
             found.append(Subject(listed))
         else:

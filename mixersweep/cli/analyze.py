@@ -10,6 +10,7 @@ from typing import Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report as say
 from mixersweep.errors import DONE, UserError
+from mixersweep.runs.state import State
 
 VERBS = {
     "cka": "how alike the hidden features of groups of runs are",
@@ -149,7 +150,7 @@ def _effective(options: argparse.Namespace, _device: Any, out: Path) -> Any:
     else:
         subjects = _one_a_group(_chosen(options, completed=False))
         networks = {
-            name: subject.network(None if subject.listed.state == "completed" else 0)
+            name: subject.network(None if subject.listed.state is State.COMPLETED else 0)
             for name, subject in subjects.items()
         }
     networks = dict(zip(effective.names_of(list(networks)), networks.values(), strict=True))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report
 from mixersweep.errors import DONE, USER_MISTAKE
+from mixersweep.runs.state import State
 
 if TYPE_CHECKING:
     from mixersweep.sweeps.expand import Expansion
@@ -60,7 +61,7 @@ def plan(options: argparse.Namespace) -> int:
         _print(expansion, rows)
     for notice in [*expansion.notices, *slow_here(expansion, rows)]:
         report(f"note: {notice}")
-    for reason, count in Counter(row.point.infeasible for row in rows if row.state == "infeasible").items():
+    for reason, count in Counter(row.point.infeasible for row in rows if row.state is State.INFEASIBLE).items():
         report(f"infeasible: {reason}" + (f" ({count} points)" if count > 1 else ""))
     return DONE if runs or not rows else USER_MISTAKE
 
@@ -84,7 +85,7 @@ def _measure(expansion: Expansion, rows: list[Planned]) -> None:
     from mixersweep.sweeps.plan import at_once
     from mixersweep.sweeps.times import Times
 
-    runs = [row.run for row in rows if row.run is not None and row.state != "completed"]
+    runs = [row.run for row in rows if row.run is not None and row.state is not State.COMPLETED]
     times = Times(expansion.runs_dir, runs)
     unknown = [run for run in runs if not times.is_from_runs(run)]
     if not unknown:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report
 from mixersweep.errors import DONE, FAILED, UserError
+from mixersweep.runs.state import SHOWN, State
 
 if TYPE_CHECKING:
     from mixersweep.runs.listing import Listed
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 EVERY = 2.0
 """Seconds between two looks of ``--watch``, or five times as long as a look takes."""
 
-COLOURS = {
-    **dict.fromkeys(("failed", "diverged", "lost", "broken"), "31"),
-    **dict.fromkeys(("interrupted", "preempted"), "33"),
-    **dict.fromkeys(("planned", "queued", "cancelled"), "2"),
-    "running": "36",
-    "completed": "32",
+COLOURS: dict[str, str] = {
+    **dict.fromkeys((State.FAILED, State.DIVERGED, State.LOST, State.BROKEN), "31"),
+    **dict.fromkeys((State.INTERRUPTED, State.PREEMPTED), "33"),
+    **dict.fromkeys((State.PLANNED, State.QUEUED, State.CANCELLED), "2"),
+    State.RUNNING: "36",
+    State.COMPLETED: "32",
 }
 
 
@@ -104,7 +105,7 @@ def retry(options: argparse.Namespace) -> int:
     """``retry --state S,.. [RUNS_DIR ...]``: make runs planned again."""
     from mixersweep.sweeps import mend
 
-    states = tuple(_listed(options.state, "--state", mend.RETRIED))
+    states = [State(state) for state in _listed(options.state, "--state", mend.RETRIED)]
     changed = []
     for listed in _selected(options):
         done, text = mend.retry(listed.path, states, keep_checkpoint=options.keep_checkpoint)
@@ -133,7 +134,7 @@ def cancel(options: argparse.Namespace) -> int:
     options.runs_dirs = by_name
     refused = False
     for listed in _selected(options):
-        if listed.state == "broken":
+        if listed.state is State.BROKEN:
             report(f"{listed.name}: {listed.reason}")
             refused = True
             continue
@@ -164,7 +165,7 @@ def logs(options: argparse.Namespace) -> int:
             position += len(content)
             sys.stdout.write(content.decode(errors="replace"))
             sys.stdout.flush()
-        if not options.follow or listed is None or listed.state not in ("planned", "queued", "running"):
+        if not options.follow or listed is None or listed.state not in (State.PLANNED, State.QUEUED, State.RUNNING):
             return DONE
         time.sleep(0.5)
 
@@ -205,10 +206,10 @@ def _watch(options: argparse.Namespace) -> int:
 def _selected(options: argparse.Namespace) -> Iterator[Listed]:
     """The runs of the given directories that the filters let through."""
     from mixersweep.config import FAMILIES
-    from mixersweep.runs.listing import SHOWN_STATES, listing
+    from mixersweep.runs.listing import listing
     from mixersweep.runs.where import parse_where
 
-    states = set(_listed(options.state, "--state", SHOWN_STATES))
+    states = set(_listed(options.state, "--state", SHOWN))
     models = set(_listed(options.model, "--model", FAMILIES))
     condition = None if options.where is None else parse_where(options.where)
     for listed in listing(options.runs_dirs or [completer.runs_dir()]):

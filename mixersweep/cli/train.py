@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report, told
 from mixersweep.errors import DIVERGED, DONE, FAILED, USER_MISTAKE, MixersweepError, RunFailed, RunStopped, UserError
+from mixersweep.runs.state import State
 
 if TYPE_CHECKING:
     from mixersweep.config import Config
@@ -169,18 +170,18 @@ def _train_along(directory: RunDirectory, signals: StopSignals, world: World) ->
 def _settled(directory: RunDirectory) -> int | None:
     """The exit code for a run that is not to be trained, None for one that is."""
     status = directory.status()
-    if status.state in ("completed", "diverged"):
+    if status.state in (State.COMPLETED, State.DIVERGED):
         from mixersweep.tracking import replay
 
         replay(directory, report)
-    if status.state == "completed":
+    if status.state is State.COMPLETED:
         report(f"already done: {directory.run.name}")
         print(directory.path / "result.json", flush=True)
         return DONE
-    if status.state == "diverged":
+    if status.state is State.DIVERGED:
         report(f"{directory.run.name}: diverged before ({status.error}); not taken up again")
         return DIVERGED
-    if status.state == "cancelled":
+    if status.state is State.CANCELLED:
         report(f"{directory.run.name}: cancelled; not taken up again")
         return FAILED
     return None

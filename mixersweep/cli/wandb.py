@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report as say
 from mixersweep.errors import DONE, FAILED, MixersweepError, UserError
+from mixersweep.runs.state import State
 
 if TYPE_CHECKING:
     from mixersweep.tracking.identity import Place
@@ -93,7 +94,7 @@ def report(options: argparse.Namespace) -> int:
     folder, sweep = _sweep(runs_dir, options.sweep)
     own = set(sweep["runs"])
     runs = [run for run in listing([runs_dir]) if run.name in own]
-    completed = [run for run in runs if run.state == "completed"]
+    completed = [run for run in runs if run.state is State.COMPLETED]
     if not completed:
         raise MixersweepError(f"{options.sweep}: none of its {len(runs)} runs in {runs_dir} is completed")
     settings = completed[0].config["tracking"]

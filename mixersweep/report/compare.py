@@ -10,6 +10,7 @@ from mixersweep.errors import UserError
 from mixersweep.report.table import Row, row_of
 from mixersweep.runs.listing import read_listed
 from mixersweep.runs.record import KEYS
+from mixersweep.runs.state import State
 
 NEVER = ("name", "fingerprint", "run_dir", "command", "overrides", "settings", "started", "finished")
 """What differs between any two runs, or says again what other lines say."""
@@ -25,7 +26,7 @@ def read(places: Sequence[str], runs_dir: Path) -> list[Row]:
         listed = read_listed(_found(place, runs_dir).absolute())
         if listed is None:
             raise UserError(f"{place}: is no run directory; it has no config.yaml")
-        if listed.state == "broken":
+        if listed.state is State.BROKEN:
             raise UserError(f"{place}: {listed.reason}")
         rows.append(row_of(listed))
     return rows

@@ -3,16 +3,17 @@
 from mixersweep.runs.directory import Origin, Run, RunDirectory, solve
 from mixersweep.runs.experiment import NUMBERS_VERSION, fingerprint
 from mixersweep.runs.record import VOLATILE, completed, planned, same_experiment_same_numbers
-from mixersweep.runs.status import FINAL_STATES, Hold, Status, hold, read_status, set_status
+from mixersweep.runs.state import State
+from mixersweep.runs.status import Hold, Status, hold, read_status, set_status
 
 __all__ = [
-    "FINAL_STATES",
     "NUMBERS_VERSION",
     "VOLATILE",
     "Hold",
     "Origin",
     "Run",
     "RunDirectory",
+    "State",
     "Status",
     "completed",
     "fingerprint",

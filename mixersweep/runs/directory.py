@@ -31,6 +31,7 @@ from mixersweep.config import AnyModel, Config, Pretrainable, architecture, pars
 from mixersweep.errors import UserError
 from mixersweep.runs.experiment import executed_as, fingerprint
 from mixersweep.runs.files import read_json, sha256_of, write_json, write_text
+from mixersweep.runs.state import State
 from mixersweep.runs.status import Status, read_status, set_status
 
 T = TypeVar("T")
@@ -189,7 +190,7 @@ class RunDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """The record of a completed run, or None."""
-        return None if self.status().state != "completed" else read_json(self.path / "result.json")
+        return None if self.status().state is not State.COMPLETED else read_json(self.path / "result.json")
 
     def write_result(self, record: Mapping[str, Any]) -> Path:
         """Write ``result.json`` whole."""
@@ -269,7 +270,7 @@ def _make(path: Path, run: Run) -> None:
         raise UserError(f"runs_dir={path.parent}: cannot be written: {error.strerror}") from None
     try:
         _freeze(temporary, run)
-        set_status(temporary, Status("planned"))
+        set_status(temporary, Status(State.PLANNED))
         write_json(temporary / "tracking.json", {"id": f"{run.fingerprint[:16]}-{secrets.token_hex(2)}"})
         temporary.rename(path)
     except OSError as error:

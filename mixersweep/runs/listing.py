@@ -26,22 +26,8 @@ from mixersweep.config import VARIANTS, keys
 from mixersweep.errors import UserError
 from mixersweep.runs.experiment import flat
 from mixersweep.runs.record import KEYS, planned_of
-from mixersweep.runs.status import STORED_STATES, Status
-
-SHOWN_STATES = (
-    "completed",
-    "cancelled",
-    "planned",
-    "queued",
-    "interrupted",
-    "preempted",
-    "running",
-    "diverged",
-    "failed",
-    "lost",
-    "broken",
-)
-"""What ``Listed.state`` can be, in the order in which a person has less and more to do with it."""
+from mixersweep.runs.state import State
+from mixersweep.runs.status import Status, status_of
 
 METRICS = (
     *("epoch", "learning_rate", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
@@ -68,7 +54,7 @@ class Listed:
     """
 
     path: Path
-    state: str
+    state: State
     status: Status
     stored: Mapping[str, Any]
     rows: tuple[Mapping[str, Any], ...] = ()
@@ -199,29 +185,33 @@ class _Unreadable(Exception):
 
 
 def _broken(path: str, reason: str) -> Listed:
-    return Listed(Path(path), "broken", Status("planned"), {}, reason=reason)
+    return Listed(Path(path), State.BROKEN, Status(State.PLANNED), {}, reason=reason)
 
 
 def _read(path: str, files: list[str]) -> Listed:
     if "config.yaml" not in files:
         raise _Unreadable("config.yaml is missing")
-    status = _status(path) if "status.json" in files else Status("planned")
+    status = _status(path) if "status.json" in files else Status(State.PLANNED)
     stored = _stored(path, files)
-    if status.state == "completed":
+    if status.state is State.COMPLETED:
         if "result.json" not in files:
             raise _Unreadable("is completed, but result.json is missing")
-        return Listed(Path(path), "completed", status, stored, result=_json(f"{path}/result.json"))
+        return Listed(Path(path), State.COMPLETED, status, stored, result=_json(f"{path}/result.json"))
     rows = last_rows(f"{path}/metrics.jsonl") if "metrics.jsonl" in files else ()
     return Listed(Path(path), status.shown, status, stored, rows)
 
 
 def _status(path: str) -> Status:
     try:
-        status = Status(**_json(f"{path}/status.json"))
+        status = status_of(stored := _json(f"{path}/status.json"))
     except TypeError as error:
         raise _Unreadable(f"status.json: {str(error).partition(') ')[2] or error}") from None
-    if status.state not in STORED_STATES:
-        raise _Unreadable(f"status.json: there is no state {status.state}")
+    except KeyError as error:
+        raise _Unreadable(f"status.json: has no {error}") from None
+    except ValueError:
+        raise _Unreadable(f"status.json: there is no state {stored['state']}") from None
+    if not status.state.is_stored:
+        raise _Unreadable(f"status.json: no run gives itself the state {status.state}")
     return status
 
 

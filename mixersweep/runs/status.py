@@ -14,31 +14,19 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock
 
 from mixersweep.errors import INTERRUPTED, RunCancelled, RunDiverged, RunHeld, RunStopped
 from mixersweep.runs.files import overwrite_json, read_json, write_json
-
-STORED_STATES = (
-    "planned",
-    "queued",
-    "running",
-    "interrupted",
-    "preempted",
-    "completed",
-    "failed",
-    "diverged",
-    "cancelled",
-)
-FINAL_STATES = ("completed", "diverged", "cancelled")
-"""What the same command does not take up again."""
+from mixersweep.runs.state import State
 
 BEAT_EVERY = 10.0
 DEAD_AFTER = 60.0
@@ -47,12 +35,12 @@ DEAD_AFTER = 60.0
 
 @dataclass(frozen=True)
 class Status:
-    """``status.json``: ``state`` is one of ``STORED_STATES``; times are seconds since the epoch, UTC.
+    """``status.json``; times are seconds since the epoch, UTC.
 
     ``job`` is what a scheduler calls the job that the run is queued or running in, None without one.
     """
 
-    state: str
+    state: State
     host: str | None = None
     pid: int | None = None
     pid_started: float | None = None
@@ -64,12 +52,12 @@ class Status:
     @property
     def alive(self) -> bool:
         """Whether the run is held by a process that is there, as far as this host can tell."""
-        return self.state == "running" and self._holder_is_there()
+        return self.state is State.RUNNING and self._holder_is_there()
 
     @property
     def stopping(self) -> bool:
         """Whether the run is cancelled, but the process that held it has not let go of it yet."""
-        return self.state == "cancelled" and self._holder_is_there()
+        return self.state is State.CANCELLED and self._holder_is_there()
 
     def _holder_is_there(self) -> bool:
         if self.pid is None or self.heartbeat is None:
@@ -79,9 +67,9 @@ class Status:
         return time.time() - self.heartbeat < DEAD_AFTER
 
     @property
-    def shown(self) -> str:
+    def shown(self) -> State:
         """The state as people see it: a running run whose process is gone is ``lost``."""
-        return "lost" if self.state == "running" and not self.alive else self.state
+        return State.LOST if self.state is State.RUNNING and not self.alive else self.state
 
     @property
     def holder(self) -> str:
@@ -102,12 +90,17 @@ def this_host() -> str:
 def read_status(run_dir: Path) -> Status:
     """The stored status; a directory without one is ``planned``."""
     stored = read_json(run_dir / "status.json")
-    return Status(**stored) if stored else Status("planned")
+    return status_of(stored) if stored else Status(State.PLANNED)
+
+
+def status_of(stored: Mapping[str, Any]) -> Status:
+    """A status as it is stored; raises ``ValueError`` where its state is none, ``TypeError`` for keys that are none."""
+    return Status(**{**stored, "state": State(stored["state"])})
 
 
 def set_status(run_dir: Path, status: Status) -> None:
     """Replace the stored status; where the disk is full, in its own place."""
-    assert status.state in STORED_STATES, status.state
+    assert status.state.is_stored, status.state
     path, stored = run_dir / "status.json", dataclasses.asdict(status)
     try:
         write_json(path, stored)
@@ -144,7 +137,7 @@ class Hold:
         """Whether somebody has cancelled the run, as its directory says now."""
         with guard(self._run_dir):
             stored = read_status(self._run_dir)
-        return stored.state == "cancelled" and (stored.pid, stored.since) == (self._status.pid, self._status.since)
+        return stored.state is State.CANCELLED and (stored.pid, stored.since) == (self._status.pid, self._status.since)
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_EVERY):
@@ -156,14 +149,14 @@ class Hold:
             stored = read_status(self._run_dir)
             if (stored.host, stored.pid, stored.since) != (status.host, status.pid, status.since):
                 self._lost_to = stored
-            elif stored.state == "cancelled" and status.state != "completed":
+            elif stored.state is State.CANCELLED and status.state is not State.COMPLETED:
                 self._cancelled = True
-                pid = status.pid if status.state == "running" else None  # at the end, the process lets go
+                pid = status.pid if status.state is State.RUNNING else None  # at the end, the process lets go
                 set_status(self._run_dir, dataclasses.replace(stored, pid=pid, heartbeat=status.heartbeat))
             else:
                 set_status(self._run_dir, status)
 
-    def _end(self, state: str, error: str | None) -> None:
+    def _end(self, state: State, error: str | None) -> None:
         self._over.set()
         self._thread.join()
         self._store(dataclasses.replace(self._status, state=state, heartbeat=time.time(), error=error))
@@ -178,34 +171,34 @@ def hold(run_dir: Path) -> Iterator[Hold]:
     """
     pid = os.getpid()
     now = time.time()
-    mine = Status("running", this_host(), pid, _started(pid), since=now, heartbeat=now)
+    mine = Status(State.RUNNING, this_host(), pid, _started(pid), since=now, heartbeat=now)
     with guard(run_dir):
         status = read_status(run_dir)
         if status.alive:
             raise RunHeld(f"{run_dir}: held by {status.holder}; wait for it, or stop that process")
-        if status.state == "cancelled":
+        if status.state is State.CANCELLED:
             raise RunCancelled(f"{run_dir}: cancelled; mixersweep retry makes it one to train again")
-        if status.state == "queued":
+        if status.state is State.QUEUED:
             mine = dataclasses.replace(mine, job=status.job)
         set_status(run_dir, mine)
     held = Hold(run_dir, mine)
-    state, error = "failed", None
+    state, error = State.FAILED, None
     try:
         yield held
-        state = "completed"
+        state = State.COMPLETED
     except RunStopped as stopped:
-        state = "interrupted" if stopped.exit_code == INTERRUPTED else "preempted"
+        state = State.INTERRUPTED if stopped.exit_code == INTERRUPTED else State.PREEMPTED
         if held.cancelled:  # and the signal only said so sooner
             raise RunCancelled(f"{run_dir}: cancelled") from None
         raise
     except KeyboardInterrupt:
-        state = "interrupted"
+        state = State.INTERRUPTED
         raise
     except RunCancelled:
-        state = "cancelled"
+        state = State.CANCELLED
         raise
     except RunDiverged as diverged:
-        state, error = "diverged", str(diverged)
+        state, error = State.DIVERGED, str(diverged)
         raise
     except BaseException as exception:
         error = f"{type(exception).__name__}: {exception}"

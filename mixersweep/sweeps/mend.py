@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shlex
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import psutil
@@ -14,18 +14,18 @@ import psutil
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import Listed
+from mixersweep.runs.state import State
 from mixersweep.runs.status import guard, this_host
 from mixersweep.sweeps.launchers import slurm
 from mixersweep.tracking.identity import read_identity, write_identity
 
-RETRIED = ("failed", "lost", "diverged", "cancelled")
-"""The states that ``retry`` takes: the others are taken up by the same command anyway, or are completed."""
+RETRIED = tuple(state for state in State if state.may_be_retried)
 
 OF_TRAINING = ("checkpoint*", "metrics.jsonl", "probes.jsonl", "predictions.npz", "result.json")
 """The files that training leaves in a run directory."""
 
 
-def retry(path: Path, states: tuple[str, ...] = RETRIED, *, keep_checkpoint: bool = False) -> tuple[bool, str]:
+def retry(path: Path, states: Collection[State] = RETRIED, *, keep_checkpoint: bool = False) -> tuple[bool, str]:
     """Make a run of these states ``planned`` again; whether it is now, and what was done or why nothing was.
 
     A failed, lost or cancelled run goes on from its last checkpoint. A diverged one starts anew (as another run at its
@@ -37,10 +37,10 @@ def retry(path: Path, states: tuple[str, ...] = RETRIED, *, keep_checkpoint: boo
             return False, f"is {status.shown} now: left alone"
         if status.stopping:
             return False, f"is cancelled, but {status.holder} has not stopped yet: left alone"
-        anew = status.state == "diverged" and not keep_checkpoint
+        anew = status.state is State.DIVERGED and not keep_checkpoint
         if anew:
             _start_anew(path)
-        set_status(path, Status("planned"))
+        set_status(path, Status(State.PLANNED))
     if anew:
         return True, f"was {status.shown}: starts anew"
     kept = any(path.glob("checkpoint*"))
@@ -57,10 +57,10 @@ def cancel(path: Path) -> tuple[bool, str]:
     """
     with guard(path):
         status = read_status(path)
-        if status.state in ("completed", "diverged", "cancelled"):
+        if status.state.is_over:
             return False, f"is {status.state}: left alone"
         kept = status if status.alive else dataclasses.replace(status, pid=None, pid_started=None)
-        set_status(path, dataclasses.replace(kept, state="cancelled"))
+        set_status(path, dataclasses.replace(kept, state=State.CANCELLED))
     if status.alive and status.host == this_host():
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(status.pid)
@@ -68,7 +68,7 @@ def cancel(path: Path) -> tuple[bool, str]:
                 process.terminate()
         return True, f"cancelled: {status.holder} is told to stop"
     job = ""
-    if status.job is not None and (status.alive or status.state == "queued"):
+    if status.job is not None and (status.alive or status.state is State.QUEUED):
         is_released = slurm.release(path, status.job)
         job = f", and job {status.job}" if is_released else f"; job {status.job} ends when it has nothing else to do"
     if status.alive:

@@ -6,21 +6,22 @@ from pathlib import Path
 
 from mixersweep.runs import read_status
 from mixersweep.runs.files import read_json
+from mixersweep.runs.state import State
 
 
 def outcome(run_dir: Path) -> str:
     """State, name and accuracy or error of a run, in a line."""
     state = state_of(run_dir)
-    if state == "completed":
+    if state is State.COMPLETED:
         said = f"test {read_json(run_dir / 'result.json')['test_accuracy']:.4f}"
     else:
-        said = f"held by {read_status(run_dir).holder}" if state == "running" else error_of(run_dir)
+        said = f"held by {read_status(run_dir).holder}" if state is State.RUNNING else error_of(run_dir)
     return "  ".join(filter(None, [f"{state:11}", run_dir.name, said]))
 
 
-def state_of(run_dir: Path) -> str:
+def state_of(run_dir: Path) -> State:
     """The state of a run as people see it; ``new`` where there is no directory."""
-    return read_status(run_dir).shown if (run_dir / "config.yaml").exists() else "new"
+    return read_status(run_dir).shown if (run_dir / "config.yaml").exists() else State.NEW
 
 
 def error_of(run_dir: Path) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 from mixersweep import processor
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, settings
-from mixersweep.runs import FINAL_STATES, Origin, Run, planned, solve
+from mixersweep.runs import Origin, Run, planned, solve
 from mixersweep.runs.listing import Listed, read_listed
+from mixersweep.runs.state import State
 from mixersweep.sweeps.expand import Expansion, Point
 from mixersweep.sweeps.launchers import LAUNCHERS, local, ray, slurm
 from mixersweep.sweeps.memory import memory_bytes
@@ -29,11 +30,6 @@ COLUMNS = (
     *("FLOPs", "memory", "time", "settings"),
 )
 DROPPED = ("settings", "fan-in", "density", "parameters", "FLOPs", "memory", "channels", "tokens", "connections")
-STATES = (
-    *("new", "planned", "queued", "running", "interrupted", "preempted", "lost", "failed", "waiting"),
-    *("completed", "diverged", "cancelled", "broken"),
-)
-
 IN_COLUMNS = ("model", "seed", "tokens", "channels", "width", "connections", "density")
 """The settings that have a column of their own."""
 
@@ -44,7 +40,7 @@ class Planned:
 
     point: Point
     run: Run | None
-    state: str
+    state: State
     epochs_done: int
     pace: Pace | None
     is_search: bool = False
@@ -64,7 +60,7 @@ class Planned:
     @property
     def wall_seconds_left(self) -> float | None:
         """How much of that is still to come; nothing of a run that no command takes up again."""
-        if self.state in (*FINAL_STATES, "infeasible"):
+        if self.state.is_over or self.state is State.INFEASIBLE:
             return 0.0
         return self._wall(self.epochs_done)
 
@@ -153,14 +149,16 @@ def totals(rows: Sequence[Planned], at_once: int, packs: Packs | None = None) ->
     """What all of it comes to: runs by state, work and time left, the largest in memory, and the packs."""
     runs = [row for row in rows if row.run is not None]
     states = Counter(row.state for row in runs)
-    by_state = ", ".join(f"{states[state]:,} {state}" for state in STATES if states[state])
+    by_state = ", ".join(
+        f"{states[state]:,} {state}" for state in State if states[state] and state is not State.INFEASIBLE
+    )
     impossible = len(rows) - len(runs)
     lines = [
         f"{len(runs):,} run{'' if len(runs) == 1 else 's'}"
         + (f": {by_state}" if runs else "")
         + (f"; {impossible:,} infeasible" if impossible else "")
     ]
-    left = [row for row in runs if row.state not in FINAL_STATES]
+    left = [row for row in runs if not row.state.is_over]
     if not left:
         return lines
     flops = sum(_flops(row.run, row.epochs_done) for row in left if row.run)
@@ -202,7 +200,7 @@ def packs(expansion: Expansion, rows: Sequence[Planned]) -> Packs | None:
 
     Runs that wait for a search come after it, and so in packs of their own.
     """
-    left = [row for row in rows if row.run is not None and row.state not in FINAL_STATES]
+    left = [row for row in rows if row.run is not None and not row.state.is_over]
     runs = [row.run for row in left if row.run is not None]
     launcher = expansion.launcher
     if not runs or not expansion.multirun or launcher["name"] not in LAUNCHERS:
@@ -239,7 +237,7 @@ def at_once(expansion: Expansion, rows: Sequence[Planned]) -> tuple[int, int]:
 
     Only the local launcher says; one run alone has all cores, and what a cluster gives is not known here.
     """
-    runs = [row.run for row in rows if row.run is not None and row.state not in FINAL_STATES]
+    runs = [row.run for row in rows if row.run is not None and not row.state.is_over]
     if runs and expansion.multirun and expansion.launcher.get("name") == "local":
         places = local.slots(
             settings(local.LocalSettings, expansion.launcher, "hydra.launcher."), runs[0].config, len(runs)
@@ -258,7 +256,7 @@ def slow_here(expansion: Expansion, rows: Sequence[Planned]) -> list[str]:
     if expansion.multirun and name != "local":
         return []
     gpus = expansion.launcher.get("gpus", "auto") if expansion.multirun else "auto"
-    left = [row.run.config for row in rows if row.run is not None and row.state not in FINAL_STATES]
+    left = [row.run.config for row in rows if row.run is not None and not row.state.is_over]
     slow = {(reason, config.device): None for config in left if (reason := processor.slow(config.precision))}
     return list(dict.fromkeys(reason for reason, device in slow if not local.gives_gpu(device, gpus)))
 
@@ -269,12 +267,12 @@ def _run(point: Point) -> Run | None:
     return solve(point.config, Origin(overrides=point.overrides))  # waits for its learning rate; its sizes are known
 
 
-def _state(point: Point, listed: Listed | None) -> str:
+def _state(point: Point, listed: Listed | None) -> State:
     if point.infeasible is not None:
-        return "infeasible"
+        return State.INFEASIBLE
     if point.waiting is not None:
-        return "waiting"
-    return "new" if listed is None else listed.state
+        return State.WAITING
+    return State.NEW if listed is None else listed.state
 
 
 def _epochs_done(listed: Listed | None) -> int:

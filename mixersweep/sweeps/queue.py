@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from mixersweep.runs import FINAL_STATES, Status, read_status, set_status
+from mixersweep.runs import State, Status, read_status, set_status
 from mixersweep.runs.status import guard, this_host
 
 
@@ -21,18 +21,18 @@ def is_elsewhere(status: Status) -> bool:
     if status.alive or status.stopping:
         return True
     mine = (status.host, status.pid) == (this_host(), os.getpid())
-    return status.state == "queued" and not mine and dataclasses.replace(status, state="running").alive
+    return status.state is State.QUEUED and not mine and dataclasses.replace(status, state=State.RUNNING).alive
 
 
 def hand_over(run_dir: Path) -> Status | None:
     """Make the run ``queued`` by this process; returns what it was before, or None where it is not to be had."""
     with guard(run_dir):
         before = read_status(run_dir)
-        if before.state in FINAL_STATES or is_elsewhere(before):
+        if before.state.is_over or is_elsewhere(before):
             return None
         now = time.time()
         started = psutil.Process().create_time()
-        set_status(run_dir, Status("queued", this_host(), os.getpid(), started, since=now, heartbeat=now))
+        set_status(run_dir, Status(State.QUEUED, this_host(), os.getpid(), started, since=now, heartbeat=now))
         return before
 
 
@@ -45,13 +45,13 @@ def pass_on(run_dir: Path, job: str) -> None:
     """Leave a run that this process has queued, or stopped, to a scheduler's job."""
     with guard(run_dir):
         stored = read_status(run_dir)
-        if stored.state == "preempted" or _is_queued_here(stored):
-            set_status(run_dir, Status("queued", since=time.time(), job=job))
+        if stored.state is State.PREEMPTED or _is_queued_here(stored):
+            set_status(run_dir, Status(State.QUEUED, since=time.time(), job=job))
 
 
 def fail(run_dir: Path, error: str) -> None:
     """A run whose process ended before it could say anything itself."""
-    _replace_queued(run_dir, Status("failed", error=error))
+    _replace_queued(run_dir, Status(State.FAILED, error=error))
 
 
 def _replace_queued(run_dir: Path, status: Status) -> None:
@@ -61,4 +61,4 @@ def _replace_queued(run_dir: Path, status: Status) -> None:
 
 
 def _is_queued_here(status: Status) -> bool:
-    return (status.state, status.host, status.pid) == ("queued", this_host(), os.getpid())
+    return (status.state, status.host, status.pid) == (State.QUEUED, this_host(), os.getpid())

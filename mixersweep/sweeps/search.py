@@ -21,6 +21,7 @@ from mixersweep import config as settings
 from mixersweep.errors import UserError
 from mixersweep.runs import fingerprint, read_status
 from mixersweep.runs.files import read_json
+from mixersweep.runs.state import State
 
 if TYPE_CHECKING:
     from mixersweep.sweeps.expand import Point
@@ -164,9 +165,9 @@ class Search:
         for point in points:
             assert point.run_dir is not None
             state = read_status(point.run_dir).state
-            if state == "completed":
+            if state is State.COMPLETED:
                 accuracies.append(read_json(point.run_dir / "result.json")["validation_accuracy"])
-            elif state == "diverged":
+            elif state is State.DIVERGED:
                 accuracies.append(None)
         return Trial(lr, tuple(accuracies)) if len(accuracies) == len(points) else None
 

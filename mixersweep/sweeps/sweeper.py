@@ -14,8 +14,9 @@ from pathlib import Path
 
 from mixersweep.config import warnings
 from mixersweep.errors import DONE, FAILED, USER_MISTAKE, UserError
-from mixersweep.runs import FINAL_STATES, RunDirectory, Status, read_status
+from mixersweep.runs import RunDirectory, Status, read_status
 from mixersweep.runs.files import write_json
+from mixersweep.runs.state import State
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.expand import Expansion, Point, expand
 from mixersweep.sweeps.launchers import StopRequest, make
@@ -45,7 +46,7 @@ def sweep(arguments: Sequence[str], stop: StopRequest, report: Report, told: Cal
             pass
     finally:
         for point in carrying.runs:
-            if _state(point) == "completed" and point.run_dir is not None:
+            if _state(point) is State.COMPLETED and point.run_dir is not None:
                 told(point.run_dir / "result.json")
         carrying.conclude()
     carrying.show()
@@ -62,7 +63,7 @@ class _Carrying:
         self._tried: set[Path] = set()
         self._held: list[Path] = []
         self._has_waited = False
-        self._fine = {"completed"}
+        self._fine = {State.COMPLETED}
 
     @property
     def runs(self) -> list[Point]:
@@ -102,7 +103,7 @@ class _Carrying:
         refused: list[UserError] = []
         self._held = []
         left = {p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None and p.run is not None}
-        left = {path: p for path, p in left.items() if path not in self._tried and _state(p) not in FINAL_STATES}
+        left = {path: p for path, p in left.items() if path not in self._tried and not _state(p).is_over}
         queued = self._launcher.queued(list(left))
         try:
             for path, point in left.items():
@@ -130,9 +131,9 @@ class _Carrying:
             if not jobs and not queued:
                 return False
             if not self._launcher.launch(list(jobs), self._stop, self._report):
-                self._fine |= {"queued", "running", "waiting"}
+                self._fine |= {State.QUEUED, State.RUNNING, State.WAITING}
         finally:
-            if "queued" not in self._fine:
+            if State.QUEUED not in self._fine:
                 for path, before in jobs.items():
                     queue.take_back(path, before)
         self._tried |= {*jobs, *queued}
@@ -175,7 +176,7 @@ class _Carrying:
             return
         self._report(f"sweep {self.expansion.name}: {_counted(self.expansion.points)}")
         for point in dict.fromkeys(p.run_dir for p in [*self.searched, *self.runs] if p.run_dir is not None):
-            if state_of(point) not in ("completed", "new", "planned"):
+            if state_of(point) not in (State.COMPLETED, State.NEW, State.PLANNED):
                 self._report(outcome(point))
         for waiting in dict.fromkeys(point.waiting for point in self.runs if point.waiting):
             self._report(f"waiting {waiting}")
@@ -185,17 +186,17 @@ class _Carrying:
 
     def show(self) -> None:
         """Send what came out to W&B, where that is set, when runs were trained and none is left to a queue."""
-        completed = [point for point in self.runs if point.config is not None and _state(point) == "completed"]
-        if self._tried and completed and "queued" not in self._fine:
+        completed = [point for point in self.runs if point.config is not None and _state(point) is State.COMPLETED]
+        if self._tried and completed and State.QUEUED not in self._fine:
             first, expansion = completed[0].config, self.expansion
             assert first is not None
             report_sweep(expansion.name, expansion.runs_dir, first.tracking, self._stop.check, self._report)
 
 
-def _state(point: Point) -> str:
+def _state(point: Point) -> State:
     if point.run_dir is not None:
         return state_of(point.run_dir)
-    return "waiting" if point.waiting is not None else "infeasible"
+    return State.WAITING if point.waiting is not None else State.INFEASIBLE
 
 
 def _counted(points: Sequence[Point]) -> str:

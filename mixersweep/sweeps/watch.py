@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixersweep.runs.listing import SHOWN_STATES, Listed
+from mixersweep.runs.listing import Listed
+from mixersweep.runs.state import SHOWN, State
 from mixersweep.sweeps.text import aligned, duration
 
 COLUMNS = ("state", "epoch", "accuracy", "images/s", "left", "host", "beat", "run")
@@ -29,7 +30,7 @@ class Line:
         status, result, row = listed.status, listed.result or {}, listed.row or {}
         planned, epochs = listed.planned, listed.config.get("epochs")
         last = {**row, **result, "epoch": result.get("epochs", row.get("epoch", 0))}
-        held = listed.state in ("running", "lost")
+        held = listed.state in (State.RUNNING, State.LOST)
         return cls(
             {
                 "name": listed.name,
@@ -41,7 +42,7 @@ class Line:
                 "epochs": epochs,
                 **{key: last.get(key) for key in ("train_loss", "validation_accuracy", "test_accuracy")},
                 "images_per_second": last.get("images_per_second"),
-                "seconds_left": seconds_left(listed, now) if listed.state == "running" else None,
+                "seconds_left": seconds_left(listed, now) if listed.state is State.RUNNING else None,
                 "host": status.host.partition("/")[0] if status.host else None,
                 "pid": status.pid,
                 "job": status.job,
@@ -56,7 +57,7 @@ class Line:
         """By state, what needs a person last and so next to the prompt; then by model, width and seed."""
         record = self.record
         keys = (record["model"] or "", record["width"] or 0, record["seed"] or 0, record["name"])
-        return (SHOWN_STATES.index(record["state"]), *keys)
+        return (SHOWN.index(record["state"]), *keys)
 
     def cells(self, now: float) -> tuple[str, ...]:
         """The texts of ``COLUMNS``."""
@@ -98,7 +99,7 @@ def summary(states: Iterable[str]) -> str:
     """``12 runs: 9 completed, 2 running, 1 failed``."""
     counts = Counter(states)
     total = sum(counts.values())
-    by_state = ", ".join(f"{counts[state]:,} {state}" for state in SHOWN_STATES if counts[state])
+    by_state = ", ".join(f"{counts[state]:,} {state}" for state in SHOWN if counts[state])
     return f"{total:,} run{'' if total == 1 else 's'}" + (f": {by_state}" if total else "")
 
 

@@ -25,6 +25,7 @@ from wandb.errors import CommError
 from mixersweep.errors import DONE, FAILED, INTERRUPTED, PREEMPTED
 from mixersweep.runs import Run, RunDirectory, planned
 from mixersweep.runs.experiment import EXECUTION, flat
+from mixersweep.runs.state import State
 from mixersweep.tracking.identity import (
     Place,
     Uploaded,
@@ -37,7 +38,7 @@ from mixersweep.tracking.identity import (
 
 T = TypeVar("T")
 
-EXIT_CODES = {"completed": DONE, "preempted": PREEMPTED, "interrupted": INTERRUPTED}
+EXIT_CODES = {State.COMPLETED: DONE, State.PREEMPTED: PREEMPTED, State.INTERRUPTED: INTERRUPTED}
 """How a run ended, as W&B is told; every other state is a failure."""
 
 FATAL = b"filestream: fatal error"
@@ -153,7 +154,7 @@ class TrainingRun:
                 self.run.log({**row, **inside, "_timestamp": row["time"]}, step=row["epoch"], commit=True)
                 self._next_step = row["epoch"] + 1
 
-    def end(self, state: str, *, with_checkpoint: bool) -> str | None:
+    def end(self, state: State, *, with_checkpoint: bool) -> str | None:
         """Tell how the run ended and send what is left; what did not go up and why, or None.
 
         What is known to be at W&B stands in ``wandb/uploaded.json`` afterwards; where that is all, the client's files
@@ -161,7 +162,7 @@ class TrainingRun:
         """
         run, run_dir, problem = self.run, self._directory.path, None
         deadline = time.monotonic() + self._patience
-        if state == "completed":
+        if state is State.COMPLETED:
             run.summary.update(_scalars(self._directory.result() or {}))
         files = artifact_files(state, with_checkpoint) if not run.offline else []
         if files:
@@ -169,7 +170,7 @@ class TrainingRun:
                 within(self._patience / 2, lambda: _log_files(run, self._directory, files))
             except Exception as error:
                 problem = f"config and result did not go up as an artifact: {line(error)}"
-        if state == "preempted":
+        if state is State.PREEMPTED:
             run.mark_preempting()
         try:  # with no limit of the client's, whose way of giving up holds up the other runs of the process
             within(deadline - time.monotonic(), lambda: run.finish(exit_code=EXIT_CODES.get(state, FAILED)))

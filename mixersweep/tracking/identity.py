@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from mixersweep.config.schema import Tracking
 from mixersweep.runs.files import read_json, write_json
+from mixersweep.runs.state import State
 
 LOG = "mirror.log"
 """In ``RUN_DIR/wandb/``: all that the processes which wrote to W&B said."""
@@ -106,9 +107,9 @@ def write_uploaded(run_dir: Path, uploaded: Uploaded | None) -> None:
         write_json(path, dataclasses.asdict(uploaded))
 
 
-def artifact_files(state: str, with_checkpoint: bool) -> list[str]:
+def artifact_files(state: State, with_checkpoint: bool) -> list[str]:
     """The files of a run that go up as an artifact when it has ended: none of a run without a result."""
-    if state != "completed":
+    if state is not State.COMPLETED:
         return []
     return ["config.yaml", "result.json", *(["checkpoint.pt"] if with_checkpoint else [])]
 

@@ -28,6 +28,7 @@ from wandb.errors import CommError, UsageError
 from mixersweep.config.schema import Tracking
 from mixersweep.errors import FAILED
 from mixersweep.runs import RunDirectory, read_status
+from mixersweep.runs.state import State
 from mixersweep.tracking.client import TrainingRun, clear, line
 from mixersweep.tracking.identity import LOG, SAYS, WHOLE, read_identity, writing
 
@@ -122,7 +123,7 @@ class _Mirrored(threading.Thread):
         self.tracking = tracking
         self.problem: str | None = None
         self.ended = threading.Event()
-        self._run_dir, self._client, self._state = run_dir, client, "running"
+        self._run_dir, self._client, self._state = run_dir, client, State.RUNNING
 
     def look(self, parent: int) -> None:
         """Store the state of the run where it has ended; ``lost`` where the training no longer holds it."""
@@ -131,8 +132,8 @@ class _Mirrored(threading.Thread):
         except (OSError, ValueError):  # of a disk or a network for a while; the next look tells
             return
         held = os.getppid() == parent == status.pid
-        self._state = "lost" if status.state == "running" and not held else status.state
-        if self._state != "running":
+        self._state = State.LOST if status.state is State.RUNNING and not held else status.state
+        if self._state is not State.RUNNING:
             self.ended.set()
 
     def run(self) -> None:

@@ -24,6 +24,7 @@ from mixersweep.errors import MixersweepError, UserError
 from mixersweep.runs import RunDirectory
 from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import Listed
+from mixersweep.runs.state import State
 from mixersweep.tracking import leave_agent, processes
 from mixersweep.tracking.identity import (
     LOG,
@@ -89,7 +90,7 @@ def sync(runs: Iterable[Listed], wish: Wish, told: Callable[[Path, str | None], 
     """
     synced, jobs = Synced(), []
     for run in runs:
-        if run.state == "broken":
+        if run.state is State.BROKEN:
             synced.failed[run.path] = f"is broken: {run.reason}"
             told(run.path, synced.failed[run.path])
         elif run.status.alive:
@@ -116,7 +117,7 @@ def sync(runs: Iterable[Listed], wish: Wish, told: Callable[[Path, str | None], 
 
 
 def _has_begun(run: Listed) -> bool:
-    return run.result is not None or run.row is not None or run.state in ("failed", "diverged")
+    return run.result is not None or run.row is not None or run.state in (State.FAILED, State.DIVERGED)
 
 
 def _is_there(run: Listed, wish: Wish) -> bool:

@@ -12,9 +12,10 @@ from mixersweep.compose import config_of
 from mixersweep.errors import UserError
 from mixersweep.runs import Origin, Run, RunDirectory, Status, hold, planned, set_status, solve
 from mixersweep.runs.files import read_json
-from mixersweep.runs.listing import SHOWN_STATES, Listed, listing, names, read_listed
+from mixersweep.runs.listing import Listed, listing, names, read_listed
 from mixersweep.runs.record import KEYS
-from mixersweep.runs.status import DEAD_AFTER, STORED_STATES
+from mixersweep.runs.state import SHOWN, State
+from mixersweep.runs.status import DEAD_AFTER
 from tests.runs.synthetic import record_of, seeded, shapes, write_many, write_run
 from tests.speed import here
 
@@ -68,12 +69,12 @@ def test_a_completed_run_has_its_record_and_every_value_has_a_known_name(tmp_pat
     assert (values["epoch"], values["state"], values["mean_fan_in"]) == (5, "completed", run.architecture.mean_fan_in)
 
 
-@pytest.mark.parametrize("state", [s for s in STORED_STATES if s != "completed"])
+@pytest.mark.parametrize("state", [s for s in State if s.is_stored and s is not State.COMPLETED])
 def test_every_other_stored_state_is_listed_with_its_last_row(tmp_path: Path, run: Run, state: str) -> None:
     write_run(tmp_path, run, state, epoch=3, error="why")
     listed = only(tmp_path)
     assert listed.state == ("lost" if state == "running" else state)
-    assert listed.state in SHOWN_STATES
+    assert listed.state in SHOWN
     assert listed.row is not None and listed.row["epoch"] == 3
     assert listed.status.error == "why"
     assert listed.values()["epoch"] == 3

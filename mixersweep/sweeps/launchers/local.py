@@ -28,6 +28,7 @@ from mixersweep import config
 from mixersweep.config.kinds import Auto, Count, Whole
 from mixersweep.errors import INTERRUPTED, RunStopped, UserError
 from mixersweep.runs import RunDirectory, read_status
+from mixersweep.runs.state import State
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import LOG, StopRequest, mps
 from mixersweep.sweeps.outcome import outcome
@@ -106,7 +107,7 @@ class Local:
                 for run_dir in pack:
                     left -= 1
                     status = read_status(run_dir)
-                    if status.state == "queued" and code:
+                    if status.state is State.QUEUED and code:
                         queue.fail(run_dir, f"{_end(code)} before it began; see {LOG}")
                     report(f"{outcome(run_dir)}  {supervisor.seconds(pack):.1f} s, {left} of {total} left")
 

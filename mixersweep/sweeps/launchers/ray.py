@@ -21,6 +21,7 @@ from mixersweep import config
 from mixersweep.config.kinds import Auto, Count, NotNegative
 from mixersweep.errors import RunStopped, UserError
 from mixersweep.runs import RunDirectory, read_status
+from mixersweep.runs.state import State
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import LOG, StopRequest
 from mixersweep.sweeps.launchers.node import execute, slots, visible_gpus
@@ -106,7 +107,7 @@ class Ray:
                         queue.fail(run_dir, f"Ray: {str(error).strip().splitlines()[0]}")
                 left = sum(map(len, tasks.values()))
                 for run_dir in pack:
-                    if code and read_status(run_dir).state == "queued" and stopped is None:
+                    if code and read_status(run_dir).state is State.QUEUED and stopped is None:
                         queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
                     report(f"{outcome(run_dir)}  {left} of {total} left")
             if stopped is None:

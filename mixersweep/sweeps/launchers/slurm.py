@@ -27,10 +27,11 @@ from mixersweep.config.kinds import Auto, Count, Whole
 from mixersweep.errors import RunStopped, UserError
 from mixersweep.runs import RunDirectory, Status, read_status, set_status
 from mixersweep.runs.files import read_json, write_json
+from mixersweep.runs.state import State
 from mixersweep.runs.status import guard
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import StopRequest
-from mixersweep.sweeps.launchers.slurm_job import TAKEN_UP, execute_pack, job_state
+from mixersweep.sweeps.launchers.slurm_job import execute_pack, job_state
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import packs
 
@@ -38,9 +39,6 @@ T = TypeVar("T")
 
 FOLDER = "slurm"
 """In the folder of a sweep: a record of each array, and submitit's files: what was submitted, and the jobs' logs."""
-
-ENDED = ("completed", "failed", "diverged", "cancelled")
-"""States of runs that no job takes up again by itself."""
 
 SOONEST, LATEST = 1.0, 15.0
 """Seconds between two looks at the queue: a twentieth of the time waited, within these."""
@@ -115,7 +113,7 @@ class Slurm:
         """Those of the runs that stand in Slurm's queue, or run there, and that their job will train to the end."""
         self._waiting = {}
         if jobs:
-            wanted = {run_dir for run_dir in jobs if read_status(run_dir).state in TAKEN_UP}
+            wanted = {run_dir for run_dir in jobs if read_status(run_dir).state.is_for_a_job}
             found = _standing(self._folder.parent, _squeue())
             self._waiting = {run_dir: job for run_dir, job in found.items() if run_dir in wanted}
         return list(self._waiting)
@@ -208,7 +206,7 @@ class Slurm:
             known = None if listed is None else {one.job for one in listed}
             for run_dir, job in list(self._waiting.items()):
                 status = read_status(run_dir)
-                if status.state not in ENDED:
+                if not status.state.has_ended:
                     if known is None or job in known or status.alive:
                         missed.discard(run_dir)
                         continue
@@ -244,7 +242,7 @@ def release(run_dir: Path, job: str) -> bool:
 
 
 def _has_ended(run_dir: Path) -> bool:
-    return read_status(run_dir).state in ENDED
+    return read_status(run_dir).state.has_ended
 
 
 def _standing(folder: Path, listed: Sequence[Listed]) -> dict[Path, str]:
@@ -266,10 +264,10 @@ def _take_out(run_dir: Path, job: str, folder: Path) -> None:
     word = job_state(job) or "unknown to Slurm by now"
     with guard(run_dir):
         status = read_status(run_dir)
-        if (status.state, status.job) == ("queued", job) and not queue.is_elsewhere(status):
+        if (status.state, status.job) == (State.QUEUED, job) and not queue.is_elsewhere(status):
             log = folder / FOLDER / f"{job}_0_log.out"
             said = f"its Slurm job {job} ended ({word}) before the run began; see {log}"
-            set_status(run_dir, Status("planned") if word == "CANCELLED" else Status("failed", error=said))
+            set_status(run_dir, Status(State.PLANNED) if word == "CANCELLED" else Status(State.FAILED, error=said))
 
 
 def _squeue() -> list[Listed]:

@@ -24,15 +24,13 @@ import psutil
 from mixersweep.config.kinds import Auto
 from mixersweep.errors import DONE, FAILED, PREEMPTED, RunStopped
 from mixersweep.runs import Status, read_status, set_status
+from mixersweep.runs.state import State
 from mixersweep.runs.status import guard, this_host
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import LOG, StopRequest, mps
 from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots, visible_gpus
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import packs
-
-TAKEN_UP = ("planned", "queued", "running", "preempted")
-"""The states of runs that a job takes up, of running ones those whose process is gone."""
 
 POLL = 1.0
 """Seconds between two looks at a run that the job's earlier self still holds."""
@@ -78,7 +76,7 @@ class _Job:
         try:
             self._execute()
         except RunStopped:
-            left = [run_dir for run_dir in self._run_dirs if read_status(run_dir).state in TAKEN_UP]
+            left = [run_dir for run_dir in self._run_dirs if read_status(run_dir).state.is_for_a_job]
             if left and self._requeue.once():
                 for run_dir in left:
                     queue.pass_on(run_dir, self.id)
@@ -86,11 +84,11 @@ class _Job:
             if self._deadline is not None:
                 self._deadline.cancel()
             for run_dir in self._run_dirs:
-                queue.take_back(run_dir, Status("preempted"))  # stopped before it began
+                queue.take_back(run_dir, Status(State.PREEMPTED))  # stopped before it began
                 _say(outcome(run_dir))
         if self._requeue.is_done:
             return PREEMPTED
-        completed = all(read_status(run_dir).state == "completed" for run_dir in self._run_dirs)
+        completed = all(read_status(run_dir).state is State.COMPLETED for run_dir in self._run_dirs)
         return DONE if completed else FAILED
 
     def check(self) -> None:
@@ -116,7 +114,7 @@ class _Job:
             with mps.daemon([place.environment for place in places], _say, wanted=self._asked.mps) as shared:
                 codes = execute(made, [place.plus(shared) for place in places], self)
             for run_dir, code in codes.items():
-                if code and not is_to_go_on(code) and read_status(run_dir).state == "queued":
+                if code and not is_to_go_on(code) and read_status(run_dir).state is State.QUEUED:
                     queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
             left = [run_dir for run_dir, code in codes.items() if is_to_go_on(code)]
 
@@ -143,10 +141,10 @@ class _Job:
             status = read_status(run_dir)
             if status.alive or status.stopping:
                 return None if status.job == self.id and status.alive else False
-            if status.state not in TAKEN_UP:
+            if not status.state.is_for_a_job:
                 return False
             now, started = time.time(), psutil.Process().create_time()
-            set_status(run_dir, Status("queued", this_host(), os.getpid(), started, now, now, job=self.id))
+            set_status(run_dir, Status(State.QUEUED, this_host(), os.getpid(), started, now, now, job=self.id))
             return True
 
 
