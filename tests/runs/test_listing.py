@@ -86,7 +86,7 @@ def test_running_here_and_elsewhere_is_told_from_lost(tmp_path: Path, run: Run) 
     with hold(directory.path):
         assert only(tmp_path).state == "running"
     now = time.time()
-    elsewhere = Status("running", "far/away", 1, 0.0, since=now, heartbeat=now)
+    elsewhere = Status(State.RUNNING, "far/away", 1, 0.0, since=now, heartbeat=now)
     set_status(directory.path, elsewhere)
     assert only(tmp_path).state == "running"
     set_status(directory.path, dataclasses.replace(elsewhere, heartbeat=now - DEAD_AFTER - 1))

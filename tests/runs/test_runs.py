@@ -31,6 +31,7 @@ from mixersweep.runs import (
 )
 from mixersweep.runs.experiment import experiment, flat, version_of
 from mixersweep.runs.files import read_json, write_json, written_whole
+from mixersweep.runs.state import State
 from mixersweep.runs.status import this_host
 
 FROZEN = Path(__file__).with_name("fingerprints.json")
@@ -332,7 +333,7 @@ def test_a_live_holder_is_named_and_a_dead_one_is_replaced(directory: RunDirecto
 
 def test_a_holder_on_another_host_lives_as_long_as_its_heartbeat(directory: RunDirectory) -> None:
     now = time.time()
-    elsewhere = Status("running", "far/away", 1, 0.0, since=now, heartbeat=now)
+    elsewhere = Status(State.RUNNING, "far/away", 1, 0.0, since=now, heartbeat=now)
     set_status(directory.path, elsewhere)
     with pytest.raises(RunHeld, match="on far since"), hold(directory.path):
         pass
@@ -344,7 +345,7 @@ def test_a_holder_on_another_host_lives_as_long_as_its_heartbeat(directory: RunD
 
 
 def test_a_pid_that_was_given_to_another_process_is_not_the_holder(directory: RunDirectory) -> None:
-    reused = Status("running", this_host(), os.getpid(), 1.0, since=0, heartbeat=time.time())
+    reused = Status(State.RUNNING, this_host(), os.getpid(), 1.0, since=0, heartbeat=time.time())
     set_status(directory.path, reused)
     assert not reused.alive
     with hold(directory.path):
@@ -360,7 +361,7 @@ def test_the_heart_beats_and_a_run_taken_over_notices(directory: RunDirectory, m
             assert time.time() < deadline
             time.sleep(0.02)
         held.check()
-        thief = Status("running", "far/away", 7, 0.0, since=time.time(), heartbeat=time.time())
+        thief = Status(State.RUNNING, "far/away", 7, 0.0, since=time.time(), heartbeat=time.time())
         set_status(directory.path, thief)
         while time.time() < deadline:
             held.check()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mixersweep.runs import RunDirectory, Status, set_status
+from mixersweep.runs.state import State
 from mixersweep.sweeps.expand import Expansion, expand
 from mixersweep.sweeps.search import Decision, Trial, decide, standard_error
 
@@ -64,7 +65,7 @@ def end(expansion: Expansion, accuracy: dict[float, float | None]) -> None:
         directory = RunDirectory.create(point.run, expansion.runs_dir)
         found = accuracy[point.run.config.optim.lr]
         directory.write_result({"validation_accuracy": found})
-        set_status(directory.path, Status("diverged" if found is None else "completed"))
+        set_status(directory.path, Status(State.DIVERGED if found is None else State.COMPLETED))
 
 
 def test_runs_wait_for_their_search_and_then_have_its_learning_rate(tmp_path: Path) -> None:

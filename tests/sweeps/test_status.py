@@ -1,5 +1,6 @@
 """`mixersweep status`, `retry`, `cancel` and `logs`, as they are typed: real files, real processes, real signals."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ from mixersweep.compose import config_of
 from mixersweep.errors import RunCancelled, RunStopped
 from mixersweep.runs import Run, RunDirectory, Status, hold, read_status, set_status, solve, status
 from mixersweep.runs.files import read_json, write_json
+from mixersweep.runs.state import State
 from mixersweep.runs.status import this_host
 from mixersweep.sweeps.text import aligned, duration, quantity
 from tests.runs.synthetic import NOW, seeded, shapes, write_run
@@ -287,7 +289,7 @@ def test_retry_makes_runs_planned_that_the_same_command_takes_up(command: Comman
     }
     for state, path in runs.items():
         if state in ("failed", "lost", "diverged"):
-            assert read_status(path) == Status("planned")
+            assert read_status(path) == Status(State.PLANNED)
         else:
             assert read_status(path) == before[state]
         assert (path / "checkpoint.pt").exists() is (state != "diverged")
@@ -375,7 +377,7 @@ def test_cancel_by_name_and_by_path(command: Command, runs: dict[str, Path]) -> 
 
 
 def test_the_job_of_a_cancelled_run_is_named(command: Command, runs: dict[str, Path]) -> None:
-    set_status(runs["queued"], Status("queued", job="123_4"))
+    set_status(runs["queued"], Status(State.QUEUED, job="123_4"))
     done = command("cancel", runs["queued"].name)
     assert "was queued: cancelled; job 123_4 ends when it has nothing else to do" in done.stdout
     with pytest.raises(RunCancelled, match="mixersweep retry"), hold(runs["queued"]):
@@ -444,27 +446,27 @@ def test_a_run_on_another_host_notices_that_it_is_cancelled(
     after = directory.status()
     assert (after.state, after.stopping) == ("cancelled", False)
     assert command("retry", "--state", "cancelled").returncode == 0
-    assert directory.status() == Status("planned")
+    assert directory.status() == Status(State.PLANNED)
 
 
 def test_a_run_that_completes_while_it_is_cancelled_is_completed(directory: RunDirectory) -> None:
     with hold(directory.path):
         stored = directory.status()
-        set_status(directory.path, Status(**{**vars(stored), "state": "cancelled"}))
+        set_status(directory.path, dataclasses.replace(stored, state=State.CANCELLED))
     assert directory.status().state == "completed"
 
 
 def test_a_signal_that_comes_with_a_cancel_means_cancelled(directory: RunDirectory) -> None:
     with pytest.raises(RunCancelled), hold(directory.path):
         stored = directory.status()
-        set_status(directory.path, Status(**{**vars(stored), "state": "cancelled"}))
+        set_status(directory.path, dataclasses.replace(stored, state=State.CANCELLED))
         raise RunStopped("preempted by SIGTERM", 75)
     assert directory.status().state == "cancelled"
 
 
 def test_a_reused_pid_is_not_signalled(command: Command, directory: RunDirectory) -> None:
     other = subprocess.Popen(["sleep", "60"])
-    set_status(directory.path, Status("running", this_host(), other.pid, 1.0, since=NOW, heartbeat=time.time()))
+    set_status(directory.path, Status(State.RUNNING, this_host(), other.pid, 1.0, since=NOW, heartbeat=time.time()))
     done = command("cancel", directory.path.name)
     assert "was lost: cancelled" in done.stdout
     assert other.poll() is None
@@ -473,10 +475,10 @@ def test_a_reused_pid_is_not_signalled(command: Command, directory: RunDirectory
 
 
 def test_the_job_of_a_queued_run_stays_known_while_it_trains(directory: RunDirectory) -> None:
-    set_status(directory.path, Status("queued", job="77"))
+    set_status(directory.path, Status(State.QUEUED, job="77"))
     with hold(directory.path):
         assert directory.status().job == "77"
-    set_status(directory.path, Status("preempted", job="77"))
+    set_status(directory.path, Status(State.PREEMPTED, job="77"))
     with hold(directory.path):
         assert directory.status().job is None  # it is taken up by hand
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mixersweep.runs.state import State
 from tests.speed import wall
 from tests.sweeps.commands import SMALL, alive, family, numbers, results, rows, run, start, states, training, when
 
@@ -247,7 +248,7 @@ def test_a_repeated_sweep_of_24_returns_at_once(tmp_path: Path) -> None:
         assert point.run is not None
         directory = RunDirectory.create(point.run, tmp_path / "runs")
         directory.write_result({"test_accuracy": 0.5})
-        set_status(directory.path, Status("completed"))
+        set_status(directory.path, Status(State.COMPLETED))
     assert len(points) == 24
     began = time.perf_counter()
     done = run(tmp_path, "train", "-m", *arguments)

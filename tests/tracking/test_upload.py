@@ -13,6 +13,7 @@ import pytest
 from mixersweep.errors import PREEMPTED, RunDiverged, RunStopped
 from mixersweep.runs import RunDirectory, Status, set_status
 from mixersweep.runs.files import read_json, write_json
+from mixersweep.runs.state import State
 from mixersweep.runs.status import this_host
 from tests.tracking.loopback import Loopback
 from tests.tracking.training import KEY, Training, epochs, eventually, everything, make, processes, result, row, run_id
@@ -34,7 +35,7 @@ def written(tmp_path: Path, seed: int, rows: range = range(3), state: str = "com
         directory.append_row(row(epoch))
     if state == "completed":
         directory.write_result(result(directory))
-    set_status(directory.path, Status(state, host="elsewhere", pid=1, heartbeat=1.0))
+    set_status(directory.path, Status(State(state), host="elsewhere", pid=1, heartbeat=1.0))
     return directory
 
 
@@ -100,7 +101,7 @@ def test_what_a_killed_client_lost_is_rebuilt(tmp_path: Path, server: Loopback) 
 
     server.seen.clear()
     directory.append_row(row(3))  # as if it had been trained on
-    set_status(directory.path, Status("interrupted"))
+    set_status(directory.path, Status(State.INTERRUPTED))
     assert sync(tmp_path).returncode == 0
     assert (epochs(stored.received), stored.exit_code) == ([0, 1, 2, 3], 130)
 
@@ -138,7 +139,7 @@ def test_says_what_went_up_and_what_did_not(tmp_path: Path, server: Loopback) ->
     config.write_text(config.read_text().replace("batch_size: 128", "batch_size: 64"))
     (torn.path / "result.json").unlink()
     training = written(tmp_path, 3, range(1), "running")
-    status = Status("running", host=this_host(), pid=1, pid_started=_started(1), heartbeat=1.0)
+    status = Status(State.RUNNING, host=this_host(), pid=1, pid_started=_started(1), heartbeat=1.0)
     set_status(training.path, status)
     done = sync(tmp_path)
     assert (done.returncode, names(done.stdout)) == (1, {good.run.name})
