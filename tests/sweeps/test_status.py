@@ -321,7 +321,7 @@ def test_retry_may_keep_a_diverged_runs_checkpoint(command: Command, runs: dict[
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "required: --state"), (["--state", "completed"], "completed: not one of failed, lost, diverged, cancelled")],
+    [([], "required: --state"), (["--state", "completed"], "completed: not one of cancelled, diverged, failed, lost")],
 )
 def test_retry_wants_a_state_that_can_be_retried(
     command: Command, runs: dict[str, Path], arguments: list[str], message: str
