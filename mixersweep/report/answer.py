@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+from mixersweep.report import sizes
 from mixersweep.report.claims import Claim, Pair, Trend
 from mixersweep.report.objections import diverged_said
 from mixersweep.report.recipe import PURPOSES, Cell, Comparison
@@ -54,7 +55,7 @@ def _of_width(statistics: Statistics) -> str:
     left = max(trend.seeds_left_out for trend in known)
     sample += f", {left} seeds that not all widths have left out" if left else ""
     unit = f"points of test accuracy over the range of widths, {_intervals(statistics, known)}{sample}"
-    return f"{held}, {listed(parts, '; ')} ({unit}{_seen(flat)}){_confounded([*decided, *flat])}."
+    return f"{held}, {listed(parts, '; ')} ({unit}{_seen(flat)})."
 
 
 def _rise(trend: Trend, unit: bool = False) -> str:
@@ -63,7 +64,9 @@ def _rise(trend: Trend, unit: bool = False) -> str:
 
 
 def _trend_said(trend: Trend) -> str:
-    return f"{_rise(trend)}, {between(trend.rise.interval)}{_p_said(trend, trend.rise.detectable)}"
+    said = f"{_rise(trend)}, {between(trend.rise.interval)}{_p_said(trend, trend.rise.detectable)}"
+    also = sizes.beyond(trend.sizes) if trend.decided else ""
+    return said + (f"; along it vary {also}" if also else "")
 
 
 def _p_said(claim: Claim, detectable: float | None) -> str:
@@ -90,21 +93,6 @@ def _intervals(statistics: Statistics, claims: Sequence[Claim]) -> str:
     given = "" if statistics.between is not None else " given each width's learning rate and sizes"
     counted = f"p by Holm over {statistics.claims} claim{'s' * (statistics.claims != 1)}, " if statistics.claims else ""
     return f"95% intervals over {listed(over)}{given}, {counted}"
-
-
-def _confounded(trends: Sequence[Trend]) -> str:
-    """What of the trends may come from heads that have too few channels rather than from width."""
-    parts = []
-    for trend in trends:
-        limited = len(trend.widths) - len(trend.clean_widths)
-        if trend.clean_rise is not None:
-            without = f"{points(trend.clean_rise.value, False)}, {between(trend.clean_rise.interval)}"
-            parts.append(f"{trend.name} {limited} (without them {without})")
-        elif limited:
-            parts.append(f"{trend.name} {limited} of {len(trend.widths)}")
-    if not parts:
-        return ""
-    return f"; widths with fewer channels than classes, where the head alone may be the limit: {listed(parts)}"
 
 
 def _of_structure(statistics: Statistics) -> str:
@@ -168,7 +156,8 @@ def _better(pair: Pair) -> str:
     said += p_said(pair.p_holm, pair.difference.at_floor)
     if pair.clean is not None:
         said += f"; {points(sign * pair.clean.value, False)} where channels are not fewer than classes"
-    return said + ")"
+    unlike = sizes.beyond(pair.sizes)
+    return said + (f"; sizes differ by up to {unlike})" if unlike else ")")
 
 
 def _open(pair: Pair) -> str:
