@@ -181,13 +181,20 @@ def _conditions(statistics: Statistics) -> str:
     chose = [model for model, cells in own.items() if any(rates[cell].on_reported > 1 for cell in cells)]
     if chose:
         parts.append(f"the reported seeds chose the learning rates of {listed(chose)}")
-    settings = [row["settings"] for row in comparison.rows]
-    drawn = {name: {own.get(f"seeds.{name}") for own in settings} for name in PURPOSES}
-    once = [name for name, values in drawn.items() if len(values) == 1 and None not in values]
-    if once:
-        parts.append(f"all seeds share one {listed(once)}, of which nothing wider is said")
+    if once := [name for name in PURPOSES if all(_drawn_once(comparison, cells, name) for cells in own.values())]:
+        parts.append(
+            f"all seeds{' of a model' * (len(own) > 1)} share one {listed(once)}, of which nothing wider is said"
+        )
     parts += [diverged_said(cells, rates) for cells in own.values() if any(rates[cell].diverged for cell in cells)]
     return f"; {'; '.join(parts)}" if parts else ""
+
+
+def _drawn_once(comparison: Comparison, cells: Sequence[Cell], purpose: str) -> bool:
+    """Whether all runs of a model have one seed for this, whatever their seed."""
+    name = f"seeds.{purpose}"
+    settings = [{**row["settings"], **row.get("named_by", {})} for cell in cells for row in comparison.cells[cell]]
+    values = {own.get(name) for own in settings}
+    return len(values) == 1 and None not in values
 
 
 def _many(count: str, what: str) -> str:

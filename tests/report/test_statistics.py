@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from mixersweep.compose import config_of
+from mixersweep.errors import UserError
 from mixersweep.report import Report, build
 from mixersweep.report.answer import answer
 from mixersweep.report.caveats import order_of_losses
@@ -165,6 +166,47 @@ def test_variants_of_a_family_are_lines_of_their_own(tmp_path: Path) -> None:
 
 def known_pk(model: str, width: int, seed: int) -> float:
     return 0.8
+
+
+def test_a_setting_may_name_lines_of_their_own(tmp_path: Path) -> None:
+    """One family twice, with another structure each: two lines that are paired by seed, or else more seeds of one."""
+    for structure in (1, 2):
+        settings = [f"seeds.structure={structure}"]
+        write_sweep(tmp_path, known, models=("sw_mlp",), widths=(900, 1024), seeds=(0, 1), settings=settings)
+    (one,) = build([tmp_path]).all_statistics
+    assert list(one.comparison.variants) == ["sw_mlp"]
+    assert {len(cell.rows) for cell in one.cells} == {4}
+    made = build([tmp_path], by=["seeds.structure"])
+    (two,) = made.all_statistics
+    assert list(two.comparison.variants) == ["sw_mlp seeds.structure=1", "sw_mlp seeds.structure=2"]
+    (pair,) = two.pairs
+    assert (pair.pairs, pair.difference.seeds) == (4, 2)
+    assert "all seeds of a model share one structure" in made.answer
+    assert "--by seeds.structure" in made.command
+
+
+def test_what_would_be_apart_may_name_lines_too(tmp_path: Path) -> None:
+    for decay in ("0.001", "0.01"):
+        settings = [f"optim.weight_decay={decay}"]
+        write_sweep(tmp_path, known, models=("sw_mlp",), widths=(900, 1024), seeds=(0, 1), settings=settings)
+    assert len(build([tmp_path]).all_statistics) == 2
+    (main,) = build([tmp_path], by=["optim.weight_decay"]).all_statistics
+    assert list(main.comparison.variants) == ["sw_mlp optim.weight_decay=0.001", "sw_mlp optim.weight_decay=0.01"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("seeds.structur", "no run has such a setting; the nearest is seeds.structure"),
+        ("seed", "makes no lines, the runs of a line differ in it"),
+        ("width", "makes no lines, the runs of a line differ in it"),
+        ("data.name", "makes no lines, accuracies on other images are not compared"),
+    ],
+)
+def test_what_makes_no_lines_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    write_sweep(tmp_path, known, models=("sw_mlp",), widths=(900,), seeds=(0, 1))
+    with pytest.raises(UserError, match=f"--by {name}: {said}"):
+        build([tmp_path], by=[name])
 
 
 def test_the_learning_rate_with_most_seeds_is_compared_and_seeds_that_chose_it_are_not(tmp_path: Path) -> None:
