@@ -461,10 +461,26 @@ def test_where_no_effect_is_two_names_have_the_same_sizes_at_widths_as_good_as_o
 def test_where_an_effect_is_known_wider_networks_see_more_of_the_image_and_nothing_else_differs(presets: dict) -> None:
     sizes = {run.architecture for run in runs_of(presets, "known_effect")}
     assert sorted(a.width for a in sizes) == [16, 23, 32, 45, 64]
-    assert {(a.patches, a.embedding_channels) for a in sizes} == {(64, 1)}  # each unit reads a patch of its own
+    assert {(a.patches, a.embedding_channels) for a in sizes} == {(256, 1)}  # each unit reads a patch of its own
+    assert all(a.readout_dimension is not None and a.readout_dimension < a.width for a in sizes)
     alike = ("connections_real", "mixing_parameters", "flops_per_image", "readout_dimension", "stem_parameters")
     assert len({tuple(getattr(a, name) for name in alike) for a in sizes}) == 1
     assert min(a.mean_fan_in for a in sizes) == 4
+
+
+@pytest.mark.parametrize("name", sorted(name for name in RUNS if name.startswith("fig")))
+def test_a_preset_of_the_papers_says_what_its_mixers_have_beside_the_formula(presets: dict, name: str) -> None:
+    """Where first layer and skip make more than 2% of difference, which integers make anyway."""
+    mixers = [run.architecture for run in runs_of(presets, name) if run.architecture.tokens]
+    times = [a.connections_real / a.connections for a in mixers if a.connections_real is not None]
+    said = re.search(
+        r"^Residual: with first layer and skip the Mixers have (\S+) to (\S+) times", head(name), re.MULTILINE
+    )
+    if all(abs(share - 1) <= 0.02 for share in times):
+        assert said is None
+    else:
+        assert said is not None
+        assert [float(share) for share in said.groups()] == pytest.approx([min(times), max(times)], rel=0.01)
 
 
 # --- on a small machine ------------------------------------------------------------------------------------------
