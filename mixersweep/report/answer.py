@@ -53,7 +53,7 @@ def _of_width(statistics: Statistics) -> str:
     parts += _not_claimed("no trend is claimed for ", [(trend.name, _rise(trend), trend) for trend in against], ", ")
     sample = f"n = {_span([t.slope.runs for t in known])} runs of {_span([t.slope.seeds for t in known])} seeds a model"
     left = max(trend.seeds_left_out for trend in known)
-    sample += f", {left} seeds that not all widths have left out" if left else ""
+    sample += f", {_many(str(left), 'seed')} that not all widths have left out" if left else ""
     unit = f"points of test accuracy over the range of widths, {_intervals(statistics, known)}{sample}"
     return f"{held}, {listed(parts, '; ')} ({unit}{_seen(flat)})."
 
