@@ -23,6 +23,10 @@ class Expansion(NamedTuple):
             return tokens, channels
         return scaled(self.token, tokens), scaled(self.channel, channels)
 
+    def unrounded(self, tokens: float, channels: float) -> tuple[float, float]:
+        """The same without rounding, for sizes that are not whole."""
+        return (float(self.token) * tokens, float(self.channel) * channels) if self.hidden else (tokens, channels)
+
     def twice_connections(self, tokens: int, channels: int) -> int:
         """2·Omega, which is always whole (Omega itself may be a half)."""
         token_hidden, channel_hidden = self.sizes(tokens, channels)

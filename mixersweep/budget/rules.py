@@ -14,12 +14,13 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mixersweep.budget.expansion import Expansion
 from mixersweep.budget.terms import TOLERANCE, Request, rounded_root
 
 Counted = Literal["connections", "weights", "flops"]
+N = TypeVar("N", int, float)
 
 
 def rule_of(request: Request, expansion: Expansion) -> Rule:
@@ -78,6 +79,13 @@ class Formula:
         """The same."""
         return self.count(tokens, channels)
 
+    def smooth(self, tokens: float, channels: float) -> float:
+        """What is to be the target, for sizes that are not whole, and without the rounding of hidden ones."""
+        token_hidden, channel_hidden = self.expansion.unrounded(tokens, channels)
+        if self.counts == "connections":
+            return tokens * channels * (token_hidden + channel_hidden) / 2
+        return (tokens * token_hidden + channels * channel_hidden) / 2
+
     def widest(self, target: int) -> int:
         """The largest effective width: at S = C with equal expansions."""
         return self.share_of_widest("width", Fraction(1), target)
@@ -101,13 +109,13 @@ class Formula:
         root, beyond = -1, 2 + math.isqrt(math.floor(2 * target / least))
         while beyond - root > 1:  # the root is rounded up to x where the formula still fits at x - 1/2
             middle = (root + beyond) // 2
-            if self._smooth(name, known, Fraction(max(2 * middle - 1, 0), 2)) <= 2 * target:
+            if self._unrounded(name, known, Fraction(max(2 * middle - 1, 0), 2)) <= 2 * target:
                 root = middle
             else:
                 beyond = middle
         return root
 
-    def _smooth(self, side: str, known: int, other: Fraction) -> Fraction:
+    def _unrounded(self, side: str, known: int, other: Fraction) -> Fraction:
         """``count`` without the rounding of hidden sizes, with ``side`` (tokens or channels) known."""
         own, free = self.expansion.channel, self.expansion.token
         if side == "tokens":
@@ -166,16 +174,22 @@ class Real:
 
     def count(self, tokens: int, channels: int) -> int:
         """Of the network of these sizes."""
-        return self._count(tokens, channels, skip=self.skips != "never" and tokens != self.special)
+        sizes = self.expansion.sizes(tokens, channels)
+        return self._count(tokens, channels, sizes, skip=self.skips != "never" and tokens != self.special)
 
     def rising(self, tokens: int, channels: int) -> int:
         """The same but for ``special``, which gets a skip too: rises with tokens and with channels."""
-        return self._count(tokens, channels, skip=self.skips != "never")
+        return self._count(tokens, channels, self.expansion.sizes(tokens, channels), skip=self.skips != "never")
 
-    def _count(self, tokens: int, channels: int, *, skip: bool) -> int:
+    def smooth(self, tokens: float, channels: float) -> float:
+        """What is to be the target, for sizes that are not whole, and as ``rising`` for those that are."""
+        hidden = self.expansion.unrounded(tokens, channels)
+        return self._count(tokens, channels, hidden, skip=self.skips != "never") / self.scale
+
+    def _count(self, tokens: N, channels: N, hidden: tuple[N, N], *, skip: bool) -> N:
         if self.counts == "weights" and self.tied:
-            return self._mixing(tokens, channels, 1, 1) + skip * tokens * self.patches
-        total = self._mixing(tokens, channels, channels, tokens)
+            return self._mixing(tokens, channels, hidden, 1, 1) + skip * tokens * self.patches
+        total = self._mixing(tokens, channels, hidden, channels, tokens)
         if self.counts == "weights":
             return total + skip * tokens * self.patches
         mapped = channels * tokens * self.patches  # of the skip, or of the stem that resizes
@@ -185,10 +199,10 @@ class Real:
         read = (channels, tokens * channels)[self.readout] if self.readout <= 0 else self.readout
         return 2 * (embedded + (skip or self.stem == "resize") * mapped + total + read * self.classes)
 
-    def _mixing(self, tokens: int, channels: int, token_blocks: int, channel_blocks: int) -> int:
+    def _mixing(self, tokens: N, channels: N, hidden: tuple[N, N], token_blocks: N, channel_blocks: N) -> N:
         """The entries of all mixing layers with so many blocks of token and of channel mixing."""
         inputs = self.patches if self.stem == "patch" else tokens
-        token_hidden, channel_hidden = self.expansion.sizes(tokens, channels)
+        token_hidden, channel_hidden = hidden
         if not self.expansion.hidden:
             of_tokens = tokens * (inputs + (self.depth - 1) * tokens)
             return token_blocks * of_tokens + self.depth * channel_blocks * channels**2

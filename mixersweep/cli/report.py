@@ -18,6 +18,8 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("report", help="compare completed runs: statistics, figures, one page")
     verb.add_argument("runs_dirs", nargs="*", metavar="RUNS_DIR", help="directories of runs, or runs (default: runs)")
     verb.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
+    said = "settings that name lines of their own: seeds.structure, optim.weight_decay, ..."
+    verb.add_argument("--by", metavar="SETTING[,SETTING]", default="", help=said)
     verb.add_argument("--out", metavar="DIR", type=Path, help="where the files go (default: report)")
     verb.add_argument("--x", default="width", metavar="NAME", help="x axis of the main figure: width, parameters, ...")
     verb.add_argument("--y", default="accuracy", metavar="NAME", help="accuracy, error, train_loss, ...")
@@ -45,7 +47,8 @@ def report(options: argparse.Namespace) -> int:
     printed = options.markdown or options.latex or options.terminal
     out = options.out or (None if printed else Path("report"))
     places = [Path(place) for place in options.runs_dirs] or [Path(_runs_dir())]
-    made = build(places, options.where, out, x=options.x, y=options.y, published=options.published)
+    by = [name for name in options.by.split(",") if name]
+    made = build(places, options.where, out, x=options.x, y=options.y, published=options.published, by=by)
     if options.terminal:
         from mixersweep.report.terminal import show
 

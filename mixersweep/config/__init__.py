@@ -9,7 +9,7 @@ from mixersweep.config.families import (
     MLPFamily,
     Pretrainable,
 )
-from mixersweep.config.network import architecture, structure, warnings
+from mixersweep.config.network import architecture, request_of, structure, warnings
 from mixersweep.config.parse import check_key, keys, owners, parse, parse_sweep, settings
 from mixersweep.config.schema import OPTIMIZERS, VARIANTS, Config, Data
 from mixersweep.config.sweep import Search, Sweep
@@ -34,6 +34,7 @@ __all__ = [
     "owners",
     "parse",
     "parse_sweep",
+    "request_of",
     "settings",
     "structure",
     "warnings",

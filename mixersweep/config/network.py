@@ -13,7 +13,7 @@ from mixersweep.config.schema import Config
 
 def architecture(config: Config) -> budget.Architecture:
     """The network that the rule gives for this config; raises ``UserError`` where there is none."""
-    request, model = _request(config), config.model
+    request, model = request_of(config), config.model
     if isinstance(model, LayeredFamily):
         layers = model.layered(config.data.image_channels, config.image_size, config.data.classes)
         return budget.solve_layered(request, layers)
@@ -44,7 +44,9 @@ def structure(model: AnyModel) -> budget.Structure:
     return "kronecker" if model.tied else "block_diagonal"
 
 
-def _request(config: Config) -> budget.Request:
+def request_of(config: Config) -> budget.Request:
+    """What the settings ask of the rule."""
+
     def given(value: Any) -> Any:
         return None if value == "auto" else value
 

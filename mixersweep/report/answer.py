@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
+from mixersweep.report import sizes
 from mixersweep.report.claims import Claim, Pair, Trend
 from mixersweep.report.objections import diverged_said
 from mixersweep.report.recipe import PURPOSES, Cell, Comparison
@@ -52,9 +53,9 @@ def _of_width(statistics: Statistics) -> str:
     parts += _not_claimed("no trend is claimed for ", [(trend.name, _rise(trend), trend) for trend in against], ", ")
     sample = f"n = {_span([t.slope.runs for t in known])} runs of {_span([t.slope.seeds for t in known])} seeds a model"
     left = max(trend.seeds_left_out for trend in known)
-    sample += f", {left} seeds that not all widths have left out" if left else ""
+    sample += f", {_many(str(left), 'seed')} that not all widths have left out" if left else ""
     unit = f"points of test accuracy over the range of widths, {_intervals(statistics, known)}{sample}"
-    return f"{held}, {listed(parts, '; ')} ({unit}{_seen(flat)}){_confounded([*decided, *flat])}."
+    return f"{held}, {listed(parts, '; ')} ({unit}{_seen(flat)})."
 
 
 def _rise(trend: Trend, unit: bool = False) -> str:
@@ -63,7 +64,9 @@ def _rise(trend: Trend, unit: bool = False) -> str:
 
 
 def _trend_said(trend: Trend) -> str:
-    return f"{_rise(trend)}, {between(trend.rise.interval)}{_p_said(trend, trend.rise.detectable)}"
+    said = f"{_rise(trend)}, {between(trend.rise.interval)}{_p_said(trend, trend.rise.detectable)}"
+    also = sizes.beyond(trend.sizes) if trend.decided else ""
+    return said + (f"; along it vary {also}" if also else "")
 
 
 def _p_said(claim: Claim, detectable: float | None) -> str:
@@ -90,21 +93,6 @@ def _intervals(statistics: Statistics, claims: Sequence[Claim]) -> str:
     given = "" if statistics.between is not None else " given each width's learning rate and sizes"
     counted = f"p by Holm over {statistics.claims} claim{'s' * (statistics.claims != 1)}, " if statistics.claims else ""
     return f"95% intervals over {listed(over)}{given}, {counted}"
-
-
-def _confounded(trends: Sequence[Trend]) -> str:
-    """What of the trends may come from heads that have too few channels rather than from width."""
-    parts = []
-    for trend in trends:
-        limited = len(trend.widths) - len(trend.clean_widths)
-        if trend.clean_rise is not None:
-            without = f"{points(trend.clean_rise.value, False)}, {between(trend.clean_rise.interval)}"
-            parts.append(f"{trend.name} {limited} (without them {without})")
-        elif limited:
-            parts.append(f"{trend.name} {limited} of {len(trend.widths)}")
-    if not parts:
-        return ""
-    return f"; widths with fewer channels than classes, where the head alone may be the limit: {listed(parts)}"
 
 
 def _of_structure(statistics: Statistics) -> str:
@@ -168,7 +156,8 @@ def _better(pair: Pair) -> str:
     said += p_said(pair.p_holm, pair.difference.at_floor)
     if pair.clean is not None:
         said += f"; {points(sign * pair.clean.value, False)} where channels are not fewer than classes"
-    return said + ")"
+    unlike = sizes.beyond(pair.sizes)
+    return said + (f"; sizes differ by up to {unlike})" if unlike else ")")
 
 
 def _open(pair: Pair) -> str:
@@ -192,13 +181,20 @@ def _conditions(statistics: Statistics) -> str:
     chose = [model for model, cells in own.items() if any(rates[cell].on_reported > 1 for cell in cells)]
     if chose:
         parts.append(f"the reported seeds chose the learning rates of {listed(chose)}")
-    settings = [row["settings"] for row in comparison.rows]
-    drawn = {name: {own.get(f"seeds.{name}") for own in settings} for name in PURPOSES}
-    once = [name for name, values in drawn.items() if len(values) == 1 and None not in values]
-    if once:
-        parts.append(f"all seeds share one {listed(once)}, of which nothing wider is said")
+    if once := [name for name in PURPOSES if all(_drawn_once(comparison, cells, name) for cells in own.values())]:
+        parts.append(
+            f"all seeds{' of a model' * (len(own) > 1)} share one {listed(once)}, of which nothing wider is said"
+        )
     parts += [diverged_said(cells, rates) for cells in own.values() if any(rates[cell].diverged for cell in cells)]
     return f"; {'; '.join(parts)}" if parts else ""
+
+
+def _drawn_once(comparison: Comparison, cells: Sequence[Cell], purpose: str) -> bool:
+    """Whether all runs of a model have one seed for this, whatever their seed."""
+    name = f"seeds.{purpose}"
+    settings = [{**row["settings"], **row.get("named_by", {})} for cell in cells for row in comparison.cells[cell]]
+    values = {own.get(name) for own in settings}
+    return len(values) == 1 and None not in values
 
 
 def _many(count: str, what: str) -> str:

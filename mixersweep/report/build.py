@@ -12,7 +12,7 @@ from typing import Any
 
 from mixersweep.errors import UserError
 from mixersweep.report.answer import answer
-from mixersweep.report.recipe import comparisons
+from mixersweep.report.recipe import comparisons, named_by
 from mixersweep.report.sheets import sheets
 from mixersweep.report.statistics import Statistics, statistics
 from mixersweep.report.table import DERIVED, Row, Table, collect, write_csv, write_parquet
@@ -64,10 +64,12 @@ def build(
     x: str = "width",
     y: str = "accuracy",
     published: bool = False,
+    by: Sequence[str] = (),
 ) -> Report:
     """Read, compare and, where ``out`` is given, draw and write; the same runs give the same numbers.
 
-    Raises ``UserError`` for places, conditions and axes that cannot be, and ``MixersweepError`` where no run is
+    ``by`` are settings that name lines of their own, beside those that always do. Raises ``UserError`` for places,
+    conditions, axes and settings that cannot be, and ``MixersweepError`` where no run is
     completed.
     """
     require(*NEEDED)
@@ -76,7 +78,10 @@ def build(
     x_axis(x), y_axis(y)
     condition = None if where is None else parse_where(where, [*names(), *DERIVED])
     table = collect(runs_dirs, condition, where or "")
-    all_statistics = statistics(comparisons(table.completed, table.others))
+    named = named_by(table.rows, by)
+    completed = [row for row in named if row["state"] == "completed"]
+    others = [row for row in named if row["state"] != "completed"]
+    all_statistics = statistics(comparisons(completed, others))
     columns = table.columns
     tables: dict[str, list[Row]] = {"runs": [{n: row.get(n) for n in columns} for row in table.rows]}
     for number, one in enumerate(all_statistics, start=1):
@@ -88,7 +93,7 @@ def build(
         all_statistics,
         tables,
         plain(table, all_statistics),
-        command(runs_dirs, where, out, x, y, published),
+        command(runs_dirs, where, out, x, y, published, by),
     )
     return report if out is None else write(report, Path(out), x, y, published)
 
@@ -118,10 +123,13 @@ def write(report: Report, out: Path, x: str, y: str, published: bool) -> Report:
     )
 
 
-def command(places: Sequence[Path], where: str | None, out: Path | None, x: str, y: str, published: bool) -> str:
+def command(
+    places: Sequence[Path], where: str | None, out: Path | None, x: str, y: str, published: bool, by: Sequence[str]
+) -> str:
     """The command line that makes this report."""
     words = ["mixersweep", "report", *map(str, places)]
     words += ["--where", where] if where is not None else []
+    words += ["--by", ",".join(by)] if by else []
     words += ["--out", str(out)] if out is not None else []
     words += ["--x", x] if x != "width" else []
     words += ["--y", y] if y != "accuracy" else []

@@ -17,13 +17,12 @@ TO_COME = Estimate(0.0, 0, 0, None)
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """``clean`` is the estimate without rank-limited heads, ``p_holm`` corrected over all claims of the report.
+    """``p_holm`` is corrected over all claims of the report.
 
     ``barred`` are reasons, known before any test, for which nothing is claimed whatever the numbers: such a claim is
     not tested and counts in no correction. ``against`` is these, or else what the numbers themselves raise.
     """
 
-    clean: Estimate | None = None
     p_holm: float | None = None
     barred: list[str] = field(default_factory=list)
     against: list[str] = field(default_factory=list)
@@ -53,20 +52,21 @@ class Claim:
 class Pair(Claim):
     """The primary test of two models: ``difference`` is the first's accuracy minus the second's.
 
-    ``at_best`` are the widths that are compared where each model has its best, which ``chosen_on`` chose.
-    ``is_of_heads``: no pair of runs is free of rank-limited heads, and the two models' are not equally so.
+    ``at_best`` are the widths that are compared where each model has its best, which ``chosen_on`` chose. ``sizes``
+    says in what the networks differ, and by how much at most (``sizes.largest``). ``clean`` is the estimate without
+    rank-limited heads, where there are some.
     """
 
     first: str
     second: str
     joined: list[tuple[Cell, Cell]]
     pairs: int
-    residual: float
+    sizes: dict[str, float]
     difference: Estimate = TO_COME
+    clean: Estimate | None = None
     at_best: tuple[int, int] | None = None
     chosen_on: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    is_of_heads: bool = False
 
     @property
     def effect(self) -> Estimate:
@@ -83,15 +83,15 @@ class Pair(Claim):
 class Trend(Claim):
     """The slope of accuracy on log2 of the width, of one model on one branch, per doubling of the width.
 
-    It is quoted as ``rise``, what it comes to over the widths that were measured. ``seeds_left_out`` are not at all of
-    the widths, and so in none.
+    It is quoted as ``rise``, what it comes to over the widths that were measured. ``sizes`` says what else changes
+    along them, and by how much at most. ``seeds_left_out`` are not at all of the widths, and so in none.
     """
 
     variant: str
     branch: str | None
     cells: list[Cell]
     widths: list[int]
-    clean_widths: list[int]
+    sizes: dict[str, float]
     doublings: float
     slope: Estimate = TO_COME
     seeds_left_out: int = 0
@@ -105,11 +105,6 @@ class Trend(Claim):
     def rise(self) -> Estimate:
         """The slope over the range that was measured: the change of accuracy from the narrowest to the widest."""
         return self.slope.scaled(self.doublings)
-
-    @property
-    def clean_rise(self) -> Estimate | None:
-        """The same without rank-limited heads, over the same range."""
-        return self.clean and self.clean.scaled(self.doublings)
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from mixersweep.report.axes import X_AXES, Axis, x_axis, y_axis
 from mixersweep.report.canvas import Figure, framed, saved, scaled
 from mixersweep.report.caveats import CellStatistics
-from mixersweep.report.published import Published, published
+from mixersweep.report.published import Published, held_otherwise, published
 from mixersweep.report.recipe import Comparison, Row
 from mixersweep.report.statistics import Statistics
 from mixersweep.report.style import INK, looks
@@ -140,6 +140,7 @@ class Artist:
         if overlay:
             sets = ", ".join(sorted({series.dataset for series in overlay}))
             caption += f" Dashed, hollow: published curves on {sets}; the runs here are on {dataset}."
+            caption += f" {held}" if (held := held_otherwise(statistics.comparison)) else ""
         if x in ("width", "channels_over_tokens") and _one_variable(statistics.comparison):
             caption += " At γ = 1 and fixed Ω, width and C / S are one variable of a Mixer: neither is separated."
         if x not in SIZES:

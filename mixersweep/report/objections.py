@@ -1,4 +1,4 @@
-"""Why a claim is not made though its test may show an effect: unequal tuning, unequal seeds, runs that diverged.
+"""Why a claim is not made though its test may show an effect: unequal readouts, tuning or seeds, runs that diverged.
 
 Some reasons are known before any test (``barred``). Others depend on the direction (``raised``): what only handicaps
 the model that is found better, or flatters the one that is found worse, makes the claim safer, not weaker.
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mixersweep.report import readouts
 from mixersweep.report.bootstrap import Estimate
 from mixersweep.report.claims import Pair, Trend
 from mixersweep.report.rates import Rates
@@ -22,7 +23,7 @@ NAMED = 3
 
 def bars_trend(cells: Sequence[Cell], comparison: Comparison, shares_seeds: bool) -> list[str]:
     """What keeps a trend from being claimed whatever its size."""
-    rates, found = comparison.rates, []
+    rates, found = comparison.rates, readouts.bars_trend([comparison.cells[cell] for cell in cells])
     unsearched = [cell for cell in cells if not rates[cell].searched]
     if unsearched:
         where = "" if len(unsearched) == len(cells) else f" at {widths_said(unsearched)}"
@@ -38,13 +39,15 @@ def bars_trend(cells: Sequence[Cell], comparison: Comparison, shares_seeds: bool
     return found
 
 
-def bars_pair(joined: Sequence[tuple[Cell, Cell]], rates: Mapping[Cell, Rates]) -> list[str]:
+def bars_pair(joined: Sequence[tuple[Cell, Cell]], comparison: Comparison) -> list[str]:
     """What keeps a difference from being claimed whatever its size."""
+    rates, cells = comparison.rates, comparison.cells
+    found = readouts.bars_pair([(cells[one], cells[other]) for one, other in joined])
     chose = [cell for pair in joined for cell in pair if rates[cell].on_reported > 1]
     if any(rates[one].on_reported != rates[other].on_reported for one, other in joined):
         models = listed(list(dict.fromkeys(cell[0] for cell in chose)))
-        return [f"the reported seeds chose the learning rates of {models}, and not of both models alike"]
-    return []
+        found.append(f"the reported seeds chose the learning rates of {models}, and not of both models alike")
+    return found
 
 
 def raised_by_pair(pair: Pair, rates: Mapping[Cell, Rates]) -> list[str]:
@@ -58,18 +61,16 @@ def raised_by_pair(pair: Pair, rates: Mapping[Cell, Rates]) -> list[str]:
     lost = [sum(rates[cell].lost for cell in cells) for cells in (better, worse)]
     if lost[0] > lost[1]:
         found.append(diverged_said(better, rates))
-    return [*found, *_of_heads(pair.difference, pair.clean, pair.is_of_heads)]
+    return [*found, *_of_heads(pair.difference, pair.clean)]
 
 
 def raised_by_trend(trend: Trend, rates: Mapping[Cell, Rates]) -> list[str]:
     """What the direction of a trend raises against it."""
-    found = []
     x = np.log2(trend.widths)
     growing = float((x - x.mean()) @ [rates[cell].lost for cell in trend.cells])
     if growing * trend.slope.value > 0:
-        found.append(f"{diverged_said(trend.cells, rates)}, most where it does best")
-    is_of_heads = trend.clean is None and len(trend.clean_widths) < len(trend.widths)
-    return [*found, *_of_heads(trend.rise, trend.clean_rise, is_of_heads)]
+        return [f"{diverged_said(trend.cells, rates)}, most where it does best"]
+    return []
 
 
 def _edges(whose: str, cells: Sequence[Cell], rates: Mapping[Cell, Rates]) -> list[str]:
@@ -79,10 +80,8 @@ def _edges(whose: str, cells: Sequence[Cell], rates: Mapping[Cell, Rates]) -> li
     return [f"{whose} best learning rate is the {ends} tried at {widths_said(cells)}"]
 
 
-def _of_heads(whole: Estimate, clean: Estimate | None, is_of_heads: bool) -> list[str]:
+def _of_heads(whole: Estimate, clean: Estimate | None) -> list[str]:
     """Whether the runs without rank-limited heads bear it out: their interval on the same side of 0."""
-    if is_of_heads:
-        return ["channels are fewer than classes"]
     if clean is None:
         return []
     low, high = clean.interval or (clean.value, clean.value)

@@ -2,6 +2,9 @@
 
 ``published_curves.csv`` holds values read off vector figures of Hayase and Karakida 2024 (good to about 0.001). Fig. 4,
 Fig. S.2 and Table 1 plot the hidden width γ·m, the others the width m; here each is converted by its own expansion.
+
+The papers hold the formula's connections of square layers fixed. Runs under another budget are laid beside the series
+whose connections are nearest to theirs by that formula, and ``held_otherwise`` says what they hold fixed.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from statistics import median
 from typing import Any
 
 from mixersweep.report.recipe import Comparison
@@ -50,7 +54,7 @@ def published(comparison: Comparison, x: str, y: str) -> list[Published]:
     datasets = {dataset for _, _, dataset, _ in points}
     own = str(comparison.fixed.get("data.name"))
     dataset = own if own in datasets else "cifar10"
-    target = comparison.fixed.get("connections_target") or comparison.rows[0]["connections"]
+    target = comparison.fixed.get("connections_target") or median(row["connections"] for row in comparison.rows)
     nearest: dict[tuple[str, str], float] = {}
     for model, figure, found, connections in points:
         if found == dataset:
@@ -63,6 +67,17 @@ def published(comparison: Comparison, x: str, y: str) -> list[Published]:
         xs, ys = [value for value, _ in placed], [value for _, value in placed]
         series.append(Published(label, variants[model], dataset, figure, xs, ys))
     return series
+
+
+def held_otherwise(comparison: Comparison) -> str:
+    """The sentence that sets one's own budget apart from the papers'; empty where it is theirs."""
+    if comparison.target == "connections_target":
+        return ""
+    own = [row["connections"] for row in comparison.rows]
+    spread = f"{min(own):,.0f}" + (f" to {max(own):,.0f}" if max(own) > min(own) else "")
+    return (
+        f"The papers hold Ω fixed, by the formula of square layers; the runs here hold {comparison.held}: Ω {spread}."
+    )
 
 
 @cache

@@ -3,12 +3,14 @@
 A comparison holds fixed the data, the training recipe, the depth, the budget and the version of the numbers. Inside it
 differ the model (with the settings that make one family's networks different: a *variant*), the width and shape, the
 seed, and the learning rate, which may be chosen for each model and width. Every setting that is not named here as one
-that may differ must be equal, so a setting that is added later splits comparisons rather than mix unlike runs.
+that may differ must be equal, so a setting that is added later splits comparisons rather than mix unlike runs. Whoever
+reads a report may say of more settings that they make lines of their own (``named_by``).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any
 
 from mixersweep.budget.terms import TARGETS
 from mixersweep.config.schema import Seeds
+from mixersweep.errors import UserError
 from mixersweep.report.rates import Rates, rates_of
 from mixersweep.report.sizes import target_of
 
@@ -105,7 +108,8 @@ class Comparison:
     def name(self) -> str:
         """Data, budget and depth, in words."""
         held = self.held.replace("trainable ", "")
-        return f"{self.fixed.get('data.name')}, {held}, depth {self.fixed.get('depth')}"
+        depth = f", depth {self.fixed['depth']}" if "depth" in self.fixed else ""
+        return f"{self.fixed.get('data.name')}, {held}{depth}"
 
 
 def comparisons(completed: Iterable[Row], others: Iterable[Row] = ()) -> list[Comparison]:
@@ -144,6 +148,32 @@ def _searched_for(one: Comparison, made: Sequence[Comparison]) -> list[int]:
         if any(rates.searched for rates in other.rates.values())
         and set(difference(one.fixed, other.fixed)) == {"epochs"}
     )
+
+
+def named_by(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
+    """The rows with these settings as part of what sets lines apart, and no more of what must be equal, or of the seed.
+
+    Raises ``UserError`` for a name that no run has, and for what is compared in every report or in none.
+    """
+    rows = list(rows)
+    known = {name for row in rows for name in row["settings"]}
+    for name in names:
+        if name in known and not (name == "seed" or name in SHAPE or name.startswith("data.")):
+            continue
+        if name in known or name in SHAPE:
+            why = "the runs of a line differ in it"
+            if name.startswith("data."):
+                why = "accuracies on other images are not compared"
+            raise UserError(f"--by {name}: makes no lines, {why}; give a setting such as seeds.structure")
+        near = difflib.get_close_matches(name, sorted(known), 1)
+        nearest = f"; the nearest is {near[0]}" if near else ""
+        raise UserError(f"--by {name}: no run has such a setting{nearest}")
+
+    def named(row: Row) -> Row:
+        settings = {name: value for name, value in row["settings"].items() if name not in names}
+        return {**row, "settings": settings, "named_by": {name: row["settings"].get(name) for name in names}}
+
+    return [named(row) if row["settings"] else row for row in rows] if names else rows
 
 
 def fixed_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,7 +216,7 @@ def variant_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make a family's networks different from each other."""
     settings = {name.partition(".")[2]: value for name, value in row["settings"].items() if name.startswith("model.")}
     own = {name: value for name, value in settings.items() if name not in (*SHARED, "name")}
-    return {"model": row["model"], "expansion": row["expansion"], **own}
+    return {"model": row["model"], "expansion": row["expansion"], **own, **row.get("named_by", {})}
 
 
 def replicate_of(row: Mapping[str, Any]) -> str:

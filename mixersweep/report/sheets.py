@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mixersweep.report.bootstrap import Estimate, Interval
+from mixersweep.report import sizes
+from mixersweep.report.bootstrap import Interval
 from mixersweep.report.claims import ALPHA, Claim, Pair, Trend
 from mixersweep.report.say import between
 from mixersweep.report.statistics import Statistics
@@ -147,7 +148,7 @@ def pair_sheet(statistics: Statistics) -> Sheet:
             "detectable": pair.difference.detectable,
             "clean_difference": pair.clean and pair.clean.value,
             "clean_interval": pair.clean and pair.clean.interval,
-            "residual": pair.residual,
+            "sizes": pair.sizes,
             "verdict": verdict(pair),
         }
         for pair in statistics.pairs
@@ -166,7 +167,7 @@ def pair_sheet(statistics: Statistics) -> Sheet:
         Column("detectable", "would show", _percent),
         Column("clean_difference", "without rank-limited heads", points_only),
         Column("clean_interval", "95%", between),
-        Column("residual", "sizes differ by", "{:.2%}".format),
+        Column("sizes", "sizes differ by", differing, number=False),
         Column("verdict", "verdict", number=False),
     ]
     best = statistics.pairs and statistics.pairs[0].at_best is not None
@@ -241,8 +242,7 @@ def trend_sheet(statistics: Statistics) -> Sheet:
             "p_is_bound": trend.slope.at_floor,
             "detectable": trend.rise.detectable,
             "slope": trend.slope.value if trend.doublings >= 1 else None,
-            "clean_rise": _value(trend.clean_rise),
-            "clean_interval": trend.clean_rise and trend.clean_rise.interval,
+            "sizes": trend.sizes,
             "verdict": trend_verdict(trend),
         }
         for trend in statistics.trends
@@ -262,8 +262,7 @@ def trend_sheet(statistics: Statistics) -> Sheet:
         Column("p_holm", "p Holm", p_only, bound="p_is_bound"),
         Column("detectable", "would show", _percent),
         Column("slope", "points a doubling", points_only),
-        Column("clean_rise", "without rank-limited heads", points_only),
-        Column("clean_interval", "95%", between),
+        Column("sizes", "changes along it", differing, number=False),
         Column("verdict", "verdict", number=False),
     ]
     note = (
@@ -274,10 +273,6 @@ def trend_sheet(statistics: Statistics) -> Sheet:
     if mixers and statistics.comparison.budget == "connections" and all(row["expansion"] == 1 for row in mixers):
         note += " At γ = 1 and fixed Ω, width and C / S are one variable of a Mixer: this is a trend of both."
     return Sheet("trends", "Accuracy against width", _with_values(columns, rows), rows, note)
-
-
-def _value(estimate: Estimate | None) -> float | None:
-    return None if estimate is None else estimate.value
 
 
 def width_sheet(statistics: Statistics) -> Sheet:
@@ -360,6 +355,12 @@ def _curve(values: list[dict[str, Any]]) -> str:
         gone = f" ({value['diverged']} diverged)" if value["diverged"] else ""
         said.append(f"{value['learning_rate']:g}: {100 * value['validation_accuracy']:.1f}{gone}")
     return ", ".join(said)
+
+
+def differing(found: Mapping[str, float]) -> str:
+    """Sizes that differ by more than 5%, or the one that differs most."""
+    name, share = next(iter(found.items()), ("", 0.0))
+    return sizes.beyond(found) or (f"{name} {share:.2%}" if share else "equal")
 
 
 def points_only(share: float) -> str:

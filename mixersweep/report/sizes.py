@@ -5,6 +5,7 @@ A budget makes one of them equal, up to integers, and not the others: a reader o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,13 +59,21 @@ def largest(joined: Sequence[tuple[Row, Row]]) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
+def along(rows: Sequence[Row]) -> dict[str, float]:
+    """The same over the networks of one model along its widths: what changes beside the width."""
+    found = largest(list(itertools.combinations(rows, 2)))
+    return {name: share for name, share in found.items() if name != "width"}
+
+
+def beyond(found: Mapping[str, float]) -> str:
+    """``mixing weights 18.5 times, FLOPs 12%``: the sizes that differ by more than 5%; empty where none does."""
+    return ", ".join(f"{name} {_times(share)}" for name, share in found.items() if share > BEYOND)
+
+
 def told(first: str, second: str, joined: Sequence[tuple[Row, Row]]) -> list[str]:
     """The line of a pair of models that differ in a size by more than 5% at equal target width; else none."""
-    beyond = {name: share for name, share in largest(joined).items() if share > BEYOND}
-    if not beyond:
-        return []
-    said = ", ".join(f"{name} {_times(share)}" for name, share in beyond.items())
-    return [f"{first} and {second} differ at equal target width by up to: {said}"]
+    said = beyond(largest(joined))
+    return [f"{first} and {second} differ at equal target width by up to: {said}"] if said else []
 
 
 def _times(share: float) -> str:

@@ -7,8 +7,9 @@ all its widths have. Seeds and test images are resampled together (``bootstrap``
 random effect of the cell (``cell_effect``), and Holm's correction counts every claim of a report, trends and pairs of
 all its comparisons. At each width, Student's t over seeds is shown, and nothing is claimed.
 
-Runs below a mean fan-in of 4 are shown and take part in no claim. Where Mixers have fewer channels than classes, their
-head is rank-limited: every claim is tested again without them (``clean``), and made only if that bears it out.
+Runs below a mean fan-in of 4 are shown and take part in no claim; nor does anything whose readouts differ
+(``readouts``). Where both heads of a pair are rank-limited alike, with fewer channels than classes, the difference is
+tested again without them (``clean``), and claimed only if that bears it out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from mixersweep.report import objections, sizes
 from mixersweep.report.bootstrap import CellEffect, Estimate, Floats, draws_for, estimate
-from mixersweep.report.caveats import CellStatistics, caveats, degenerate, head_channels, rank_limited
+from mixersweep.report.caveats import CellStatistics, caveats, degenerate, rank_limited
 from mixersweep.report.cell_effect import cell_effect, residual_contrasts
 from mixersweep.report.claims import ALPHA, Claim, Pair, Trend, WidthTest
 from mixersweep.report.exact import holm, sign_flip_p
@@ -138,7 +139,7 @@ class _Draft:
             trends=[claim for claim in filled if isinstance(claim, Trend)],
             unpaired=self.unpaired,
             images=None if self.correct is None else self.correct.shape[1],
-            residual=max(((_residual(row), row) for row in self.rows), key=lambda pair: pair[0]),
+            residual=max(((sizes.residual(row), row) for row in self.rows), key=lambda pair: pair[0]),
             warnings=[*caveats(self.comparison, cells), *self.warnings],
             between=between,
             claims=claims,
@@ -152,7 +153,7 @@ class _Draft:
             pair = dataclasses.replace(claim, difference=whole, clean=clean)
             return dataclasses.replace(pair, against=pair.barred or objections.raised_by_pair(pair, rates))
         assert isinstance(claim, Trend)
-        trend = dataclasses.replace(claim, slope=whole, clean=clean)
+        trend = dataclasses.replace(claim, slope=whole)
         return dataclasses.replace(trend, against=trend.barred or objections.raised_by_trend(trend, rates))
 
     def _between(self) -> CellEffect | None:
@@ -223,19 +224,20 @@ def _pair(
     left_out = [f"width {join[0][1]} (one seed)" for join in joined if len(join[2]) == 1] if several else []
     joined = several or joined
     clean = [join for join in joined if not any(rank_limited(cells[cell][0]) for cell in join[:2])]
-    unequal = any(len({head_channels(cells[cell][0]) for cell in join[:2]}) > 1 for join in joined)
     compared = [(one, other) for one, other, _ in joined]
+    unlike = sizes.largest([(cells[one][0], cells[other][0]) for one, other in compared])
+    if at_best is not None:
+        unlike.pop("width", None)
     pair = Pair(
         first=first,
         second=second,
         joined=compared,
         pairs=sum(len(seeds) for *_, seeds in joined),
-        residual=max(_apart(cells[one][0], cells[other][0]) for one, other in compared) if at_best is None else 0.0,
+        sizes=unlike,
         at_best=at_best,
         chosen_on=chose,
         left_out=left_out,
-        is_of_heads=not clean and unequal,
-        barred=objections.bars_pair(compared, comparison.rates),
+        barred=objections.bars_pair(compared, comparison),
     )
     parts = [(cells[one], cells[other], seeds) for one, other, seeds in clean]
     return (
@@ -352,8 +354,8 @@ def _lines(cells: Mapping[Cell, list[Row]]) -> Iterable[tuple[str, str | None, l
 
 def _trend(
     comparison: Comparison, variant: str, branch: str | None, line: list[Cell], cells: Mapping[Cell, list[Row]]
-) -> tuple[Trend, Terms, Terms | None] | None:
-    """A trend with its contrasts, whole and without rank-limited heads; None where there are not two widths."""
+) -> tuple[Trend, Terms, None] | None:
+    """A trend with its contrast, and none without rank-limited heads; None where there are not two widths."""
     several = [cell for cell in line if len(cells[cell]) > 1]
     line = several if len(several) >= 2 else line
     widths = [cells[cell][0]["width"] for cell in line]
@@ -363,20 +365,17 @@ def _trend(
     all_seeds = {replicate_of(row) for cell in line for row in cells[cell]}
     balanced = len(shared) > 1 or len(several) < 2
     used = {cell: [r for r in cells[cell] if not balanced or replicate_of(r) in (shared or all_seeds)] for cell in line}
-    clean = [cell for cell in line if not rank_limited(cells[cell][0])]
-    clean_widths = [cells[cell][0]["width"] for cell in clean]
     trend = Trend(
         variant=variant,
         branch=branch,
         cells=line,
         widths=widths,
-        clean_widths=clean_widths,
+        sizes=sizes.along([cells[cell][0] for cell in line]),
         doublings=float(np.log2(widths[-1] / widths[0])),
         seeds_left_out=len(all_seeds - shared) if len(shared) > 1 else 0,
         barred=objections.bars_trend(line, comparison, balanced),
     )
-    enough = len(clean) < len(line) and len(set(clean_widths)) >= 2
-    return trend, _slope(line, used), _slope(clean, used) if enough else None
+    return trend, _slope(line, used), None
 
 
 def _slope(line: Sequence[Cell], used: Mapping[Cell, list[Row]]) -> Terms:
@@ -405,13 +404,3 @@ def _correct(rows: Sequence[Row], read: Read) -> tuple[Correct | None, list[str]
 
 def _spread(runs: Sequence[Row]) -> float | None:
     return float(np.std([row["test_accuracy"] for row in runs], ddof=1)) if len(runs) > 1 else None
-
-
-def _residual(row: Row) -> float:
-    """The larger relative distance of width and budget from their targets."""
-    return sizes.residual(row)
-
-
-def _apart(one: Row, other: Row) -> float:
-    """The largest relative difference of two networks in any size that should be alike (``sizes``)."""
-    return max(sizes.apart(one, other).values())

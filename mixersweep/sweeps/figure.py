@@ -1,17 +1,23 @@
 """The figure of a plan: how wide and how sparse a Mixer is at each number of channels (Hayase & Karakida 2024, Fig. 3).
 
-At fixed connections Omega and expansion g (eqs 13-15),  S(C) = (sqrt(C² + 8·Omega / (g·C)) - C) / 2,  m = C·S,
-p = Omega / (g·m²); m is largest, (Omega/g)^(2/3), at C = S = (Omega/g)^(1/3). With budget=parameters what is fixed is
-Pi = g·(S² + C²) / 2, so that S(C) = sqrt(2·Pi/g - C²). Drawn with matplotlib (extra ``report``), no display needed.
+A curve is the budget's own rule (``budget.rules``) without the rounding to whole sizes: at fixed connections Omega and
+expansion g (eqs 13-15),  Omega = g·C·S·(S + C) / 2,  m = C·S,  p = Omega / (g·m²), and m is largest, (Omega/g)^(2/3),
+at C = S = (Omega/g)^(1/3). With budget=parameters Pi = g·(S² + C²) / 2; with count=real and budget=flops what is really
+there. The density is always that of the square layers. Drawn with matplotlib (extra ``report``), no display needed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from mixersweep.budget.expansion import Expansion
+from mixersweep.budget.rules import Formula, Rule, rule_of
+from mixersweep.budget.terms import TARGETS, exact
+from mixersweep.config import request_of
 from mixersweep.errors import UserError
 from mixersweep.runs import Run
 
@@ -27,20 +33,27 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
 
 
-class Law(NamedTuple):
-    """What a curve holds fixed: ``amount`` connections or weights, at an expansion."""
+BUDGETS: dict[str, tuple[Literal["connections", "parameters", "flops"], Literal["formula", "real"]]] = {
+    "flops_target": ("flops", "formula"),
+    "weights_real_target": ("parameters", "real"),
+    "connections_real_target": ("connections", "real"),
+    "weights_target": ("parameters", "formula"),
+    "connections_target": ("connections", "formula"),
+}
+"""The budget and its reading that have a target."""
 
-    budget: str
-    amount: int
-    expansion: float
+
+class Law(NamedTuple):
+    """What a curve holds fixed: what a ``rule`` counts of a Mixer is ``target``."""
+
+    rule: Rule
+    target: float
 
     def tokens(self, channels: float) -> float:
         """S(C), not rounded; NaN where no network has so many channels."""
-        if self.budget == "parameters":
-            rest = 2 * self.amount / self.expansion - channels**2
-            return math.sqrt(rest) if rest >= 1 else math.nan
-        tokens = (math.sqrt(channels**2 + 8 * self.amount / (self.expansion * channels)) - channels) / 2
-        return tokens if tokens >= 1 else math.nan
+        if self.rule.smooth(1, channels) > self.target:
+            return math.nan
+        return _root(lambda tokens: self.rule.smooth(tokens, channels) - self.target)
 
     def width(self, channels: float) -> float:
         """m(C) = C·S(C)."""
@@ -52,14 +65,45 @@ class Law(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """The channels at which m is largest, where S = C."""
-        ratio = self.amount / self.expansion
-        return math.sqrt(ratio) if self.budget == "parameters" else ratio ** (1 / 3)
+        """The channels at which m is largest."""
+        low, high = 0.0, math.log2(_root(lambda channels: self.rule.smooth(1, channels) - self.target))
+        while high - low > 1e-9:  # m rises with C up to there, and then falls
+            left, right = (2 * low + high) / 3, (low + 2 * high) / 3
+            rises = self.width(2**left) < self.width(2**right)
+            low, high = (left, high) if rises else (low, right)
+        return float(2**low)
+
+    @property
+    def is_square_at_peak(self) -> bool:
+        """Whether it is largest at S = C: where square layers are counted, of equal expansions."""
+        return self.rule.is_formula and self.rule.expansion.token == self.rule.expansion.channel
 
     def __str__(self) -> str:
-        power = math.log2(self.amount)
-        amount = f"$2^{{{power:.0f}}}$" if power == int(power) else f"{self.amount:,}"
-        return f"{'Π' if self.budget == 'parameters' else 'Ω'} = {amount}, γ = {self.expansion:g}"
+        power = math.log2(self.target)
+        amount = f"$2^{{{power:.0f}}}$" if power == int(power) else f"{self.target:,}"
+        token, channel, _ = self.rule.expansion
+        factor = f"γ = {float(token):g}" + (f", {float(channel):g}" if token != channel else "")
+        if self.rule.counts == "flops":
+            said = f"{self.target:,} FLOPs"
+        else:
+            said = f"{'Π' if self.rule.counts == 'weights' else 'Ω'} = {amount}"
+        if isinstance(self.rule, Formula):
+            return f"{said}, {factor}"
+        if self.rule.counts != "flops":
+            said += " (real)"
+        without = {"resize": ", resizing stem"}.get(self.rule.stem, ", no skip" if self.rule.skips == "never" else "")
+        return f"{said}, {factor}, L = {self.rule.depth}{without}"
+
+
+def _root(rising: Callable[[float], float]) -> float:
+    """Where a function that rises from below 0 at 1 is 0, to rounding; 1 where it is above."""
+    low, high = 1.0, 2.0
+    while rising(high) < 0:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return low if low == 1 else high
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
@@ -82,7 +126,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     figure = Figure(figsize=(7.0, 7.2), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
-    laws = list(dict.fromkeys(_law(run) for run in mixers))
+    laws = list(dict.fromkeys(law_of(run) for run in mixers))
     channels = [float(run.architecture.channels or 0) for run in mixers]
     low = max(0.8, min([*channels, *(law.peak for law in laws)]) / 2)
     high = max([*channels, *(law.peak for law in laws)]) * 2
@@ -103,11 +147,15 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         raise UserError(f"--figure {path}: cannot be written: {error.strerror}") from None
 
 
-def _law(run: Run) -> Law:
-    a = run.architecture
-    if a.weights_target is not None:
-        return Law("parameters", a.weights_target, a.expansion)
-    return Law("connections", a.connections_target, a.expansion)
+def law_of(run: Run) -> Law:
+    """What the budget of a Mixer fixed: a solved run says it by its target alone."""
+    solved = run.architecture
+    target = next(name for name in TARGETS if getattr(solved, name) is not None)
+    budget, count = BUDGETS[target]
+    request = dataclasses.replace(request_of(run.config), budget=budget, count=count)
+    token, channel = (own or solved.expansion for own in (request.token_expansion, request.channel_expansion))
+    expansion = Expansion(exact(token), exact(channel), request.hidden)
+    return Law(rule_of(request, expansion), getattr(solved, target))
 
 
 def _curves(axes: Axes, laws: Sequence[Law], grid: Sequence[float], quantity: Callable[[Law, float], float]) -> None:
@@ -122,7 +170,7 @@ def _mark_peak(upper: Axes, lower: Axes, law: Law) -> None:
     for axes in (upper, lower):
         axes.axvline(law.peak, color="0.8", linewidth=0.9, zorder=0)
     said: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (4, 0), "textcoords": "offset points"}
-    lower.annotate("S = C", (law.peak, 0.95), fontsize=8, color="0.4", **said)
+    lower.annotate("S = C" if law.is_square_at_peak else "widest", (law.peak, 0.95), fontsize=8, color="0.4", **said)
 
 
 def _points(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float]) -> None:

@@ -73,7 +73,7 @@ class Sweep:
     """The runs of a sweep; ``rows`` are those that are reported, by cell and seed, and ``search`` those that chose."""
 
     def __init__(self, folder: Path, settings: Sequence[Sequence[str]], seeds: int, extra: Sequence[str] = ()) -> None:
-        base = ["connections=2**14", "depth=2", "model.head=linear", "optim.lr=0.1", *extra]
+        base = ["connections=2**14", "depth=2", "model.head=signed_groups", "optim.lr=0.1", *extra]
         for asked in settings:
             run = solve(config_of([*base, *asked]))
             if not (folder / run.name).exists():

@@ -18,11 +18,11 @@ WIDTHS = (700, 900, 1024)
 def networks(
     models: Sequence[str] = MODELS, widths: Sequence[int] = WIDTHS, settings: Sequence[str] = ()
 ) -> dict[tuple[str, int], Run]:
-    """A run of each model and width, with seed 0."""
+    """A run of each model and width, with seed 0, and with equal readouts but where ``settings`` have others."""
     made = {}
     for model in models:
         for width in widths:
-            asked = [f"model={model}", f"width={width}", "match=mixer", *settings]
+            asked = [f"model={model}", f"width={width}", "match=mixer", "model.head=signed_groups", *settings]
             made[model, width] = solve(config_of(asked), Origin(sweep="test", overrides=[*asked, "seed=0"]))
     return made
 

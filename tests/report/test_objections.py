@@ -132,7 +132,9 @@ def test_a_search_over_fewer_epochs_is_none_of_the_reported_length(sweep: Sweep)
 
 def test_what_was_drawn_once_for_all_seeds_is_named(sweep: Sweep) -> None:
     rows = [{**row, "settings": {**row["settings"], "seeds.structure": 7}} for row in [*reported(sweep), *sweep.search]]
-    assert answer(report_of(rows)).endswith("; all seeds share one structure, of which nothing wider is said.")
+    assert answer(report_of(rows)).endswith(
+        "; all seeds of a model share one structure, of which nothing wider is said."
+    )
     assert "share" not in answer(report_of([*reported(sweep), *sweep.search]))
 
 

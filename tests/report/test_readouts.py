@@ -1,14 +1,20 @@
-"""Heads that read unequal numbers of features are told of, and bar a difference of structures."""
+"""Heads that read unequal numbers of features are told of, and bar what they may decide."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import yaml
 
+from mixersweep.report.answer import answer
 from mixersweep.report.build import build
-from mixersweep.report.readouts import bars, readout_of
+from mixersweep.report.readouts import bars_pair, bars_trend, readout_of
+from mixersweep.report.say import points
+from mixersweep.report.sheets import sheets
+from mixersweep.report.statistics import Statistics
 from mixersweep.runs import RunDirectory
-from tests.report.sweeps import write_sweep
+from tests.report.sweeps import write_search, write_sweep
 
 LATER = (
     "readout_dimension",
@@ -19,42 +25,73 @@ LATER = (
     "flops_target",
 )
 GROUPS = ["model.head=signed_groups"]
+POOL = ["model.head=pool"]
+REMEDY = "model.head=signed_groups, which reads 64 of every network)"
 
 
 def level(model: str, width: int, seed: int) -> float:
-    return 0.8
+    """Differences and trends that would be shown."""
+    return 0.5 + 0.2 * (model == "s_mixer") + 0.4 * np.log2(width / 900)
 
 
-def compared(tmp_path: Path, *settings: str) -> tuple[list, list[str]]:
-    """A pair of rows for each width, and what is told."""
-    write_sweep(tmp_path, level, models=("s_mixer", "sw_mlp"), seeds=(0, 1), settings=settings)
+def compared(tmp_path: Path, *settings: str, ranks: Mapping[str, int] | None = None) -> Statistics:
+    """Two models whose rates were searched; ``ranks`` are those of what their heads read."""
+    paths = write_sweep(tmp_path, level, models=("s_mixer", "sw_mlp"), seeds=(0, 1, 2), settings=settings)
+    write_search(tmp_path, models=("s_mixer", "sw_mlp"), settings=settings)
+    for (model, *_), path in paths.items() if ranks else ():
+        record = json.loads((path / "result.json").read_text())
+        (path / "result.json").write_text(json.dumps(record | {"readout_rank": ranks[model]}))
     (main,) = build([tmp_path]).all_statistics
-    rows = {(cell.cell[0], cell.cell[1]): cell.rows[0] for cell in main.cells}
-    widths = dict.fromkeys(width for _, width in rows)
-    return [(rows["s_mixer", width], rows["sw_mlp", width]) for width in widths], main.warnings
+    return main
 
 
-def test_unequal_pooled_heads_bar_a_difference_and_are_told_of(tmp_path: Path) -> None:
-    joined, warnings = compared(tmp_path)
-    assert [(readout_of(one), readout_of(other)) for one, other in joined] == [
-        (("pool", 8), ("pool", 11)),
-        (("pool", 16), ("pool", 14)),
-        (("pool", 32), ("pool", 16)),
-    ]
-    assert bars(joined) == ["their heads read different numbers of features (32 and 16 at width 1,024)"]
+def test_unequal_pooled_heads_bar_every_claim_and_are_told_of(tmp_path: Path) -> None:
+    main = compared(tmp_path, *POOL)
+    read = {cell.cell[:2]: readout_of(cell.rows) for cell in main.cells}
+    assert read["s_mixer", 1024] == ("pool", 32, None)
+    assert read["sw_mlp", 1024] == ("pool", 16, None)
+    (pair,) = main.pairs
+    why = f"the readouts differ: 32 against 16 at width 1,024 (train both with {REMEDY}"
+    assert pair.barred == pair.against == [why]
+    assert f"nothing is claimed of s_mixer and sw_mlp ({points(pair.difference.value, False)}): {why}" in answer(main)
+    assert {trend.variant: trend.barred for trend in main.trends} == {
+        model: [f"the readouts differ along the width: {read} at 1,024 (train all with {REMEDY}"]
+        for model, read in (("s_mixer", "8 at 696 against 32"), ("sw_mlp", "11 at 696 against 16"))
+    }
+    assert main.claims == 0
     said = "heads read unequal numbers of features, which may decide by itself: s_mixer 8 to 32; sw_mlp 11 to 16"
-    assert said in warnings
+    assert said in main.warnings
+    sheet = next(sheet for sheet in sheets(main) if sheet.name == "pairs")
+    assert sheet.rows[0]["verdict"] == f"not claimed: {why}"
 
 
 def test_equal_groups_bar_nothing(tmp_path: Path) -> None:
-    joined, warnings = compared(tmp_path, *GROUPS)
-    assert {readout_of(row) for pair in joined for row in pair} == {("signed_groups", 64)}
-    assert bars(joined) == []
-    assert not [text for text in warnings if "features" in text]
+    main = compared(tmp_path, *GROUPS, ranks={"s_mixer": 64, "sw_mlp": 64})
+    assert {readout_of(cell.rows) for cell in main.cells} == {("signed_groups", 64, 64)}
+    assert all(claim.decided for claim in (*main.pairs, *main.trends))
+    assert not [text for text in main.warnings if "features" in text]
+
+
+def test_equal_numbers_of_features_of_unequal_rank_bar_a_difference(tmp_path: Path) -> None:
+    main = compared(tmp_path, *GROUPS, ranks={"s_mixer": 64, "sw_mlp": 9})
+    (pair,) = main.pairs
+    assert pair.barred == [
+        "the readouts differ: 64 of rank 64 against 64 of rank 9 at width 696 "
+        "(train both with a smaller model.readout_dimension)"
+    ]
+    assert all(trend.decided for trend in main.trends)
+
+
+def test_heads_that_are_layers_of_the_budget_bar_nothing() -> None:
+    """Networks of layers of unequal sizes count the head among them, whatever it reads."""
+    narrow = [{"width": 80, "readout_dimension": 80, "readout_rank": 60}]
+    wide = [{"width": 640, "readout_dimension": 640, "readout_rank": 255}]
+    assert readout_of(narrow) is None
+    assert bars_pair([(narrow, wide)]) == bars_trend([narrow, wide]) == []
 
 
 def test_runs_with_heads_of_another_kind_or_size_are_in_no_comparison_together(tmp_path: Path) -> None:
-    for settings in ([], GROUPS, [*GROUPS, "model.readout_dimension=32"]):
+    for settings in (POOL, GROUPS, [*GROUPS, "model.readout_dimension=32"]):
         write_sweep(tmp_path, level, models=("s_mixer", "sw_mlp"), seeds=(0, 1), settings=settings)
     found = build([tmp_path]).all_statistics
     heads = {(one.comparison.fixed["model.head"], one.comparison.fixed["model.readout_dimension"]) for one in found}
@@ -62,7 +99,7 @@ def test_runs_with_heads_of_another_kind_or_size_are_in_no_comparison_together(t
 
 
 def test_a_rank_below_the_features_is_told(tmp_path: Path) -> None:
-    paths = write_sweep(tmp_path, level, models=("s_mixer", "sw_mlp"), seeds=(0, 1))
+    paths = write_sweep(tmp_path, level, models=("s_mixer", "sw_mlp"), seeds=(0, 1), settings=POOL)
     for path in paths.values():
         record = json.loads((path / "result.json").read_text())
         record["readout_rank"] = record["readout_dimension"] - 1
@@ -73,7 +110,8 @@ def test_a_rank_below_the_features_is_told(tmp_path: Path) -> None:
 
 def test_runs_from_before_it_was_recorded_have_what_their_heads_read(tmp_path: Path) -> None:
     """A frozen run without the setting and without the size opens, and its record says both."""
-    (path, *_) = write_sweep(tmp_path, level, models=("sw_mlp",), widths=(1024,), seeds=(0,)).values()
+    one = {"models": ("sw_mlp",), "widths": (1024,), "seeds": (0,), "settings": POOL}
+    (path, *_) = write_sweep(tmp_path, level, **one).values()
     whole = RunDirectory.open(path).run
     for name in ("config.yaml", "planned.json"):
         stored = yaml.safe_load((path / name).read_text())

@@ -204,6 +204,30 @@ def test_published_curves_are_named_and_converted(made: Report) -> None:
     assert len(curves()) > 240
 
 
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("count=real connections=2**18", "262,144 connections a layer with first layer and skip: Ω "),
+        ("budget=flops flops=4000000", "4,000,000 FLOPs an image: Ω "),
+        ("connections=2**18", None),
+    ],
+)
+def test_beside_published_curves_another_budget_is_named(tmp_path: Path, budget: str, said: str | None) -> None:
+    """The nearest published curves are those of as many connections by the papers' own count."""
+    sizes = {"models": ("s_mixer", "sw_mlp"), "widths": (2320, 2880)}
+    write_sweep(tmp_path, known, **sizes, seeds=(0, 1), settings=["depth=2", *budget.split()])
+    made = build([tmp_path], out=tmp_path / "out", published=True)
+    caption = made.captions["width_vs_accuracy"]
+    assert "published curves on cifar10" in caption
+    main = made.all_statistics[0].comparison
+    shown = {s.label for s in published(main, "width", "accuracy") if s.figure == "5"}
+    assert shown == {f"published {model}, cifar10, Ω 262,144, Fig. 5" for model in ("s_mixer", "sw_mlp")}
+    assert ("The papers hold Ω fixed" in caption) is (said is not None)
+    if said:
+        own = [row["connections"] for row in main.rows]
+        assert f"the runs here hold {said}{min(own):,.0f} to {max(own):,.0f}." in caption
+
+
 def test_text_for_a_paper(swept: Path, run: Callable[..., Printed], tmp_path: Path) -> None:
     code, markdown, _ = run("report", swept, "--markdown")
     assert code == 0

@@ -173,7 +173,12 @@ def test_what_is_equal_for_both_misleads_nobody(sweep: Sweep, kind: str) -> None
 def test_the_best_of_many_widths_is_not_flattered(tmp_path: Path) -> None:
     """Nine widths of one model against one of another, all equal: what chose is not what is tested."""
     settings = [["model=sw_mlp", f"width={width}"] for width in (60, 70, 80, 100, 120, 140, 170, 200, 250)]
-    sweep = Sweep(tmp_path, [*settings, ["model=mlp"]], 6, ["budget=parameters", "weights=1024", "connections=auto"])
+    sweep = Sweep(
+        tmp_path,
+        [*settings, ["model=mlp"]],
+        6,
+        ["budget=parameters", "weights=1024", "connections=auto", "model.readout_dimension=32"],
+    )
     sweeps, false, differences = 200, 0, []
     for number in range(sweeps):
         generator = np.random.default_rng([13, number])

@@ -1,12 +1,16 @@
 """What a budget leaves unequal is told of, a line a pair of models; runs under different budgets are apart."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mixersweep.report.build import build
+from mixersweep.report.sheets import sheets
 from mixersweep.report.sizes import apart, largest, residual, told
-from tests.report.sweeps import write_sweep
+from mixersweep.report.terminal import show
+from tests.report.sweeps import WIDTHS, write_search, write_sweep
 
 GROUPS = ["model.head=signed_groups", "depth=2"]
 ONE = {"width": 650, "connections_real": 33150.0, "mixing_parameters": 3590, "flops_per_image": 316_900}
@@ -30,6 +34,34 @@ def test_the_largest_difference_comes_first_and_what_is_within_5_percent_is_not_
         "a and b differ at equal target width by up to: mixing weights 18.5 times, FLOPs 2.04 times, "
         "connections really there 2 times"
     ]
+
+
+def test_a_claim_says_in_its_own_line_in_what_sizes_differ(tmp_path: Path) -> None:
+    """In each form that the answer has; a claim between networks of equal sizes says nothing."""
+
+    def effect(model: str, width: int, seed: int) -> float:
+        return 0.5 + 0.2 * (model == "sw_mlp") + 0.1 * (model == "rp_s_mixer") + 0.4 * np.log2(width / 900)
+
+    write_sweep(tmp_path / "runs", effect, seeds=(0, 1, 2))
+    write_search(tmp_path / "runs")
+    made = build([tmp_path / "runs"], out=tmp_path / "out")
+    (main,) = made.all_statistics
+    shown = io.StringIO()
+    show(made, "width", "accuracy", shown)
+    terminal = " ".join(shown.getvalue().split())
+    rows = {cell.cell[:2]: cell.rows[0] for cell in main.cells}
+    ratio = max(rows["sw_mlp", w]["mixing_parameters"] / rows["s_mixer", w]["mixing_parameters"] for w in WIDTHS)
+    of_pair = f"; sizes differ by up to mixing weights {ratio:.3g} times"
+    weights = [rows["s_mixer", width]["mixing_parameters"] for width in WIDTHS]
+    of_trend = f"; along it vary mixing weights {max(weights) / min(weights):.3g} times"
+    assert made.page is not None
+    for text in (made.answer, terminal, made.page.read_text(), made.markdown, made.latex.replace("\\%", "%")):
+        assert text.count(of_pair) == 2 and of_trend in text
+    better = made.answer[made.answer.index("rp_s_mixer is better than s_mixer") :]
+    assert better.index(")") < better.index("sizes differ")
+    sheet = next(sheet for sheet in sheets(main) if sheet.name == "pairs")
+    assert [row["sizes"]["mixing weights"] > 0.05 for row in sheet.rows] == [False, True, True]
+    assert "equal" in sheet.texts[0]
 
 
 def test_equal_by_the_formula_is_told_of_and_equal_in_fact_is_not(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from mixersweep.compose import config_of
+from mixersweep.errors import UserError
 from mixersweep.report import Report, build
 from mixersweep.report.answer import answer
 from mixersweep.report.caveats import order_of_losses
@@ -167,6 +168,47 @@ def known_pk(model: str, width: int, seed: int) -> float:
     return 0.8
 
 
+def test_a_setting_may_name_lines_of_their_own(tmp_path: Path) -> None:
+    """One family twice, with another structure each: two lines that are paired by seed, or else more seeds of one."""
+    for structure in (1, 2):
+        settings = [f"seeds.structure={structure}"]
+        write_sweep(tmp_path, known, models=("sw_mlp",), widths=(900, 1024), seeds=(0, 1), settings=settings)
+    (one,) = build([tmp_path]).all_statistics
+    assert list(one.comparison.variants) == ["sw_mlp"]
+    assert {len(cell.rows) for cell in one.cells} == {4}
+    made = build([tmp_path], by=["seeds.structure"])
+    (two,) = made.all_statistics
+    assert list(two.comparison.variants) == ["sw_mlp seeds.structure=1", "sw_mlp seeds.structure=2"]
+    (pair,) = two.pairs
+    assert (pair.pairs, pair.difference.seeds) == (4, 2)
+    assert "all seeds of a model share one structure" in made.answer
+    assert "--by seeds.structure" in made.command
+
+
+def test_what_would_be_apart_may_name_lines_too(tmp_path: Path) -> None:
+    for decay in ("0.001", "0.01"):
+        settings = [f"optim.weight_decay={decay}"]
+        write_sweep(tmp_path, known, models=("sw_mlp",), widths=(900, 1024), seeds=(0, 1), settings=settings)
+    assert len(build([tmp_path]).all_statistics) == 2
+    (main,) = build([tmp_path], by=["optim.weight_decay"]).all_statistics
+    assert list(main.comparison.variants) == ["sw_mlp optim.weight_decay=0.001", "sw_mlp optim.weight_decay=0.01"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("seeds.structur", "no run has such a setting; the nearest is seeds.structure"),
+        ("seed", "makes no lines, the runs of a line differ in it"),
+        ("width", "makes no lines, the runs of a line differ in it"),
+        ("data.name", "makes no lines, accuracies on other images are not compared"),
+    ],
+)
+def test_what_makes_no_lines_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    write_sweep(tmp_path, known, models=("sw_mlp",), widths=(900,), seeds=(0, 1))
+    with pytest.raises(UserError, match=f"--by {name}: {said}"):
+        build([tmp_path], by=[name])
+
+
 def test_the_learning_rate_with_most_seeds_is_compared_and_seeds_that_chose_it_are_not(tmp_path: Path) -> None:
     for lr, seeds in (("0.03", (100, 101)), ("0.1", (100, 101, 0, 1, 2)), ("0.3", (100, 101))):
         settings = [f"optim.lr={lr}"]
@@ -189,7 +231,7 @@ def test_one_seed_tried_at_one_width_is_still_compared(tmp_path: Path) -> None:
 
 
 def test_warnings_and_what_takes_part_in_no_claim(tmp_path: Path) -> None:
-    settings = ["connections=2**12"]
+    settings = ["connections=2**12", "model.head=pool"]
     write_sweep(tmp_path, known, models=("s_mixer",), widths=(128, 256), seeds=(0, 1), settings=settings)
     write_sweep(tmp_path, known, models=("sw_mlp",), widths=(256, 4096), seeds=(0, 1), settings=[*settings])
     (main,) = build([tmp_path]).all_statistics
@@ -198,7 +240,6 @@ def test_warnings_and_what_takes_part_in_no_claim(tmp_path: Path) -> None:
     assert "more than a quarter" in text
     assert "sw_mlp: mean fan-in below 4 at width 4096: shown, but in no test and no trend" in text
     assert [trend.variant for trend in main.trends] == ["s_mixer"]
-    assert main.trends[0].clean_widths == [256]
     assert len(main.cells) == 4
     (pair,) = main.pairs
     assert pair.widths == [(256, "square")]
@@ -208,18 +249,19 @@ def test_where_all_heads_are_rank_limited_only_equal_ones_are_compared_and_no_tr
     def level(model: str, width: int, seed: int) -> float:
         return {"s_mixer": 0.4, "rp_s_mixer": 0.6, "sw_mlp": 0.8}[model] + 0.1 * (width > 400)
 
-    settings = ["connections=2**14"]
+    settings = ["connections=2**14", "model.head=pool"]
     write_sweep(tmp_path, level, widths=(309, 426), settings=settings)  # 3 and 6 channels; 5 and 7 in MLPs
     write_search(tmp_path, widths=(309, 426), settings=settings)
     made = build([tmp_path])
     (main,) = made.all_statistics
-    assert [(trend.shown, trend.decided, trend.clean_widths) for trend in main.trends] == [(True, False, [])] * 3
+    assert [(bool(trend.barred), trend.decided) for trend in main.trends] == [(True, False)] * 3
     claimed = {(pair.first, pair.second): pair.decided for pair in main.pairs}
-    assert all(pair.shown for pair in main.pairs) and sum(claimed.values()) == 1
+    assert main.claims == sum(claimed.values()) == 1
     assert claimed["s_mixer", "rp_s_mixer"]
     said = answer(main)
     assert "wider is" not in said and "no trend is claimed for" in said
-    assert "rp_s_mixer is better than s_mixer" in said and ": channels are fewer than classes" in said
+    assert "rp_s_mixer is better than s_mixer" in said
+    assert "): the readouts differ: 3 against 5 at width 309 (train both with model.head=signed_groups" in said
 
 
 @pytest.mark.parametrize("order", ["opposite", "equal", "few"])
@@ -242,30 +284,20 @@ def test_where_training_loss_orders_the_points_too_it_is_said(tmp_path: Path, or
 
 
 @pytest.mark.parametrize("is_of_the_head", [True, False])
-def test_what_rank_limited_heads_alone_show_is_claimed_of_nothing(tmp_path: Path, is_of_the_head: bool) -> None:
+def test_a_difference_that_rank_limited_heads_alone_show_is_not_claimed(tmp_path: Path, is_of_the_head: bool) -> None:
     def level(model: str, width: int, seed: int) -> float:
-        if not is_of_the_head:
-            return LEVELS[model] + 0.3 * np.log2(width / 644)
-        return (0.4 if width < 500 else 0.8) + 0.2 * (model == "sw_mlp" and width < 500)
+        return 0.6 + 0.2 * (model == "rp_s_mixer" and (width < 500 or not is_of_the_head))
 
-    settings = ["connections=2**14"]
-    write_sweep(tmp_path, level, models=("s_mixer",), widths=(309, 426, 520, 572, 644), settings=settings)
-    write_sweep(tmp_path, level, models=("sw_mlp",), widths=(426, 644), settings=settings)
-    write_search(tmp_path, models=("s_mixer",), widths=(309, 426, 520, 572, 644), settings=settings)
-    write_search(tmp_path, models=("sw_mlp",), widths=(426, 644), settings=settings)
+    models, widths = ("s_mixer", "rp_s_mixer"), (309, 426, 520, 572, 644)
+    settings = ["connections=2**14", "model.head=pool"]
+    write_sweep(tmp_path, level, models=models, widths=widths, settings=settings)  # 3, 6 and then 10 channels and more
     made = build([tmp_path])
-    (main,) = made.all_statistics
-    (trend,) = (trend for trend in main.trends if trend.variant == "s_mixer")
-    assert trend.clean_widths == [520, 572, 644]
-    assert trend.shown
-    assert trend.decided is not is_of_the_head
-    claimed = "no trend is claimed for s_mixer (tall) (+" if is_of_the_head else "wider is better for s_mixer (tall) (+"
-    assert claimed in made.answer
-    (pair,) = main.pairs
+    (pair,) = made.all_statistics[0].pairs
     assert pair.clean is not None
     assert pair.shown
     assert pair.decided is not is_of_the_head
-    assert ("nothing is claimed of s_mixer and sw_mlp (−" in made.answer) is is_of_the_head
+    assert ("nothing is claimed of s_mixer and rp_s_mixer (−" in made.answer) is is_of_the_head
+    assert "where channels are not fewer than classes" in made.answer
 
 
 def test_budget_parameters_compares_the_best_widths(tmp_path: Path) -> None:

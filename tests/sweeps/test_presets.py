@@ -51,6 +51,8 @@ RUNS: dict[str, dict[str, int]] = {
     "fashion_mnist_parameters": {"s_mixer": 20, "rp_s_mixer": 20, "pk": 10, "sw_mlp": 20, "mlp": 5},
     "fashion_mnist_wide": {"sw_mlp": 12},
     "readouts": {"s_mixer": 120, "rp_s_mixer": 120, "pk": 120, "sw_mlp": 160, "mlp": 30},
+    "no_effect": {"sw_mlp": 30},
+    "known_effect": {"sw_mlp": 25},
 }
 """The presets, and how many runs of each family they have; runs of a search not counted."""
 
@@ -62,6 +64,8 @@ OWN = (
     "untied",
     "matched_parameters",
     "fashion_mnist_wide",
+    "no_effect",
+    "known_effect",
 )
 """Experiments that no paper has printed: each searches its learning rates."""
 
@@ -443,11 +447,47 @@ def test_the_wide_ones_have_their_mean_fan_in(presets: dict) -> None:
     assert 4 * column(runs, "width")[-1] ** 2 >= 64 * 2**30
 
 
+def test_where_no_effect_is_two_names_have_the_same_sizes_at_widths_as_good_as_one(presets: dict) -> None:
+    runs = runs_of(presets, "no_effect")
+    names = {run.config.seeds.structure for run in runs}
+    assert len(names) == 2 and None not in names
+    of_each = {name: {r.architecture for r in runs if r.config.seeds.structure == name} for name in names}
+    (sizes, same) = of_each.values()
+    assert sizes == same and len(sizes) == 3
+    assert max(a.width for a in sizes) < 1.05 * min(a.width for a in sizes)
+    assert {(a.connections, a.readout_dimension) for a in sizes} == {(2**14, 64)}
+
+
+def test_where_an_effect_is_known_wider_networks_see_more_of_the_image_and_nothing_else_differs(presets: dict) -> None:
+    sizes = {run.architecture for run in runs_of(presets, "known_effect")}
+    assert sorted(a.width for a in sizes) == [16, 23, 32, 45, 64]
+    assert {(a.patches, a.embedding_channels) for a in sizes} == {(256, 1)}  # each unit reads a patch of its own
+    assert all(a.readout_dimension is not None and a.readout_dimension < a.width for a in sizes)
+    alike = ("connections_real", "mixing_parameters", "flops_per_image", "readout_dimension", "stem_parameters")
+    assert len({tuple(getattr(a, name) for name in alike) for a in sizes}) == 1
+    assert min(a.mean_fan_in for a in sizes) == 4
+
+
+@pytest.mark.parametrize("name", sorted(name for name in RUNS if name.startswith("fig")))
+def test_a_preset_of_the_papers_says_what_its_mixers_have_beside_the_formula(presets: dict, name: str) -> None:
+    """Where first layer and skip make more than 2% of difference, which integers make anyway."""
+    mixers = [run.architecture for run in runs_of(presets, name) if run.architecture.tokens]
+    times = [a.connections_real / a.connections for a in mixers if a.connections_real is not None]
+    said = re.search(
+        r"^Residual: with first layer and skip the Mixers have (\S+) to (\S+) times", head(name), re.MULTILINE
+    )
+    if all(abs(share - 1) <= 0.02 for share in times):
+        assert said is None
+    else:
+        assert said is not None
+        assert [float(share) for share in said.groups()] == pytest.approx([min(times), max(times)], rel=0.01)
+
+
 # --- on a small machine ------------------------------------------------------------------------------------------
 
 FIXED_SIZES = ("fig2_cka", "fig2_monarch", "table1_beta_lasso", "table1_imagenet", "tableS3_cost", "golubeva_mlp")
 FIXED_SIZES = (*FIXED_SIZES, "golubeva_resnet18", "matched_parameters", "figS1_spectrum")
-FIXED_SIZES = (*FIXED_SIZES, "fashion_mnist_parameters", "fashion_mnist_wide")
+FIXED_SIZES = (*FIXED_SIZES, "fashion_mnist_parameters", "fashion_mnist_wide", "no_effect", "known_effect")
 """What does not hold a number of connections that may be another; their files say how they become small."""
 
 
