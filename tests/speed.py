@@ -5,6 +5,9 @@ import os
 import time
 from functools import cache
 
+HANGS = 900.0
+"""Seconds after which a process that a test waits for is taken to hang, however busy the machine. No promise."""
+
 REFERENCE = 0.075
 """CPU seconds of ``_work`` on the core for which the promises are made."""
 

@@ -16,6 +16,7 @@ from mixersweep import data
 from mixersweep.data import fashion_mnist, idx
 from mixersweep.data.source import read
 from mixersweep.errors import DataMissing, UserError
+from tests.speed import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = Path(data.__file__).with_name("fashion_mnist_10k.npz")
@@ -146,7 +147,7 @@ data.load("fashion_mnist", Path({str(tmp_path / "data")!r}))
         )
         for _ in range(4)
     ]
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [process.communicate(timeout=HANGS) for process in processes]
     assert [(process.returncode, err) for process, (_, err) in zip(processes, outputs, strict=True)] == [(0, b"")] * 4
     ends = sorted(out.decode().splitlines()[-1].split()[1] for out, _ in outputs)
     assert ends == ["ready", "ready", "ready", "written"]

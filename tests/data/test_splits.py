@@ -28,6 +28,7 @@ from mixersweep.data.views import View, fit_all, seeded
 from mixersweep.errors import DataMissing, UserError
 from mixersweep.seeds import derive
 from tests.data.layouts import Arrays, some_arrays, write_tree
+from tests.speed import HANGS
 
 CPU = torch.device("cpu")
 FACTS = ["data.train_images=60", "data.test_images=20"]
@@ -357,13 +358,13 @@ def program(what: str, overrides: list[str]) -> "subprocess.Popen[str]":
 
 def test_workers_leave_signals_to_the_trainer(cifar: tuple[list[str], Arrays]) -> None:
     process = program("signals", cifar[0])
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANGS)
     assert (process.returncode, out, err) == (0, "46\n", "")
 
 
 def test_a_trainer_that_fails_in_an_epoch_ends_at_once(cifar: tuple[list[str], Arrays]) -> None:
     process = program("raises", cifar[0])
-    _, err = process.communicate(timeout=40)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert err.count("Traceback") == 1
     assert err.endswith("ValueError: of the trainer\n")
@@ -376,7 +377,7 @@ def test_workers_do_not_outlive_a_killed_trainer(cifar: tuple[list[str], Arrays]
     assert len(pids) == 2
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANGS
     while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.2)

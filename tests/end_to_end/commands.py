@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.speed import HANGS
+
 COMMAND = (sys.executable, "-m", "mixersweep")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 TIMES = ("time", "seconds", "images_per_second")
@@ -32,7 +34,7 @@ class Commands:
     def run(self, *arguments: str, program: tuple[str, ...] = COMMAND) -> subprocess.CompletedProcess[str]:
         """Run to its end."""
         process = self.start(*arguments, program=program)
-        out, err = process.communicate(timeout=400)
+        out, err = process.communicate(timeout=HANGS)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def start(self, *arguments: str, program: tuple[str, ...] = COMMAND) -> subprocess.Popen[str]:
@@ -95,7 +97,7 @@ def status(runs_dir: Path) -> Mapping[str, Any]:
     return stored
 
 
-def when(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 200) -> None:
+def when(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = HANGS) -> None:
     """Wait for something that a process does."""
     deadline = time.time() + seconds
     while not condition():

@@ -17,6 +17,7 @@ import pytest
 
 from mixersweep.runs import same_experiment_same_numbers
 from tests.end_to_end.commands import COMMAND, PROBES, Commands, only, probed, rows, status, told, when
+from tests.speed import HANGS
 
 SMALL = (
     *("train", "model=s_mixer", "connections=1000", "depth=1", "batch_size=600", "threads=1", "tracking=none"),
@@ -76,7 +77,7 @@ def test_killed_at_random_moments_it_is_the_undisturbed_run(
             process.wait(draw.uniform(0, 0.5))
         except subprocess.TimeoutExpired:
             process.send_signal(kill)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=HANGS)
         codes.append(process.returncode)
         assert process.returncode in (0, -kill, 130 if kill == signal.SIGINT else 75), err
         assert "Traceback" not in err
@@ -121,7 +122,7 @@ def test_a_full_disk_fails_the_run_and_with_room_it_goes_on(
     process = commands.start(*LONG, f"runs_dir={small_disk}")
     when(lambda: len(rows(small_disk)) >= 3, process)
     ballast = fill(small_disk)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANGS)
     assert (process.returncode, out) == (1, ""), err
     assert "Traceback" not in err
     reason = r"No space left on device; the last checkpoint is whole: make room, and the same command goes on"
@@ -224,7 +225,7 @@ def test_the_run_of_a_dead_holder_is_taken_over_and_a_cancelled_one_stops(comman
     when(lambda: status(runs)["pid"] == heir.pid and len(rows(runs)) >= 2, heir)
     cancelled = commands.run("cancel", str(only(runs)))
     assert cancelled.returncode == 0, cancelled.stderr
-    _, err = heir.communicate(timeout=60)
+    _, err = heir.communicate(timeout=HANGS)
     assert heir.returncode == 1
     assert "cancelled" in err and "Traceback" not in err
     assert status(runs)["state"] == "cancelled"
@@ -240,6 +241,6 @@ def test_a_run_cancelled_in_its_directory_alone_stops_at_a_heartbeat(commands: C
     when(lambda: len(rows(runs)) >= 1, process)
     path = only(runs) / "status.json"
     path.write_text(json.dumps({**status(runs), "state": "cancelled"}))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANGS)
     assert (process.returncode, status(runs)["state"]) == (1, "cancelled"), err
     assert "Traceback" not in err

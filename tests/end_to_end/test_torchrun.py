@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.end_to_end.commands import PROBES, TORCHRUN, Commands, only, probed, rows, status, told, torchrun, when
+from tests.speed import HANGS
 
 SMALL = (
     *("train", "model=s_mixer", "connections=1000", "depth=2", "epochs=3", "threads=1", "tracking=none"),
@@ -108,7 +109,7 @@ def test_a_signal_to_torchrun_leaves_a_run_that_goes_on(commands: Commands, tmp_
         process = commands.start(*arguments, *PROBES, program=torchrun(2))
         when(lambda wanted=epochs: len(rows(tmp_path / "runs")) >= wanted, process)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=HANGS)
         assert process.returncode != 0
         assert (out, status(tmp_path / "runs")["state"]) == ("", "preempted"), err
         assert err.count("preempted by SIGTERM after epoch") == 1
@@ -126,7 +127,7 @@ def test_a_process_that_is_killed_ends_all_and_the_same_command_goes_on(commands
     first = status(tmp_path / "runs")["pid"]
     others = [child.pid for child in psutil.Process(process.pid).children(recursive=True) if child.pid != first]
     os.kill(max(others), signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode != 0
     stored = status(tmp_path / "runs")
     assert (stored["state"], (stored["error"] or "")[:45]) in [

@@ -13,6 +13,7 @@ import pytest
 
 from mixersweep.layers.nonzeros import why_not_own
 from mixersweep.runs import same_experiment_same_numbers
+from tests.speed import HANGS
 
 SMALL = ["connections=1000", "depth=1", "epochs=12", "batch_size=1500", "threads=1"]
 COMMAND = [sys.executable, "-m", "mixersweep"]
@@ -29,7 +30,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def run(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*COMMAND, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            [*COMMAND, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANGS
         )
 
     return run
@@ -50,7 +51,7 @@ def rows(runs_dir: Path) -> list[dict]:
 
 
 def when(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.time() + 120
+    deadline = time.time() + HANGS
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.time() < deadline
@@ -154,7 +155,7 @@ def test_a_signal_ends_a_run_in_good_order(
     process = start(*arguments)
     when(lambda: len(rows(tmp_path / "runs")) >= 2, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANGS)
     assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
@@ -270,7 +271,7 @@ def test_ctrl_c_ends_a_multirun_as_a_whole(start: Callable, tmp_path: Path) -> N
     process = start("train", "-m", *SMALL, "epochs=400", "tracking=none", "seed=0,1,2")
     when(lambda: len(rows(tmp_path / "runs")) >= 1, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANGS)
     assert (process.returncode, out) == (130, ""), err
     assert "Traceback" not in err
     states = {json.loads(path.read_text())["state"] for path in (tmp_path / "runs").glob("*-s*/status.json")}

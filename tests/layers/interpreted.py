@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.speed import HANGS
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -32,7 +34,7 @@ def run_interpreted(file: str) -> None:
         pytest.skip("the interpreter of this Triton fails with this numpy")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu", file]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert ended.returncode == 0, ended.stdout
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mixersweep.layers import fused
+from tests.speed import HANGS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -227,7 +228,7 @@ def test_without_triton_nothing_is_available() -> None:
         "import sys; sys.modules['triton'] = None; from mixersweep.layers import fused;"
         "sys.exit(fused.available('cpu') or fused.available('cuda'))"
     )
-    subprocess.run([sys.executable, "-c", source], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", source], check=True, timeout=HANGS)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
@@ -249,7 +250,7 @@ def test_the_same_where_triton_interprets_its_kernels() -> None:
         str(Path(__file__)),
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert ended.returncode == 0, ended.stdout
     assert not fused.available("cpu")
 

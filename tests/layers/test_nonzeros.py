@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixersweep.layers import SparseWeights, draw_mask, kernels, nonzeros
 from tests.layers.test_layers import seeded
+from tests.speed import HANGS
 
 capability = torch.backends.cpu.get_cpu_capability()
 needs_vectors = pytest.mark.skipif(capability not in kernels.LANES, reason=f"no kernels for a CPU that is {capability}")
@@ -154,7 +155,7 @@ print(len({line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in 
 def in_a_process(home: Path, **variables: str) -> list[str]:
     """Products in a process of its own: whose they were, why not ours, and how many OpenMPs it has loaded."""
     environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), **variables}
-    done = subprocess.run([sys.executable, "-c", EXACT], env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", EXACT], env=environment, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -13,6 +13,7 @@ import torch
 
 from mixersweep.layers import SparseWeights, draw_mask, nonzeros
 from tests.layers.test_layers import seeded
+from tests.speed import HANGS
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -31,7 +32,7 @@ def interpreted(*arguments: str) -> str:
     """What a process says whose kernels are interpreted: Triton has to know when it is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -70,7 +71,7 @@ def test_a_cpu_never_asks_for_triton() -> None:
         "layer = SparseWeights(4, 3, torch.tensor([1, 5, 11])); layer(torch.ones(2, 4)).sum().backward()\n"
         "assert 'mixersweep.layers.nonzeros_triton' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=HANGS)
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ from tests.sweeps.commands import rows
 
 T = TypeVar("T")
 
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds after which a test gives up."""
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.slurm.cluster import frozen, job_log, listed, missing, preempt, slurm, status, until
-from tests.speed import wall
+from tests.speed import HANGS, wall
 from tests.sweeps.commands import numbers, results, rows, run, start, states
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
@@ -73,7 +73,7 @@ def two_time_limits(folder: Path, tiny: list[str]) -> str:
     for time_out in (1, 2):
         with frozen(path, after=3 * time_out) as (job,):
             until(lambda n=time_out, j=job: job_log(folder / "runs", j).count("told to stop") >= n)  # type: ignore[misc]
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 0, err
     return job_log(folder / "runs", job)
 
@@ -113,7 +113,7 @@ def test_a_preempted_run_goes_on(tmp_path: Path, tiny: list[str], undisturbed: d
     with frozen(path) as (job,):
         preempt(listed()[job])
         until(lambda: "told to stop" in job_log(tmp_path / "runs", job))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 0, err
     assert same(tmp_path / "runs", undisturbed, 1)
     assert "going on after epoch" in (path / "log.txt").read_text()
@@ -129,7 +129,7 @@ def test_a_pack_is_preempted_as_one_and_each_of_its_runs_is_what_it_is_alone(tmp
         assert len({status(path)["pid"] for path in paths}) == 1
         preempt(listed()[jobs[0]])
         until(lambda: "told to stop" in job_log(tmp_path / "runs", jobs[0]))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 0, err
     assert same(tmp_path / "runs", numbers(tmp_path / "alone"), 3)
     logs = [(path / "log.txt").read_text() for path in paths]
@@ -149,7 +149,7 @@ def test_runs_that_share_a_gpu_are_preempted_together(
         assert len(gpus) == 1 and gpus <= {"0", "1"}
         preempt(listed()[jobs[0]])
         until(lambda: "told to stop" in job_log(tmp_path / "runs", jobs[0]))
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 0, err
     assert same(tmp_path / "runs", undisturbed, 3)
     assert all("going on after epoch" in (path / "log.txt").read_text() for path in paths)
@@ -166,7 +166,7 @@ def test_what_becomes_of_one_run_is_not_what_becomes_of_the_others(
     path = run_of(tmp_path / "runs", 1)
     with frozen(path) as (job,):
         slurm("scancel", job)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 1, err
     found = {name.rpartition("-s")[2][0]: state for name, state in states(tmp_path / "runs").items()}
     assert found == {"0": "completed", "1": "preempted", "2": "completed", "8": "diverged", "9": "failed"}
@@ -187,7 +187,7 @@ def test_a_node_that_goes_down(tmp_path: Path, tiny: list[str], undisturbed: dic
         slurm("scontrol", "update", f"nodename={nodes[0]}", "state=down", "reason=tests")
         until(lambda: listed().get(jobs[0]) == "")
     try:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=HANGS)
         assert process.returncode == 0, err
     finally:
         slurm("scontrol", "update", f"nodename={nodes[0]}", "state=resume")
@@ -206,7 +206,7 @@ def test_the_launching_process_killed_and_the_command_repeated(
         process.communicate()
         again = start(tmp_path, *arguments, "seed=0,1,2,3")
         until(lambda: len(list((tmp_path / "runs").glob(".sweeps/tests/slurm/*.json"))) == 2)
-    _, err = again.communicate(timeout=120)
+    _, err = again.communicate(timeout=HANGS)
     assert again.returncode == 0, err
     assert "slurm: 3 runs are in the queue already" in err and "slurm: 1 runs in 1 jobs" in err
     assert same(tmp_path / "runs", undisturbed, 4)
@@ -267,7 +267,7 @@ def test_more_runs_than_an_array_may_have(tmp_path: Path, tiny: list[str]) -> No
     assert any("in the queue already" in line for line in waits.stderr)
     for job in {status(path)["job"].partition("_")[0] for path in (tmp_path / "runs").glob("*-s*")}:
         slurm("scancel", job)
-    _, err = waits.communicate(timeout=60)
+    _, err = waits.communicate(timeout=HANGS)
     assert waits.returncode == 1, err
     assert set(states(tmp_path / "runs").values()) == {"planned"}
 
@@ -276,7 +276,7 @@ def test_a_run_that_its_time_limit_stops_twice(
     timed_out: tuple[Path, "Future[str]"], undisturbed: dict[str, dict[str, object]]
 ) -> None:
     runs_dir, scenario = timed_out
-    said = scenario.result(timeout=240)
+    said = scenario.result(timeout=HANGS)
     assert said.count("preempted by SIGUSR2") >= 2
     assert "requeued 2 times before" in said
     assert same(runs_dir, undisturbed, 1)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import psutil
 
 from mixersweep.runs import VOLATILE
+from tests.speed import HANGS
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     with start(folder, *arguments) as process:
         try:
-            out, err = process.communicate(timeout=600)
+            out, err = process.communicate(timeout=HANGS)
         except subprocess.TimeoutExpired:
             process.terminate()
             raise
@@ -42,7 +43,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def when(condition: Callable[[], T], process: subprocess.Popen[str]) -> T:
     """Wait for it while the process is there, and return what it found."""
-    deadline = time.time() + 240
+    deadline = time.time() + HANGS
     while not (found := condition()):
         assert process.poll() is None, process.communicate()
         assert time.time() < deadline

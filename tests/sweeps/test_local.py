@@ -11,6 +11,7 @@ from mixersweep.compose import config_of
 from mixersweep.errors import UserError
 from mixersweep.runs import RunDirectory, solve
 from mixersweep.sweeps.launchers.local import LocalSettings, Slot, _slots
+from tests.speed import HANGS
 from tests.sweeps.commands import SMALL, results, run, start, states, training, when
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -76,7 +77,7 @@ def test_a_run_has_the_threads_of_its_share_and_the_gpu_of_its_slot(
     if warm == "false":  # of a fork, the system shows the environment of its parent
         assert sorted(child.environ()["CUDA_VISIBLE_DEVICES"] for child in runs) == ["7", "8"]
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANGS)
     assert process.returncode == 75
     assert set(states(tmp_path / "runs").values()) == {"preempted"}
 
@@ -87,7 +88,7 @@ def test_a_run_that_dies_before_it_begins_is_failed_with_the_reason(tmp_path: Pa
     supervisor, _ = when(lambda: training(process.pid), process)
     for child in when(lambda: supervisor.children() if len(supervisor.children()) == 2 else [], process):
         child.kill()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert err.count("killed by SIGKILL before it began; see log.txt") >= 1 or err.count("lost") >= 1
     assert not set(states(tmp_path / "runs").values()) & {"queued", "completed"}
@@ -99,7 +100,7 @@ def test_a_run_that_is_asked_to_stop_before_it_has_begun_is_not_failed(tmp_path:
     supervisor, _ = when(lambda: training(process.pid), process)
     for child in when(lambda: supervisor.children() if len(supervisor.children()) == 2 else [], process):
         child.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANGS)
     runs = tmp_path / "runs"
     assert set(states(runs).values()) == {"interrupted" if number == signal.SIGINT else "preempted"}
     assert not any("Traceback" in log.read_text() for log in runs.glob("*/log.txt"))

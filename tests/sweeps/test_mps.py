@@ -17,6 +17,7 @@ from mixersweep.compose import config_of
 from mixersweep.runs import RunDirectory, solve
 from mixersweep.runs.files import write_json
 from mixersweep.sweeps.launchers import mps
+from tests.speed import HANGS
 from tests.sweeps.commands import SMALL, environment, family, run, start, states, when
 
 CONTROL = """#!{python}
@@ -180,7 +181,7 @@ def test_runs_of_a_sweep_that_share_a_gpu_have_one_also_after_ctrl_c(
     assert [child.environ()["CUDA_MPS_PIPE_DIRECTORY"] for child in runs] == [begun["pipes"]] * 2
     assert Path(begun["pipes"]).is_dir()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 130, err
     assert set(states(tmp_path / "runs").values()) == {"interrupted"}
     assert control.told == BEGUN_AND_ENDED
@@ -194,8 +195,8 @@ def test_it_ends_when_the_launching_process_is_killed(tmp_path: Path, monkeypatc
     when(lambda: len(list((tmp_path / "runs").glob("[!.]*-s*/metrics.jsonl"))) == 2, process)
     others = family(process.pid)
     process.kill()
-    process.communicate(timeout=120)
-    psutil.wait_procs(others, timeout=120)
+    process.communicate(timeout=HANGS)
+    psutil.wait_procs(others, timeout=HANGS)
     assert set(states(tmp_path / "runs").values()) == {"preempted"}
     assert control.told == BEGUN_AND_ENDED
     assert not Path(control.calls[0]["pipes"]).exists()
@@ -229,7 +230,7 @@ def test_a_slurm_job_of_several_packs_on_a_gpu_has_one(tmp_path: Path, monkeypat
     code = f"from mixersweep.sweeps.launchers.slurm_job import execute_pack; execute_pack({str(record)!r}, 0)"
     kept = {name: value for name, value in environment(tmp_path).items() if not name.startswith("SLURM_")}
     of_job = {**kept, "SLURM_JOB_ID": "7"}
-    done = subprocess.run([sys.executable, "-c", code], env=of_job, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], env=of_job, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "runs share a GPU by an MPS daemon of their own" in done.stdout
     assert set(states(tmp_path / "runs").values()) == {"completed"}

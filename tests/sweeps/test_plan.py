@@ -27,7 +27,7 @@ from mixersweep.sweeps.memory import activation_bytes, memory_bytes
 from mixersweep.sweeps.plan import Planned, at_once, plan, totals
 from mixersweep.sweeps.times import CALIBRATION, Calibration, shape_of
 from tests.runs.synthetic import seeded, write_run
-from tests.speed import here
+from tests.speed import HANGS, here
 
 COMMAND = [sys.executable, "-m", "mixersweep"]
 SMALL = ["connections=1000", "depth=1", "batch_size=1500", "threads=1", "tracking=none"]
@@ -42,7 +42,7 @@ def command(tmp_path: Path) -> Command:
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*COMMAND, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+            [*COMMAND, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANGS
         )
 
     return command

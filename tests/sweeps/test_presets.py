@@ -21,6 +21,7 @@ from mixersweep.errors import UserError
 from mixersweep.paths import config_dir
 from mixersweep.runs import Run
 from mixersweep.sweeps.expand import Expansion, Point, expand
+from tests.speed import HANGS
 
 FOLDER = config_dir() / "experiment"
 
@@ -87,7 +88,7 @@ def presets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Ru
     folder = tmp_path_factory.mktemp("presets")
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MIXERSWEEP_")}
     command = [sys.executable, "-c", EXPAND_ALL, str(folder / "runs.pickle"), *RUNS]
-    subprocess.run(command, check=True, cwd=folder, env=kept, timeout=300)
+    subprocess.run(command, check=True, cwd=folder, env=kept, timeout=HANGS)
     found: dict[str, tuple[list[Run], list[Point], list[str]]] = pickle.loads((folder / "runs.pickle").read_bytes())
     return found
 

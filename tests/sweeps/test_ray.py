@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.speed import HANGS
 from tests.sweeps.commands import SMALL, alive, environment, family, numbers, results, rows, run, start, states, when
 
 RAY = ["hydra/launcher=ray", "device=cpu"]
@@ -50,12 +51,12 @@ def test_ctrl_c_stops_the_runs_and_ends_ray(tmp_path: Path) -> None:
     when(lambda: [path for path in (tmp_path / "runs").glob("*-s*") if rows(path)], process)
     started = family(process.pid)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANGS)
     assert (process.returncode, out) == (130, ""), err
     assert "Traceback" not in err
     assert set(states(tmp_path / "runs").values()) <= {"interrupted", "planned"}
     assert "interrupted" in states(tmp_path / "runs").values()
-    psutil.wait_procs(started, timeout=30)
+    psutil.wait_procs(started, timeout=HANGS)
     assert not alive(started)
 
 
@@ -68,7 +69,7 @@ def test_a_command_that_is_killed_leaves_runs_that_go_on(tmp_path: Path) -> None
     (trains,) = [child for child in family(process.pid) if path.name in " ".join(child.cmdline())]
     process.kill()
     process.communicate()
-    trains.wait(timeout=60)
+    trains.wait(timeout=HANGS)
     assert states(tmp_path / "runs")[path.name] == "preempted"
     done = run(tmp_path, "train", "-m", *SMALL, "epochs=200", "seed=0", "device=cpu")
     assert done.returncode == 0, done.stderr

@@ -26,6 +26,7 @@ from mixersweep.runs.state import State
 from mixersweep.runs.status import this_host
 from mixersweep.sweeps.text import aligned, duration, quantity
 from tests.runs.synthetic import NOW, seeded, shapes, write_run
+from tests.speed import HANGS
 
 COMMAND = [sys.executable, "-m", "mixersweep"]
 SMALL = ["connections=1000", "depth=1", "batch_size=1500", "threads=1", "tracking=none"]
@@ -48,7 +49,7 @@ def command(tmp_path: Path, environment: dict[str, str]) -> Command:
             env={**environment, **more},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANGS,
         )
 
     return command
@@ -411,7 +412,7 @@ def test_a_run_that_trains_here_is_stopped_at_once_and_can_be_retried(
     (path,) = (p for p in (tmp_path / "runs").iterdir() if not p.name.startswith("."))
     done = command("cancel", path.name)
     assert (done.returncode, f"pid {process.pid} on" in done.stdout) == (0, True)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert "cancelled" in err and "Traceback" not in err
     after = read_status(path)
@@ -538,7 +539,7 @@ def test_following_a_log_ends_with_its_run(followed: subprocess.Popen[str], dire
         assert followed.stdout.readline() == "second\n"
         log.write("last\n")
     assert followed.stdout.read() == "third\nlast\n"
-    assert (followed.wait(timeout=30), followed.stderr and followed.stderr.read()) == (0, "")
+    assert (followed.wait(timeout=HANGS), followed.stderr and followed.stderr.read()) == (0, "")
 
 
 def test_ctrl_c_ends_following(followed: subprocess.Popen[str], directory: RunDirectory) -> None:
@@ -546,7 +547,7 @@ def test_ctrl_c_ends_following(followed: subprocess.Popen[str], directory: RunDi
     assert followed.stdout is not None
     assert followed.stdout.readline() == "here\n"
     followed.send_signal(signal.SIGINT)
-    _, err = followed.communicate(timeout=30)
+    _, err = followed.communicate(timeout=HANGS)
     assert followed.returncode == 130
     assert "Traceback" not in err
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from mixersweep.runs.state import State
-from tests.speed import wall
+from tests.speed import HANGS, wall
 from tests.sweeps.commands import SMALL, alive, family, numbers, results, rows, run, start, states, training, when
 
 
@@ -76,7 +76,7 @@ def test_a_sweep_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path: Pa
     started = family(process.pid)
     process.kill()
     process.communicate()
-    psutil.wait_procs(started, timeout=30)
+    psutil.wait_procs(started, timeout=HANGS)
     assert not alive(started)
     assert set(states(runs).values()) <= {"completed", "preempted", "queued"}
     kept = {path.name: [row["time"] for row in rows(path)] for path in runs.glob("[!.]*-s*")}
@@ -111,7 +111,7 @@ def test_ctrl_c_stops_the_runs_in_good_order(tmp_path: Path) -> None:
     when(lambda: sum(len(rows(path)) > 0 for path in (tmp_path / "runs").glob("[!.]*-s*")) == 2, process)
     started = family(process.pid)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANGS)
     assert (process.returncode, out) == (130, ""), err
     assert "Traceback" not in err
     assert sorted(states(tmp_path / "runs").values()) == ["interrupted", "interrupted", "planned"]
@@ -129,7 +129,7 @@ def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HANGS)
     assert (process.returncode, out) == (130, ""), err
     assert not alive(started)
 
@@ -144,7 +144,7 @@ def test_what_another_process_trains_is_left_alone(tmp_path: Path) -> None:
     (theirs,) = (tmp_path / "runs").glob("[!.]*-s0-*/status.json")
     assert json.loads(theirs.read_text())["pid"] == other.pid
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 75
     assert f"held by pid {other.pid}" in err
     assert other.poll() is None
@@ -165,7 +165,7 @@ def test_how_a_run_is_executed_is_what_was_asked_last(tmp_path: Path) -> None:
     process = start(tmp_path, "train", "-m", *arguments, "seed=0", "tracking.project=new", "hydra.launcher.warm=false")
     when(lambda: rows(path), process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=HANGS)
     frozen = (path / "config.yaml").read_text()
     assert "threads: 1\n" in frozen and "project: new" in frozen
     assert json.loads((path / "planned.json").read_text())["config"]["threads"] == 1

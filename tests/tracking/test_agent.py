@@ -16,6 +16,7 @@ from mixersweep.compose import config_of
 from mixersweep.errors import INTERRUPTED, RunStopped
 from mixersweep.paths import config_dir
 from mixersweep.runs.files import read_json
+from tests.speed import HANGS
 from tests.tracking.loopback import Loopback
 from tests.tracking.training import KEY, Training, epochs, everything, make
 
@@ -27,7 +28,7 @@ SMALL = {"connections": 1000, "depth": 1, "epochs": 2, "batch_size": 1500, "thre
 def wandb(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     command = [BIN / "wandb", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert KEY not in done.stdout + done.stderr + everything(tmp_path / "runs")
     return done

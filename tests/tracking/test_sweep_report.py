@@ -13,6 +13,7 @@ import pytest
 
 from mixersweep.runs.files import read_json, write_json
 from tests.report.sweeps import write_sweep
+from tests.speed import HANGS
 from tests.tracking.loopback import Loopback, StoredRun
 from tests.tracking.training import KEY, epochs, everything
 
@@ -22,7 +23,7 @@ SMALL = ["connections=1000", "depth=1", "epochs=2", "batch_size=1500", "threads=
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mixersweep", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert KEY not in done.stdout + done.stderr + everything(tmp_path / "runs")
     return done
 

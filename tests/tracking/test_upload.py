@@ -15,13 +15,14 @@ from mixersweep.runs import RunDirectory, Status, set_status
 from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
 from mixersweep.runs.status import this_host
+from tests.speed import HANGS
 from tests.tracking.loopback import Loopback
 from tests.tracking.training import KEY, Training, epochs, eventually, everything, make, processes, result, row, run_id
 
 
 def sync(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mixersweep", "wandb", "sync", str(tmp_path / "runs"), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert KEY not in done.stdout + done.stderr
     for run_dir in (tmp_path / "runs").glob("[!.]*"):
         assert KEY not in everything(run_dir)
@@ -194,7 +195,7 @@ def test_an_interrupt_leaves_no_process_and_the_next_goes_on(tmp_path: Path, ser
         eventually(lambda: (directories[0].path / "wandb").glob("run-*") and len(_family(process.pid)) > 2)
         family = _family(process.pid)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=HANGS)
     assert process.returncode == 130, said
     eventually(lambda: not [p for p in family if p.is_running() and p.status() != "zombie"])
     server.mode = "ok"

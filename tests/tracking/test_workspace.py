@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.speed import HANGS
 from tests.tracking.loopback import Loopback
 from tests.tracking.training import KEY
 
@@ -18,7 +19,7 @@ def workspace(tmp_path: Path, *arguments: str, without: str = "") -> subprocess.
     code = f"import sys; sys.modules.update({{name: None for name in {without.split()!r}}})\n"
     code += "from mixersweep.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "wandb", "workspace", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
     assert KEY not in done.stdout + done.stderr
     return done
 
