@@ -25,7 +25,7 @@ from mixersweep.runs.state import State
 from mixersweep.runs.where import parse_where
 from mixersweep.training.checkpoint import load_checkpoint
 
-__all__ = ["Features", "Subject", "chosen", "groups", "mixing_maps", "same_data"]
+__all__ = ["Features", "Subject", "chosen", "groups", "mixing_maps", "same_data", "settings_of"]
 
 SIZES = ("width", "connections", "tokens", "channels", "expansion", "depth")
 _KEPT = re.compile(r"checkpoint-(\d{4,})\.pt$")
@@ -161,9 +161,14 @@ def _differs_within_model(key: str, model: Any, described: list[tuple[Subject, d
 
 def _described(subject: Subject) -> dict[str, Any]:
     """What makes the experiment but its seeds: sizes, then settings as they are spelled on the command line."""
-    settings, sizes = experiment(subject.config).flat, subject.directory.run.architecture
-    settings = {key: value for key, value in settings.items() if key.partition(".")[0] not in ("seed", "seeds")}
-    return {**settings, **{key: getattr(sizes, key) for key in SIZES}}
+    sizes = subject.directory.run.architecture
+    return {**settings_of(subject.config), **{key: getattr(sizes, key) for key in SIZES}}
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What makes an experiment but its seeds and its sizes, as it is spelled on the command line."""
+    settings = experiment(config).flat
+    return {key: value for key, value in settings.items() if key.partition(".")[0] not in ("seed", "seeds")}
 
 
 def _short(value: Any) -> str:

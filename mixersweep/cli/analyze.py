@@ -20,19 +20,22 @@ VERBS = {
     "effective": "the patterns of the effective matrices: drawn, exported, counted",
     "cost": "parameters, memory, FLOPs and time of networks, measured here",
     "landscape": "loss under perturbations of the weights",
+    "coordinates": "how far features move in the first steps, over widths: the coordinate check of learning rates",
 }
 
 
 def add(verbs: Any) -> None:
-    """``analyze cka|spectrum|sparsity|receptive_field|effective|cost|landscape [RUNS ...]``."""
+    """``analyze cka|spectrum|sparsity|receptive_field|effective|cost|landscape|coordinates [RUNS ...]``."""
     parser = verbs.add_parser("analyze", help="look inside finished networks: similarity, spectra, sparsity, ...")
     inner = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     made = {}
     for name, said in VERBS.items():
         verb = made[name] = inner.add_parser(name, help=said, description=f"{said[0].upper()}{said[1:]}.")
         what = "run directories, or directories of runs (default: runs)"
-        if name in ("effective", "receptive_field", "cost"):
+        if name in ("effective", "receptive_field", "cost", "coordinates"):
             what = "run directories, directories of runs, or key=value settings as of train, several values with commas"
+        if name == "coordinates":
+            what += " (default: four small families under SGD and AdamW with each optim.lr_scaling)"
         verb.add_argument("places", nargs="*", metavar="RUNS", help=what).completer = completer.run_dirs
         verb.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
         verb.add_argument("--out", metavar="DIR", type=Path, help=f"where the files go (default: analysis/{name})")
@@ -53,6 +56,19 @@ def add(verbs: Any) -> None:
     made["landscape"].add_argument("--draws", type=int, default=4, help="random directions (4)")
     made["landscape"].add_argument("--images", type=int, default=2000, help="of each split, the first so many (2000)")
     made["landscape"].add_argument("--layers", action="store_true", help="perturb each layer by itself, too")
+    _add_coordinates(made["coordinates"])
+
+
+def _add_coordinates(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--over", choices=("width", "density"), default="width", help="what sizes are drawn against (width)"
+    )
+    verb.add_argument(
+        "--sizes", metavar="S,S,...", help="tokens = channels of networks whose settings name no shape (8,16,32,64)"
+    )
+    verb.add_argument("--steps", default="1,2,4,8", metavar="N,N,...", help="steps after which to look (1,2,4,8)")
+    verb.add_argument("--seeds", type=int, default=3, help="networks drawn of each (3)")
+    verb.add_argument("--images", type=int, default=64, help="of the one batch that is trained on (64)")
 
 
 def analyze(options: argparse.Namespace) -> int:
@@ -167,6 +183,61 @@ def _cost(options: argparse.Namespace, device: Any, _out: Path) -> Any:
     return *cost.analyze(_networks(options), device, measured=not options.no_measure), cost.draw
 
 
+def _coordinates(options: argparse.Namespace, device: Any, _out: Path) -> Any:
+    from mixersweep.analysis import coordinates
+    from mixersweep.analysis.output import markdown
+
+    steps = _counts("--steps", options.steps)
+    if options.seeds < 1 or options.images < 2:
+        raise UserError(f"--seeds {options.seeds} --images {options.images}: at least 1 seed and 2 images")
+    document, rows = coordinates.analyze(
+        _of_several_widths(options), device, over=options.over, steps=steps, seeds=options.seeds, images=options.images
+    )
+    say("\n" + markdown(coordinates.brief(document)).rstrip())
+    return document, rows, coordinates.draw
+
+
+def _of_several_widths(options: argparse.Namespace) -> list[Any]:
+    """The networks of a coordinate check: of run directories, of settings, or the default ones.
+
+    Settings that name no shape are those of the Mixers of ``--sizes``, and of MLPs of their width and connections.
+    """
+    from mixersweep.analysis.coordinates import DEFAULT, SIZES, SMALL
+
+    said = options.sizes is not None
+    sizes = _counts("--sizes", options.sizes) if said else list(SIZES)
+    places = options.places
+    shaped = bool(places) and (
+        not _are_settings(places) or any(place.partition("=")[0].lstrip("+") in _SHAPES for place in places)
+    )
+    if shaped or options.over != "width":
+        if said:
+            raise UserError(f"--sizes {options.sizes}: the networks have shapes of their own; leave it out")
+        return list(_networks(options).values())
+    grids = [list(places)] if places else [[*grid, *SMALL] for grid in DEFAULT]
+    return [
+        run
+        for grid in grids
+        for size in sizes
+        for run in _networks(options, [*grid, f"tokens={size}", f"channels={size}"]).values()
+    ]
+
+
+_SHAPES = ("width", "tokens", "channels", "connections", "weights", "flops", "density", "budget", "experiment")
+"""Settings that say something of a network's shape."""
+
+
+def _counts(flag: str, text: str) -> list[int]:
+    """Whole numbers with commas between them, rising; raises ``UserError``."""
+    try:
+        found = sorted({int(word) for word in text.split(",")})
+    except ValueError:
+        found = [0]
+    if found[0] < 1:
+        raise UserError(f"{flag} {text}: takes whole numbers of at least 1 with commas between them, e.g. 1,2,4")
+    return found
+
+
 def _are_settings(places: list[str]) -> bool:
     """Whether the words behind a verb are settings; raises ``UserError`` where only some are."""
     settings = ["=" in place and not Path(place).exists() for place in places]
@@ -175,11 +246,15 @@ def _are_settings(places: list[str]) -> bool:
     return any(settings)
 
 
-def _networks(options: argparse.Namespace) -> dict[str, Any]:
-    """The solved runs that settings mean, or one of each group of runs that differ in their seeds alone."""
+def _networks(options: argparse.Namespace, settings: list[str] | None = None) -> dict[str, Any]:
+    """The solved runs that settings mean, or one of each group of runs that differ in their seeds alone.
+
+    ``settings`` take the place of the words behind the verb.
+    """
     from mixersweep.analysis.cost import named
 
-    if not _are_settings(options.places):
+    places = options.places if settings is None else settings
+    if not _are_settings(places):
         subjects = _one_a_group(_chosen(options, completed=False))
         return {name: subject.directory.run for name, subject in subjects.items()}
     from mixersweep.compose import parsed_overrides
@@ -187,14 +262,14 @@ def _networks(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.where is not None:
         raise UserError(f"--where {options.where}: is for run directories, not for settings")
-    several = any(override.is_sweep_override() for override in parsed_overrides(options.places))
-    points = expand(options.places, multirun=several).points
+    several = any(override.is_sweep_override() for override in parsed_overrides(places))
+    points = expand(places, multirun=several).points
     for point in points:
         if point.run is None:
             say(f"left out: {point.infeasible or point.waiting}")
     runs = [point.run for point in points if point.run is not None]
     if not runs:
-        raise UserError(f"{' '.join(options.places)}: no network meets these settings")
+        raise UserError(f"{' '.join(places)}: no network meets these settings")
     return named([(f"{run.config.model.name} w{run.architecture.width}", run) for run in runs])
 
 
@@ -212,4 +287,5 @@ _RUN = {
     "effective": _effective,
     "cost": _cost,
     "landscape": _landscape,
+    "coordinates": _coordinates,
 }

@@ -37,6 +37,7 @@ def add(verbs: Any) -> None:
 def plan(options: argparse.Namespace) -> int:
     """``plan [-m] [key=value ...]``: the runs, their cost and their state; nothing is trained."""
     from mixersweep.compose import leading, own_configs
+    from mixersweep.config import warnings
     from mixersweep.sweeps.expand import expand
     from mixersweep.sweeps.plan import plan as planned
     from mixersweep.sweeps.plan import slow_here
@@ -61,6 +62,9 @@ def plan(options: argparse.Namespace) -> int:
         _print(expansion, rows)
     for notice in [*expansion.notices, *slow_here(expansion, rows)]:
         report(f"note: {notice}")
+    warned = Counter(warning for run in runs for warning in warnings(run.config, run.architecture))
+    for warning, count in warned.items():
+        report(f"note: {warning} ({count} of {len(runs)} runs)")
     for reason, count in Counter(row.point.infeasible for row in rows if row.state is State.INFEASIBLE).items():
         report(f"infeasible: {reason}" + (f" ({count} points)" if count > 1 else ""))
     return DONE if runs or not rows else USER_MISTAKE

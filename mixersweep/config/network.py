@@ -8,7 +8,7 @@ from typing import Any
 
 from mixersweep import budget
 from mixersweep.config.families import SWMLP, AnyModel, LayeredFamily, MixerFamily, MLPFamily, PrintedMixer, Shallow
-from mixersweep.config.schema import Config
+from mixersweep.config.schema import Config, WidthScaled
 
 
 def architecture(config: Config) -> budget.Architecture:
@@ -32,7 +32,18 @@ def warnings(config: Config, solved: budget.Architecture) -> list[str]:
             f"model.mask=bernoulli draws how many connections there are: connections={solved.connections} is their "
             "mean, and connections_drawn of the record what was drawn"
         )
+    if structure(model) == "kronecker" and isinstance(config.optim, WidthScaled):
+        found += [_SHARED[rule] for rule in [config.optim.lr_scaling] if rule in _SHARED]
     return found
+
+
+_SHARED = {
+    "mup": "optim.lr_scaling=mup takes blocks that share weights to push them alike, which at first they do not: where "
+    "they do, as in this family, features or logits move less the wider it is; mup_tied corrects that of features",
+    "mup_tied": "optim.lr_scaling=mup_tied: where blocks share weights no rate moves features and logits alike at all "
+    "widths; this one keeps the move of features, and logits may move less the wider it is (analyze coordinates)",
+}
+"""Notes on what learning rates by width do to weights that blocks share (``training.width_scaling``)."""
 
 
 def structure(model: AnyModel) -> budget.Structure:

@@ -78,7 +78,7 @@ class Optim:
 class WidthScaled(Optim):
     """Optimisers whose learning rate may depend on a layer's width (``training.width_scaling``)."""
 
-    lr_scaling: Literal["none", "fan_in", "mup"] = neutral("none")
+    lr_scaling: Literal["none", "fan_in", "mup", "mup_tied"] = neutral("none")
     base_fan_in: Positive = neutral(64.0)
 
 

@@ -44,7 +44,7 @@ def build(config: Config, architecture: Architecture) -> nn.Module:
     structure = StructureSeed(seed_of(config, "structure"))
     network: nn.Module = network_class(config.model, architecture, images, structure)
     initialize(network, seed_of(config, "initialization"))
-    if isinstance(config.optim, WidthScaled) and config.optim.lr_scaling == "mup":
+    if isinstance(config.optim, WidthScaled) and config.optim.lr_scaling in ("mup", "mup_tied"):
         shrink_head(network, config.optim.base_fan_in)
     if config.stochastic_depth:
         stochastic_depth.attach(network, config.stochastic_depth, architecture.depth)

@@ -73,4 +73,8 @@ class Features:
         """One forward pass."""
         self._kept = {}
         self.network(images)
-        return [self._kept[name] for name in self.layers]
+        return list(self.kept().values())
+
+    def kept(self) -> dict[str, Tensor]:
+        """Those of the last forward pass, whoever made it, by layer."""
+        return {name: self._kept[name] for name in self.layers}

@@ -80,7 +80,9 @@ def test_a_family_keeps_its_shape_under_a_recipe(recipe: str) -> None:
 
 def test_a_recipe_is_completed_and_a_misspelt_one_is_told_the_nearest() -> None:
     assert completions("optim=paper_") == ["optim=paper_adamw", "optim=paper_sgd", "optim=paper_table1"]
-    assert completions("optim.lr_scaling=") == [f"optim.lr_scaling={rule}" for rule in ("none", "fan_in", "mup")]
+    assert completions("optim.lr_scaling=") == [
+        f"optim.lr_scaling={rule}" for rule in ("none", "fan_in", "mup", "mup_tied")
+    ]
     assert completions("optim.arguments=") == []
     with pytest.raises(UserError, match=r"optim\.momentun=0\.8.*nearest is optim\.momentum"):
         config_of(["optim=paper_sgd", "+optim.momentun=0.8"])

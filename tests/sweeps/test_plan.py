@@ -500,6 +500,14 @@ def test_a_plan_is_what_train_then_does(command: Command, tmp_path: Path) -> Non
         assert one["seconds_estimated"] == pytest.approx(result["seconds"])
 
 
+def test_a_plan_says_what_the_runs_will_say_at_their_start(command: Command) -> None:
+    models = "model=s_mixer,sw_mlp"
+    done = command("plan", "-m", models, *SMALL, "optim.lr_scaling=mup")
+    assert "note: optim.lr_scaling=mup takes blocks that share weights" in done.stderr
+    assert "mup_tied corrects that of features (1 of 2 runs)" in done.stderr
+    assert "optim.lr_scaling" not in command("plan", "-m", models, *SMALL).stderr
+
+
 def test_a_law_needs_channels(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run of this plan has channels"):
         draw([dataclasses.replace(run_of("model=sw_mlp"))], tmp_path / "x.png")

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import random
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from mixersweep.compose import config_of
+from mixersweep.config import warnings
 from mixersweep.errors import UserError
-from mixersweep.layers import SparseMap
+from mixersweep.layers import PermutedKronecker, SparseMap
 from mixersweep.models import build
 from mixersweep.runs import Run, solve
 from mixersweep.training.optimizer import make_optimizer
 from mixersweep.training.refusal import refuse
+from mixersweep.training.width_scaling import tied_factor
 
 SMALL = ["tokens=6", "channels=5", "depth=2", "patch_size=16"]
 
@@ -233,6 +236,101 @@ def test_untied_weights_count_every_unit() -> None:
     fan_in, fan_out = 10, 12 * 10
     found = scales("model=pk", "model.tied=false", *MIXER[1:3], "depth=2", "patch_size=8", "optim.lr_scaling=mup")
     assert found["blocks.0.channel_mixing.0.weight"][0] == pytest.approx(fan_out / fan_in)
+
+
+S0, S, C = 16, 12, 10  # of MIXER
+TIED = {  # the copies of what a tied Mixer shares, by name, and its factor under SGD and AdamW
+    "rp_s_mixer": {
+        "embedding.projection.weight": ((S / S0) ** 0.5, 1),  # read by S tokens in place of S0
+        "embedding.projection.bias": ((S / S0) ** 0.5, 1),
+        "blocks.0.skip.0.map.weight": (C**0.5, 1),
+        "blocks.0.skip.1.bias": (S**0.5, 1),
+        "blocks.0.token_mixing.0.weight": (C / (1 + (C - 1) / S0) ** 0.5, (C / (1 + (C - 1) / S0)) ** 0.5),
+        "blocks.1.token_mixing.0.weight": (C / (1 + (C - 1) / S) ** 0.5, (C / (1 + (C - 1) / S)) ** 0.5),
+        "blocks.1.token_mixing.0.bias": (C**0.5, 1),
+        "blocks.1.channel_norm.weight": (S**0.5, 1),
+        "blocks.1.channel_mixing.0.weight": (S / (1 + (S - 1) / C) ** 0.5, (S / (1 + (S - 1) / C)) ** 0.5),
+        "norm.weight": (S**0.5, 1),
+        "head.weight": (1, 1),
+        "head.bias": (1, 1),
+    },
+    "mixer": {
+        "blocks.0.token_mixing.0.weight": (C**0.5, 1),
+        "blocks.1.token_mixing.2.weight": (C**0.5, 1),
+        "blocks.1.channel_mixing.0.weight": (S**0.5, 1),
+        "blocks.1.channel_mixing.2.bias": (S**0.5, 1),
+    },
+    "pk": {
+        "blocks.1.token_mixing.0.weight": (1, 1),
+        "blocks.1.channel_mixing.0.bias": (1, 1),
+        "norm.bias": (S**0.5, 1),
+    },
+}
+
+
+@pytest.mark.parametrize(("place", "optim"), [(0, "sgd"), (1, "adamw")])
+@pytest.mark.parametrize("model", TIED)
+def test_mup_tied_is_mup_with_a_factor_for_what_is_shared(model: str, place: int, optim: str) -> None:
+    more = {"mixer": ["expansion=2"], "pk": ["model.tied=false"]}.get(model, [])
+    settings = [f"model={model}", *MIXER[1:3], *more, "depth=2", "patch_size=8", f"optim={optim}"]
+    mup, tied = (scales(*settings, f"optim.lr_scaling={rule}") for rule in ("mup", "mup_tied"))
+    for name, factors in TIED[model].items():
+        assert tied[name][0] / mup[name][0] == pytest.approx(factors[place]), name
+        assert tied[name][0] * tied[name][1] == pytest.approx(mup[name][0] * mup[name][1]), name
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+def test_without_shared_weights_mup_tied_is_mup(optim: str) -> None:
+    mup, tied = (scales(*SPARSE, f"optim={optim}", f"optim.lr_scaling={rule}") for rule in ("mup", "mup_tied"))
+    assert mup == tied
+    networks = [made(*SPARSE, f"optim={optim}", f"optim.lr_scaling={rule}")[1] for rule in ("mup", "mup_tied")]
+    torch.testing.assert_close(networks[0].state_dict(), networks[1].state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sgd", [True, False])
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_step_on_shared_weights_moves_features_alike_however_many_blocks_share_them(alike: bool, sgd: bool) -> None:
+    """The derivation in ``width_scaling``, by one layer in float64 whose gradients have independent signs.
+
+    Adam's first step goes by the signs of the gradient.
+    """
+    size, seeds = 16, 60
+
+    def moved(copies: int, seed: int) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        layer = PermutedKronecker(copies, size, size, bias=False).double()
+        x = torch.randn(1, 1 if alike else copies, size, generator=generator, dtype=torch.float64)
+        x = (x / x.square().mean(-1, keepdim=True).sqrt()).expand(1, copies, size).reshape(1, -1)
+        signs = torch.randn(1, copies * size, generator=generator, dtype=torch.float64)
+        (gradient,) = torch.autograd.grad((layer(x) * signs).sum() / layer.out_width, layer.weight)
+        factor = tied_factor(copies, 1.0 if alike else 1 / size, sgd=sgd)
+        step = gradient if sgd else gradient.sign() / size
+        with torch.no_grad():
+            layer.weight.copy_(factor * step)
+        return float(layer(x).detach().square().mean())
+
+    few, many = ([moved(copies, seed) for seed in range(seeds)] for copies in (1, 64))
+    means, errors = zip(*((statistics.mean(v), statistics.stdev(v) / seeds**0.5) for v in (few, many)), strict=True)
+    if sgd:
+        assert abs(means[0] - means[1]) < 4 * sum(errors)
+    else:  # signs of sums are not sums: up to the constant 2/pi
+        assert 1 / 2 < means[1] / means[0] < 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rule"),
+    [
+        (["model=s_mixer", "optim.lr_scaling=mup"], "optim.lr_scaling=mup takes blocks"),
+        (["model=rp_mixer", "optim=adamw", "optim.lr_scaling=mup_tied"], "optim.lr_scaling=mup_tied: where blocks"),
+        (["model=s_mixer", "optim.lr_scaling=fan_in"], None),
+        (["model=pk", "model.tied=false", "optim.lr_scaling=mup"], None),
+        (["model=sw_mlp", "optim.lr_scaling=mup_tied"], None),
+    ],
+)
+def test_a_rule_of_width_says_what_it_does_not_do_for_shared_weights(overrides: list[str], rule: str | None) -> None:
+    run, _ = made(*overrides, "depth=1")
+    said = [text for text in warnings(run.config, run.architecture) if text.startswith("optim.lr_scaling")]
+    assert [text.startswith(str(rule)) for text in said] == ([] if rule is None else [True])
 
 
 def test_only_mup_changes_initial_weights_and_only_the_heads() -> None:
