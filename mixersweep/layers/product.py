@@ -25,11 +25,8 @@ from mixersweep.layers.pack import is_packed, stacked
 
 Routine = Literal["onednn", "torch"]
 
-ENOUGH = 2**22
-"""Multiply-adds from which oneDNN's speed is worth its calls."""
-
-ENOUGH_OF_ROWS = 2**24
-"""The same where the gradient of a weight is summed over many rows; with one thread MKL is as fast in that."""
+ENOUGH = 2**24
+"""Multiply-adds from which oneDNN's speed is worth its calls: of a quarter of that, MKL has a layer done sooner."""
 
 FULL_WIDTH = {"AuthenticAMD": 26}
 """Of each vendor but Intel the first family whose arithmetic is as wide as AVX-512: AMD's Zen 5.
@@ -80,9 +77,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + bias: (..., k), (m, k) and (m,) to (..., m), which is ``F.linear``."""
     if is_packed():
         return stacked(_linears, x, weight, bias)
-    rows, columns = x.reshape(-1, x.shape[-1]), weight.t()
-    if _is_onednns(rows, columns):
-        return _biased(rows, columns, bias).view(*x.shape[:-1], -1)
+    if _routine == "onednn":
+        rows, columns = x.reshape(-1, x.shape[-1]), weight.t()
+        if _is_onednns(rows, columns):
+            return _biased(rows, columns, bias).view(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
 
 
@@ -133,13 +131,14 @@ class _Product(torch.autograd.Function):
 
 def _is_onednns(a: Tensor, b: Tensor) -> bool:
     """Whether oneDNN's routine is in use, and worth its call for these."""
-    (n, k), m = a.shape, b.shape[1]
-    work = n * k * m
-    if _routine != "onednn" or work < ENOUGH or not (a.is_cpu and b.is_cpu and a.dtype == b.dtype == torch.float32):
+    if _routine != "onednn":
         return False
-    several = torch.compiler.is_compiling() or torch.get_num_threads() > 1  # the compiler cannot ask
-    enough = not _is_sum_of_rows(a, b) or (work >= ENOUGH_OF_ROWS and several)
-    return enough and not torch.is_autocast_enabled("cpu")
+    (n, k), m = a.shape, b.shape[1]
+    if n * k * m < ENOUGH or not (a.is_cpu and b.is_cpu and a.dtype == b.dtype == torch.float32):
+        return False
+    # With one thread MKL is as fast in the gradient of a shared weight. The compiler cannot ask how many there are.
+    several = torch.compiler.is_compiling() or torch.get_num_threads() > 1
+    return (several or not _is_sum_of_rows(a, b)) and not torch.is_autocast_enabled("cpu")
 
 
 def _is_sum_of_rows(a: Tensor, b: Tensor) -> bool:
@@ -153,8 +152,8 @@ def _onednn(a: Tensor, b: Tensor, row: torch.Tensor | None) -> Tensor:
     if not _is_sum_of_rows(a, b):
         (n, k), m = a.shape, b.shape[1]
         if a.stride(1) != 1 and n * k > (n + k) * m:  # then bᵀ and the result are copied, which are smaller
-            y = _layer(b.t(), a).t().contiguous()
-            return y if row is None else y.add_(row)
+            y: Tensor = _layer(b.t(), a).t().contiguous()
+            return y if row is None else y + row
         return _layer(a, b.t(), row)
     images, gradient = (x.contiguous().view(1, len(x), 1, -1).permute(0, 3, 1, 2) for x in (b, a.t()))
     kernel = b.new_empty(len(a), b.shape[1], 1, 1)

@@ -50,7 +50,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(module, "_routine", "onednn")
     monkeypatch.setattr(module, "_onednn", counted)
     monkeypatch.setattr(module, "ENOUGH", 1)
-    monkeypatch.setattr(module, "ENOUGH_OF_ROWS", 1)
     return found
 
 
