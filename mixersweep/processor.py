@@ -25,12 +25,27 @@ def slow(precision: str) -> str | None:
     )
 
 
-@cache
 def flags(cpuinfo: Path) -> frozenset[str]:
     """What the kernel says that the first processor can do; nothing where there is no such file, or no such line."""
+    lines = first(cpuinfo)
+    return frozenset(lines.get("flags", lines.get("Features", "")).split())
+
+
+def vendor_and_family(cpuinfo: Path) -> tuple[str, int]:
+    """Of the first x86 processor: ``("AuthenticAMD", 26)`` is a Zen 5; ``("", 0)`` where the kernel does not say."""
+    lines = first(cpuinfo)
+    family = lines.get("cpu family", "")
+    return lines.get("vendor_id", ""), int(family) if family.isdecimal() else 0
+
+
+@cache
+def first(cpuinfo: Path) -> dict[str, str]:
+    """The lines on the first processor by their names; none where there is no such file."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return frozenset()
-    pairs = (line.partition(":") for line in lines)
-    return frozenset(next((words.split() for name, _, words in pairs if name.strip() in ("flags", "Features")), ()))
+        return {}
+    found: dict[str, str] = {}
+    for name, _, words in (line.partition(":") for line in lines):
+        found.setdefault(name.strip(), words.strip())
+    return found

@@ -1,6 +1,6 @@
 """Speed as a ratio to a named alternative in the same run: ``mixersweep bench layers|step|loader|train|pack``."""
 
-from mixersweep.bench.harness import Case, measure
+from mixersweep.bench.harness import Case, measure, verdict
 from mixersweep.bench.layers import layer_cases
 from mixersweep.bench.loader import loader_cases
 from mixersweep.bench.pack import pack_cases
@@ -9,4 +9,14 @@ from mixersweep.bench.train import train_cases
 
 SUITES = {"layers": layer_cases, "step": step_cases, "loader": loader_cases, "train": train_cases, "pack": pack_cases}
 
-__all__ = ["SUITES", "Case", "layer_cases", "loader_cases", "measure", "pack_cases", "step_cases", "train_cases"]
+__all__ = [
+    "SUITES",
+    "Case",
+    "layer_cases",
+    "loader_cases",
+    "measure",
+    "pack_cases",
+    "step_cases",
+    "train_cases",
+    "verdict",
+]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import resource
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,24 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names of two settings of its allocator (malloc.h)."""
 
 REPETITIONS, FEWEST, LONG_SECONDS, SHORT_SECONDS = 10, 3, 3.0, 0.1
+MOST, BRIEF_SECONDS = 100, 0.5
+"""What is brief is repeated more often, up to so many times in so long, for whatever else the machine does disturbs it
+more.
+"""
+
+NOTABLE = 0.95
+"""The ratio below which a path counts as slower than torch's own: a call of ours has its own few microseconds."""
+
+SURE = 0.95
+"""The probability that the median of what is repeated lies in the interval that is told of it, at least."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One comparison. ``sizes`` name it; ``scale`` turns the reference's seconds into those of the same work.
 
-    ``once``: both are whole commands, which begin anew each time, and are timed once.
+    ``once``: both are whole commands, which begin anew each time, and are timed once. ``torchs_own``: the reference is
+    what torch itself has for the very same, so that nobody should be worse off with ours (``verdict``).
     """
 
     benchmark: str
@@ -46,6 +58,7 @@ class Case:
     memory: bool = False
     scale: float = 1.0
     once: bool = False
+    torchs_own: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,6 +68,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
     both = [case.subject(device), case.reference(device)]
     times = [[_seconds(run, device)] for run in both] if case.once else _in_turns(both, device)
     subject, reference = (statistics.median(mine) for mine in times)
+    low, high = interval([theirs * case.scale / mine for mine, theirs in zip(*times, strict=False)])
     record = {
         "benchmark": case.benchmark,
         **case.sizes,
@@ -63,6 +77,9 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
         "subject_seconds": subject,
         "reference_seconds": reference * case.scale,
         "ratio": reference * case.scale / subject,
+        "ratio_low": low,
+        "ratio_high": high,
+        "torchs_own": case.torchs_own,
         **case.extra,
     }
     if case.memory:
@@ -72,6 +89,38 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
     return record
 
 
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """Bounds of the median of what these are drawn from: two of them, by rank, whatever the law (David and Nagaraja,
+    "Order Statistics", 7.1). They are ``SURE``, or of too few ratios the smallest and the largest.
+    """
+    n, rank = len(ratios), 0
+    outside = 2.0 * math.comb(n, 0) / 2**n
+    while rank + 1 < n / 2 and outside + 2.0 * math.comb(n, rank + 1) / 2**n <= 1 - SURE:
+        rank += 1
+        outside += 2.0 * math.comb(n, rank) / 2**n
+    ordered = sorted(ratios)
+    return ordered[rank], ordered[n - 1 - rank]
+
+
+def verdict(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Whether a path was slower here than torch's own, of those that are compared with it; None where none is.
+
+    ``slower`` are those whose ratio lies below ``NOTABLE`` with its whole interval; with only the ratio itself below,
+    one is ``unsure``: the machine was too busy to tell.
+    """
+    compared = [record for record in records if record["torchs_own"]]
+    if not compared:
+        return None
+    below = [record for record in compared if record["ratio"] < NOTABLE]
+    return {
+        "benchmark": "slower_than_torch",
+        "compared": len(compared),
+        "slower": [record for record in below if record["ratio_high"] < NOTABLE],
+        "unsure": [record for record in below if record["ratio_high"] >= NOTABLE],
+        "lowest_ratio": min(record["ratio"] for record in compared),
+    }
+
+
 def _in_turns(both: list[Callable[[], object]], device: torch.device) -> list[list[float]]:
     """The seconds of each, warmed up, in turns."""
     for run in both:
@@ -79,9 +128,12 @@ def _in_turns(both: list[Callable[[], object]], device: torch.device) -> list[li
     takes = [_seconds(run, device) for run in both]
     counts = [FEWEST if seconds > LONG_SECONDS else REPETITIONS for seconds in takes]
     times: list[list[float]] = [[], []]
-    for number in range(max(counts)):
+    began = time.perf_counter()
+    for number in range(MOST):
+        if number >= max(counts) and (max(takes) > SHORT_SECONDS or time.perf_counter() - began > BRIEF_SECONDS):
+            break
         for mine, run, count, seconds in zip(times, both, counts, takes, strict=True):
-            if number < count:
+            if number < count or number >= max(counts):
                 if seconds < SHORT_SECONDS:
                     run()  # so that it finds the caches as it leaves them, not as the other one did
                 mine.append(_seconds(run, device))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixersweep.bench.harness import Case, captured
 from mixersweep.budget import Architecture
 from mixersweep.compose import config_of
-from mixersweep.layers import SparseWeights, draw_mask, nonzeros
+from mixersweep.layers import SparseWeights, draw_mask, nonzeros, product, tables
 from mixersweep.layers.product import linear
 from mixersweep.models import initialize
 from mixersweep.models.mixer import MixerBlock
@@ -24,6 +24,9 @@ from mixersweep.runs import Run, solve
 BATCH = 128
 SPARSE_SIZES = [(1024, 2**16), (4096, 2**18), (16384, 2**18)]
 WIDE_SIZES = [(65536, 2**18), (262144, 2**18)]
+PRODUCT_SIZES = [(32, 4096), (64, 8192), (128, 8192), (1024, 128)]
+"""Width and rows of a Mixer's products, with all images of a batch at once, and of a dense MLP's."""
+TABLE_SIZES = [(32, 32), (64, 64), (226, 64)]
 MIXER_SIZES = [(64, 64), (128, 128), (226, 64)]
 
 
@@ -34,10 +37,13 @@ def layer_cases(everything: bool) -> Iterator[Case]:
         sparse, dense = SparseLayer(width, connections, "sparse"), MaskedDense(width, connections)
         yield Case("sw_mlp_vs_masked_dense", sizes, sparse, dense, memory=width == SPARSE_SIZES[-1][0])
     yield from _nonzeros_cases(*SPARSE_SIZES[0])
-    for width in (64, 128):
-        rows = 8192
-        sizes = {"model": None, "width": width, "connections": width**2, "batch_size": rows}
-        yield Case("product_vs_mm", sizes, DenseLayer(width, rows, linear), DenseLayer(width, rows, F.linear))
+    yield from _nonzeros_cases(*SPARSE_SIZES[0], batch_size=100)
+    yield from _product_cases()
+    for tokens, channels in TABLE_SIZES:
+        sizes = {"model": None, "width": tokens * channels, "connections": tokens * channels, "batch_size": BATCH}
+        for to in ("features", "table"):
+            own, torchs = (Table(tokens, channels, to, by) for by in ("own", "torch"))
+            yield Case(f"permuted_to_{to}_vs_torch", sizes, own, torchs, torchs_own=True)
     for family in ("s_mixer", "mixer"):
         for tokens, channels in MIXER_SIZES:
             for compiled in (False, True):
@@ -62,7 +68,20 @@ def _nonzeros_cases(width: int, connections: int, batch_size: int = BATCH, runs:
         own = Nonzeros(width, connections, batch_size, runs, of)
         for other in ("torch", "masked") if width * width * runs <= 2**24 else ("torch",):
             reference = replace(own, by=other)
-            yield Case(f"sparse_{of}_vs_{other}", sizes, own, reference, extra={"read_bytes": own.read_bytes})
+            name, extra = f"sparse_{of}_vs_{other}", {"read_bytes": own.read_bytes}
+            yield Case(name, sizes, own, reference, torchs_own=other == "torch", extra=extra)
+
+
+def _product_cases() -> Iterator[Case]:
+    """Dense products as layers call them against torch's; and oneDNN's, wherever it is to be had, for comparison."""
+    for width, rows in PRODUCT_SIZES:
+        sizes = {"model": None, "width": width, "connections": width**2, "batch_size": rows}
+        torchs = DenseLayer(width, rows, F.linear)
+        yield Case("product_vs_mm", sizes, replace(torchs, linear=linear), torchs, torchs_own=True)
+        left, other = (LeftProduct(width, rows, by) for by in (product.product, _addmm))
+        yield Case("left_product_vs_mm", sizes, left, other, torchs_own=True)
+        if product.is_available():
+            yield Case("onednn_vs_mm", sizes, replace(torchs, linear=linear, routine="onednn"), torchs)
 
 
 def _block_cases(family: str, tokens: int, channels: int, compiled: bool) -> Iterator[Case]:
@@ -76,6 +95,11 @@ def _block_cases(family: str, tokens: int, channels: int, compiled: bool) -> Ite
         yield Case("mixer_vs_timm", sizes, block, TimmBlock(tokens, channels, compiled), mode)
 
 
+def _addmm(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+    """``product`` by torch's own."""
+    return torch.addmm(bias, a, b)
+
+
 GEMM_SIZE = 1024
 
 
@@ -87,17 +111,70 @@ def gemm(device: torch.device) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """Forward and both backward products of a dense layer on so many rows, by some ``F.linear``."""
+    """Forward and both backward products of a dense layer on so many rows, by some ``F.linear``.
+
+    ``routine`` is what multiplies in it, without one whatever is in use.
+    """
 
     width: int
     rows: int
     linear: Callable[[Tensor, Tensor, Tensor], Tensor]
+    routine: product.Routine | None = None
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
         """Set it up on a device."""
         layer = nn.Linear(self.width, self.width, device=device)
         x = torch.randn(self.rows, self.width, device=device)
-        return _forward_and_backward(layer, x, lambda x: self.linear(x, layer.weight, layer.bias))
+        run = _forward_and_backward(layer, x, lambda x: self.linear(x, layer.weight, layer.bias))
+        return run if self.routine is None else partial(_by, self.routine, run)
+
+
+@dataclass(frozen=True)
+class LeftProduct:
+    """The same from the left: a weight times so many columns, as tokens are mixed."""
+
+    width: int
+    columns: int
+    multiply: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    def __call__(self, device: torch.device) -> Callable[[], object]:
+        """Set it up on a device."""
+        layer = nn.Linear(self.width, self.width, device=device)
+        x = torch.randn(self.width, self.columns, device=device)
+        return _forward_and_backward(layer, x, lambda x: self.multiply(layer.weight, x, layer.bias[:, None]))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The features of a table permuted on their way out of it or into it."""
+
+    tokens: int
+    channels: int
+    to: str
+    by: str
+
+    def __call__(self, device: torch.device) -> Callable[[], object]:
+        """Set it up on a device."""
+        place = torch.randperm(self.tokens * self.channels, generator=torch.Generator().manual_seed(0)).to(device)
+        feature_at = place.argsort()
+        if self.to == "features":
+            x_sbc = torch.randn(self.tokens, BATCH, self.channels, device=device)
+            if self.by == "own":
+                return captured(lambda: tables.from_table(x_sbc, place, feature_at), device)
+            return captured(lambda: tables.torch_from_table(x_sbc, feature_at), device)
+        x = torch.randn(self.tokens * self.channels, BATCH, device=device)
+        if self.by == "own":
+            return captured(lambda: tables.to_table(x, place, feature_at, self.tokens), device)
+        return captured(lambda: tables.torch_to_table(x, place, self.tokens), device)
+
+
+def _by(routine: product.Routine, run: Callable[[], object]) -> object:
+    before = product.routine()
+    product.use(routine)
+    try:
+        return run()
+    finally:
+        product.use(before)
 
 
 @dataclass(frozen=True)

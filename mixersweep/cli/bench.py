@@ -24,17 +24,38 @@ def bench(options: argparse.Namespace) -> int:
 
     import torch
 
-    from mixersweep.bench import SUITES, measure
+    from mixersweep.bench import SUITES, measure, verdict
     from mixersweep.training.environment import choose_device, choose_threads, keep_freed_memory
 
     keep_freed_memory()
     device = choose_device(options.device)
     torch.set_num_threads(choose_threads("auto"))
+    records = []
     for case in SUITES[options.suite](options.all):
         record = measure(case, device)
+        records.append(record)
         if options.json:
             print(json.dumps(record), flush=True)
             continue
         sizes = " ".join(f"{key}={value}" for key, value in case.sizes.items() if value is not None)
         print(f"{record['ratio']:8.3g}x  {case.benchmark:28} {case.mode:9} {sizes}", flush=True)
+    if (found := verdict(records)) is not None:
+        print(json.dumps(found) if options.json else said(found), flush=True)
     return DONE
+
+
+def said(verdict: dict[str, Any]) -> str:
+    """Whether a path of ours was slower than torch's own, in a line."""
+    compared, slower, unsure = verdict["compared"], verdict["slower"], verdict["unsure"]
+    told = [
+        f"torch's own is faster in {len(slower) or 'none'} of {compared} paths (lowest {verdict['lowest_ratio']:.2g}x)"
+    ]
+    for what, records in (("", slower), ("cannot tell, the machine is too busy: ", unsure)):
+        named = [
+            f"{one['benchmark']} width={one['width']} batch_size={one['batch_size']} {one['ratio']:.2g}x "
+            f"({one['ratio_low']:.2g} to {one['ratio_high']:.2g})"
+            for one in records
+        ]
+        if named:
+            told.append(what + ", ".join(named))
+    return "; ".join(told)

@@ -23,6 +23,9 @@ LANES = {"AVX512": 16, "AVX2": 8}
 """The floats in a vector of each instruction set that kernels are made for."""
 
 FLAGS = {"AVX512": ("-mavx512f", "-mavx2", "-mfma"), "AVX2": ("-mavx2", "-mfma")}
+GRAIN = 2**15
+"""The fewest numbers that are worth a thread: torch's GRAIN_SIZE, for a second one has to be woken and waited for."""
+
 MADE = ("-std=gnu11", "-O3", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -44,6 +47,11 @@ def library(name: str, **arguments: Sequence[Any]) -> ctypes.CDLL | str:
 def lanes() -> int:
     """The floats in a vector of this machine, 0 where there are no kernels."""
     return LANES.get(torch.backends.cpu.get_cpu_capability(), 0)
+
+
+def threads_for(numbers: int) -> int:
+    """Threads for a kernel that reads so many numbers: one for few, as in torch's own operations."""
+    return min(torch.get_num_threads(), max(1, numbers // GRAIN))
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -43,13 +43,18 @@ static struct stretch stretch_from(int64_t from, int64_t batch)
     for (struct stretch s = stretch_from(0, batch); s.vectors; \
          s = s.from + s.vectors * LANES < batch ? stretch_from(s.from + s.vectors * LANES, batch) : (struct stretch){0})
 
-/* The stretch of a row of x that nonzero k of `count` meets. */
+/* The stretch of a row of x that nonzero k of `count` meets. `in_pairs`: of two lines ahead one is asked for. */
 INLINE const lanes *entries_at(int32_t k, int32_t count, const int vectors, const int32_t *place, const float *x,
-                           int64_t batch)
+                               int64_t batch, const int in_pairs)
 {
-    if (k + AHEAD < count)
-        for (int i = 0; i < vectors * LANES; i += LINE)
-            __builtin_prefetch(x + place[k + AHEAD] * batch + i);
+    if (k + AHEAD < count) {
+        const float *ahead = x + place[k + AHEAD] * batch;
+        for (int i = 0; i < vectors * LANES; i += 2 * LINE)
+            __builtin_prefetch(ahead + i);
+        if (!in_pairs)
+            for (int i = LINE; i < vectors * LANES; i += 2 * LINE)
+                __builtin_prefetch(ahead + i);
+    }
     return (const lanes *)(x + place[k] * batch);
 }
 
@@ -57,12 +62,25 @@ INLINE const lanes *entries_at(int32_t k, int32_t count, const int vectors, cons
 #define WITH_CONSTANT(vectors, CALL) \
     switch (vectors) { \
     case 8: CALL(8); break; \
+    case 7: CALL(7); break; \
+    case 6: CALL(6); break; \
+    case 5: CALL(5); break; \
+    case 4: CALL(4); break; \
+    case 3: CALL(3); break; \
+    case 2: CALL(2); break; \
+    default: CALL(1); \
+    }
+#define WITH_POWER_OF_TWO(vectors, CALL) \
+    switch (vectors) { \
+    case 8: CALL(8); break; \
     case 4: CALL(4); break; \
     case 2: CALL(2); break; \
     default: CALL(1); \
     }
 
-INLINE void weighted_sum(const int vectors, int32_t from, int32_t to, int32_t count, const int32_t *column_of,
+/* Processors fetch lines in pairs, which rows of whole pairs are made of. It pays here, and not beside the gradients'
+   other work. The last vector is `last` floats after the first: less than the others are apart where it ends with the batch. */
+INLINE void weighted_sum(const int vectors, int64_t last, int32_t from, int32_t to, int32_t count, const int32_t *column_of,
                          const float *values, float bias, const float *x, int64_t batch, float *y)
 {
     lanes sum[8];
@@ -70,14 +88,16 @@ INLINE void weighted_sum(const int vectors, int32_t from, int32_t to, int32_t co
     for (int i = 0; i < vectors; i++)
         sum[i] = bias - (lanes){0};
     for (int32_t k = from; k < to; k++) {
-        const lanes *row = entries_at(k, count, vectors, column_of, x, batch);
+        const lanes *row = entries_at(k, count, vectors, column_of, x, batch, batch % (2 * LINE) == 0);
 #pragma GCC unroll 8
-        for (int i = 0; i < vectors; i++)
+        for (int i = 0; i < vectors - 1; i++)
             sum[i] += values[k] * row[i];
+        sum[vectors - 1] += values[k] * *(const lanes *)((const float *)row + last);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < vectors; i++)
+    for (int i = 0; i < vectors - 1; i++)
         ((lanes *)y)[i] = sum[i];
+    *(lanes *)(y + last) = sum[vectors - 1];
 }
 
 /* y = A x + bias, (rows, batch). The nonzeros of a row are those from starts[row] to before starts[row + 1]; the k-th is
@@ -86,13 +106,17 @@ void mixersweep_product(int64_t rows, int64_t batch, int threads, const int32_t 
                         const float *values, const float *bias, const float *x, float *y)
 {
 #pragma omp parallel num_threads(threads)
-    FOR_EACH_STRETCH(s, batch)
+    for (int64_t from = 0; from < batch; from += 8 * LANES) {
+        const int64_t left = batch - from, start = left < LANES ? batch - LANES : from;
+        const int vectors = left < 8 * LANES ? (int)((left + LANES - 1) / LANES) : 8;
+        const int64_t last = vectors == 1 ? 0 : left < vectors * LANES ? left - LANES : (vectors - 1) * LANES;
 #pragma omp for schedule(static) nowait
-    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t row = 0; row < rows; row++) {
 #define SUM(vectors) \
-    weighted_sum(vectors, starts[row], starts[row + 1], starts[rows], column_of, values, bias ? bias[row] : 0, \
-                 x + s.from, batch, y + row * batch + s.from)
-        WITH_CONSTANT(s.vectors, SUM)
+    weighted_sum(vectors, last, starts[row], starts[row + 1], starts[rows], column_of, values, bias ? bias[row] : 0, \
+                 x + start, batch, y + row * batch + start)
+            WITH_CONSTANT(vectors, SUM)
+        }
     }
 }
 
@@ -120,7 +144,7 @@ INLINE void column_gradients(const int vectors, int seen, int is_first, int32_t 
     for (int i = 0; i < vectors; i++)
         sum[i] = (lanes){0};
     for (int32_t k = from; k < to; k++) {
-        const lanes *row = entries_at(k, count, vectors, row_of, gradient, batch);
+        const lanes *row = entries_at(k, count, vectors, row_of, gradient, batch, 0);
         const float value = values[order[k]];
         if (k + AHEAD < count) {
             __builtin_prefetch(values + order[k + AHEAD]);
@@ -154,6 +178,6 @@ void mixersweep_gradients(int64_t columns, int64_t batch, int threads, const int
     column_gradients(vectors, s.seen, s.from == 0, starts[column], starts[column + 1], starts[columns], \
                      row_of, order, values, x + column * batch + s.from, gradient + s.from, batch, \
                      of_x + column * batch + s.from, of_values)
-        WITH_CONSTANT(s.vectors, GRADIENTS)
+        WITH_POWER_OF_TWO(s.vectors, GRADIENTS)
     }
 }

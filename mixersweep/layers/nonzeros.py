@@ -123,7 +123,7 @@ def _product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias:
         return y
     y = x.new_empty(starts.numel() - 1, x.shape[1])
     tensors = starts, column_of, values, bias, x, y
-    library.mixersweep_product(*y.shape, torch.get_num_threads(), *map(address, tensors))
+    library.mixersweep_product(*y.shape, kernels.threads_for(values.numel() * x.shape[1]), *map(address, tensors))
     return y
 
 
@@ -139,7 +139,7 @@ def _gradients(
         return of_x, of_values
     of_x, of_values = torch.empty_like(x), torch.empty_like(values)
     tensors = starts, row_of, order, values, x, gradient, of_x, of_values
-    library.mixersweep_gradients(*x.shape, torch.get_num_threads(), *map(address, tensors))
+    library.mixersweep_gradients(*x.shape, kernels.threads_for(values.numel() * x.shape[1]), *map(address, tensors))
     return of_x, of_values
 
 

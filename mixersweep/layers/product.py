@@ -1,28 +1,67 @@
-"""The dense matrix product, by the fastest routine that torch has for it.
+"""The dense matrix product, by the fastest routine that torch has for it on this machine.
 
-On a CPU torch hands fp32 products to MKL, which keeps to AVX2 on processors that are not Intel's. oneDNN, which torch
-brings too, takes the widest instructions that there are: on a Zen 5 core it is 1.5 to 2.4 times as fast, and a layer
-of it forward and backward 1.3 to 1.5 times (``mixersweep bench layers``: ``product_vs_mm``). Elsewhere these are
-torch's own products, and of a pack's runs on a GPU those of ``batched.py``.
+On a CPU torch hands fp32 products to MKL, and brings oneDNN too. MKL keeps to AVX2 on processors that are not Intel's;
+where such a processor has AVX-512 at its full width, oneDNN takes 0.4 to 0.7 of MKL's time. Everywhere else it takes
+as long or longer: on two threads of an AVX2 processor the gradient of a shared weight two to three times as long. Hence
+the rule of ``fastest``: nothing is timed, so that a machine that is busy computes the same numbers as one that is not.
+Which routine it was is a fact of a run's environment, for its last digits differ, and a resumed run keeps it (``use``).
+``mixersweep bench layers`` compares both: ``product_vs_mm``, ``onednn_vs_mm``.
+
+Elsewhere these are torch's own products, and of a pack's runs those of ``batched.py``.
 """
 
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from mixersweep import processor
 from mixersweep.layers.batched import products
 from mixersweep.layers.pack import is_packed, stacked
 
-ENOUGH = 2**22
-"""Multiply-adds from which oneDNN's speed is worth its calls."""
+Routine = Literal["onednn", "torch"]
 
-ENOUGH_OF_ROWS = 2**24
-"""The same where the gradient of a weight is summed over many rows; with one thread MKL is as fast in that."""
+ENOUGH = 2**24
+"""Multiply-adds from which oneDNN's speed is worth its calls: of a quarter of that, MKL has a layer done sooner."""
+
+FULL_WIDTH = {"AuthenticAMD": 26}
+"""Of each vendor but Intel the first family whose arithmetic is as wide as AVX-512: AMD's Zen 5.
+
+Zen 4 does it in two halves, at AVX2's rate. Nobody has timed it there, so it keeps torch's own.
+"""
+
+
+def fastest() -> Routine:
+    """The routine for this machine: oneDNN's where its vectors are wider than MKL's, else torch's own."""
+    vendor, family = processor.vendor_and_family(processor.CPUINFO)
+    is_full = family >= FULL_WIDTH.get(vendor, family + 1)
+    has_both = is_available() and torch.backends.mkl.is_available()
+    is_wider = is_full and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "onednn" if has_both and is_wider else "torch"
+
+
+def is_available() -> bool:
+    """Whether this torch has oneDNN's products for this processor."""
+    return platform.machine() in ("x86_64", "AMD64") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def use(wanted: Routine | None = None) -> Routine:
+    """Multiply by this routine from now on, without one by the ``fastest``; returns what it came to."""
+    global _routine
+    _routine = "torch" if wanted == "onednn" and not is_available() else wanted or fastest()
+    return _routine
+
+
+def routine() -> Routine:
+    """What is in use."""
+    return _routine
+
+
+_routine: Routine = fastest()
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -38,9 +77,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + bias: (..., k), (m, k) and (m,) to (..., m), which is ``F.linear``."""
     if is_packed():
         return stacked(_linears, x, weight, bias)
-    rows, columns = x.reshape(-1, x.shape[-1]), weight.t()
-    if _is_onednns(rows, columns):
-        return _biased(rows, columns, bias).view(*x.shape[:-1], -1)
+    if _routine == "onednn":
+        rows, columns = x.reshape(-1, x.shape[-1]), weight.t()
+        if _is_onednns(rows, columns):
+            return _biased(rows, columns, bias).view(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
 
 
@@ -90,14 +130,15 @@ class _Product(torch.autograd.Function):
 
 
 def _is_onednns(a: Tensor, b: Tensor) -> bool:
-    """Whether oneDNN's routine is there, and faster."""
-    (n, k), m = a.shape, b.shape[1]
-    work = n * k * m
-    if work < ENOUGH or not (a.is_cpu and b.is_cpu and a.dtype == b.dtype == torch.float32 and _AVAILABLE):
+    """Whether oneDNN's routine is in use, and worth its call for these."""
+    if _routine != "onednn":
         return False
-    several = torch.compiler.is_compiling() or torch.get_num_threads() > 1  # the compiler cannot ask
-    enough = not _is_sum_of_rows(a, b) or (work >= ENOUGH_OF_ROWS and several)
-    return enough and not torch.is_autocast_enabled("cpu")
+    (n, k), m = a.shape, b.shape[1]
+    if n * k * m < ENOUGH or not (a.is_cpu and b.is_cpu and a.dtype == b.dtype == torch.float32):
+        return False
+    # With one thread MKL is as fast in the gradient of a shared weight. The compiler cannot ask how many there are.
+    several = torch.compiler.is_compiling() or torch.get_num_threads() > 1
+    return (several or not _is_sum_of_rows(a, b)) and not torch.is_autocast_enabled("cpu")
 
 
 def _is_sum_of_rows(a: Tensor, b: Tensor) -> bool:
@@ -109,13 +150,22 @@ def _is_sum_of_rows(a: Tensor, b: Tensor) -> bool:
 def _onednn(a: Tensor, b: Tensor, row: torch.Tensor | None) -> Tensor:
     """a b + row, as a linear layer of the weight bᵀ (m, k), or as the gradient of a convolution's kernel of 1 x 1."""
     if not _is_sum_of_rows(a, b):
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(a.contiguous(), _dense(b.t()), row, "none", [], "")
-        return y
+        (n, k), m = a.shape, b.shape[1]
+        if a.stride(1) != 1 and n * k > (n + k) * m:  # then bᵀ and the result are copied, which are smaller
+            y: Tensor = _layer(b.t(), a).t().contiguous()
+            return y if row is None else y + row
+        return _layer(a, b.t(), row)
     images, gradient = (x.contiguous().view(1, len(x), 1, -1).permute(0, 3, 1, 2) for x in (b, a.t()))
     kernel = b.new_empty(len(a), b.shape[1], 1, 1)
     sizes = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False])
     y = torch.ops.aten.convolution_backward(gradient, images, kernel, None, *sizes)[1][:, :, 0, 0]
     return y.contiguous() if row is None else y + row
+
+
+def _layer(x: Tensor, weight: Tensor, row: Tensor | None = None) -> Tensor:
+    """x weightᵀ + row, which copies an x that is not in rows."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), _dense(weight), row, "none", [], "")
+    return y
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -125,5 +175,3 @@ def _dense(x: Tensor) -> Tensor:
 
 _opaque_onednn = torch.library.custom_op("mixersweep::onednn_product", _onednn, mutates_args=())
 _opaque_onednn.register_fake(lambda a, b, _row: a.new_empty(a.shape[0], b.shape[1]))
-
-_AVAILABLE = platform.machine() in ("x86_64", "AMD64") and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -35,7 +35,7 @@ INLINE void tile_to(const int64_t images, const int64_t width, int64_t batch, in
             y[b * columns + c] = tile[c][b];
 }
 
-/* Whole tiles have sizes that the compiler knows. */
+/* Whole tiles have sizes that the compiler knows, and those of narrow tables at least one. */
 #define FOR_EACH_TILE(TURN, X, Y) \
     _Pragma("omp parallel for collapse(2) schedule(static) num_threads(threads)") \
     for (int64_t r = 0; r < rows; r++) \
@@ -46,6 +46,8 @@ INLINE void tile_to(const int64_t images, const int64_t width, int64_t batch, in
                 const int64_t *at = place + r * columns + c; \
                 if (images == TILE && width == TILE) \
                     TURN(TILE, TILE, batch, columns, at, X, Y); \
+                else if (images == TILE) \
+                    TURN(TILE, width, batch, columns, at, X, Y); \
                 else \
                     TURN(images, width, batch, columns, at, X, Y); \
             }

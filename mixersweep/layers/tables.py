@@ -84,22 +84,32 @@ def _to_tables(x_rmb: Tensor, place: Tensor, feature_at: Tensor, rows: int) -> T
 def _from_table(x_rbc: Tensor, place: Tensor, feature_at: Tensor) -> Tensor:
     library = _library_for(x_rbc)
     if library is None:
-        return x_rbc.transpose(1, 2).flatten(0, 1).index_select(0, feature_at)
+        return torch_from_table(x_rbc, feature_at)
     rows, batch, columns = x_rbc.shape
     y = x_rbc.new_empty(rows * columns, batch)
     tensors = place, x_rbc.contiguous(), y
-    library.mixersweep_from_table(rows, batch, columns, torch.get_num_threads(), *map(address, tensors))
+    library.mixersweep_from_table(rows, batch, columns, kernels.threads_for(y.numel()), *map(address, tensors))
     return y
 
 
 def _to_table(x: Tensor, place: Tensor, rows: int) -> Tensor:
     library, batch = _library_for(x), x.shape[1]
     if library is None:
-        return x.index_select(0, place).view(rows, -1, batch).transpose(1, 2).contiguous()
+        return torch_to_table(x, place, rows)
     y_rbc = x.new_empty(rows, batch, x.shape[0] // rows)
     tensors = place, x.contiguous(), y_rbc
-    library.mixersweep_to_table(*y_rbc.shape, torch.get_num_threads(), *map(address, tensors))
+    library.mixersweep_to_table(*y_rbc.shape, kernels.threads_for(x.numel()), *map(address, tensors))
     return y_rbc
+
+
+def torch_from_table(x_rbc: Tensor, feature_at: Tensor) -> Tensor:
+    """``from_table`` by torch's operations."""
+    return x_rbc.transpose(1, 2).flatten(0, 1).index_select(0, feature_at)
+
+
+def torch_to_table(x: Tensor, place: Tensor, rows: int) -> Tensor:
+    """``to_table`` by torch's operations."""
+    return x.index_select(0, place).view(rows, -1, x.shape[1]).transpose(1, 2).contiguous()
 
 
 # A compiler sees them as they are: fused with what is before or after, they would move single numbers.

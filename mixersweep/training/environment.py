@@ -20,7 +20,7 @@ import torch
 from mixersweep import processor
 from mixersweep.config import Config
 from mixersweep.errors import UserError
-from mixersweep.layers import nonzeros
+from mixersweep.layers import nonzeros, product
 
 
 def choose_device(name: str) -> torch.device:
@@ -106,6 +106,7 @@ def describe_environment(
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "engine": engine,
+        "products": product.routine() if _multiplies(device.type, engine) else None,
         "compile": bool(config and config.compile),
         "storage": storage,
         "sparse_kernels": nonzeros.whose(device) if storage != "dense" else None,
@@ -114,6 +115,23 @@ def describe_environment(
         "world_size": world_size,
         "torch": str(torch.__version__),
     }
+
+
+def as_recorded_today(environment: dict[str, Any]) -> dict[str, Any]:
+    """The environment that a run began in, with what was not recorded then; nothing of a run that has not begun."""
+    if not environment:
+        return {}
+    whole = {"engine": "eager", **environment}
+    if "products" not in whole:  # oneDNN's, wherever it was to be had
+        before: product.Routine = "onednn" if product.is_available() else "torch"
+        on_cpu = _multiplies("cpu" if whole["device_kind"] == "cpu" else "cuda", whole["engine"])
+        whole["products"] = before if on_cpu else None
+    return whole
+
+
+def _multiplies(device_type: str, engine: str) -> bool:
+    """Whether dense products are those of ``layers/product.py``: a GPU's, and those of a pack, are batched."""
+    return device_type == "cpu" and engine == "eager"
 
 
 def versions() -> dict[str, str]:

@@ -21,6 +21,7 @@ import numpy as np
 from mixersweep.data.splits import Splits, open_splits, share_splits
 from mixersweep.data.stream import choose_workers
 from mixersweep.errors import MixersweepError, RunDiverged, RunFailed, RunHeld, RunStopped, UserError
+from mixersweep.layers import product
 from mixersweep.layers.nonzeros import why_not_own
 from mixersweep.runs import RunDirectory, completed
 from mixersweep.runs.files import written_whole
@@ -29,6 +30,7 @@ from mixersweep.training.checkpoint import load_checkpoint, previous
 from mixersweep.training.divergence import diverged, find_in_evaluation, find_offence
 from mixersweep.training.engine import Eager, Engine
 from mixersweep.training.environment import (
+    as_recorded_today,
     choose_device,
     describe_environment,
     git_commit,
@@ -163,10 +165,11 @@ class Training:
         self.places = {id(member): place for place, member in enumerate(members)}
         self.config = config = members[0].config
         self.git_commit = git_commit()  # of the code that is loaded, whatever becomes of the checkout meanwhile
-        before = members[0].kept.environment if members[0].kept else {}
+        before = as_recorded_today(members[0].kept.environment if members[0].kept else {})
         self.device = choose_device(world.device(config.device))
         keep_freed_memory()
         threads = set_threads(config, before.get("threads"))
+        product.use(before.get("products"))
         set_up_torch(config, self.device, report)
         self.splits: list[Splits] = []
         self.engine = self._engine(before.get("storage", getattr(config.model, "storage", "auto")))
@@ -399,7 +402,7 @@ class Training:
         self.report(f"going on after epoch {self.epoch} of {self.config.epochs}{inside}")
         differs = False
         for member in self.members:
-            before = {"engine": "eager", **member.state.environment}
+            before = as_recorded_today(member.state.environment)
             if {name: value for name, value in before.items() if name != "mixed_environment"} != self.environment:
                 member.state.environment = {**self.environment, "mixed_environment": True}
                 differs = True

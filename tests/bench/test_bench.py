@@ -7,10 +7,13 @@ import sys
 import pytest
 import torch
 
-from mixersweep.bench import SUITES, Case, harness, measure
-from mixersweep.bench.harness import peak_bytes
-from mixersweep.bench.layers import MaskedDense, Nonzeros, SparseLayer, TimmBlock, gemm
+from mixersweep.bench import SUITES, Case, harness, measure, verdict
+from mixersweep.bench.harness import interval, peak_bytes
+from mixersweep.bench.layers import DenseLayer, LeftProduct, MaskedDense, Nonzeros, SparseLayer, Table, TimmBlock, gemm
 from mixersweep.bench.step import Step
+from mixersweep.cli import main
+from mixersweep.cli.bench import said
+from mixersweep.layers import product
 
 CPU = torch.device("cpu")
 
@@ -62,6 +65,83 @@ def test_a_ratio_is_the_references_time_over_the_subjects(monkeypatch: pytest.Mo
     assert "subject_peak_bytes" not in record
 
 
+def test_what_is_brief_is_repeated_more_often_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(harness, "time", clock)
+
+    def steady(seconds: float) -> object:
+        def run() -> None:
+            clock.now += seconds
+
+        return lambda device: run
+
+    record = measure(Case("test", {}, steady(0.0001), steady(0.00005)), CPU)
+    assert (record["repetitions"], record["ratio"]) == (harness.MOST, pytest.approx(0.5))
+    assert record["ratio_low"] == pytest.approx(0.5) == record["ratio_high"]
+    record = measure(Case("test", {}, steady(0.004), steady(0.004)), CPU)
+    assert record["repetitions"] == 32, "2 x 2 x 4 ms each, up to half a second"
+
+
+def test_an_interval_of_the_median_is_as_sure_as_it_says() -> None:
+    """Of ten numbers the second and the ninth: outside is the median with probability 2 (1 + 10) / 2^10 = .021."""
+    assert interval([float(x) for x in (7, 3, 9, 1, 10, 5, 2, 8, 6, 4)]) == (2, 9)
+    assert interval([3.0, 1.0, 2.0]) == (1, 3)
+    assert interval([1.0]) == (1, 1)
+    draws = torch.rand(2000, 21, generator=torch.Generator().manual_seed(0)).tolist()
+    inside = sum(low <= 0.5 <= high for low, high in map(interval, draws)) / 2000
+    assert 0.95 - 3 * (0.05 * 0.95 / 2000) ** 0.5 <= inside < 0.99
+
+
+def compared(ratio: float, low: float, high: float, *, torchs_own: bool = True) -> dict[str, object]:
+    sizes = {"width": 8, "batch_size": 4}
+    return {"benchmark": "t", **sizes, "ratio": ratio, "ratio_low": low, "ratio_high": high, "torchs_own": torchs_own}
+
+
+def test_a_path_is_slower_than_torchs_own_only_if_noise_cannot_be_why() -> None:
+    fine, slow, noisy = compared(0.97, 0.9, 0.94), compared(0.5, 0.4, 0.6), compared(0.8, 0.3, 1.2)
+    other = compared(0.1, 0.1, 0.1, torchs_own=False)
+    assert verdict([other]) is None
+    found = verdict([fine, slow, noisy, other])
+    assert found is not None
+    assert (found["compared"], found["slower"], found["unsure"], found["lowest_ratio"]) == (3, [slow], [noisy], 0.5)
+    assert said(found) == (
+        "torch's own is faster in 1 of 3 paths (lowest 0.5x); t width=8 batch_size=4 0.5x (0.4 to 0.6); "
+        "cannot tell, the machine is too busy: t width=8 batch_size=4 0.8x (0.3 to 1.2)"
+    )
+    assert said(verdict([fine]) or {}) == "torch's own is faster in none of 1 paths (lowest 0.97x)"
+
+
+def test_every_way_of_our_own_is_compared_with_torchs() -> None:
+    names = {case.benchmark for case in SUITES["layers"](False) if case.torchs_own}
+    assert names == {
+        *("product_vs_mm", "left_product_vs_mm", "sparse_product_vs_torch", "sparse_gradients_vs_torch"),
+        *("permuted_to_features_vs_torch", "permuted_to_table_vs_torch"),
+    }
+
+
+@pytest.mark.parametrize("routine", ["onednn", "torch"])
+def test_a_layer_by_a_routine_leaves_the_one_in_use(routine: product.Routine, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    monkeypatch.setattr(product, "_routine", "torch")
+    monkeypatch.setattr(product, "is_available", lambda: True)
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        used.append(product.routine())
+        return torch.nn.functional.linear(x, weight, bias)
+
+    DenseLayer(8, 4, linear, routine)(CPU)()
+    assert (used, product.routine()) == ([routine], "torch")
+
+
+@pytest.mark.parametrize("to", ["features", "table"])
+def test_permuted_tables_are_the_same_whoever_moves_them(to: str) -> None:
+    found = []
+    for by in ("own", "torch"):
+        torch.manual_seed(0)
+        found.append(Table(6, 5, to, by)(CPU)())
+    assert torch.equal(*found)
+
+
 def test_what_takes_long_is_repeated_less_and_not_warmed_up_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(harness, "time", clock)
@@ -80,7 +160,15 @@ def test_peak_memory_is_that_of_the_thing_measured() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [gemm, SparseLayer(64, 256, "sparse"), SparseLayer(64, 256, "dense"), MaskedDense(64, 256), TimmBlock(9, 6, False)],
+    [
+        gemm,
+        SparseLayer(64, 256, "sparse"),
+        SparseLayer(64, 256, "dense"),
+        MaskedDense(64, 256),
+        TimmBlock(9, 6, False),
+        DenseLayer(8, 4, product.linear),
+        LeftProduct(8, 4, product.product),
+    ],
 )
 def test_what_is_measured_does_the_same_work_again_and_again(make: object) -> None:
     run = make(CPU)
@@ -135,3 +223,19 @@ def test_json_is_one_object_a_line_and_nothing_else(tmp_path: object) -> None:
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     assert json.loads(line)["benchmark"] == "t"
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_last_line_says_whether_torchs_own_is_faster(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = Case("t", {"model": "x", "width": 8, "batch_size": 4}, gemm, gemm, torchs_own=True)
+    monkeypatch.setitem(SUITES, "layers", lambda everything: [case])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    assert main(["bench", "layers", "--device", "cpu", *(["--json"] if as_json else [])]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    if as_json:
+        assert (json.loads(first)["benchmark"], json.loads(last)["benchmark"]) == ("t", "slower_than_torch")
+        assert json.loads(last)["compared"] == 1
+    else:
+        assert first.split()[1] == "t" and last.startswith("torch's own is faster in ")

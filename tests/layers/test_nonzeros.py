@@ -54,7 +54,7 @@ def products(layer: SparseWeights, x: Tensor, gradient: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("batch", [1, 7, 8, 9, 15, 16, 17, 31, 32, 47, 100, 128, 129, 250, 260])
+@pytest.mark.parametrize("batch", [1, 7, 8, 9, 15, 16, 17, 31, 32, 47, 50, 70, 88, 100, 128, 129, 250, 260])
 @pytest.mark.usefixtures("whose")
 def test_every_number_is_that_of_the_dense_matrix(size: str, batch: int) -> None:
     layer = layer_of(size)
@@ -106,7 +106,30 @@ def test_what_ours_take_they_do_take() -> None:
 
 
 @needs_own
-def test_the_threads_change_no_bit() -> None:
+@pytest.mark.parametrize("batch", [17, 33, 50, 70, 88, 100, 130, 144, 250])
+def test_a_product_has_the_same_bits_wherever_in_a_batch_it_is(batch: int) -> None:
+    layer = layer_of("tall")
+    torch.nn.init.normal_(layer.weight, generator=seeded(3))
+    x = torch.randn(layer.in_width, batch, generator=seeded(1))
+    structure, values = layer.structure, layer.weight.detach()
+    whole = structure.product(values, x, layer.bias.detach())
+    for first in range(batch - 15):
+        assert torch.equal(
+            whole[:, first : first + 16], structure.product(values, x[:, first : first + 16], layer.bias.detach())
+        )
+
+
+@pytest.mark.parametrize(
+    ("numbers", "threads"), [(0, 1), (2**15 - 1, 1), (2**16 - 1, 1), (2**16, 2), (3 * 2**15, 3), (2**30, 3)]
+)
+def test_few_numbers_get_few_threads(numbers: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert kernels.threads_for(numbers) == threads
+
+
+@needs_own
+def test_the_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "GRAIN", 1)
     layer = layer_of("tall")
     x, gradient = torch.randn(40, 75, generator=seeded(1)), torch.randn(190, 75, generator=seeded(2))
     torch.nn.init.normal_(layer.weight, generator=seeded(3))

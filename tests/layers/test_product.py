@@ -1,23 +1,32 @@
-"""The product by oneDNN against the plain one in float64: values, gradients, layouts, and where it is not used.
+"""The product by either routine against the plain one in float64: values, gradients, layouts, and where each is used.
 
-Of whole numbers, whose sums fp32 has exactly in any order: every digit is compared.
+Mostly of whole numbers, whose sums fp32 has exactly in any order: every digit is compared.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 import mixersweep.layers.product as module
+from mixersweep import processor
 from mixersweep.layers.product import linear, product
 from tests.layers.test_nonzeros import whole_numbers
 
-needs_onednn = pytest.mark.skipif(not module._AVAILABLE, reason="this torch has no oneDNN for this processor")
+needs_onednn = pytest.mark.skipif(not module.is_available(), reason="this torch has no oneDNN for this processor")
 
-SHAPES = {"tall": (5000, 33, 29), "wide": (31, 66, 4099), "deep": (37, 9001, 41), "square": (301, 303, 305)}
+SHAPES = {
+    "tall": (5000, 33, 29),
+    "wide": (31, 66, 4099),
+    "deep": (37, 9001, 41),
+    "square": (301, 303, 305),
+    "few": (203, 209, 31),
+}
 
 
 def matrix(rows: int, columns: int, layout: str, seed: int) -> Tensor:
@@ -30,7 +39,7 @@ def matrix(rows: int, columns: int, layout: str, seed: int) -> Tensor:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of what oneDNN is given, call by call; everything is enough."""
+    """The shapes of what oneDNN is given, call by call; it is in use, and everything is enough."""
     found: list[tuple[int, ...]] = []
     original = module._onednn
 
@@ -38,9 +47,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         found.append((*a.shape, b.shape[1]))
         return original(a, b, row)
 
+    monkeypatch.setattr(module, "_routine", "onednn")
     monkeypatch.setattr(module, "_onednn", counted)
     monkeypatch.setattr(module, "ENOUGH", 1)
-    monkeypatch.setattr(module, "ENOUGH_OF_ROWS", 1)
     return found
 
 
@@ -132,6 +141,81 @@ def test_with_one_thread_a_gradient_that_is_summed_over_many_rows_is_torchs_own(
     x, weight = torch.randn(4096, 32).requires_grad_(), torch.randn(16, 32).requires_grad_()
     linear(x, weight).backward(torch.ones(4096, 16))
     assert sorted(calls) == [(16, 4096, 32)] * (threads == 2) + [(4096, 16, 32), (4096, 32, 16)]
+
+
+@pytest.mark.parametrize("layouts", [("rows", "rows"), ("rows", "columns"), ("columns", "rows")])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("routine", ["onednn", "torch"])
+def test_either_routine_rounds_no_more_than_sums_in_fp32_do(
+    routine: module.Routine,
+    shape: str,
+    layouts: tuple[str, str],
+    calls: list[tuple[int, ...]],
+    two_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sum of k products in any order is off by k u / (1 - k u) times that of their sizes at most (Higham, 3.5)."""
+    del two_threads
+    monkeypatch.setattr(module, "_routine", routine)
+    n, k, m = SHAPES[shape]
+    draw = torch.Generator().manual_seed(0)
+    a, b, gradient, bias = (torch.randn(*size, generator=draw) for size in ((n, k), (k, m), (n, m), (n, 1)))
+    a, b = (x.t().contiguous().t() if layout == "columns" else x for x, layout in zip((a, b), layouts, strict=True))
+    inputs = [x.requires_grad_() for x in (a, b, bias)]
+    found = product(*inputs)
+    gradients = torch.autograd.grad(found, inputs, gradient)
+    x, y, g, c = (tensor.detach().double() for tensor in (a, b, gradient, bias))
+    ones = g.new_ones(m, 1)
+    expected = [(x @ y + c, x.abs() @ y.abs() + c.abs(), k + 1), (g @ y.T, g.abs() @ y.T.abs(), m)]
+    expected += [(x.T @ g, x.T.abs() @ g.abs(), n), (g @ ones, g.abs() @ ones, m)]
+    for one, (exact, sizes, terms) in zip((found, *gradients), expected, strict=True):
+        rounding = terms * torch.finfo(torch.float32).eps / 2
+        assert bool(((one.double() - exact).abs() <= rounding / (1 - rounding) * sizes).all()), one.shape
+    assert len(calls) == (3 if routine == "onednn" and module.is_available() else 0)
+
+
+ZEN_5 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t: 2\n\nprocessor\t: 1\n"
+MACHINES = {
+    "Zen 5": (ZEN_5, "AVX512", "onednn"),
+    "Zen 5, told to keep to AVX2": (ZEN_5, "AVX2", "torch"),
+    "Zen 4": (ZEN_5.replace("26", "25"), "AVX512", "torch"),
+    "Zen 3": (ZEN_5.replace("26", "25"), "AVX2", "torch"),
+    "Intel with AVX-512": (ZEN_5.replace("AuthenticAMD", "GenuineIntel").replace("26", "6"), "AVX512", "torch"),
+    "Intel of family 26": (ZEN_5.replace("AuthenticAMD", "GenuineIntel"), "AVX512", "torch"),
+    "Intel with AVX2": (ZEN_5.replace("AuthenticAMD", "GenuineIntel").replace("26", "6"), "AVX2", "torch"),
+    "of no known vendor": (ZEN_5.replace("AuthenticAMD", "CentaurHauls"), "AVX512", "torch"),
+    "Arm": ("processor\t: 0\nFeatures\t: fp asimd sve bf16\n", "SVE256", "torch"),
+    "odd": ("vendor_id\t: AuthenticAMD\ncpu family\t: unknown\n", "AVX512", "torch"),
+    "silent": (None, "AVX512", "torch"),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_routine_is_the_one_for_the_machine(machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, capability, expected = MACHINES[machine]
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(module, "is_available", lambda: "Arm" not in machine)
+    assert module.fastest() == expected
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert module.fastest() == "torch"
+
+
+def test_a_routine_is_used_until_another_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_routine", "torch")  # put back at the end
+    monkeypatch.setattr(module, "fastest", lambda: "torch")
+    monkeypatch.setattr(module, "is_available", lambda: True)
+    assert [module.use("onednn"), module.routine(), module.use(), module.routine()] == ["onednn"] * 2 + ["torch"] * 2
+    monkeypatch.setattr(module, "is_available", lambda: False)
+    assert [module.use("onednn"), module.routine()] == ["torch"] * 2
+
+
+def test_on_another_kind_of_processor_there_is_no_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert not module.is_available()
 
 
 @needs_onednn

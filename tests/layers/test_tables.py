@@ -57,6 +57,18 @@ def test_each_feature_is_in_its_place_and_so_is_each_gradient(shape: tuple[int, 
     assert torch.equal(of_y, upstream)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.usefixtures("whose")
+def test_several_threads_move_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "GRAIN", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    place, feature_at = places(5 * 48)
+    x_rbc = numbers(5, 33, 48)
+    y = from_table(x_rbc, place, feature_at)
+    assert torch.equal(y[place], x_rbc.transpose(1, 2).flatten(0, 1))
+    assert torch.equal(to_table(y, place, feature_at, 5), x_rbc)
+
+
 @pytest.mark.usefixtures("whose")
 def test_views_are_taken_as_what_they_show() -> None:
     place, feature_at = places(35)

@@ -11,10 +11,12 @@ import torch
 
 from mixersweep.compose import config_of
 from mixersweep.errors import RunStopped, UserError
+from mixersweep.layers import product
 from mixersweep.models import build
 from mixersweep.runs import RunDirectory, same_experiment_same_numbers, solve
 from mixersweep.training.checkpoint import load_checkpoint
 from mixersweep.training.environment import (
+    as_recorded_today,
     choose_device,
     choose_threads,
     describe_environment,
@@ -28,7 +30,7 @@ from mixersweep.training.parallel import World
 from mixersweep.training.progress import TrainingProgress
 from mixersweep.training.schedule import learning_rate
 from mixersweep.training.signals import StopSignals
-from tests.training.small import StopAfter
+from tests.training.small import StopAfter, assert_identical, finished
 
 SMALL = ["connections=1000", "depth=1", "epochs=3", "batch_size=600", "threads=1", "tracking=none"]
 
@@ -252,3 +254,61 @@ def test_a_resumed_run_keeps_its_threads_and_says_where_the_environment_differs(
     assert environment["threads"] == 1
     assert environment["mixed_environment"] is True
     assert any("differs" in text for text in said)
+
+
+@pytest.mark.skipif(not product.is_available(), reason="this torch has no oneDNN for this processor")
+@pytest.mark.parametrize("began", ["onednn", "torch"])
+def test_a_resumed_run_multiplies_as_it_began(
+    began: product.Routine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the machine would now choose another routine, its numbers are bit for bit those of one undisturbed."""
+    monkeypatch.setattr(product, "_routine", "torch")  # put back at the end
+    monkeypatch.setattr(product, "ENOUGH", 1)
+    runs = {}
+    for routine in ("onednn", "torch"):
+        monkeypatch.setattr(product, "fastest", lambda routine=routine: routine)
+        runs[routine] = finished(directory(tmp_path / routine, "model=mixer"))
+        assert (runs[routine].result() or {})["environment"]["products"] == routine
+    assert not same_experiment_same_numbers(runs["onednn"].result() or {}, runs["torch"].result() or {})
+    (other,) = set(runs) - {began}
+    monkeypatch.setattr(product, "fastest", lambda: began)
+    made = directory(tmp_path / "parts", "model=mixer")
+    with pytest.raises(RunStopped):
+        train(made, StopAfter(20), lambda text: None)
+    monkeypatch.setattr(product, "fastest", lambda: other)
+    assert_identical(finished(made), runs[began])
+    environment = (made.result() or {})["environment"]
+    assert environment["products"] == began and "mixed_environment" not in environment
+
+
+def test_a_resumed_run_whose_routine_is_not_there_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "_routine", "torch")  # put back at the end
+    made = directory(tmp_path, "model=mixer")
+    with pytest.raises(RunStopped):
+        train(made, StopAfter(20), lambda text: None)
+    checkpoint = load_checkpoint(made.checkpoint, made.run.fingerprint)
+    assert checkpoint is not None
+    checkpoint.environment["products"] = "onednn"
+    checkpoint.save(made.checkpoint)
+    monkeypatch.setattr(product, "is_available", lambda: False)
+    environment = (finished(made).result() or {})["environment"]
+    assert (environment["products"], environment["mixed_environment"]) == ("torch", True)
+
+
+@pytest.mark.parametrize("is_available", [True, False])
+def test_what_an_environment_did_not_record_was_onednns_product(
+    is_available: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "is_available", lambda: is_available)
+    cpu, packed, gpu = ({"device_kind": kind} for kind in ("cpu", "cpu", "NVIDIA H100"))
+    packed["engine"] = "packed"
+    before = ["onednn" if is_available else "torch", None, None]
+    assert [as_recorded_today(each)["products"] for each in (cpu, packed, gpu)] == before
+    assert as_recorded_today({**cpu, "products": "torch"})["products"] == "torch"
+    assert as_recorded_today({}) == {}
+
+
+def test_where_products_are_batched_no_routine_is_recorded() -> None:
+    for device, engine, recorded in [("cpu", "eager", True), ("cpu", "packed", False)]:
+        described = describe_environment(torch.device(device), 1, "dense", engine=engine)
+        assert described["products"] == (product.routine() if recorded else None)
