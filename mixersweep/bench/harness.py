@@ -153,7 +153,9 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
     with torch.cuda.graph(graph):
         results = run()
 
-    def replay() -> object:
+    def replay(reads: object = run) -> object:
+        """The graph reads the tensors of ``run`` where they lie, so they have to stay: with this function."""
+        del reads
         graph.replay()
         return results
 

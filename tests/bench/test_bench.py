@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mixersweep.bench import SUITES, Case, harness, measure, verdict
-from mixersweep.bench.harness import interval, peak_bytes
+from mixersweep.bench.harness import captured, interval, peak_bytes
 from mixersweep.bench.layers import DenseLayer, LeftProduct, MaskedDense, Nonzeros, SparseLayer, Table, TimmBlock, gemm
 from mixersweep.bench.step import Step
 from mixersweep.cli import main
@@ -239,3 +239,17 @@ def test_the_last_line_says_whether_torchs_own_is_faster(
         assert json.loads(last)["compared"] == 1
     else:
         assert first.split()[1] == "t" and last.startswith("torch's own is faster in ")
+
+
+@pytest.mark.gpu
+def test_what_a_graph_reads_stays_with_it() -> None:
+    """Here memory that is free is written over at once."""
+    device = torch.device("cuda")
+    x = torch.arange(1000.0, device=device)
+    replay = captured(lambda x=x: x + 1, device)
+    expected = x + 1
+    del x
+    torch.cuda.empty_cache()
+    for _ in range(4):
+        torch.full((1000,), float("nan"), device=device)
+    assert torch.equal(replay(), expected)

@@ -22,10 +22,11 @@ def test_runs_that_share_a_gpu_have_a_daemon_while_they_run_and_the_numbers_that
     sweep = ["train", "-m", "model=pk", "connections=1000", "seed=0,1", *settings]
     sharing = ["hydra.launcher.gpus=1", "hydra.launcher.runs_per_gpu=2", "hydra.launcher.pack=1"]
     said = {}
-    for name in ("true", "false"):
-        done = run(tmp_path, *sweep, *sharing, f"hydra.launcher.mps={name}", f"runs_dir={name}")
+    for name, wanted in (("with", "true"), ("without", "false")):
+        done = run(tmp_path, *sweep, *sharing, f"hydra.launcher.mps={wanted}", f"runs_dir={name}")
         assert done.returncode == 0, done.stderr
         said[name] = "by an MPS daemon of their own" in done.stderr
-    assert said == {"true": True, "false": False}
-    assert numbers(tmp_path / "true") == numbers(tmp_path / "false")
+    assert said == {"with": True, "without": False}
+    assert len(numbers(tmp_path / "with")) == 2
+    assert numbers(tmp_path / "with") == numbers(tmp_path / "without")
     assert mps.CONTROL not in {process.name() for process in psutil.process_iter()}
