@@ -19,6 +19,7 @@ from mixersweep.report.table import DERIVED, Row, Table, collect, write_csv, wri
 from mixersweep.report.text import counted, latex, markdown
 from mixersweep.runs.files import write_json, write_text
 from mixersweep.runs.listing import names
+from mixersweep.runs.state import State
 from mixersweep.runs.where import parse_where
 
 NEEDED = ("matplotlib", "scipy", "pyarrow")
@@ -79,8 +80,8 @@ def build(
     condition = None if where is None else parse_where(where, [*names(), *DERIVED])
     table = collect(runs_dirs, condition, where or "")
     named = named_by(table.rows, by)
-    completed = [row for row in named if row["state"] == "completed"]
-    others = [row for row in named if row["state"] != "completed"]
+    completed = [row for row in named if row["state"] == State.COMPLETED]
+    others = [row for row in named if row["state"] != State.COMPLETED]
     all_statistics = statistics(comparisons(completed, others))
     columns = table.columns
     tables: dict[str, list[Row]] = {"runs": [{n: row.get(n) for n in columns} for row in table.rows]}

@@ -12,6 +12,7 @@ import numpy as np
 from mixersweep.report import readouts, sizes
 from mixersweep.report.bootstrap import Estimate
 from mixersweep.report.recipe import Cell, Comparison, Row
+from mixersweep.runs.state import State
 
 FAN_IN = 4.0
 """The mean fan-in below which a sparse network takes part in no claim."""
@@ -112,7 +113,9 @@ def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str
         )
     if comparison.search_seeds:
         found.append(f"the seeds {', '.join(comparison.search_seeds)} chose learning rates and are in no comparison")
-    lost = [row for row in comparison.unfinished if row["state"] in ("failed", "diverged", "lost", "broken")]
+    lost = [
+        row for row in comparison.unfinished if row["state"] in (State.FAILED, State.DIVERGED, State.LOST, State.BROKEN)
+    ]
     if lost:
         said = "1 run of this comparison has" if len(lost) == 1 else f"{len(lost)} runs of this comparison have"
         found.append(f"{said} failed, diverged or been lost: the means are of those that survived")

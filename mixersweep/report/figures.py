@@ -22,6 +22,7 @@ from mixersweep.report.recipe import Comparison, Row
 from mixersweep.report.statistics import Statistics
 from mixersweep.report.style import INK, looks
 from mixersweep.report.table import curve
+from mixersweep.runs.state import State
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -211,7 +212,7 @@ class Artist:
         diverged = defaultdict(set)
         for row in comparison.unfinished:
             cell = labels.get(_network(row))
-            if cell and row["state"] == "diverged":
+            if cell and row["state"] == State.DIVERGED:
                 diverged[cell[0], row["width"]].add(row["optim.lr"])
         shown = {k: rates for k, rates in tried.items() if len(rates) + len(diverged[k] - set(rates)) > 1}
         if not shown:

@@ -23,6 +23,7 @@ from mixersweep.report.statistics import Statistics
 from mixersweep.report.style import FAINT, INK, PAPER, looks
 from mixersweep.report.table import Table
 from mixersweep.report.text import APART, counted, differs_said, residual_said, versions_said
+from mixersweep.runs.state import State
 
 SHOWN = (
     "name model width tokens channels connections density parameters depth optim.lr seed train_loss "
@@ -147,7 +148,7 @@ def _unfinished(table: Table) -> str:
         f'<td class="long">{escape(str(row["error"] or "–"))}</td></tr>'
         for row in table.others
     )
-    counts = ", ".join(f"{n} {state}" for state, n in table.states.items() if state != "completed")
+    counts = ", ".join(f"{n} {state}" for state, n in table.states.items() if state != State.COMPLETED)
     return (
         f"<h2>What failed, or is not done</h2><details{' open' if len(table.others) <= 20 else ''}>"
         f"<summary>{len(table.others)} without a result: {escape(counts)}</summary>"

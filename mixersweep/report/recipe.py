@@ -22,6 +22,7 @@ from mixersweep.config.schema import Seeds
 from mixersweep.errors import UserError
 from mixersweep.report.rates import Rates, rates_of
 from mixersweep.report.sizes import target_of
+from mixersweep.runs.state import State
 
 Row = dict[str, Any]
 Cell = tuple[str, int, str | None]
@@ -240,7 +241,7 @@ def _comparison(fixed: dict[str, Any], rows: Sequence[Row], unfinished: Sequence
         tried[_cell_of(row, labels)][row["optim.lr"]].append(row)
     diverged: dict[Cell, list[Row]] = defaultdict(list)
     for row in unfinished:
-        if row["state"] == "diverged":
+        if row["state"] == State.DIVERGED:
             diverged[_cell_of(row, labels)].append(row)
     chose = _search_seeds(tried, diverged)
     place = {label: FAMILY_ORDER.get(variant["model"], 99) for label, variant in variants.items()}

@@ -26,6 +26,7 @@ from mixersweep.runs.experiment import Experiment, experiment, version_of
 from mixersweep.runs.files import written_whole
 from mixersweep.runs.listing import Listed, listing
 from mixersweep.runs.record import KEYS
+from mixersweep.runs.state import State
 
 Row = dict[str, Any]
 
@@ -54,12 +55,12 @@ class Table:
     @property
     def completed(self) -> list[Row]:
         """The runs with a result."""
-        return [row for row in self.rows if row["state"] == "completed"]
+        return [row for row in self.rows if row["state"] == State.COMPLETED]
 
     @property
     def others(self) -> list[Row]:
         """The runs without a result."""
-        return [row for row in self.rows if row["state"] != "completed"]
+        return [row for row in self.rows if row["state"] != State.COMPLETED]
 
     @property
     def states(self) -> dict[str, int]:
@@ -87,7 +88,7 @@ def collect(places: Sequence[Path], where: Callable[[Mapping[str, Any]], bool] |
     rows = [row for listed, row in found if where is None or where({**listed.values(), **row})]
     if not rows:
         raise UserError(f"--where {said!r}: none of the {len(found)} runs in {names} is such a run")
-    rows.sort(key=lambda row: (row["name"], row["state"] != "completed", row["run_dir"]))
+    rows.sort(key=lambda row: (row["name"], row["state"] != State.COMPLETED, row["run_dir"]))
     kept: dict[str, Row] = {}
     repeated = []
     for row in rows:
