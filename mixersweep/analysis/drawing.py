@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +15,9 @@ from mixersweep.runs.files import written_whole
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["FAINT", "INK", "Look", "band", "counted", "figure", "log_axis", "look_of", "looks", "require"]
+__all__ = ["FAINT", "INK", "Look", "band", "counted", "figure", "log_axis", "look_of", "looks"]
 
 Panel = Callable[["Axes"], None]
-
-
-def require() -> None:
-    """Raise ``UserError`` naming the extra where matplotlib is missing."""
-    if find_spec("matplotlib") is None:
-        raise UserError("analyze: figures need matplotlib; pip install 'mixersweep[report]', or --no-figure")
 
 
 def figure(

@@ -39,7 +39,7 @@ def add(verbs: Any) -> None:
         verb.add_argument("places", nargs="*", metavar="RUNS", help=what).completer = completer.run_dirs
         verb.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
         verb.add_argument("--out", metavar="DIR", type=Path, help=f"where the files go (default: analysis/{name})")
-        verb.add_argument("--no-figure", action="store_true", help="numbers alone, without matplotlib")
+        verb.add_argument("--no-figure", action="store_true", help="numbers alone")
         verb.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU where there is one")
         verb.set_defaults(run=analyze, verb=name)
     made["cka"].add_argument(
@@ -73,14 +73,10 @@ def _add_coordinates(verb: argparse.ArgumentParser) -> None:
 
 def analyze(options: argparse.Namespace) -> int:
     """``analyze VERB``: the path of its JSON on stdout."""
+    import torch
+
     from mixersweep.analysis.output import folder, write
     from mixersweep.training.environment import choose_device, choose_threads, keep_freed_memory
-
-    if not options.no_figure:
-        from mixersweep.analysis.drawing import require
-
-        require()
-    import torch
 
     keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:

@@ -85,11 +85,9 @@ def sync(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """``wandb report``: the URL of the report's run on stdout."""
-    from mixersweep.report.build import NEEDED, require
     from mixersweep.runs.listing import listing
     from mixersweep.tracking.identity import Place
 
-    require(*NEEDED)
     runs_dir = options.runs_dir or completer.runs_dir()
     folder, sweep = _sweep(runs_dir, options.sweep)
     own = set(sweep["runs"])

@@ -6,7 +6,6 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from mixersweep.runs.files import write_json, write_text
 from mixersweep.runs.listing import names
 from mixersweep.runs.state import State
 from mixersweep.runs.where import parse_where
-
-NEEDED = ("matplotlib", "scipy", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,6 @@ def build(
     conditions, axes and settings that cannot be, and ``MixersweepError`` where no run is
     completed.
     """
-    require(*NEEDED)
     from mixersweep.report.axes import x_axis, y_axis
 
     x_axis(x), y_axis(y)
@@ -164,10 +160,3 @@ def plain(table: Table, all_statistics: Sequence[Statistics]) -> dict[str, Any]:
             for one in all_statistics
         ],
     }
-
-
-def require(*packages: str) -> None:
-    """Raise ``UserError`` naming the extra where one of its packages is missing."""
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise UserError(f"the report needs {', '.join(missing)}: pip install 'mixersweep[report]'")

@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 
 from mixersweep.report.axes import x_axis, y_axis
-from mixersweep.report.build import Report, require
+from mixersweep.report.build import Report
 from mixersweep.report.canvas import ticked
 from mixersweep.report.figures import Artist, NotShown
 from mixersweep.report.sheets import sheets
@@ -54,7 +54,6 @@ def show(report: Report, x: str, y: str, stream: IO[str]) -> None:
 
 def curve(report: Report, x: str, y: str, columns: int, colour: bool) -> str:
     """The main figure in characters; raises ``NotShown`` where the table does not support it."""
-    require("plotext")
     import plotext
 
     axis = x_axis(x)

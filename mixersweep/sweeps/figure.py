@@ -3,7 +3,7 @@
 A curve is the budget's own rule (``budget.rules``) without the rounding to whole sizes: at fixed connections Omega and
 expansion g (eqs 13-15),  Omega = g·C·S·(S + C) / 2,  m = C·S,  p = Omega / (g·m²), and m is largest, (Omega/g)^(2/3),
 at C = S = (Omega/g)^(1/3). With budget=parameters Pi = g·(S² + C²) / 2; with count=real and budget=flops what is really
-there. The density is always that of the square layers. Drawn with matplotlib (extra ``report``), no display needed.
+there. The density is always that of the square layers. Drawn with matplotlib, no display needed.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _root(rising: Callable[[float], float]) -> float:
 def draw(runs: Sequence[Run], path: Path) -> None:
     """Write the figure of these runs to ``path``, whose suffix says the format.
 
-    Raises ``UserError`` where matplotlib is missing, the format unknown, or no run has channels.
+    Raises ``UserError`` where the format is unknown, or no run has channels.
     """
     kind = path.suffix.lstrip(".").lower()
     if kind not in FORMATS:
@@ -117,11 +117,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     mixers = [run for run in runs if run.architecture.channels is not None and run.architecture.tokens is not None]
     if not mixers:
         raise UserError("--figure: no run of this plan has channels; plan a Mixer, such as model=s_mixer")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--figure: needs matplotlib; pip install 'mixersweep[report]'") from None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, 7.2), layout="constrained")
     FigureCanvasAgg(figure)

@@ -302,19 +302,6 @@ def test_compare_shows_what_differs(swept: Path, run: Callable[..., Printed], mo
     assert "begin so, such as" in err
 
 
-def test_a_missing_extra_is_named(swept: Path, tmp_path: Path) -> None:
-    """In a process that has no pyarrow."""
-    code = (
-        "import sys, importlib.util as u; found = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name == 'pyarrow' else found(name, *rest)\n"
-        "from mixersweep.cli import main\n"
-        f"sys.exit(main(['report', {str(swept)!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "the report needs pyarrow: pip install 'mixersweep[report]'" in done.stderr
-
-
 def test_neither_torch_nor_wandb_is_imported(small: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from mixersweep.cli import main\n"

@@ -472,16 +472,6 @@ def test_the_figure_of_fixed_parameters_and_of_many_laws(tmp_path: Path) -> None
     assert {p.name for p in tmp_path.iterdir()} == {"one.png", "many.png"}
 
 
-def test_without_matplotlib_the_figure_says_how_to_get_it(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from mixersweep.cli import main; sys.exit(main(['plan', 'model=s_mixer', '--figure', 'x.png']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "pip install 'mixersweep[report]'" in done.stderr
-
-
 def test_a_plan_is_what_train_then_does(command: Command, tmp_path: Path) -> None:
     """The names and the record of what is trained are those that the plan said."""
     arguments = ["-m", "model=s_mixer,sw_mlp", *SMALL, "epochs=1"]
