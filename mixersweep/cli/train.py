@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixersweep import completer
 from mixersweep.cli.terminal import report, told
-from mixersweep.errors import DIVERGED, DONE, FAILED, USER_MISTAKE, MixersweepError, RunFailed, RunStopped, UserError
-from mixersweep.runs.state import State
+from mixersweep.errors import DIVERGED, DONE, FAILED, USER_MISTAKE, MixersweepError, RunFailed, UserError
 
 if TYPE_CHECKING:
     from mixersweep.config import Config
@@ -56,14 +55,10 @@ def train(arguments: list[str]) -> int:
     outcomes: list[int] = []
 
     def job(config: Config, origin: Origin) -> float | None:
-        from mixersweep.config import warnings
-        from mixersweep.runs import RunDirectory, solve
-        from mixersweep.training.refusal import refuse
+        from mixersweep.runs import RunDirectory
+        from mixersweep.training.resume import check
 
-        refuse(config)
-        run = solve(config, origin)
-        for warning in warnings(config, run.architecture):
-            report(f"note: {warning}")
+        run = check(config, origin, report)
         directories: list[RunDirectory] = []
 
         def make() -> RunDirectory:
@@ -91,11 +86,9 @@ def train(arguments: list[str]) -> int:
 def _take_up(arguments: list[str], signals: StopSignals) -> int:
     """``train run_dir=DIR ...``: one run, or several that one program can train."""
     from mixersweep.runs import RunDirectory
+    from mixersweep.training.resume import frozen
 
-    for argument in arguments:
-        if not argument.startswith("run_dir="):
-            raise UserError(f"{argument}: run_dir= takes up a run as it was frozen; leave out everything else")
-    paths = [Path(argument.partition("=")[2]).expanduser().absolute() for argument in dict.fromkeys(arguments)]
+    paths = frozen(arguments)
     if len(paths) == 1:
         return _execute(lambda: RunDirectory.open(paths[0]), signals)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -109,7 +102,9 @@ def _train_pack(directories: list[RunDirectory], signals: StopSignals) -> int:
     left = [directory for directory in directories if settled[directory.path] is None]
     codes = [code for code in settled.values() if code is not None]
     if left:
-        report(_summary(left[0]) + (f"\nand {len(left) - 1} more of this program" if len(left) > 1 else ""))
+        from mixersweep.training.resume import summary
+
+        report(summary(left[0]) + (f"\nand {len(left) - 1} more of this program" if len(left) > 1 else ""))
 
         from mixersweep.training.loop import train_pack
 
@@ -169,45 +164,20 @@ def _train_along(directory: RunDirectory, signals: StopSignals, world: World) ->
 
 def _settled(directory: RunDirectory) -> int | None:
     """The exit code for a run that is not to be trained, None for one that is."""
-    status = directory.status()
-    if status.state in (State.COMPLETED, State.DIVERGED):
-        from mixersweep.tracking import replay
+    from mixersweep.training.resume import ended
 
-        replay(directory, report)
-    if status.state is State.COMPLETED:
-        report(f"already done: {directory.run.name}")
-        print(directory.path / "result.json", flush=True)
+    end = ended(directory, report)
+    if isinstance(end, Path):
+        print(end, flush=True)
         return DONE
-    if status.state is State.DIVERGED:
-        report(f"{directory.run.name}: diverged before ({status.error}); not taken up again")
-        return DIVERGED
-    if status.state is State.CANCELLED:
-        report(f"{directory.run.name}: cancelled; not taken up again")
-        return FAILED
+    if end is not None:
+        report(str(end))
+        return end.exit_code
     return None
 
 
 def _train(directory: RunDirectory, signals: StopSignals, world: World | None = None) -> int:
-    report(_summary(directory))
+    from mixersweep.training.resume import resume
 
-    from mixersweep.training.loop import train as train_run
-
-    try:
-        path = train_run(directory, signals, report, world)
-    except RunStopped as stopped:
-        done = len(directory.rows())
-        text = f"{stopped} after epoch {done} of {directory.run.config.epochs}; the same command goes on from there"
-        raise RunStopped(text, stopped.exit_code) from None
-    print(path, flush=True)
+    print(resume(directory, signals, report, world), flush=True)
     return DONE
-
-
-def _summary(directory: RunDirectory) -> str:
-    run = directory.run
-    a = run.architecture
-    shape = f"tokens={a.tokens} channels={a.channels} " if a.tokens else ""
-    return (
-        f"{run.config.model.name}: {shape}width={a.width} connections={a.connections} density={a.density:.4g} "
-        f"parameters={a.parameters:,} (stem {a.stem_parameters:,}, mixing {a.mixing_parameters:,}, "
-        f"head {a.head_parameters:,})\n{directory.path}"
-    )

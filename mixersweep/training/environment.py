@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,28 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
             report(f"deterministic=true: {operation} has no deterministic way on a GPU")
 
     warnings.showwarning = tell
+
+
+@contextlib.contextmanager
+def left_as_found() -> Iterator[None]:
+    """Within this, torch may be set up for runs; afterwards its settings, and ours, are those from before.
+
+    What cannot be taken back stays: glibc goes on keeping freed memory (``keep_freed_memory``).
+    """
+    threads, shown, routine = torch.get_num_threads(), warnings.showwarning, product.routine()
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        warnings.showwarning = shown
+        product.use(routine)
 
 
 def describe_environment(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from mixersweep.errors import INTERRUPTED, PREEMPTED, RunStopped
@@ -31,6 +34,27 @@ class StopSignals:
             signal.signal(number, self._handle)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, list(_EXIT_CODES))
         return self
+
+    @contextmanager
+    def installed(self) -> Iterator[StopSignals]:
+        """Take over the handlers for as long as the context lasts, and give them back as they were.
+
+        Another thread than the main one gets no signals: there this does nothing. A signal that came too late for what
+        was done within is raised at the end (``check``), so that it is not lost on what comes next.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.getsignal(number) for number in _EXIT_CODES}
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        try:
+            yield self.install()
+        finally:
+            for number, handler in before.items():
+                if handler is not None:  # None is one that Python did not set, and cannot set again
+                    signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        self.check()
 
     @property
     def received(self) -> int | None:

@@ -1,0 +1,86 @@
+"""A run taken up from wherever it stands, for the command and for Python alike; torch is imported when it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mixersweep.config import Config, warnings
+from mixersweep.errors import MixersweepError, RunCancelled, RunDiverged, RunStopped, UserError
+from mixersweep.runs import Origin, Run, RunDirectory, solve
+from mixersweep.runs.state import State
+from mixersweep.training.refusal import refuse
+from mixersweep.training.signals import StopSignals
+
+if TYPE_CHECKING:
+    from mixersweep.training.parallel import World
+
+Report = Callable[[str], None]
+
+
+def check(config: Config, origin: Origin, report: Report) -> Run:
+    """Solve the network of a run that is to be trained, and tell what a reader of its accuracy has to know.
+
+    Raises ``UserError`` for what cannot be trained.
+    """
+    refuse(config)
+    run = solve(config, origin)
+    for warning in warnings(config, run.architecture):
+        report(f"note: {warning}")
+    return run
+
+
+def frozen(arguments: Sequence[str]) -> list[Path]:
+    """The run directories that ``run_dir=DIR ...`` names, each once; raises ``UserError`` for what stands beside."""
+    for argument in arguments:
+        if not argument.startswith("run_dir="):
+            raise UserError(f"{argument}: run_dir= takes up a run as it was frozen; leave out everything else")
+    return [Path(argument.partition("=")[2]).expanduser().absolute() for argument in dict.fromkeys(arguments)]
+
+
+def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | None:
+    """The record of a run that is completed, or the error of one that is never taken up again; None for all others.
+
+    What its mirror has not seen of it is sent there.
+    """
+    status, name = directory.status(), directory.run.name
+    if status.state in (State.COMPLETED, State.DIVERGED):
+        from mixersweep.tracking import replay
+
+        replay(directory, report)
+    if status.state is State.COMPLETED:
+        report(f"already done: {name}")
+        return directory.path / "result.json"
+    if status.state is State.DIVERGED:
+        return RunDiverged(f"{name}: diverged before ({status.error}); not taken up again")
+    return RunCancelled(f"{name}: cancelled; not taken up again") if status.state is State.CANCELLED else None
+
+
+def resume(directory: RunDirectory, signals: StopSignals, report: Report, world: World | None = None) -> Path:
+    """Train what is left of a run and return the path of its record; raises what ends it otherwise.
+
+    A ``RunStopped`` says how far it came.
+    """
+    report(summary(directory))
+
+    from mixersweep.training.loop import train
+
+    try:
+        return train(directory, signals, report, world)
+    except RunStopped as stopped:
+        done = len(directory.rows())
+        text = f"{stopped} after epoch {done} of {directory.run.config.epochs}; the same command goes on from there"
+        raise RunStopped(text, stopped.exit_code) from None
+
+
+def summary(directory: RunDirectory) -> str:
+    """The network of a run and the place of its files, in two lines."""
+    run = directory.run
+    a = run.architecture
+    shape = f"tokens={a.tokens} channels={a.channels} " if a.tokens else ""
+    return (
+        f"{run.config.model.name}: {shape}width={a.width} connections={a.connections} density={a.density:.4g} "
+        f"parameters={a.parameters:,} (stem {a.stem_parameters:,}, mixing {a.mixing_parameters:,}, "
+        f"head {a.head_parameters:,})\n{directory.path}"
+    )
