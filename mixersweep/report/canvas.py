@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure on disk: ``paths`` of its SVG and PNG, what it shows, and the same in words for who cannot see it."""
+    """One figure, on disk and as matplotlib has it: what it shows, and the same in words for who cannot see it.
+
+    ``paths`` are those of its SVG and PNG, none where it was not written.
+    """
 
     name: str
     title: str
     caption: str
     paths: dict[str, Path]
+    drawing: Drawing = field(repr=False, compare=False)
 
 
 def scaled(axes: Axes, axis: Axis, values: Sequence[float]) -> None:
@@ -106,8 +110,10 @@ def _axes(title: str) -> Iterator[tuple[Drawing, Axes]]:
         yield drawing, drawing.add_subplot()
 
 
-def saved(name: str, title: str, out: Path, make: Callable[[Axes], str]) -> Figure:
-    """Draw with ``make`` and write ``name.svg`` and ``name.png``, the same bytes for the same numbers."""
+def saved(name: str, title: str, out: Path | None, make: Callable[[Axes], str]) -> Figure:
+    """Draw with ``make`` and, where there is an ``out``, write ``name.svg`` and ``name.png`` there, the same bytes for
+    the same numbers.
+    """
     with _axes(name) as (drawing, axes):
         caption = make(axes)
         axes.set_axisbelow(True)
@@ -116,12 +122,14 @@ def saved(name: str, title: str, out: Path, make: Callable[[Axes], str]) -> Figu
         axes.set_title(title, fontsize=9, loc="left")
         drawing.draw_without_rendering()  # the layout is found once, for both formats
         drawing.set_layout_engine("none")
-        paths = {}
+        paths: dict[str, Path] = {}
         for kind, metadata in (("svg", {"Date": None, "Title": title}), ("png", {"Title": title})):
+            if out is None:
+                continue
             paths[kind] = out / f"{name}.{kind}"
             with written_whole(paths[kind]) as file:
                 drawing.savefig(file, format=kind, dpi=200, metadata=metadata)
-    return Figure(name, title, caption, paths)
+    return Figure(name, title, caption, paths, drawing)
 
 
 def _legends(drawing: Drawing, axes: Axes) -> int:

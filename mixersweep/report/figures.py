@@ -46,8 +46,8 @@ class NotShown(Exception):
     """Why the table does not support a figure, in words."""
 
 
-def draw(all_statistics: Sequence[Statistics], out: Path, x: str, y: str, with_published: bool) -> Gallery:
-    """Draw into ``out`` every figure that the runs support, the answer's figure first."""
+def draw(all_statistics: Sequence[Statistics], out: Path | None, x: str, y: str, with_published: bool) -> Gallery:
+    """Draw every figure that the runs support, that of the answer first; an ``out`` gets their files."""
     gallery = Gallery()
     main = all_statistics[0]
     artist = Artist(all_statistics, y_axis(y))

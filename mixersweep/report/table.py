@@ -75,10 +75,20 @@ class Table:
 
 
 def collect(places: Sequence[Path], where: Callable[[Mapping[str, Any]], bool] | None = None, said: str = "") -> Table:
-    """Read all run directories in ``places`` that meet ``where`` (``said`` as the user wrote it).
+    """Read all run directories in ``places`` that meet ``where`` (``said`` as the user wrote it), to compare them.
 
     Raises ``UserError`` where there is no such place or no run, and ``MixersweepError`` where no run is completed.
     """
+    table = read(places, where, said)
+    if not table.completed:
+        states = ", ".join(f"{count} {state}" for state, count in table.states.items())
+        names = ", ".join(table.places)
+        raise MixersweepError(f"{names}: no run is completed yet ({states}); `mixersweep status` shows them")
+    return table
+
+
+def read(places: Sequence[Path], where: Callable[[Mapping[str, Any]], bool] | None = None, said: str = "") -> Table:
+    """The same, be the runs completed or not."""
     found = [(listed, row_of(listed)) for listed in listing(places)]
     names = ", ".join(str(place) for place in places)
     if not found:
@@ -97,11 +107,7 @@ def collect(places: Sequence[Path], where: Callable[[Mapping[str, Any]], bool] |
             repeated.append(row)
         else:
             kept[identity] = row
-    table = Table(list(kept.values()), repeated, [str(place) for place in places], said or None)
-    if not table.completed:
-        states = ", ".join(f"{count} {state}" for state, count in table.states.items())
-        raise MixersweepError(f"{names}: no run is completed yet ({states}); `mixersweep status` shows them")
-    return table
+    return Table(list(kept.values()), repeated, [str(place) for place in places], said or None)
 
 
 def row_of(listed: Listed) -> Row:

@@ -61,7 +61,7 @@ def send(run: Any, report: Report, patience: float) -> None:
     }
     for name, rows in report.tables.items():
         columns, cells = table(rows)
-        row[f"tables/{name}"] = wandb.Table(columns=list(columns), data=cells, allow_mixed_types=True)
+        row[f"tables/{name}"] = wandb.Table(columns=list(columns), data=list(cells), allow_mixed_types=True)
     row["report/page"] = wandb.Html(str(report.page), inject=False)
     run.log(row)
     found = summary(report)
