@@ -23,7 +23,7 @@ from mixersweep.models.parts import ImageFacts, StructureSeed
 from mixersweep.models.s_fc import SFCNetwork
 from mixersweep.seeds import derive, seed_of
 
-__all__ = ["NETWORKS", "build", "checkpointed", "initialize", "stochastic_depth"]
+__all__ = ["NETWORKS", "build", "checkpointed", "initialize", "network_class", "stochastic_depth"]
 
 NETWORKS: dict[type, Any] = {
     MixerFamily: MixerNetwork,
@@ -37,12 +37,16 @@ NETWORKS: dict[type, Any] = {
 """A family takes the network of its settings' class, or of the nearest class that this derives from."""
 
 
+def network_class(family: type) -> Any:
+    """The class of a family's networks, by the class of its settings."""
+    return next(NETWORKS[base] for base in family.__mro__ if base in NETWORKS)
+
+
 def build(config: Config, architecture: Architecture) -> nn.Module:
     """The network of a run on the CPU in float32, with its structure and weights drawn from the run's seeds."""
-    network_class = next(NETWORKS[family] for family in type(config.model).__mro__ if family in NETWORKS)
     images = ImageFacts(config.data.image_channels, config.patch_size, config.data.classes)
     structure = StructureSeed(seed_of(config, "structure"))
-    network: nn.Module = network_class(config.model, architecture, images, structure)
+    network: nn.Module = network_class(type(config.model))(config.model, architecture, images, structure)
     initialize(network, seed_of(config, "initialization"))
     if isinstance(config.optim, WidthScaled) and config.optim.lr_scaling in ("mup", "mup_tied"):
         shrink_head(network, config.optim.base_fan_in)

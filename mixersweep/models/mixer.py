@@ -91,6 +91,13 @@ class MixerNetwork(nn.Module):
         self.norm = RowNorm(channels, eps=settings.norm_eps)
         self.head = readout(settings, architecture, tokens * channels, images.classes, structure)
 
+    @classmethod
+    def block_alone(cls, settings: AnyMixer, architecture: Architecture, structure: StructureSeed) -> nn.Module:
+        """Its first block where that is square, by itself: (B, m) to (B, m)."""
+        tokens = architecture.tokens
+        assert tokens is not None
+        return BlockAlone(cls.block_class(settings, architecture, 0, tokens, skip=False, structure=structure), tokens)
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""
         x_sbc = self.norm(self.blocks(self.resize(self.embedding(images))))
@@ -99,6 +106,21 @@ class MixerNetwork(nn.Module):
             return by_class.t()
         logits: Tensor = self.head(x_sbc.mean(0) if self.pooled else x_sbc.transpose(0, 1).flatten(1))
         return logits
+
+
+class BlockAlone(nn.Module):
+    """A block on features in one vector an image, the table of S x C row by row: (B, m) to (B, m)."""
+
+    def __init__(self, block: nn.Module, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.blocks = nn.Sequential(block)  # named as in a network, whose draws of weights go by name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, m) to (B, m)."""
+        x_sbc = x.unflatten(1, (self.tokens, -1)).transpose(0, 1).contiguous()
+        y_sbc: Tensor = self.blocks(x_sbc)
+        return y_sbc.transpose(0, 1).flatten(1)
 
 
 class TokenMap(nn.Module):

@@ -9,6 +9,8 @@ Between stem and head the features come first, (m, B), because products with spa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -49,11 +51,30 @@ class MLPNetwork(nn.Module):
         self.norm = ColumnNorm(width, eps=settings.norm_eps)
         self.head = readout(settings, architecture, width, images.classes, structure)
 
+    @classmethod
+    def block_alone(cls, settings: SWMLP | MLP, architecture: Architecture, structure: StructureSeed) -> nn.Module:
+        """Its first block by itself: (B, m) to (B, m)."""
+        count = architecture.mixing_layers // architecture.depth
+        return BlockAlone(MLPLayer(settings, architecture, f"layers.{layer}", structure) for layer in range(count))
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""
         x_mb = self.norm(self.layers(self.entries(self.embedding(images))))
         logits: Tensor = self.head(self.entries.pool(x_mb) if self.pooled else x_mb.t())
         return logits
+
+
+class BlockAlone(nn.Module):
+    """The layers of a block on features in one vector an image: (B, m) to (B, m)."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, m) to (B, m)."""
+        y_mb: Tensor = self.layers(x.t().contiguous())
+        return y_mb.t()
 
 
 class MLPLayer(nn.Module):

@@ -31,7 +31,7 @@ def test_the_wheel_holds_the_package_and_its_configs_and_nothing_else(unpacked: 
     configs = {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml")}
     shipped = unpacked / "mixersweep" / "configs"
     assert {str(path.relative_to(shipped)) for path in shipped.rglob("*.yaml")} == configs
-    for other in ("data/FASHION_MNIST_LICENSE", "layers/nonzeros.c"):
+    for other in ("data/FASHION_MNIST_LICENSE", "layers/nonzeros.c", "py.typed"):
         assert (unpacked / "mixersweep" / other).exists()
 
 

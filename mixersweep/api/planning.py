@@ -1,0 +1,120 @@
+"""The network that settings mean, and what training it would cost: the rule and the plan, without torch and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixersweep.api.settings import overrides_of, say
+from mixersweep.budget import Architecture
+from mixersweep.compose import parsed_overrides, split
+from mixersweep.config import warnings
+from mixersweep.errors import Infeasible, UserError
+from mixersweep.runs.state import State
+from mixersweep.sweeps import plan as planning
+from mixersweep.sweeps.expand import Expansion, expand
+from mixersweep.sweeps.plan import Planned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The network of a run and what the run would cost, before it is trained.
+
+    Sizes a family does not have are None. ``weights`` are the mean trainable weights behind an effective matrix of
+    ``connections`` nonzeros, ``parameters`` all that is trainable, ``seconds`` about what the run takes here, None
+    where nothing is known of its shape. ``architecture`` has every other size and count, ``record`` what
+    ``mixersweep plan --json`` prints, and ``overrides`` alone mean the same run again.
+    """
+
+    model: str
+    width: int
+    hidden_width: int
+    tokens: int | None
+    channels: int | None
+    depth: int
+    expansion: float
+    connections: int | float
+    density: float
+    weights: int | float
+    parameters: int
+    flops_per_image: int
+    memory_bytes: int
+    seconds: float | None
+    state: State
+    run_dir: Path | None
+    overrides: list[str]
+    warnings: list[str]
+    architecture: Architecture = field(repr=False)
+    record: dict[str, Any] = field(repr=False)
+
+
+def plan(*overrides: str, **settings: object) -> Plan:
+    """Solve the network that settings mean, and say what training it would cost; nothing is trained.
+
+    ``plan(model="pk", width=1024)`` and ``plan("model=pk", "width=1024")`` are the same, and settings are those of the
+    command line, ``optim__lr=0.1`` for ``optim.lr=0.1``. Raises ``UserError`` for settings that cannot be, with the
+    nearest that work.
+    """
+    expansion = expand_one(overrides_of(overrides, settings))
+    (row,) = planning.plan(expansion)
+    return _plan_of(row)
+
+
+def plan_sweep(*overrides: str, **settings: object) -> list[Plan]:
+    """The plans of all runs that ``sweep`` with the same settings would train, those of a search first.
+
+    Points that no network meets are told of on stderr and left out. Raises ``UserError`` for settings that cannot be.
+    """
+    expansion = expand(overrides_of(overrides, settings, several=True), multirun=True)
+    rows = planning.plan(expansion)
+    for notice in expansion.notices:
+        say(f"note: {notice}")
+    for reason in dict.fromkeys(row.point.infeasible for row in rows if row.point.infeasible is not None):
+        say(f"infeasible: {reason}")
+    return [_plan_of(row) for row in rows if row.run is not None]
+
+
+def expand_one(overrides: Sequence[str]) -> Expansion:
+    """What overrides of one run mean; raises ``UserError`` where they mean several, or none."""
+    expansion = expand(overrides)
+    several = next((o for o in parsed_overrides(split(overrides)[1]) if o.is_sweep_override()), None)
+    if several is not None:
+        raise UserError(f"{several.input_line}: several values; mixersweep.sweep takes them, for many runs")
+    if expansion.multirun:
+        raise UserError(f"experiment={expansion.experiment}: means many runs; mixersweep.sweep takes it")
+    if not expansion.points:
+        raise Infeasible("; ".join(expansion.notices))
+    (point,) = expansion.points
+    if point.infeasible is not None:
+        raise Infeasible(point.infeasible)
+    return expansion
+
+
+def _plan_of(row: Planned) -> Plan:
+    run = row.run
+    assert run is not None
+    sizes, record = run.architecture, row.record
+    return Plan(
+        model=run.config.model.name,
+        width=sizes.width,
+        hidden_width=sizes.hidden_width,
+        tokens=sizes.tokens,
+        channels=sizes.channels,
+        depth=sizes.depth,
+        expansion=sizes.expansion,
+        connections=sizes.connections,
+        density=sizes.density,
+        weights=sizes.weights,
+        parameters=sizes.parameters,
+        flops_per_image=sizes.flops_per_image,
+        memory_bytes=record["memory_bytes"],
+        seconds=row.wall_seconds,
+        state=row.state,
+        run_dir=row.point.run_dir,
+        overrides=row.point.overrides,
+        warnings=warnings(run.config, sizes),
+        architecture=sizes,
+        record=record,
+    )

@@ -1,0 +1,111 @@
+"""Runs as a table, and what a comparison of them finds: the report, as objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pandas import DataFrame
+
+from mixersweep.report.build import Report, build
+from mixersweep.report.build import write as write_report
+from mixersweep.report.figures import Gallery, draw
+from mixersweep.report.table import DERIVED, read
+from mixersweep.runs.listing import names
+from mixersweep.runs.where import parse_where
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def read_runs(*places: str | Path, where: str | None = None) -> DataFrame:
+    """Read runs as a table, a row a run whatever its state: its record, how it stands, and every setting.
+
+    ``places`` are directories of runs, or runs (default: where runs go); ``where`` is a condition such as
+    ``"width>=1000 and model=sw_mlp"``. Raises ``UserError`` for a place or condition that cannot be.
+    """
+    condition = None if where is None else parse_where(where, [*names(), *DERIVED])
+    table = read(_places(places), condition, where or "")
+    return DataFrame([{name: row.get(name) for name in table.columns} for row in table.rows], columns=table.columns)
+
+
+def compare(
+    *places: str | Path,
+    where: str | None = None,
+    by: Sequence[str] = (),
+    x: str = "width",
+    y: str = "accuracy",
+    published: bool = False,
+) -> Findings:
+    """Compare completed runs as ``mixersweep report`` does: the answer, its statistics, tables and figures.
+
+    ``places`` and ``where`` as for ``read_runs``; ``by`` are settings that name lines of their own, ``x`` and ``y`` the
+    axes of the main figure, and ``published`` lays the papers' curves beside it. Raises ``UserError`` for what cannot
+    be, and ``MixersweepError`` where no run is completed.
+    """
+    return Findings(build(_places(places), where, x=x, y=y, published=published, by=by), x, y, published)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a comparison of runs found; a notebook shows it as its report in Markdown."""
+
+    report: Report
+    x: str
+    y: str
+    published: bool
+
+    @property
+    def answer(self) -> str:
+        """The answer in words, each no stronger than its test."""
+        return self.report.answer
+
+    @cached_property
+    def tables(self) -> dict[str, DataFrame]:
+        """The tables by name: ``runs`` are all runs that were found, the others accuracies, pairs, trends and so on."""
+        return {name: DataFrame(rows) for name, rows in self.report.tables.items()}
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """All numbers as plain values, as ``statistics.json`` has them."""
+        return self.report.statistics
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """The figures of matplotlib by name, that of the answer first."""
+        return {figure.name: figure.drawing for figure in self._gallery.figures}
+
+    @property
+    def captions(self) -> dict[str, str]:
+        """What each figure shows, in words."""
+        return {figure.name: figure.caption for figure in self._gallery.figures}
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The figures that these runs do not support, and why."""
+        return self._gallery.left_out
+
+    def write(self, out: str | Path) -> Path:
+        """Write all files of the report into a directory, and return the path of its page."""
+        page = write_report(self.report, Path(out), self.x, self.y, self.published).page
+        assert page is not None
+        return page
+
+    @cached_property
+    def _gallery(self) -> Gallery:
+        return draw(self.report.all_statistics, None, self.x, self.y, self.published)
+
+    def __repr__(self) -> str:
+        return f"<Findings: {self.answer}>"
+
+    def _repr_markdown_(self) -> str:
+        return self.report.markdown
+
+
+def _places(places: Sequence[str | Path]) -> list[Path]:
+    """The places, or the default one."""
+    return [Path(place) for place in places] or [Path(os.environ.get("MIXERSWEEP_RUNS", "runs"))]

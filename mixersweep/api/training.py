@@ -1,0 +1,158 @@
+"""Training from Python, one run or many, and what a run left: the same directories as the command's, taken up alike.
+
+While a function here trains, this process's signals ask it to stop, as they do the command: the first Ctrl-C ends the
+step under way, writes a checkpoint and raises ``RunStopped``, a second raises ``KeyboardInterrupt`` at once. The same
+call again goes on from there. Afterwards handlers and torch's settings are as they were before.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixersweep.api.planning import expand_one
+from mixersweep.api.settings import overrides_of, say
+from mixersweep.errors import USER_MISTAKE, MixersweepError, UserError
+from mixersweep.runs import RunDirectory
+from mixersweep.runs.directory import read_rows
+from mixersweep.runs.listing import Listed, read_listed
+from mixersweep.runs.state import State
+from mixersweep.sweeps import sweeper
+from mixersweep.sweeps.expand import expand
+from mixersweep.training.resume import check, ended, frozen, resume
+from mixersweep.training.signals import StopSignals
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch import nn
+
+
+class TrainedRun:
+    """A run that was trained, or begun, read from its directory each time it is asked."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+
+    def __repr__(self) -> str:
+        accuracy = self.record["test_accuracy"]
+        return f"<TrainedRun {self.name}: {self.state}" + (">" if accuracy is None else f", test {accuracy:.4f}>")
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is its directory's."""
+        return self.path.name
+
+    @property
+    def state(self) -> State:
+        """How the run stands: ``completed``, ``interrupted``, ``failed`` and so on; ``new`` without a directory."""
+        listed = read_listed(self.path)
+        return State.NEW if listed is None else listed.state
+
+    @property
+    def error(self) -> str | None:
+        """What ended the run, None where nothing did."""
+        return self._listed.reason or self._listed.status.error
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Every key of ``result.json``; None for what is known only of a completed run."""
+        return self._listed.record
+
+    @property
+    def metrics(self) -> DataFrame:
+        """Losses, accuracies and speed, a row an epoch."""
+        from pandas import DataFrame
+
+        return DataFrame(read_rows(self.path / "metrics.jsonl"))
+
+    @property
+    def probes(self) -> DataFrame:
+        """What was found inside the network on the way (the setting ``probes``), a row an epoch that was looked at."""
+        from pandas import DataFrame
+
+        return DataFrame(read_rows(self.path / "probes.jsonl"))
+
+    @property
+    def predictions(self) -> dict[str, NDArray[Any]]:
+        """The arrays of ``predictions.npz``, of the test images (N,): among them ``prediction`` and ``label``.
+
+        Raises ``UserError`` for a run that is not completed.
+        """
+        path = self.path / "predictions.npz"
+        if not path.exists():
+            raise UserError(f"{self.path}: has no predictions, which come with the end of training; it is {self.state}")
+        with np.load(path) as stored:
+            return dict(stored)
+
+    def network(self, epoch: int | None = None) -> nn.Module:
+        """The network after so many epochs, in evaluation mode; None is the end of training, 0 its beginning.
+
+        Raises ``UserError`` where the weights of that epoch are not there.
+        """
+        from mixersweep.analysis.subjects import Subject
+
+        return Subject(self._listed).network(epoch)
+
+    @property
+    def _listed(self) -> Listed:
+        listed = read_listed(self.path)
+        if listed is None:
+            raise UserError(f"{self.path}: is no run directory; it has no config.yaml")
+        return listed
+
+
+def train(*overrides: str, **settings: object) -> TrainedRun:
+    """Train the run that settings mean, or what is left of it; a completed one is returned at once.
+
+    ``train(model="pk", width=1024, epochs=5)``: the settings are those of the command line, as for ``plan``, and
+    ``run_dir=...`` alone takes up a run as it stands. Raises ``UserError`` for settings that cannot be, ``RunDiverged``
+    and ``RunFailed`` where the run ended so, and ``RunStopped`` after a signal.
+    """
+    told = overrides_of(overrides, settings)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("WORLD_SIZE: only the command trains in several processes: torchrun -m mixersweep train ...")
+    directory = _directory(told)
+    end = ended(directory, say)
+    if isinstance(end, MixersweepError):
+        raise end
+    if end is None:
+        from mixersweep.training.environment import left_as_found
+
+        with StopSignals().installed() as signals, left_as_found():
+            resume(directory, signals, say)
+    return TrainedRun(directory.path)
+
+
+def sweep(*overrides: str, **settings: object) -> list[TrainedRun]:
+    """Train the runs that settings mean together, or what is left of them, and return all of them in their order.
+
+    A list, tuple or range is values to sweep over: ``sweep(model=["pk", "sw_mlp"], width=[512, 1024], seed=range(3))``
+    is every combination, ``sweep(experiment="small_width")`` the grids of an experiment, each in processes of their own
+    as ``hydra.launcher`` says. Those that did not complete are among them, with their ``state`` and ``error``. Raises
+    ``UserError`` for settings that cannot be, and ``RunStopped`` after a signal.
+    """
+    arguments = overrides_of(overrides, settings, several=True)
+    with StopSignals().installed() as signals:
+        code = sweeper.sweep(arguments, signals, say, lambda _: None)
+    expansion = expand(arguments, multirun=True)  # once more, since a search has chosen learning rates meanwhile
+    if code == USER_MISTAKE:
+        reasons = [point.infeasible for point in expansion.points if point.infeasible is not None]
+        raise UserError("; ".join(dict.fromkeys([*reasons, *expansion.notices])))
+    return [TrainedRun(point.run_dir) for point in expansion.points if point.run_dir is not None]
+
+
+def _directory(told: list[str]) -> RunDirectory:
+    """The directory of the one run, made if it is new."""
+    if any(override.startswith("run_dir=") for override in told):
+        paths = frozen(told)
+        if len(paths) > 1:
+            raise UserError(f"run_dir={paths[1]}: one run at a time; call train for each")
+        return RunDirectory.open(paths[0])
+    (point,) = expand_one(told).points
+    assert point.config is not None and point.run is not None
+    run = check(point.config, point.run.origin, say)
+    return RunDirectory.create(run, Path(run.config.runs_dir))

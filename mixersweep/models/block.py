@@ -1,0 +1,75 @@
+"""A mixing block by itself, from plain sizes: for networks of one's own, without Hydra, a run or images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from torch import nn
+
+from mixersweep.budget import Request, solve
+from mixersweep.config import FAMILIES, settings, structure
+from mixersweep.errors import UserError
+from mixersweep.models import initialize, network_class
+from mixersweep.models.parts import StructureSeed
+from mixersweep.paths import config_dir
+from mixersweep.seeds import derive
+
+
+def mixing_block(
+    family: str,
+    *,
+    tokens: int | None = None,
+    channels: int | None = None,
+    width: int | None = None,
+    connections: int | None = None,
+    density: float | None = None,
+    expansion: float | None = None,
+    seed: int = 0,
+    **choices: Any,
+) -> nn.Module:
+    """One block of a family, skips and norms included, as a module on vectors of m features: (B, m) to (B, m).
+
+    The sizes are those of the command line, and what is left open follows by the same rule; a Mixer's m features are
+    its tokens x channels, row by row. ``choices`` are settings of the family without their ``model.``, such as
+    ``tied=False`` or ``activation="relu"``, with the family's own defaults. Structure and weights are those that the
+    first square block of a run with this seed has. Raises ``UserError`` for a block that cannot be.
+    """
+    networks = {name: network_class(cls) for name, cls in FAMILIES.items()}
+    with_blocks = {name: network for name, network in networks.items() if hasattr(network, "block_alone")}
+    if family not in with_blocks:
+        reason = "its network is not made of square blocks" if family in networks else "no such family"
+        raise UserError(f"family={family}: {reason}; there are {', '.join(with_blocks)}")
+    defaults = yaml.safe_load((config_dir() / "model" / f"{family}.yaml").read_text())
+    model: Any = settings(FAMILIES[family], {**defaults["model"], **choices}, "")
+    if structure(model) == "dense" and connections is None:
+        density = density or 1.0
+    sizes = solve(
+        Request(
+            structure=structure(model),
+            hidden=model.hidden,
+            tokens=tokens,
+            channels=channels,
+            width=width,
+            connections=connections,
+            density=density,
+            expansion=_given(defaults["expansion"] if expansion is None else expansion),
+            token_expansion=_given(getattr(model, "token_expansion", "auto")),
+            channel_expansion=_given(getattr(model, "channel_expansion", "auto")),
+            depth=1,
+            layers_per_block=model.layers_per_block,
+            norms_per_block=model.norms_per_block,
+            bias=model.bias,
+            stem="none",
+            head="linear",
+            patches=1,
+            classes=1,
+        )
+    )
+    block: nn.Module = with_blocks[family].block_alone(model, sizes, StructureSeed(derive(seed, "structure")))
+    initialize(block, derive(seed, "initialization"))
+    return block
+
+
+def _given(value: Any) -> Any:
+    return None if value == "auto" else value
