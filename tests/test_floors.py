@@ -35,6 +35,7 @@ BESIDE = {
     ("runs", "budget"),
     ("runs", "config"),
     ("seeds", "config"),
+    ("layers", "processor"),
     ("analysis", "report"),
     ("analysis", "bench"),
     ("bench", "sweeps"),
