@@ -1,7 +1,8 @@
 """Packs of a sweep: which of its runs one process trains as one program, and how large the packs are.
 
-Runs that share a program (``training.packing``) are packed where they train on a GPU, as many as its memory holds by
-arithmetic (``memory``); beyond some dozens a larger pack gains nothing. Where there are several places for packs, each
+Runs that share a program (``training.packing``) are packed where they train on a GPU, as many as its memory holds: by
+what an earlier pack of such runs took at its peak, or by arithmetic (``memory``) before there is one. Beyond some
+dozens a larger pack gains nothing. Where there are several places for packs, each
 gets some. The longest begin first.
 """
 
@@ -18,6 +19,7 @@ from mixersweep.config import Config
 from mixersweep.config.kinds import Auto, Count
 from mixersweep.runs import Run, RunDirectory
 from mixersweep.sweeps.memory import memory_bytes
+from mixersweep.sweeps.times import alike
 from mixersweep.training.packing import is_packed, program, why_alone
 
 T = TypeVar("T", bound=Hashable)
@@ -29,7 +31,8 @@ MOST = 64
 """Runs in a pack that nobody asked for: the gain of a larger one is small, and the loss of a process large."""
 
 SHARE = 0.7
-"""Of a GPU's memory that a pack may need by arithmetic, which leaves out a library's work space and the images."""
+"""Of a GPU's memory that a pack may need. Arithmetic leaves out a library's work space and the images, and measured or
+not a process needs some that its tensors do not show."""
 
 UNKNOWN_MEMORY = 16e9
 """Bytes that a GPU is taken to have where nobody says: few have less."""
@@ -101,8 +104,20 @@ def _work(run: Run) -> float:
 
 
 def _fitting(run: Run, memory: float) -> int:
-    """The runs of a program that so many bytes hold by arithmetic, at most ``MOST``."""
-    return max(1, min(MOST, int(SHARE * memory / memory_bytes(run.config, run.architecture))))
+    """The runs of a program that so many bytes hold, at most ``MOST``."""
+    need = _measured(run) or memory_bytes(run.config, run.architecture)
+    return max(1, min(MOST, int(SHARE * memory / need)))
+
+
+def _measured(run: Run) -> float | None:
+    """Bytes a run of the largest pack of this shape that has completed on a GPU beside it; None before there is one."""
+    found: dict[int, float] = {}
+    for listed in alike(run):
+        result = listed.result or {}
+        size, peak = result.get("pack_size") or 1, result.get("peak_memory_bytes")
+        if size > 1 and peak and (result.get("environment") or {}).get("device_kind", "cpu") != "cpu":
+            found[size] = max(found.get(size, 0.0), peak / size)
+    return found[max(found)] if found else None
 
 
 def _shared(keys: Sequence[T], parts: int) -> list[tuple[T, ...]]:

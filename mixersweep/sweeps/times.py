@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,26 @@ def shape_of(run: Run) -> str:
     return shape(dataclasses.asdict(run.config), dataclasses.asdict(run.architecture))
 
 
+def alike(run: Run) -> Iterator[Listed]:
+    """The completed runs of the same shape that are in its directory of runs."""
+    folder, wanted, prefix = Path(run.config.runs_dir).expanduser(), shape_of(run), run.name.rpartition("-s")[0]
+    for listed in _completed(folder, {prefix}):
+        if shape(listed.config, listed.stored["architecture"]) == wanted:
+            yield listed
+
+
+def _completed(runs_dir: Path, prefixes: Collection[str]) -> Iterator[Listed]:
+    """Completed runs whose readable names, before the seed, are among these."""
+    try:
+        found = [name for name in os.listdir(runs_dir) if name.rpartition("-s")[0] in prefixes]  # noqa: PTH208
+    except OSError:
+        return
+    for name in found:
+        listed = read_listed(runs_dir / name)
+        if listed is not None and listed.result is not None:
+            yield listed
+
+
 class Times:
     """What is known about the time that runs of these shapes take, in one directory of runs."""
 
@@ -98,19 +118,12 @@ class Times:
 
     def _read_completed(self, runs_dir: Path, prefixes: set[str]) -> None:
         """The directories whose readable names say that they may be of the same shape, and no others."""
-        try:
-            found = [name for name in os.listdir(runs_dir) if name.rpartition("-s")[0] in prefixes]  # noqa: PTH208
-        except OSError:
-            return
         wanted = set(self._shapes.values())
-        for name in found:
-            listed = read_listed(runs_dir / name)
-            if listed is None or listed.result is None:
-                continue
+        for listed in _completed(runs_dir, prefixes):
             key = shape(listed.config, listed.stored["architecture"])
             pace = _pace_of(listed) if key in wanted else None
             if pace is not None:
-                self._completed.setdefault(key, []).append((str(listed.result.get("finished")), pace))
+                self._completed.setdefault(key, []).append((str((listed.result or {}).get("finished")), pace))
 
 
 @dataclass

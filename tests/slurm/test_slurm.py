@@ -120,6 +120,22 @@ def test_a_preempted_run_goes_on(tmp_path: Path, tiny: list[str], undisturbed: d
     assert job_log(tmp_path / "runs", job).count(f"job {job} requeued") == 1
 
 
+def test_packs_of_a_sweep_on_two_nodes_are_the_runs_alone(tmp_path: Path, tiny: list[str]) -> None:
+    """24 runs of three models: a pack of eight in each of three jobs."""
+    sweep = [*tiny, "epochs=2", "model=pk,sw_mlp,s_mixer", "seed=range(8)", "engine=packed"]
+    assert run(tmp_path, *sweep, "hydra.launcher.pack=1", "runs_dir=alone").returncode == 0
+    done = run(tmp_path, *sweep, *SLURM, "hydra.launcher.runs_per_job=8")
+    assert done.returncode == 0, done.stderr
+    assert len(results(done.stdout)) == 24
+    assert same(tmp_path / "runs", numbers(tmp_path / "alone"), 24)
+    (record,) = (tmp_path / "runs").glob(".sweeps/tests/slurm/*.json")
+    assert [len(pack) for pack in json.loads(record.read_text())["packs"]] == [8, 8, 8]
+    for path in (tmp_path / "runs").glob("[!.]*-s*"):
+        assert {file.name for file in path.iterdir()} == {
+            file.name for file in (tmp_path / "alone" / path.name).iterdir()
+        }
+
+
 def test_a_pack_is_preempted_as_one_and_each_of_its_runs_is_what_it_is_alone(tmp_path: Path, tiny: list[str]) -> None:
     packed = [*tiny, "engine=packed", "seed=0,1,2"]
     assert run(tmp_path, *packed, "hydra.launcher.pack=1", "runs_dir=alone").returncode == 0

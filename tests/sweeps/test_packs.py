@@ -1,5 +1,6 @@
 """Packs of a sweep: which runs go together, how large packs are, and what of it the plan tells."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -99,6 +100,26 @@ def test_a_pack_is_no_larger_than_the_smallest_card_holds(tmp_path: Path, monkey
     assert sizes(runs, sharing=2) == [5] * 12
     assert sizes(runs, 60) == [60]  # who asks for more, gets it
     assert sizes(many(3, "batch_size=8192")) == [1, 1, 1]
+
+
+def completed(folder: Path, run: Run, **record: float) -> None:
+    """A run that a GPU has trained."""
+    path = write_run(folder / "runs", run) / "result.json"
+    environment = {"device_kind": "NVIDIA H100", "engine": "packed"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **record, "environment": environment}))
+
+
+def test_what_an_earlier_pack_took_goes_before_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = f"runs_dir={tmp_path / 'runs'}"
+    runs = many(60, place)
+    card(tmp_path / "bin", monkeypatch, 1000)
+    assert sizes(runs) == [60]
+    a_run = SHARE * 1000 * 2**20 / 12.5  # so that twelve fit
+    smaller = {"pack_size": 2, "peak_memory_bytes": 2 * 3 * a_run}  # of which more was the same for all
+    completed(tmp_path, seeded(runs[0], 100), **smaller)
+    completed(tmp_path, seeded(runs[0], 101), pack_size=8, peak_memory_bytes=8 * a_run)
+    completed(tmp_path, seeded(run_of(place, "batch_size=64"), 102), pack_size=64, peak_memory_bytes=1)  # no such run
+    assert sizes(runs) == [12] * 5
 
 
 def test_what_the_drivers_tool_cannot_say_is_taken_to_be_little(
