@@ -124,7 +124,7 @@ def test_packs_of_a_sweep_on_two_nodes_are_the_runs_alone(tmp_path: Path, tiny: 
     """24 runs of three models: a pack of eight in each of three jobs."""
     sweep = [*tiny, "epochs=2", "model=pk,sw_mlp,s_mixer", "seed=range(8)", "engine=packed"]
     assert run(tmp_path, *sweep, "hydra.launcher.pack=1", "runs_dir=alone").returncode == 0
-    done = run(tmp_path, *sweep, *SLURM, "hydra.launcher.runs_per_job=8")
+    done = run(tmp_path, *sweep, *SLURM)
     assert done.returncode == 0, done.stderr
     assert len(results(done.stdout)) == 24
     assert same(tmp_path / "runs", numbers(tmp_path / "alone"), 24)
@@ -139,7 +139,7 @@ def test_packs_of_a_sweep_on_two_nodes_are_the_runs_alone(tmp_path: Path, tiny: 
 def test_a_pack_is_preempted_as_one_and_each_of_its_runs_is_what_it_is_alone(tmp_path: Path, tiny: list[str]) -> None:
     packed = [*tiny, "engine=packed", "seed=0,1,2"]
     assert run(tmp_path, *packed, "hydra.launcher.pack=1", "runs_dir=alone").returncode == 0
-    process = start(tmp_path, *packed, *SLURM, "hydra.launcher.runs_per_job=3")
+    process = start(tmp_path, *packed, *SLURM)
     paths = [run_of(tmp_path / "runs", seed) for seed in (0, 1, 2)]
     with frozen(*paths) as jobs:
         assert len({status(path)["pid"] for path in paths}) == 1
