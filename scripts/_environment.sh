@@ -10,12 +10,12 @@ say() { echo "$(basename "$0"): $*" >&2; }
 find_python() {
   local candidate
   for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  say "needs Python 3.11 or newer; name one with PYTHON=/path/to/python3"
+  say "needs Python 3.11.4 or newer; name one with PYTHON=/path/to/python3"
   return 1
 }
 
