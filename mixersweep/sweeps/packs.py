@@ -73,8 +73,10 @@ def formed(
     for key, run in runs.items():
         packed = why_single(run.config, on_gpu=on_gpu) is None
         programs.setdefault(program(run) if packed else ("alone", key), []).append(key)
-    most = {name: pack if pack != "auto" else _fitting(runs[keys[0]], memory) for name, keys in programs.items()}
-    parts = {name: -(-len(keys) // most[name]) for name, keys in programs.items()}
+    # How many runs fit is asked of programs that have several: it takes a look at the directory of runs.
+    several = {name: keys for name, keys in programs.items() if len(keys) > 1}
+    most = {name: pack if pack != "auto" else _fitting(runs[keys[0]], memory) for name, keys in several.items()}
+    parts = {name: -(-len(keys) // most.get(name, 1)) for name, keys in programs.items()}
     while sum(parts.values()) < places:  # the largest packs are shared out first
         splittable = [name for name, keys in programs.items() if parts[name] < len(keys)]
         if not splittable:

@@ -238,14 +238,19 @@ def test_every_kind_of_run_goes_on_to_the_same_numbers(tmp_path: Path, overrides
         assert record["validation_accuracy"] is record["best_epoch"] is record["best_validation_test_accuracy"] is None
 
 
-def test_a_resumed_run_keeps_its_threads_and_says_where_the_environment_differs(tmp_path: Path) -> None:
-    made = directory(tmp_path, "model=sw_mlp")
+def stopped_elsewhere(made: RunDirectory, steps: int, **environment: str) -> RunDirectory:
+    """A run that stopped after so many checks, in an environment that its checkpoint says was another."""
     with pytest.raises(RunStopped):
-        train(made, StopAfter(30), lambda text: None)
+        train(made, StopAfter(steps), lambda text: None)
     checkpoint = load_checkpoint(made.checkpoint, made.run.fingerprint)
     assert checkpoint is not None
-    checkpoint.environment["torch"] = "1.0"
+    checkpoint.environment.update(environment)
     checkpoint.save(made.checkpoint)
+    return made
+
+
+def test_a_resumed_run_keeps_its_threads_and_says_where_the_environment_differs(tmp_path: Path) -> None:
+    made = stopped_elsewhere(directory(tmp_path, "model=sw_mlp"), 30, torch="1.0")
     other = dataclasses.replace(made.run.config, threads=2)
     made.run = dataclasses.replace(made.run, config=other)
     said: list[str] = []
@@ -283,13 +288,7 @@ def test_a_resumed_run_multiplies_as_it_began(
 
 def test_a_resumed_run_whose_routine_is_not_there_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "_routine", "torch")  # put back at the end
-    made = directory(tmp_path, "model=mixer")
-    with pytest.raises(RunStopped):
-        train(made, StopAfter(20), lambda text: None)
-    checkpoint = load_checkpoint(made.checkpoint, made.run.fingerprint)
-    assert checkpoint is not None
-    checkpoint.environment["products"] = "onednn"
-    checkpoint.save(made.checkpoint)
+    made = stopped_elsewhere(directory(tmp_path, "model=mixer"), 20, products="onednn")
     monkeypatch.setattr(product, "is_available", lambda: False)
     environment = (finished(made).result() or {})["environment"]
     assert (environment["products"], environment["mixed_environment"]) == ("torch", True)
