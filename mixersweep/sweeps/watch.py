@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -77,15 +78,18 @@ class Line:
 
 
 def seconds_left(listed: Listed, now: float) -> float | None:
-    """How long a running run has still to go by its last epochs; None before the first."""
+    """How long a running run has still to go by its last epochs; None before the first.
+
+    Between two epochs of which another process trained the first there may be a pause, which is no epoch.
+    """
     row, epochs = listed.row, listed.config.get("epochs")
     if row is None or epochs is None:
         return None
-    times = [float(r["time"]) for r in listed.rows]
-    steps = sorted(later - earlier for earlier, later in itertools.pairwise(times))
-    epoch = steps[len(steps) // 2] if steps else float(row["seconds"])  # the median: a pause is no epoch
+    times, began = [float(r["time"]) for r in listed.rows], listed.status.since or 0.0
+    steps = [later - earlier for earlier, later in itertools.pairwise(times) if earlier >= began]
+    epoch = statistics.median(steps) if steps else float(row["seconds"])
     left = epoch * (float(epochs) - float(row["epoch"]))
-    return max(0.0, left - max(0.0, now - times[-1]))
+    return max(0.0, left - max(0.0, now - max(times[-1], began)))
 
 
 def table(lines: Iterable[Line], wide: int | None, now: float | None = None) -> list[str]:

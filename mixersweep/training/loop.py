@@ -189,6 +189,7 @@ class Training:
             member.begin(self.environment, began, writes=world.first)
         self.epoch, self.step = members[0].position
         self.began = self.saved = time.monotonic()
+        self.trained: float | None = None  # seconds of the steps of this epoch, once they are done
         self.asked, self.saving, self.saved_epoch, self.good = 0, 0.0, -1, True
         self.probes = [
             Probes(member.directory, splits.train, member.told, world.size) if world.first else None
@@ -251,7 +252,7 @@ class Training:
     def _epoch(self, epoch: int, shown: TrainingProgress) -> list[dict[str, Any]]:
         """Train what is left of an epoch and evaluate: a row of metrics of each run."""
         engine, images = self.engine, len(self.splits[0].train)
-        self.began = time.monotonic() - max(member.state.seconds for member in self.left)
+        self.began, self.trained = time.monotonic() - max(member.state.seconds for member in self.left), None
         for number in engine.epoch(epoch, self.step, [member.state.sums for member in self.members]):
             self.step = number + 1
             shown.step()
@@ -259,9 +260,7 @@ class Training:
                 self._look(epoch)
             self._heed()
         self._look(epoch)
-        seconds = time.monotonic() - self.began
-        for member in self.left:
-            member.state.seconds = seconds
+        self.trained = seconds = time.monotonic() - self.began
         means = engine.means()
         evaluated = {
             f"{prefix}{split}": engine.evaluate(split, self._heed, averaged=bool(prefix))
@@ -433,8 +432,8 @@ class Training:
         state.sums = self.engine.sums_of(place) if self.step else None
         if not self.world.first:
             return
-        if 0 < self.step < self.engine.steps:
-            state.seconds = time.monotonic() - self.began
+        if self.step:
+            state.seconds = time.monotonic() - self.began if self.trained is None else self.trained
         self.engine.save_to(place, state)
         path = member.directory.checkpoint
         at_end = self.step == 0 and self._is_kept(self.epoch)

@@ -160,6 +160,18 @@ def test_a_running_run_says_how_long_it_has_to_go(command: Command, tmp_path: Pa
     assert re.search(r"running  10/30  .*  \d\d s  far   \d+ s ago  s_mixer", text), text
 
 
+@pytest.mark.parametrize("epochs_since", [0, 1])
+def test_a_pause_is_no_epoch(command: Command, tmp_path: Path, bases: list[Run], epochs_since: int) -> None:
+    now = time.time()
+    path = write_run(tmp_path / "runs", bases[0], "running", epoch=2, host="far/away", since=now - 1, heartbeat=now)
+    texts = (path / "metrics.jsonl").read_text().splitlines()
+    ended = [now - 7200, now if epochs_since else now - 7198]
+    rows = [{**json.loads(text), "time": when} for text, when in zip(texts, ended, strict=True)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (line,) = lines(command("status", "--json"))
+    assert 0 < line["seconds_left"] <= 28 * 2  # after two hours in which nobody trained
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
