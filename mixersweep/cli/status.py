@@ -6,10 +6,12 @@ import argparse
 import difflib
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,12 +108,13 @@ def retry(options: argparse.Namespace) -> int:
     from mixersweep.sweeps import mend
 
     states = [State(state) for state in _listed(options.state, "--state", mend.RETRIED)]
-    changed = []
+    changed, told = [], []
     for listed in _selected(options):
-        done, text = mend.retry(listed.path, states, keep_checkpoint=options.keep_checkpoint)
-        print(f"{listed.name}  {text}")
+        done, text = mend.retry(listed.path, states, keep_checkpoint=options.keep_checkpoint, listed=listed)
+        told.append((listed, text))
         if done:
             changed.append(listed)
+    _tell(told)
     if not changed:
         report("no run was changed")
         return DONE
@@ -124,6 +127,7 @@ def retry(options: argparse.Namespace) -> int:
 def cancel(options: argparse.Namespace) -> int:
     """``cancel RUN ...``, or by ``--state``, ``--sweep``, ``--model``, ``--where``: stop runs for good."""
     from mixersweep.sweeps import mend
+    from mixersweep.sweeps.many import Progress
 
     by_name = [_find(run) for run in options.runs]
     filtered = any((options.where, options.state, options.sweep, options.model))
@@ -132,16 +136,32 @@ def cancel(options: argparse.Namespace) -> int:
     if not filtered and not by_name:
         raise UserError("cancel: name runs, or say which with --state, --sweep, --model or --where")
     options.runs_dirs = by_name
-    refused = False
-    for listed in _selected(options):
-        if listed.state is State.BROKEN:
-            report(f"{listed.name}: {listed.reason}")
-            refused = True
-            continue
-        done, text = mend.cancel(listed.path)
-        print(f"{listed.name}  {text}")
-        refused |= not done and not filtered
+    chosen = list(_selected(options))
+    broken = [listed for listed in chosen if listed.state is State.BROKEN]
+    for listed in broken:
+        report(f"{listed.name}: {listed.reason}")
+    runs = [listed for listed in chosen if listed.state is not State.BROKEN]
+    found = list(mend.cancel([listed.path for listed in runs], Progress("cancelled", len(runs), report).step))
+    _tell([(listed, text) for listed, (_, text) in zip(runs, found, strict=True)])
+    refused = broken or (not filtered and not all(done for done, _ in found))
     return FAILED if refused else DONE
+
+
+def _tell(told: Sequence[tuple[Listed, str]]) -> None:
+    """Say what was done to runs: a line each, or of many how often it was done to runs of a model and width."""
+    from mixersweep.sweeps.many import LINES
+
+    lines = [f"{listed.name}  {text}" for listed, text in told]
+    if len(told) > LINES:
+        kinds = Counter((re.sub(r"\bjob \S+", "its job", text), of_kind(listed)) for listed, text in told)
+        lines = [f"{count:,} runs of {kind}  {text}" for (text, kind), count in kinds.items()]
+    print("\n".join(lines), end="\n" if lines else "")
+
+
+def of_kind(listed: Listed) -> str:
+    """Model and width of a run, in words."""
+    planned = listed.planned
+    return f"{planned['model']} of width {planned['width']}" if "model" in planned else "no known model"
 
 
 def logs(options: argparse.Namespace) -> int:
@@ -208,19 +228,35 @@ def _selected(options: argparse.Namespace) -> Iterator[Listed]:
     from mixersweep.config import FAMILIES
     from mixersweep.runs.listing import listing
     from mixersweep.runs.where import parse_where
+    from mixersweep.sweeps.launchers.slurm_queue import told
 
     states = set(_listed(options.state, "--state", SHOWN))
     models = set(_listed(options.model, "--model", FAMILIES))
     condition = None if options.where is None else parse_where(options.where)
-    for listed in listing(options.runs_dirs or [completer.runs_dir()]):
+    sweeps: set[str] = set()
+    problems: list[str] = []
+
+    def of_the_sweep() -> Iterator[Listed]:
+        for listed in listing(options.runs_dirs or [completer.runs_dir()]):
+            sweep = listed.planned.get("sweep")
+            if options.sweep is None or sweep == options.sweep:
+                yield listed
+            if sweep is not None:
+                sweeps.add(sweep)
+
+    for listed in told(of_the_sweep(), problems):
         if states and listed.state not in states:
             continue
         if models and listed.planned.get("model") not in models:
             continue
-        if options.sweep is not None and listed.planned.get("sweep") != options.sweep:
-            continue
         if condition is None or condition(listed.values()):
             yield listed
+    for problem in problems:
+        report(f"note: what Slurm has of these runs is as they were told last: {problem}")
+    if options.sweep is not None and options.sweep not in sweeps:
+        near = difflib.get_close_matches(options.sweep, sweeps, 1) or sorted(sweeps)[:5]
+        known = f"; there is {', '.join(near)}" if near else ""
+        raise UserError(f"--sweep {options.sweep}: no run here is of such a sweep{known}")
 
 
 def _listed(text: str | None, flag: str, known: Any) -> list[str]:

@@ -20,7 +20,8 @@ from mixersweep.runs.state import State
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.expand import Expansion, Point, expand
 from mixersweep.sweeps.launchers import StopRequest, make
-from mixersweep.sweeps.outcome import outcome, state_of
+from mixersweep.sweeps.many import Progress, each, summed_up
+from mixersweep.sweeps.outcome import error_of, outcome, state_of
 from mixersweep.tracking import report_sweep
 from mixersweep.training.refusal import refuse
 
@@ -105,29 +106,30 @@ class _Carrying:
         left = {p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None and p.run is not None}
         left = {path: p for path, p in left.items() if path not in self._tried and not _state(p).is_over}
         queued = self._launcher.queued(list(left))
+        progress = Progress("frozen", len(left), self._report)
+
+        def taken(one: tuple[Path, Point]) -> tuple[Path, Status | UserError | None]:
+            path, point = one
+            try:
+                return path, None if path in queued else _taken(path, point)
+            except UserError as error:  # a directory that is broken does not stop the others
+                return path, error
+
         try:
-            for path, point in left.items():
-                self._stop.check()
-                if path in queued or queue.is_elsewhere(read_status(path)):
-                    self._held.append(path)
-                    continue
-                assert point.run is not None
-                try:
-                    refuse(point.run.config)
-                    RunDirectory.create(point.run, path.parent).freeze()
-                except UserError as error:  # a directory that is broken does not stop the others
-                    refused.append(error)
-                    self._tried.add(path)
-                    continue
-                before = queue.hand_over(path)
+            for path, before in each(taken, left.items()):
                 if before is None:
                     self._held.append(path)
+                elif isinstance(before, UserError):
+                    refused.append(before)
+                    self._tried.add(path)
                 else:
                     jobs[path] = before
+                progress.step()
+                self._stop.check()
             if refused and len(refused) == len(left):
                 raise refused[0]
-            for refusal in refused:
-                self._report(f"error: {refusal}")
+            for refusal, count in Counter(map(str, refused)).items():
+                self._report(f"error: {refusal}" + (f" ({count} runs)" if count > 1 else ""))
             if not jobs and not queued:
                 return False
             if not self._launcher.launch(list(jobs), self._stop, self._report):
@@ -166,6 +168,7 @@ class _Carrying:
         runs = [point.run.name for point in self.runs if point.run is not None]
         searched = [point.run.name for point in self.searched if point.run is not None]
         content = {"name": self.expansion.name, "experiment": self.expansion.experiment, "command": command}
+        content["directory"] = str(Path.cwd())
         write_json(folder / "sweep.json", {**content, "runs": runs, "search_runs": searched})
         if searches:
             write_json(folder / "search.json", [search.record() for search in searches])
@@ -175,14 +178,26 @@ class _Carrying:
         if not self._tried and self.exit_code == DONE:
             return
         self._report(f"sweep {self.expansion.name}: {_counted(self.expansion.points)}")
-        for point in dict.fromkeys(p.run_dir for p in [*self.searched, *self.runs] if p.run_dir is not None):
-            if state_of(point) not in (State.COMPLETED, State.NEW, State.PLANNED):
-                self._report(outcome(point))
+        lines = map(self._line, self._one_a_run())
+        for text in summed_up([line for line in lines if line is not None]):
+            self._report(text)
         for waiting in dict.fromkeys(point.waiting for point in self.runs if point.waiting):
             self._report(f"waiting {waiting}")
         for search in self.expansion.searches:
             if search.lr is not None:
                 self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
+
+    def _one_a_run(self) -> list[Point]:
+        """The runs, those of searches too, each once."""
+        return list({p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None}.values())
+
+    def _line(self, point: Point) -> tuple[str, str, str] | None:
+        """State, model and width, and what became of a run that did not complete; None where that needs no word."""
+        assert point.run is not None and point.run_dir is not None
+        state, said = state_of(point.run_dir), error_of(point.run_dir)
+        if state in (State.COMPLETED, State.NEW) or (state is State.PLANNED and not said):
+            return None
+        return state, f"{point.run.config.model.name} of width {point.run.architecture.width}", outcome(point.run_dir)
 
     def show(self) -> None:
         """Send what came out to W&B, where that is set, when runs were trained and none is left to a queue."""
@@ -191,6 +206,16 @@ class _Carrying:
             first, expansion = completed[0].config, self.expansion
             assert first is not None
             report_sweep(expansion.name, expansion.runs_dir, first.tracking, self._stop.check, self._report)
+
+
+def _taken(path: Path, point: Point) -> Status | None:
+    """Freeze a run and make it ``queued`` by this process; what it was before, None where it is not to be had."""
+    if queue.is_elsewhere(read_status(path)):
+        return None
+    assert point.run is not None
+    refuse(point.run.config)
+    RunDirectory.create(point.run, path.parent).freeze()
+    return queue.hand_over(path)
 
 
 def _state(point: Point) -> State:

@@ -14,8 +14,8 @@ from mixersweep.runs.listing import Listed
 from mixersweep.runs.state import SHOWN, State
 from mixersweep.sweeps.text import aligned, duration
 
-COLUMNS = ("state", "epoch", "accuracy", "images/s", "left", "host", "beat", "run")
-DROPPED = ("host", "images/s", "beat", "left")
+COLUMNS = ("state", "epoch", "accuracy", "images/s", "left", "host", "beat", "job", "run")
+DROPPED = ("host", "images/s", "beat", "left", "job")
 """The columns that a narrow terminal goes without, the first first."""
 
 
@@ -46,10 +46,12 @@ class Line:
                 "seconds_left": seconds_left(listed, now) if listed.state is State.RUNNING else None,
                 "host": status.host.partition("/")[0] if status.host else None,
                 "pid": status.pid,
-                "job": status.job,
+                "job": listed.job or status.job,
+                "job_state": listed.job_state,
                 "since": status.since,
                 "heartbeat": status.heartbeat if held else None,
                 "error": listed.reason or status.error,
+                "next": listed.next,
             }
         )
 
@@ -63,7 +65,8 @@ class Line:
     def cells(self, now: float) -> tuple[str, ...]:
         """The texts of ``COLUMNS``."""
         record = self.record
-        beat, error = record["heartbeat"], record["error"]
+        beat, said = record["heartbeat"], [record[key] for key in ("error", "next") if record[key]]
+        job = "" if record["job"] is None else f"{record['job']} {record['job_state'] or ''}".strip()
         epochs = f"{record['epoch']}/{record['epochs']}" if record["epochs"] else "-"
         return (
             record["state"],
@@ -73,7 +76,8 @@ class Line:
             "-" if record["seconds_left"] is None else duration(record["seconds_left"]),
             record["host"] or "-",
             "-" if beat is None else f"{duration(max(0.0, now - beat))} ago",
-            record["name"] + (f"  ({' '.join(str(error).split())})" if error else ""),
+            job,
+            record["name"] + (f"  ({' '.join('; '.join(said).split())})" if said else ""),
         )
 
 
@@ -96,6 +100,8 @@ def table(lines: Iterable[Line], wide: int | None, now: float | None = None) -> 
     """The lines as text under a heading, in columns; no wider than a terminal that is ``wide``."""
     now = time.time() if now is None else now
     rows = [COLUMNS, *(line.cells(now) for line in lines)]
+    if not any(row[COLUMNS.index("job")] for row in rows[1:]):
+        rows = [tuple(cell for name, cell in zip(COLUMNS, row, strict=True) if name != "job") for row in rows]
     return aligned(rows, ("epoch", "accuracy", "images/s", "left", "beat"), wide, DROPPED)
 
 

@@ -7,7 +7,6 @@ import ctypes
 import os
 import platform
 import resource
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -160,19 +159,6 @@ def versions() -> dict[str, str]:
     """What the program was made of."""
     packages = ("mixersweep", "torch", "torchvision", "numpy", "hydra-core", "omegaconf")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that the program runs from, ``-dirty`` with changes; None where it is installed."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

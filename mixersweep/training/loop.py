@@ -23,6 +23,7 @@ from mixersweep.data.stream import choose_workers
 from mixersweep.errors import MixersweepError, RunDiverged, RunFailed, RunHeld, RunStopped, UserError
 from mixersweep.layers import product
 from mixersweep.layers.nonzeros import why_not_own
+from mixersweep.paths import git_commit
 from mixersweep.runs import RunDirectory, completed
 from mixersweep.runs.files import written_whole
 from mixersweep.tracking import start as start_mirror
@@ -33,7 +34,6 @@ from mixersweep.training.environment import (
     as_recorded_today,
     choose_device,
     describe_environment,
-    git_commit,
     keep_freed_memory,
     set_threads,
     set_up_torch,

@@ -137,7 +137,9 @@ def test_status_filters(command: Command, runs: dict[str, Path], tmp_path: Path)
     assert states("--model", "s_mixer") | states("--model", "sw_mlp") == set(runs) - {"broken"}
     assert states("--model", "s_mixer").isdisjoint(states("--model", "sw_mlp"))
     assert states("--sweep", "fig4") == set(runs) - {"broken"}
-    assert states("--sweep", "fig5") == set()
+    unknown = command("status", "--sweep", "fig5")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "--sweep fig5: no run here is of such a sweep; there is fig4" in unknown.stderr
     wide = {line["name"] for line in lines(command("status", "--json", "--where", "width>=1000 and model=sw_mlp"))}
     assert wide == {p.name for s, p in runs.items() if s != "broken" and p.name.startswith("sw_mlp-w1024")} != set()
     assert states("--where", "epoch<30 and test_accuracy<0.5 and not state=failed") >= {"lost", "diverged"}

@@ -13,6 +13,7 @@ from mixersweep.compose import config_of
 from mixersweep.errors import RunStopped, UserError
 from mixersweep.layers import product
 from mixersweep.models import build
+from mixersweep.paths import git_commit
 from mixersweep.runs import RunDirectory, same_experiment_same_numbers, solve
 from mixersweep.training.checkpoint import load_checkpoint
 from mixersweep.training.environment import (
@@ -20,7 +21,6 @@ from mixersweep.training.environment import (
     choose_device,
     choose_threads,
     describe_environment,
-    git_commit,
     set_up_torch,
 )
 from mixersweep.training.evaluation import Sums
