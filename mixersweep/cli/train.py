@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def add(verbs: Any) -> None:
     """For help and completion; what stands behind ``train`` is parsed by Hydra."""
     verb = verbs.add_parser("train", add_help=False, help="train a network: mixersweep train model=pk width=1024")
-    for flags in (["-m", "--multirun"], ["-h", "--help"], ["--hydra-help"], ["--resolve"]):
+    for flags in (["-m", "--multirun"], ["-h", "--help"], ["--hydra-help"], ["--resolve"], ["--dry-run"]):
         verb.add_argument(*flags, action="store_true")
     verb.add_argument("--cfg", choices=("job", "hydra", "all"))
     verb.add_argument("--config-dir", metavar="DIR")
@@ -39,6 +39,8 @@ def train(arguments: list[str]) -> int:
 
     from mixersweep.compose import WORST, leading, read_arguments, run_app
 
+    is_dry = "--dry-run" in arguments
+    arguments = [argument for argument in arguments if argument != "--dry-run"]
     invocation = read_arguments(arguments)
     if invocation.multirun:
         from mixersweep.tracking import leave_agent
@@ -46,6 +48,8 @@ def train(arguments: list[str]) -> int:
         leave_agent()
     if invocation.is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("torchrun trains one run in several processes; start a sweep without it, on one GPU a run")
+    if is_dry:
+        return _show_scripts([*leading(invocation.own), *invocation.overrides])
     if invocation.is_sweep:
         from mixersweep.sweeps.sweeper import sweep
 
@@ -81,6 +85,15 @@ def train(arguments: list[str]) -> int:
     if outcomes and set(outcomes) == {USER_MISTAKE}:
         return USER_MISTAKE
     return DONE if not any(outcomes) else FAILED
+
+
+def _show_scripts(overrides: list[str]) -> int:
+    """``train -m --dry-run``: print what ``sbatch`` would be given."""
+    from mixersweep.sweeps.cluster import resolved, scripts
+    from mixersweep.sweeps.expand import expand
+
+    print("\n".join(scripts(resolved(expand(overrides, multirun=True)))), end="")
+    return DONE
 
 
 def _take_up(arguments: list[str], signals: StopSignals) -> int:

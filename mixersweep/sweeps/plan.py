@@ -186,14 +186,14 @@ def _time_left(left: Sequence[Planned], at_once: int, packs: Sequence[Sequence[P
         else:
             text += "in packs, one after another" if packed else "one after another"
             several = at_once > 1 and len(of_each) > 1
-            text += f", {duration(_together(of_each, at_once))} with {at_once} at once" if several else ""
+            text += f", {duration(together(of_each, at_once))} with {at_once} at once" if several else ""
         lines.append(text + (f", without the {unknown:,} of unknown time" if unknown else ""))
     if unknown:
         lines.append("plan --measure times what no completed run tells of")
     return lines
 
 
-def _together(seconds: Sequence[float], at_once: int) -> float:
+def together(seconds: Sequence[float], at_once: int) -> float:
     """How long so many at once take, about: as if they could be shared evenly, but for the longest."""
     return max(sum(seconds) / at_once, *seconds)
 

@@ -18,6 +18,7 @@ from mixersweep.runs import RunDirectory, Status, read_status
 from mixersweep.runs.files import write_json
 from mixersweep.runs.state import State
 from mixersweep.sweeps import queue
+from mixersweep.sweeps.cluster import resolved
 from mixersweep.sweeps.expand import Expansion, Point, expand
 from mixersweep.sweeps.launchers import StopRequest, make
 from mixersweep.sweeps.many import Progress, each, summed_up
@@ -59,9 +60,10 @@ class _Carrying:
 
     def __init__(self, arguments: Sequence[str], stop: StopRequest, report: Report) -> None:
         self._arguments, self._stop, self._report = list(arguments), stop, report
-        self.expansion: Expansion = expand(self._arguments, multirun=True)
+        self.expansion: Expansion = resolved(expand(self._arguments, multirun=True))
         self._launcher = make(self.expansion.launcher, self.expansion.folder)
         self._tried: set[Path] = set()
+        self._again: Counter[Path] = Counter()
         self._held: list[Path] = []
         self._has_waited = False
         self._fine = {State.COMPLETED}
@@ -139,10 +141,22 @@ class _Carrying:
                 for path, before in jobs.items():
                     queue.take_back(path, before)
         self._tried |= {*jobs, *queued}
+        self._try_again([*jobs, *queued])
         if any(search.is_open for search in self.expansion.searches):
             self.expansion = expand(self._arguments, multirun=True)
             self._write_down()
         return True
+
+    def _try_again(self, launched: Sequence[Path]) -> None:
+        """Have runs that failed or were lost launched again, as often as is asked for."""
+        most = self.expansion.settings.retries
+        failed = [path for path in launched if state_of(path) in (State.FAILED, State.LOST)]
+        again = [path for path in failed if self._again[path] < most]
+        self._again.update(again)
+        self._tried -= set(again)
+        if again:
+            times = max(self._again[path] for path in again)
+            self._report(f"{len(again)} runs failed or were lost: launched again ({times} of {most} times)")
 
     def waited(self) -> bool:
         """Wait, once and not long, for runs that others hold; returns whether one can be had now."""

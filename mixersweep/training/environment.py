@@ -25,7 +25,14 @@ from mixersweep.layers import nonzeros, product
 def choose_device(name: str) -> torch.device:
     """``auto`` is a GPU where there is one; raises ``UserError`` for a device that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if "MIXERSWEEP_GPU" in os.environ:  # a launcher's
+            raise UserError(
+                f"device=auto: the launcher was asked for GPUs (hydra.launcher.gpus), and torch {torch.__version__} "
+                f"finds none (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}); device=cpu asks for none"
+            )
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

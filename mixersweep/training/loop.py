@@ -184,6 +184,8 @@ class Training:
         if not self.engine.is_the_same_alone():
             self.environment["pack_size"] = len(members)
             report(f"the last digits of these {len(members)} runs depend on there being so many in the pack")
+        kind = self.environment["device_kind"]
+        report(f"on {kind}" if self.device.type == "cuda" else f"on a CPU, {threads} thread{'s' * (threads > 1)}")
         began = now()
         for member in members:
             member.begin(self.environment, began, writes=world.first)

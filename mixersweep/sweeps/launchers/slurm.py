@@ -82,7 +82,7 @@ class SlurmSettings:
     @property
     def seconds(self) -> float | None:
         """The time limit of a job; raises ``UserError`` for a text that is none."""
-        return _seconds(self.time)
+        return None if self.time == "auto" else _seconds(self.time)
 
     def gpus_of_a_job(self, device: str) -> int:
         """How many a job asks for whose runs ask for this device."""
@@ -169,13 +169,12 @@ class Slurm:
             raise
         return True
 
-    def scripts(self, runs: Sequence[config.Config], packed: Sequence[Sequence[Path]]) -> list[str]:
-        """What ``sbatch`` would be given for packs of runs; nothing is written or submitted."""
-        batches = list(_batched(packed, self._settings.runs_per_job))
+    def scripts(self, run: config.Config, jobs: int) -> list[str]:
+        """What ``sbatch`` would be given for so many jobs; nothing is written or submitted."""
         record = self._folder / FOLDER / "TOKEN.json"
         code = self._folder.parent / CODE / "HASH" if self._settings.snapshot else _live()
-        parts = _batched(batches, _largest_array())
-        return [script(record, self._asked(self._name("TOKEN"), runs[0], len(part)), code) for part in parts]
+        parts = _batched(range(jobs), _largest_array())
+        return [script(record, self._asked(self._name("TOKEN"), run, len(part)), code) for part in parts]
 
     def _submit(self, jobs: Sequence[Path], report: Callable[[str], None]) -> None:
         """Submit the runs as one array, or as few as Slurm's limit allows, and leave each to its job."""
@@ -196,9 +195,8 @@ class Slurm:
             record.parent.mkdir(parents=True, exist_ok=True)
             asked = {key: getattr(self._settings, key) for key in ("grace", "pack", "mps", "runs_per_job", "requeues")}
             texts = [[str(run_dir) for run_dir in batch] for batch in part]
-            write_json(
-                record, {"name": name, **asked, "at_once": self._settings.at_once, "code": str(code), "packs": texts}
-            )
+            more = {"at_once": self._settings.at_once, "gpus": gpus, "code": str(code)}
+            write_json(record, {"name": name, **asked, **more, "packs": texts})
             try:
                 array = submit(script(record, self._asked(name, first, len(part)), code), record.with_suffix(".sh"))
             except UserError:

@@ -29,7 +29,7 @@ from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
 from mixersweep.runs.status import guard, this_host
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.launchers import LOG, StopRequest, mps
+from mixersweep.sweeps.launchers import GIVEN_GPU, LOG, StopRequest, mps
 from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots, visible_gpus
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import packs
@@ -60,6 +60,7 @@ class _Asked:
     runs_per_job: int = 1
     at_once: int | None = None
     requeues: int = 5
+    gpus: int = 0
 
 
 class _Job:
@@ -119,7 +120,8 @@ class _Job:
             made = packs(claimed, self._asked.pack, on_gpu=bool(gpus), places=len(gpus), sharing=sharing)
             places = slots(min(len(made), at_once), int(cpus) if cpus else None, gpus, self._index)
             with mps.daemon([place.environment for place in places], _say, wanted=self._asked.mps) as shared:
-                codes = execute(made, [place.plus(shared) for place in places], self)
+                expected = {GIVEN_GPU: "asked"} if self._asked.gpus else {}
+                codes = execute(made, [place.plus({**shared, **expected}) for place in places], self)
             for run_dir, code in codes.items():
                 if code and not is_to_go_on(code) and read_status(run_dir).state is State.QUEUED:
                     queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")

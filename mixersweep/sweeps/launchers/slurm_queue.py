@@ -90,9 +90,10 @@ def squeue(*, ended: bool = False) -> list[Job]:
     if done.returncode:
         raise UserError(f"hydra/launcher=slurm: {refusal(done.stderr)}")
     found = []
-    for line in done.stdout.splitlines():
+    for line in filter(str.strip, done.stdout.splitlines()):
         array, indices, state, reason, name = line.strip().split("|", 4)
-        for index in _indices(indices) or [None]:  # several of an array that was cancelled before it began
+        numbers: list[int | None] = [*_indices(indices)]
+        for index in numbers or [None]:  # several of an array that was cancelled before it began
             job = Job(array if index is None else f"{array}_{index}", index or 0, state, reason, name)
             if ended or not job.is_over:
                 found.append(job)
@@ -244,7 +245,8 @@ class Known:
             return status.job
         folder = run.path.parent / ".sweeps"  # whoever submitted it may have died before the run named its job
         if folder not in self._standing:
-            listed = list((self.jobs or {}).values()) if folder.is_dir() else []
+            is_ours = any(folder.glob(f"*/{FOLDER}/*.json"))
+            listed = list((self.jobs or {}).values()) if is_ours else []
             self._standing[folder] = standing(folder, listed)
         found = self._standing[folder].get(run.path)
         return None if found is None else found.id
