@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mixersweep import completer
 from mixersweep.cli.terminal import report as say
 from mixersweep.errors import DONE, UserError
 
@@ -21,8 +22,10 @@ def add(verbs: Any) -> None:
     said = "settings that name lines of their own: seeds.structure, optim.weight_decay, ..."
     verb.add_argument("--by", metavar="SETTING[,SETTING]", default="", help=said)
     verb.add_argument("--out", metavar="DIR", type=Path, help="where the files go (default: report)")
-    verb.add_argument("--x", default="width", metavar="NAME", help="x axis of the main figure: width, parameters, ...")
-    verb.add_argument("--y", default="accuracy", metavar="NAME", help="accuracy, error, train_loss, ...")
+    said = "x axis of the main figure: width, parameters, ..."
+    verb.add_argument("--x", default="width", metavar="NAME", help=said).completer = completer.x_axes
+    said = "accuracy, error, train_loss, ..."
+    verb.add_argument("--y", default="accuracy", metavar="NAME", help=said).completer = completer.y_axes
     verb.add_argument("--published", action="store_true", help="lay the papers' curves beside one's own, dashed")
     shapes = verb.add_mutually_exclusive_group()
     for shape, said in (
@@ -34,7 +37,8 @@ def add(verbs: Any) -> None:
     verb.set_defaults(run=report)
 
     verb = verbs.add_parser("compare", help="what differs between runs, in settings and result, side by side")
-    verb.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or beginnings of the names of runs")
+    said = "run directories, or beginnings of the names of runs; or two sweeps"
+    verb.add_argument("runs", nargs="+", metavar="RUN", help=said).completer = completer.runs_and_sweeps
     verb.add_argument("--runs-dir", type=Path, default=Path(_runs_dir()), help="where names are looked for")
     verb.add_argument("--json", action="store_true", help="one object and nothing else")
     verb.set_defaults(run=compare)

@@ -40,7 +40,7 @@ def add(verbs: Any) -> None:
     chosen = argparse.ArgumentParser(add_help=False)
     group: Any = chosen.add_argument_group("which runs")
     group.add_argument("--model", metavar="M,..", help="of these families").completer = completer.models
-    group.add_argument("--sweep", metavar="NAME", help="of this sweep")
+    group.add_argument("--sweep", metavar="NAME", help="of this sweep").completer = completer.sweeps
     group.add_argument("--where", metavar="TEXT", help="such as 'width>=1000 and optim.lr<0.1' (with the quotes)")
 
     def state(verb: Any, text: str, *, required: bool = False) -> None:
@@ -66,14 +66,14 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("cancel", parents=[chosen], help="stop runs, and let no command take them up")
     verb.add_argument(
         "runs", nargs="*", metavar="RUN", type=str, help="run directories or names"
-    ).completer = completer.run_dirs
+    ).completer = completer.runs
     state(verb, "in these states")
     verb.set_defaults(run=cancel)
 
     verb = verbs.add_parser("logs", help="the last lines that a run wrote")
     verb.add_argument(
         "run_name", metavar="RUN", help="a run directory, or the name or hash of a run"
-    ).completer = completer.run_dirs
+    ).completer = completer.runs
     verb.add_argument("-n", "--lines", type=int, default=40, help="how many (40)")
     verb.add_argument("-f", "--follow", action="store_true", help="go on while the run goes on")
     verb.set_defaults(run=logs)
