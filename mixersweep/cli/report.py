@@ -72,10 +72,13 @@ def report(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """``compare``: a column a run; only settings and sizes that differ, and all results."""
-    from mixersweep.report.compare import differences, read
+    from mixersweep.report.compare import differences, of_sweeps, read
 
     if len(options.runs) < 2:
-        raise UserError(f"{options.runs[0]}: compare takes two runs or more")
+        raise UserError(f"{options.runs[0]}: compare takes two runs or more, or two sweeps")
+    cells = of_sweeps(options.runs, options.runs_dir)
+    if cells is not None:
+        return _compare_sweeps(options.runs, cells, as_json=options.json)
     rows = read(options.runs, options.runs_dir)
     found = differences(rows)
     if options.json:
@@ -99,6 +102,39 @@ def compare(options: argparse.Namespace) -> int:
         console.print(table if lines else f"{group}: no difference")
         console.print()
     return DONE
+
+
+def _compare_sweeps(names: list[str], cells: list[Any], *, as_json: bool) -> int:
+    """A line a model and width: of each sweep how many runs completed, mean and deviation of their test accuracy."""
+    from mixersweep.sweeps.text import aligned
+
+    if as_json:
+        for model, width, of_each in cells:
+            sweeps = {name: _moments(found) for name, found in zip(names, of_each, strict=True)}
+            print(json.dumps({"model": model, "width": width, **sweeps}))
+        return DONE
+    rows = [("model", "width", *names, *(["difference"] if len(names) == 2 else []))]
+    for model, width, of_each in cells:
+        texts = [_told(found) for found in of_each]
+        if len(names) == 2:
+            both = all(count for count, _, _ in of_each)
+            texts.append(f"{of_each[1][1] - of_each[0][1]:+.4f}" if both else "-")
+        rows.append((model, str(width), *texts))
+    print("\n".join(aligned(rows, set(rows[0]) - {"model"})))
+    say("test accuracy: mean ± sample deviation (runs)" if cells else "no run of these sweeps is completed")
+    return DONE
+
+
+def _told(found: tuple[int, float, float]) -> str:
+    count, mean, deviation = found
+    if count > 1:
+        return f"{mean:.4f} ± {deviation:.4f} ({count})"
+    return f"{mean:.4f} (1)" if count else "-"
+
+
+def _moments(found: tuple[int, float, float]) -> dict[str, float | None]:
+    count, mean, deviation = found
+    return {"runs": count, "mean": mean if count else None, "deviation": deviation if count > 1 else None}
 
 
 def _shown(value: Any) -> str:

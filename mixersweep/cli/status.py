@@ -53,6 +53,8 @@ def add(verbs: Any) -> None:
     state(verb, "in these states")
     verb.add_argument("--watch", action="store_true", help="draw it again every few seconds, until Ctrl-C")
     verb.add_argument("--json", action="store_true", help="one object a run")
+    verb.add_argument("--sort", metavar="NAME", help="by what --json calls it: test_accuracy, since, job, ...")
+    verb.add_argument("--counts", action="store_true", help="how many of each model and width are in each state")
     verb.set_defaults(run=status)
 
     verb = verbs.add_parser(
@@ -87,10 +89,15 @@ def status(options: argparse.Namespace) -> int:
     if options.watch:
         return _watch(options)
 
-    from mixersweep.sweeps.watch import Line, summary, table
+    from mixersweep.sweeps.watch import Line, by, counts, summary, table
 
     now = time.time()
     lines = sorted((Line.of(listed, now) for listed in _selected(options)), key=lambda line: line.order)
+    if options.sort is not None:
+        lines = by(options.sort, lines)
+    if options.counts:
+        print("\n".join([*counts(lines), summary(line.record["state"] for line in lines)]))
+        return DONE
     if options.json:
         for line in lines:
             print(json.dumps(line.record))

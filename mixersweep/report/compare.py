@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mixersweep.errors import UserError
 from mixersweep.report.table import Row, row_of
+from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import read_listed
 from mixersweep.runs.record import KEYS
 from mixersweep.runs.state import State
@@ -43,6 +46,31 @@ def _found(place: str, runs_dir: Path) -> Path:
     if not names:
         raise UserError(f"{place}: no such directory, and no run in {runs_dir} begins so")
     return runs_dir / names[0]
+
+
+def of_sweeps(names: Sequence[str], runs_dir: Path) -> list[tuple[str, int, list[tuple[int, float, float]]]] | None:
+    """Completed runs of sweeps, by model and width: of each sweep their count, mean and deviation of test accuracy.
+
+    None where the names are not all of sweeps. A deviation is that of a sample, NaN of a single run.
+    """
+    folder = runs_dir.expanduser() / ".sweeps"
+    stored = [read_json(folder / name / "sweep.json") if name and "/" not in name else None for name in names]
+    if not all(isinstance(each, dict) and "runs" in each for each in stored):
+        return None
+    cells: dict[tuple[str, int], list[list[float]]] = {}
+    for place, sweep in enumerate(stored):
+        for run in sweep["runs"]:
+            listed = read_listed(runs_dir.expanduser().absolute() / run)
+            if listed is None or listed.result is None:
+                continue
+            key = (listed.result["model"], listed.result["width"])
+            cells.setdefault(key, [[] for _ in names])[place].append(listed.result["test_accuracy"])
+    return [(*key, [_moments(values) for values in of_each]) for key, of_each in sorted(cells.items())]
+
+
+def _moments(values: Sequence[float]) -> tuple[int, float, float]:
+    mean = statistics.fmean(values) if values else math.nan
+    return len(values), mean, statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def differences(rows: Sequence[Row]) -> dict[str, list[tuple[str, list[Any]]]]:

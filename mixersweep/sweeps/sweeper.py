@@ -208,8 +208,8 @@ class _Carrying:
     def _line(self, point: Point) -> tuple[str, str, str] | None:
         """State, model and width, and what became of a run that did not complete; None where that needs no word."""
         assert point.run is not None and point.run_dir is not None
-        state, said = state_of(point.run_dir), error_of(point.run_dir)
-        if state in (State.COMPLETED, State.NEW) or (state is State.PLANNED and not said):
+        state = state_of(point.run_dir)
+        if state in (State.COMPLETED, State.NEW) or (state is State.PLANNED and not error_of(point.run_dir)):
             return None
         return state, f"{point.run.config.model.name} of width {point.run.architecture.width}", outcome(point.run_dir)
 

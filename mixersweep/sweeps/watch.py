@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mixersweep.errors import UserError
 from mixersweep.runs.listing import Listed
 from mixersweep.runs.state import SHOWN, State
 from mixersweep.sweeps.text import aligned, duration
@@ -103,6 +105,30 @@ def table(lines: Iterable[Line], wide: int | None, now: float | None = None) -> 
     if not any(row[COLUMNS.index("job")] for row in rows[1:]):
         rows = [tuple(cell for name, cell in zip(COLUMNS, row, strict=True) if name != "job") for row in rows]
     return aligned(rows, ("epoch", "accuracy", "images/s", "left", "beat"), wide, DROPPED)
+
+
+def by(name: str, lines: Sequence[Line]) -> list[Line]:
+    """The lines in the order of a value, those without it first; raises ``UserError`` for a name that is none."""
+    known = list(lines[0].record) if lines else []
+    if lines and name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        nearest = f"; the nearest is {near[0]}" if near else f"; there are {', '.join(known)}"
+        raise UserError(f"--sort {name}: no such value of a run{nearest}")
+    return sorted(lines, key=lambda line: (line.record[name] is not None, line.record[name] or 0))
+
+
+def counts(lines: Iterable[Line]) -> list[str]:
+    """How many runs of each model and width are in each state, in columns."""
+    found: dict[tuple[str, int], Counter[str]] = {}
+    for line in lines:
+        key = (line.record["model"] or "-", line.record["width"] or 0)
+        found.setdefault(key, Counter())[line.record["state"]] += 1
+    states = [state for state in SHOWN if any(count[state] for count in found.values())]
+    rows = [
+        (model, str(width), *(str(count[state] or "-") for state in states))
+        for (model, width), count in sorted(found.items())
+    ]
+    return aligned([("model", "width", *states), *rows], ("width", *states)) if rows else []
 
 
 def summary(states: Iterable[str]) -> str:

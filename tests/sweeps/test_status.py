@@ -593,3 +593,41 @@ def test_the_shell_is_offered_states_models_and_runs(runs: dict[str, Path], tmp_
     assert {"--watch", "--where"} <= set(completed("mixersweep status --w"))
     offered = completed(f"mixersweep cancel runs/{runs['failed'].name[:-3]}", tmp_path)
     assert offered == [f"runs/{runs['failed'].name}"]
+
+
+def test_status_sorts_and_counts(command: Command, tmp_path: Path, bases: list[Run]) -> None:
+    accuracies = [0.7, 0.9, 0.8]
+    for seed, accuracy in enumerate(accuracies):
+        write_run(tmp_path / "runs", seeded(bases[0], seed), accuracy=accuracy)
+    write_run(tmp_path / "runs", seeded(bases[2], 7), "planned")
+    found = lines(command("status", "--json", "--sort", "test_accuracy"))
+    assert [line["test_accuracy"] for line in found] == [None, *sorted(accuracies)]
+    wrong = command("status", "--sort", "test_accurcy")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "--sort test_accurcy: no such value of a run; the nearest is test_accuracy" in wrong.stderr
+    texts = command("status", "--counts").stdout.splitlines()
+    sizes = [bases[i].architecture.width for i in (0, 2)]
+    assert [text.split() for text in texts[:3]] == [
+        ["model", "width", "completed", "planned"],
+        ["s_mixer", str(sizes[0]), "3", "-"],
+        ["sw_mlp", str(sizes[1]), "-", "1"],
+    ]
+
+
+def test_two_sweeps_side_by_side(command: Command, tmp_path: Path, bases: list[Run]) -> None:
+    """Of each model and width: the first has two runs of 0.7 and 0.9, the second one of 0.85."""
+    paths = [
+        write_run(tmp_path / "runs", seeded(bases[0], n), accuracy=accuracy)
+        for n, accuracy in enumerate((0.7, 0.9, 0.85))
+    ]
+    for name, own in (("one", paths[:2]), ("two", paths[2:])):
+        (tmp_path / "runs" / ".sweeps" / name).mkdir(parents=True)
+        write_json(tmp_path / "runs" / ".sweeps" / name / "sweep.json", {"runs": [path.name for path in own]})
+    done = command("compare", "one", "two")
+    assert done.returncode == 0, done.stderr
+    width = str(bases[0].architecture.width)
+    assert done.stdout.splitlines()[1].split() == [
+        *("s_mixer", width, "0.8000", "±", "0.1414", "(2)", "0.8500", "(1)", "+0.0500"),
+    ]
+    (line,) = lines(command("compare", "one", "two", "--json"))
+    assert line["two"] == {"runs": 1, "mean": 0.85, "deviation": None}
