@@ -55,11 +55,12 @@ def of_sweeps(names: Sequence[str], runs_dir: Path) -> list[tuple[str, int, list
     """
     folder = runs_dir.expanduser() / ".sweeps"
     stored = [read_json(folder / name / "sweep.json") if name and "/" not in name else None for name in names]
-    if not all(isinstance(each, dict) and "runs" in each for each in stored):
+    runs = [each["runs"] for each in stored if isinstance(each, dict) and "runs" in each]
+    if len(runs) < len(names):
         return None
     cells: dict[tuple[str, int], list[list[float]]] = {}
-    for place, sweep in enumerate(stored):
-        for run in sweep["runs"]:
+    for place, of_sweep in enumerate(runs):
+        for run in of_sweep:
             listed = read_listed(runs_dir.expanduser().absolute() / run)
             if listed is None or listed.result is None:
                 continue
