@@ -177,3 +177,15 @@ def test_jobs_run_the_program_that_was_submitted(
     }
     (copy,) = (tmp_path / "runs" / ".sweeps" / ".code").iterdir()
     assert codes == {str(copy), str(tmp_path / "copy")}
+
+
+def test_a_job_trains_so_many_of_its_runs_at_a_time(tmp_path: Path, tiny: list[str]) -> None:
+    """Of three runs in a job, one after another: each begins when the one before has ended."""
+    more = ["epochs=2", "hydra.launcher.runs_per_job=3", "hydra.launcher.runs_at_once=1", "seed=0,1,2"]
+    done = run(tmp_path, *tiny, *SLURM, *more)
+    assert done.returncode == 0, done.stderr
+    assert "slurm: 3 runs in 1 jobs" in done.stderr
+    found = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("[!.]*-s?-*/result.json")]
+    ordered = sorted(found, key=lambda record: str(record["started"]))
+    assert len(ordered) == 3
+    assert all(one["finished"] <= other["started"] for one, other in zip(ordered, ordered[1:], strict=False))

@@ -118,7 +118,9 @@ class _Job:
             at_once = self._asked.at_once or self._asked.runs_per_job
             sharing = math.ceil(at_once / max(1, len(gpus)))
             made = packs(claimed, self._asked.pack, on_gpu=bool(gpus), places=len(gpus), sharing=sharing)
-            places = slots(min(len(made), self._asked.at_once or len(made)), int(cpus) if cpus else None, gpus, self._index)
+            places = slots(
+                min(len(made), self._asked.at_once or len(made)), int(cpus) if cpus else None, gpus, self._index
+            )
             with mps.daemon([place.environment for place in places], _say, wanted=self._asked.mps) as shared:
                 expected = {GIVEN_GPU: "asked"} if self._asked.gpus else {}
                 codes = execute(made, [place.plus({**shared, **expected}) for place in places], self)
