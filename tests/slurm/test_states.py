@@ -1,5 +1,6 @@
 """What a person is told of runs that a real Slurm has, had or has forgotten, and how often it is asked."""
 
+import itertools
 import json
 import os
 import shutil
@@ -188,4 +189,4 @@ def test_a_job_trains_so_many_of_its_runs_at_a_time(tmp_path: Path, tiny: list[s
     found = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("[!.]*-s?-*/result.json")]
     ordered = sorted(found, key=lambda record: str(record["started"]))
     assert len(ordered) == 3
-    assert all(one["finished"] <= other["started"] for one, other in zip(ordered, ordered[1:], strict=False))
+    assert all(one["finished"] <= other["started"] for one, other in itertools.pairwise(ordered))
