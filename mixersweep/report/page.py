@@ -14,13 +14,13 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from mixersweep.figures.palette import DARKENED, PALETTE, SHAPES, css, looks_of
 from mixersweep.report.answer import Answer, Question, answer
 from mixersweep.report.axes import X_AXES, Y_AXES
 from mixersweep.report.canvas import Figure
 from mixersweep.report.figures import Gallery
 from mixersweep.report.sheets import Sheet, sheets
 from mixersweep.report.statistics import Statistics
-from mixersweep.report.style import FAINT, INK, PAPER, looks
 from mixersweep.report.table import Table
 from mixersweep.report.text import APART, counted, differs_said, versions_said
 from mixersweep.runs.state import State
@@ -30,11 +30,6 @@ SHOWN = (
     "validation_accuracy test_accuracy seconds"
 ).split()
 """The columns of the table of runs."""
-
-MARKERS = {"o": 0, "s": 1, "^": 2, "D": 3, "v": 4, "P": 5, "<": 6, ">": 7}
-"""Which of the script's markers stands for one of the figures'."""
-
-DARK = {INK: "#e8e6e3", PAPER: "#14171a", FAINT: "#4a5056"}
 
 
 def page(table: Table, all_statistics: Sequence[Statistics], gallery: Gallery, command: str, x: str, y: str) -> str:
@@ -57,6 +52,7 @@ def page(table: Table, all_statistics: Sequence[Statistics], gallery: Gallery, c
     parts = files("mixersweep.report")
     return Template((parts / "page.html").read_text()).substitute(
         title=escape(f"mixersweep report: {main.comparison.name}"),
+        colours=css(),
         css=(parts / "page.css").read_text(),
         js=(parts / "page.js").read_text(),
         body="\n".join(section for section in sections if section),
@@ -103,7 +99,7 @@ def _figure(figure: Figure, first: bool) -> str:
     svg = figure.paths["svg"].read_text()
     rules = "".join(
         f'[style*="fill: {light}"]{{fill:{dark} !important}}[style*="stroke: {light}"]{{stroke:{dark} !important}}'
-        for light, dark in DARK.items()
+        for light, dark in DARKENED.items()
     )
     style = f"<style>@media screen and (prefers-color-scheme: dark){{{rules}}}</style>"
     start = svg.index(">", svg.index("<svg")) + 1
@@ -242,9 +238,9 @@ def _data(table: Table, x: str, y: str) -> str:
         "rows": [[row.get(name) for name in varied] for row in rows],
         "shown": [name for name in SHOWN if name in varied],
         "labels": {**labels, "optim.lr": "learning rate", "name": "run"},
-        "models": {
-            name: [look.colour, MARKERS.get(look.marker, 5)] for name, look in looks((m, m) for m in models).items()
-        },
+        "models": {name: [look.colour, SHAPES[look.marker]] for name, look in looks_of(models).items()},
+        "palette": PALETTE,
+        "shapes": list(SHAPES.values())[: len(PALETTE)],
         "x": x,
         "y": Y_AXES[y].key,
     }

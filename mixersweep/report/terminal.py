@@ -8,10 +8,10 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from mixersweep.figures import ticked
 from mixersweep.report.answer import Answer, answer
 from mixersweep.report.axes import x_axis, y_axis
 from mixersweep.report.build import Report
-from mixersweep.report.canvas import ticked
 from mixersweep.report.figures import Artist, NotShown
 from mixersweep.report.sheets import Sheet, accuracy_sheet
 from mixersweep.report.text import counted, unfinished_lines
