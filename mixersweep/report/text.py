@@ -160,7 +160,7 @@ def latex(table: Table, all_statistics: Sequence[Statistics], command: str) -> s
         lines += [rf"\paragraph{{{_tex(question.asked)}}}"]
         lines += _latex_items(map(_latex_verdict, question.verdicts)) or [_tex(question.unanswered), ""]
     if said.numbers.rows:
-        lines += _latex_table(said.numbers, f"{said.numbers.title}: {said.name}. {said.numbers.note}")
+        lines += _latex_table(said.numbers, f"{said.numbers.title}: {said.name}. {said.numbers.note}", here=True)
     lines += [r"\paragraph{What to bear in mind}"]
     lines += _latex_items(map(_tex, [*said.rest, *(f"Without a result: {line}" for line in unfinished_lines(table))]))
     for statistics in all_statistics[: APART + 1]:
@@ -181,21 +181,22 @@ def _latex_items(items: Iterable[str]) -> list[str]:
     return [r"\begin{itemize}", *lines, r"\end{itemize}", ""] if lines else []
 
 
-def _latex_table(sheet: Sheet, caption: str) -> list[str]:
+def _latex_table(sheet: Sheet, caption: str, here: bool = False) -> list[str]:
+    """A table as wide as the text on a page of floats, or a small one ``here``."""
     columns = "".join("r" if column.number else "l" for column in sheet.columns)
     body = [" & ".join(map(_tex, texts)) + r" \\" for texts in sheet.texts]
     return [
-        r"\begin{table}[p]",
+        r"\begin{table}[ht]" if here else r"\begin{table}[p]",
         r"\centering",
         rf"\caption{{{_tex(caption)}}}",
-        r"\resizebox{\textwidth}{!}{%",
+        *([] if here else [r"\resizebox{\textwidth}{!}{%"]),
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         " & ".join(_tex(column.header) for column in sheet.columns) + r" \\",
         r"\midrule",
         *body,
         r"\bottomrule",
-        r"\end{tabular}}",
+        r"\end{tabular}" if here else r"\end{tabular}}",
         r"\end{table}",
         "",
     ]
