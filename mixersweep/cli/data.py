@@ -22,7 +22,7 @@ def add(verbs: Any) -> None:
     action = actions.add_parser("list", parents=[directory], help="what is ready, and where")
     action.set_defaults(run=data_list)
     action = actions.add_parser("prepare", parents=[directory], help="fetch, check and convert a data set")
-    action.add_argument("name", metavar="NAME").completer = completer.data_sets
+    action.add_argument("name", metavar="NAME", help="the data set").completer = completer.data_sets
     action.add_argument("--root", metavar="DIR", help="the folder of imagenet or image_folder, which is only checked")
     action.set_defaults(run=data_prepare)
 

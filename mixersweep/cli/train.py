@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 def add(verbs: Any) -> None:
     """For help and completion; what stands behind ``train`` is parsed by Hydra."""
     verb = verbs.add_parser("train", add_help=False, help="train a network: mixersweep train model=pk width=1024")
-    for flags in (["-m", "--multirun"], ["-h", "--help"], ["--hydra-help"], ["--resolve"]):
-        verb.add_argument(*flags, action="store_true")
-    verb.add_argument("--cfg", choices=("job", "hydra", "all"))
-    verb.add_argument("--config-dir", metavar="DIR")
-    verb.add_argument("overrides", nargs="*").completer = completer.overrides
+    settings = verb.add_argument("overrides", nargs="*", metavar="key=value", help="an experiment means many runs")
+    settings.completer = completer.overrides
+    verb.add_argument("-m", "--multirun", action="store_true", help="every combination of values with commas between")
+    verb.add_argument("--config-dir", metavar="DIR", help="more choices, e.g. DIR/experiment/NAME.yaml")
+    verb.add_argument("--cfg", choices=("job", "hydra", "all"), help="print the settings (job), train nothing")
+    verb.add_argument("--resolve", action="store_true", help="with --cfg: values in place of references")
+    verb.add_argument("-h", "--help", action="store_true", help="all settings with their defaults")
+    verb.add_argument("--hydra-help", action="store_true", help="Hydra's own flags")
 
 
 def train(arguments: list[str]) -> int:
