@@ -167,7 +167,7 @@ def group_part(group: str) -> str:
     rows: dict[str, Any] = {}
     for key, hint in keys():
         if key.startswith(f"{group}.") and key != f"{group}.name":
-            rows.setdefault(key, hint)
+            rows[key] = max(rows.get(key, hint), hint, key=lambda each: len(describe(each)))  # that with more choices
     lines = []
     for key, hint in rows.items():
         name = key.partition(".")[2]
@@ -179,14 +179,27 @@ def group_part(group: str) -> str:
             for place in ([key] if key in values else [name] if name in values and "model" not in values else [])
             if choice in variants or not variants
         }
-        comment = next((f.comments[p] for f in found.values() for p in (key, name) if f.comments.get(p)), "")
-        line = [code(key), differing(defaults, group), describe(hint), comment]
+        texts = {choice: f.comments[p] for choice, f in found.items() for p in (key, name) if f.comments.get(p)}
+        own = {choice: text for choice, text in texts.items() if choice in variants}
+        line = [code(key), differing(defaults, group), describe(hint), comment(own) if variants else commonest(texts)]
         if variants:
             line.append(owners(has, list(variants)))
         lines.append(line)
     heads = ["setting", "default", "takes", "what it does", *(["of"] if variants else [])]
     choices = table((f"`{group}=`", "what it is"), ([code(name), flat(file.header)] for name, file in found.items()))
     return f"## {group}\n\n{choices}\n{table(heads, lines)}"
+
+
+def comment(texts: Mapping[str, str]) -> str:
+    """What a setting does: as each choice says it where all differ, else as the one does that says the most."""
+    if len(texts) > 1 and len(set(texts.values())) == len(texts):
+        return "; ".join(f"{code(choice)}: {text}" for choice, text in texts.items())
+    return max(texts.values(), key=len, default="")
+
+
+def commonest(texts: Mapping[str, str]) -> str:
+    """The text that most have, or the first of those."""
+    return max(texts.values(), key=list(texts.values()).count, default="")
 
 
 def owners(has: list[str], every: list[str]) -> str:
