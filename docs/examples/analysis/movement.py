@@ -31,10 +31,10 @@ def analyze(subjects: Sequence[Subject]) -> tuple[dict[str, Any], list[dict[str,
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     """``movement.svg`` and ``movement.png``: a line for each group, over the layers."""
-    from mixersweep.analysis.drawing import counted, figure, look_of
+    from mixersweep.figures import counted, draw_panels, looks_of
 
     rows = document["layers"]
-    looks = look_of([row["group"] for row in rows])
+    looks = looks_of(row["group"] for row in rows)
 
     def panel(axes: Any) -> None:
         for group, look in looks.items():
@@ -44,4 +44,4 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
         axes.set_xlabel("mixing layer")
         axes.set_ylabel("|W - W₀| / |W₀|")
 
-    return figure(out, "movement", "How far training moved the weights", [panel])
+    return draw_panels(out, "movement", "How far training moved the weights", [panel])
