@@ -15,7 +15,7 @@ from mixersweep.runs.state import State
 VERBS = {
     "cka": "how alike the hidden features of groups of runs are",
     "spectrum": "singular values of effective weights, at the start, at kept checkpoints, at the end",
-    "sparsity": "what trained effective weights look like, and whether training pulls them as an L1 penalty would",
+    "sparsity": "how sparse trained effective weights are, and how training moved that",
     "receptive_field": "how many pixels reach a unit after each layer",
     "effective": "the patterns of the effective matrices: drawn, exported, counted",
     "cost": "parameters, memory, FLOPs and time of networks, measured here",
@@ -48,10 +48,6 @@ def add(verbs: Any) -> None:
     made["spectrum"].add_argument(
         "--epochs", choices=("all", "first", "last"), default="all", help="which kept weights (all)"
     )
-    sparsity = made["sparsity"]
-    sparsity.add_argument("--no-test", action="store_true", help="leave out the test of proposition 3.3")
-    sparsity.add_argument("--lambdas", type=int, default=5, help="strengths of the penalty in it (5)")
-    sparsity.add_argument("--seeds", type=int, default=5, help="seeds in it (5)")
     made["cost"].add_argument("--no-measure", action="store_true", help="count only, train no step")
     made["landscape"].add_argument("--draws", type=int, default=4, help="random directions (4)")
     made["landscape"].add_argument("--images", type=int, default=2000, help="of each split, the first so many (2000)")
@@ -125,10 +121,7 @@ def _spectrum(options: argparse.Namespace, _device: Any, _out: Path) -> Any:
 def _sparsity(options: argparse.Namespace, _device: Any, _out: Path) -> Any:
     from mixersweep.analysis import sparsity
 
-    found = sparsity.analyze(_chosen(options), tested=not options.no_test, lambdas=options.lambdas, seeds=options.seeds)
-    if found[0]["proposition"] is not None:
-        say(f"proposition 3.3 holds; {found[0]['proposition']['answer']}")
-    return *found, sparsity.draw
+    return *sparsity.analyze(_chosen(options)), sparsity.draw
 
 
 def _landscape(options: argparse.Namespace, device: Any, _out: Path) -> Any:
