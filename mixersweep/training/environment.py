@@ -51,7 +51,8 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed tensors for the next ones.
 
     It gives blocks of 32 MB and more back to the system at once, and at every step the system clears their pages anew:
-    at width 65,536 and batch 128 that is most of the time of an elementwise operation. Elsewhere this does nothing.
+    at width 65,536 and batch 128 that is most of the time of an elementwise operation. Where nothing lies
+    above them, as in a process that only measures, smaller ones go back too. Elsewhere than in glibc this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")
