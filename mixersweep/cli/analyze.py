@@ -10,6 +10,7 @@ from typing import Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report as say
 from mixersweep.errors import DONE, UserError
+from mixersweep.paths import analysis_dir
 from mixersweep.runs.state import State
 
 VERBS = {
@@ -31,9 +32,9 @@ def add(verbs: Any) -> None:
     made = {}
     for name, said in VERBS.items():
         verb = made[name] = inner.add_parser(name, help=said, description=f"{said[0].upper()}{said[1:]}.")
-        what = "run directories, or directories of runs (default: runs)"
+        what = "directories of runs, or runs by path or name (default: runs)"
         if name in ("effective", "receptive_field", "cost", "coordinates"):
-            what = "run directories, directories of runs, or key=value settings as of train, several values with commas"
+            what = "directories of runs, runs by path or name, or settings as of train, several values with commas"
         if name == "coordinates":
             what += " (default: four small families under SGD and AdamW with each optim.lr_scaling)"
         verb.add_argument("places", nargs="*", metavar="RUNS", help=what).completer = completer.run_dirs
@@ -78,7 +79,7 @@ def analyze(options: argparse.Namespace) -> int:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(choose_threads("auto"))
     device = choose_device(options.device)
-    out = folder(options.out or Path("analysis") / options.verb)
+    out = folder(options.out or analysis_dir(options.verb))
     document, rows, draw = _RUN[options.verb](options, device, out)
     path = write(out, options.verb, document, rows)
     if not options.no_figure:
@@ -89,9 +90,9 @@ def analyze(options: argparse.Namespace) -> int:
 
 def _chosen(options: argparse.Namespace, *, completed: bool = True) -> list[Any]:
     from mixersweep.analysis.subjects import chosen
+    from mixersweep.runs.find import find_all
 
-    places = [Path(place) for place in options.places] or [completer.runs_dir()]
-    found, notes = chosen(places, options.where, completed=completed)
+    found, notes = chosen(find_all(options.places), options.where, completed=completed)
     for note in notes:
         say(note)
     return found

@@ -26,6 +26,7 @@ from mixersweep.budget import Architecture
 from mixersweep.compose import Composer, check_overrides, is_choice, leading, parsed_override, parsed_overrides, split
 from mixersweep.config import VARIANTS, Config, Sweep, architecture, owners, parse, parse_sweep, structure
 from mixersweep.errors import Infeasible, UserError
+from mixersweep.paths import sweeps_dir
 from mixersweep.runs import Origin, Run, solve
 from mixersweep.runs.experiment import EXECUTION
 from mixersweep.sweeps.search import Search, searches_of
@@ -79,7 +80,7 @@ class Expansion:
     @property
     def folder(self) -> Path:
         """Where the sweep keeps what belongs to no single run."""
-        return self.runs_dir / ".sweeps" / self.name
+        return sweeps_dir(self.runs_dir) / self.name
 
 
 def expand(arguments: Sequence[str], *, multirun: bool = False) -> Expansion:

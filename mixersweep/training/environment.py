@@ -21,6 +21,7 @@ from mixersweep import processor
 from mixersweep.config import Config
 from mixersweep.errors import UserError
 from mixersweep.layers import nonzeros, product
+from mixersweep.paths import cache_dir
 
 
 def choose_device(name: str) -> torch.device:
@@ -72,7 +73,7 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
         report(f"note: {reason}")
     if config.compile:
         # What AVX-512 has compiled, torch loads where there is AVX2 alone, and all is NaN: machines may share a home.
-        kept = Path("~/.cache/mixersweep/compiled").expanduser() / torch.backends.cpu.get_cpu_capability().lower()
+        kept = cache_dir("compiled") / torch.backends.cpu.get_cpu_capability().lower()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     if not config.deterministic or device.type != "cuda":
         return

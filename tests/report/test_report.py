@@ -299,7 +299,7 @@ def test_compare_shows_what_differs(swept: Path, run: Callable[..., Printed], mo
     assert "test_accuracy" in out
     code, _, err = run("compare", one.name, "s_mixer")
     assert code == 2
-    assert "begin so, such as" in err
+    assert "have this in their name" in err
 
 
 def test_neither_torch_nor_wandb_is_imported(small: Path, tmp_path: Path) -> None:
