@@ -253,7 +253,7 @@ def _networks(options: argparse.Namespace, settings: list[str] | None = None) ->
     if options.where is not None:
         raise UserError(f"--where {options.where}: is for run directories, not for settings")
     several = any(override.is_sweep_override() for override in parsed_overrides(places))
-    points = expand(places, multirun=several).points
+    points = expand(places, multirun=several or None).points
     for point in points:
         if point.run is None:
             say(f"left out: {point.infeasible or point.waiting}")
