@@ -22,13 +22,13 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from mixersweep.budget import Architecture
 from mixersweep.compose import Composer, check_overrides, is_choice, leading, parsed_override, parsed_overrides, split
-from mixersweep.config import VARIANTS, Config, Sweep, architecture, owners, parse_sweep, structure
+from mixersweep.config import VARIANTS, Sweep, architecture, owners, parse_sweep, structure
 from mixersweep.errors import Infeasible, UserError
 from mixersweep.paths import sweeps_dir
-from mixersweep.runs import Origin, Run, solve
+from mixersweep.runs import Origin, solve
 from mixersweep.runs.experiment import EXECUTION
+from mixersweep.sweeps.point import Point, with_settings
 from mixersweep.sweeps.search import Search, searches_of
 
 Grid = dict[str, list[str]]
@@ -36,28 +36,6 @@ Grid = dict[str, list[str]]
 
 ATTEMPTS = 4
 """How often ``infeasible=nearest`` follows what a refusal says would work, since one change may need another."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run of a sweep: ``run``, or why there is none (``infeasible``), or what it waits for (``waiting``).
-
-    ``overrides`` alone mean the same run. ``config`` and ``architecture`` are there for a waiting point too.
-    """
-
-    overrides: list[str]
-    config: Config | None = None
-    architecture: Architecture | None = None
-    run: Run | None = None
-    infeasible: str | None = None
-    waiting: str | None = None
-
-    @property
-    def run_dir(self) -> Path | None:
-        """The run directory, whether it is there yet or not."""
-        if self.run is None:
-            return None
-        return Path(self.run.config.runs_dir).expanduser().absolute() / self.run.name
 
 
 @dataclass(frozen=True)
@@ -118,10 +96,9 @@ def expand(arguments: Sequence[str], *, multirun: bool | None = None) -> Expansi
     _check_places(grids)
     name = settings.name or experiment or _name(grids)
     expanding = _Expanding(composer, settings, grids, Origin(experiment, name if multirun else None, leading(own)))
+    # the last setting fastest, as in Hydra
     combinations = [product(*grid.values()) for grid in grids] if multirun else [product(*map(_values, task))]
-    points = expanding.points(
-        list(one) for some in combinations for one in some
-    )  # the last setting fastest, as in Hydra
+    points = expanding.points(list(one) for some in combinations for one in some)
     searches: list[Search] = []
     if multirun and settings.search is not None:
         searches = searches_of(points, settings.search, expanding.searched)
@@ -137,14 +114,6 @@ def expand(arguments: Sequence[str], *, multirun: bool | None = None) -> Expansi
         launcher={"name": head.hydra.runtime.choices["hydra/launcher"], **_plain(head.hydra.launcher)},
         runs_dir=expanding.runs_dir(points),
     )
-
-
-def with_settings(overrides: Sequence[str], **values: object) -> list[str]:
-    """The overrides with other values; dots in names are written as ``__``."""
-    new = {key.replace("__", "."): f"{key.replace('__', '.')}={value}" for key, value in values.items()}
-    there = [parsed_override(override).key_or_group for override in overrides]
-    kept = [new.get(key, override) for key, override in zip(there, overrides, strict=True)]
-    return [*kept, *(override for key, override in new.items() if key not in there)]
 
 
 class _Expanding:
