@@ -288,6 +288,7 @@ def _values(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise UserError(
             f"{override.input_line}: an interval has no values to sweep over; hydra/sweeper=optuna draws some"
+            " (pip install 'mixersweep[optuna]')"
         )
     key = override.get_key_element()
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
