@@ -1,4 +1,4 @@
-"""``mixersweep report`` and ``mixersweep compare``: what came out of many runs, and what sets a few apart."""
+"""``mixersweep report`` and ``mixersweep diff``: what came out of many runs, and what sets a few apart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mixersweep.paths import report_dir, runs_dir
 
 
 def add(verbs: Any) -> None:
-    """``report [RUNS_DIR ...]`` and ``compare RUN RUN ...``."""
+    """``report [RUNS_DIR ...]`` and ``diff RUN RUN ...``."""
     verb = verbs.add_parser("report", help="compare completed runs: statistics, figures, one page")
     verb.add_argument(
         "runs_dirs", nargs="*", metavar="RUNS_DIR", help="directories of runs, or runs by path or name (default: runs)"
@@ -35,11 +35,11 @@ def add(verbs: Any) -> None:
         shapes.add_argument(f"--{shape}", action="store_true", help=f"{said}; files only with --out")
     verb.set_defaults(run=report)
 
-    verb = verbs.add_parser("compare", help="what differs between runs, in settings and result, side by side")
+    verb = verbs.add_parser("diff", help="what differs between runs, in settings and result, side by side")
     verb.add_argument("runs", nargs="+", metavar="RUN", help="runs by path or name")
     verb.add_argument("--runs-dir", type=Path, default=runs_dir(), help="where names are looked for")
     verb.add_argument("--json", action="store_true", help="one object and nothing else")
-    verb.set_defaults(run=compare)
+    verb.set_defaults(run=diff)
 
 
 def report(options: argparse.Namespace) -> int:
@@ -70,12 +70,12 @@ def report(options: argparse.Namespace) -> int:
     return DONE
 
 
-def compare(options: argparse.Namespace) -> int:
-    """``compare``: a column a run; only settings and sizes that differ, and all results."""
-    from mixersweep.report.compare import differences, read
+def diff(options: argparse.Namespace) -> int:
+    """``diff``: a column a run; only settings and sizes that differ, and all results."""
+    from mixersweep.report.diff import differences, read
 
     if len(options.runs) < 2:
-        raise UserError(f"{options.runs[0]}: compare takes two runs or more")
+        raise UserError(f"{options.runs[0]}: diff takes two runs or more")
     rows = read(options.runs, options.runs_dir)
     found = differences(rows)
     if options.json:
