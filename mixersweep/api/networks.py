@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from mixersweep import models
-from mixersweep.api.planning import expand_one
 from mixersweep.api.settings import overrides_of, say
 from mixersweep.config import Pretrainable
 from mixersweep.models.block import mixing_block
 from mixersweep.models.timm import start_from
+from mixersweep.sweeps.expand import expand_one
 
 __all__ = ["build", "mixing_block"]
 

@@ -59,6 +59,10 @@ class Layered(ABC):
         """The weights that it keeps."""
         return sum(layer.size for layer in self.layers(self.narrowest))
 
+    def kept(self, width: int) -> list[int]:
+        """How many weights each of its layers keeps at a width."""
+        return water_filling([layer.size for layer in self.layers(width)], self.total())
+
     def check(self, width: int) -> None:
         """Refuse a width that is too small for its weights."""
         if width < self.narrowest:
@@ -199,7 +203,7 @@ def solve_layered(request: Request, network: Layered) -> Architecture:
         raise UserError(f"{network.setting}={total}: a weight for each of the {len(layers)} matrices is the least")
     connections = round(total / len(layers))
     _refuse_other_settings(request, network, connections)
-    kept = water_filling(sizes, total)
+    kept = network.kept(width)
 
     def of(part: str) -> int:
         return sum(weights for weights, layer in zip(kept, layers, strict=True) if layer.part == part)

@@ -45,7 +45,7 @@ def plan(options: argparse.Namespace) -> int:
     from mixersweep.sweeps.plan import slow_here
 
     own = [] if options.config_dir is None else leading(own_configs(options.config_dir))
-    expansion = expand([*own, *options.overrides], multirun=options.multirun or _sweeps(options.overrides))
+    expansion = expand([*own, *options.overrides], multirun=options.multirun or _sweeps(options.overrides) or None)
     rows = planned(expansion)
     runs = [row.run for row in rows if row.run is not None]
     if options.figure is not None:

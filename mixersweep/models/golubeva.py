@@ -1,6 +1,6 @@
 """Golubeva, Neyshabur & Gur-Ari 2021: networks that widen at a fixed number of weights.
 
-Each weight tensor keeps what water-filling leaves it (``budget.water_filling``), at uniformly random places drawn once
+Each weight tensor keeps what water-filling leaves it (``budget.Layered.kept``), at uniformly random places drawn once
 and static; norms and biases are dense and not counted. Weights, and biases, start from U(-b, b) with
 b = 1/sqrt(fan-in · connectivity), PyTorch's own at the effective fan-in.
 """
@@ -8,11 +8,12 @@ b = 1/sqrt(fan-in · connectivity), PyTorch's own at the effective fan-in.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mixersweep.budget import Architecture, water_filling
+from mixersweep.budget import Architecture
 from mixersweep.config.families import GolubevaMLP, GolubevaResNet18
 from mixersweep.layers import Dense, SparseConv, SparseMap, SparseWeights, draw_mask
 from mixersweep.models.parts import BatchNorm, ImageFacts, StructureSeed
@@ -28,10 +29,9 @@ class GolubevaMLPNetwork(nn.Module):
         images: ImageFacts,
         structure: StructureSeed,
     ) -> None:
-        del settings
         super().__init__()
         pixels, width = architecture.patches * images.patch_values, architecture.width
-        hidden, head = water_filling([width * pixels, images.classes * width], architecture.total_connections)
+        hidden, head = _kept(settings, architecture, images)
         self.hidden = _linear(pixels, width, hidden, structure, "hidden")
         self.head = _linear(width, images.classes, head, structure, "head")
 
@@ -51,17 +51,11 @@ class GolubevaResNet18Network(nn.Module):
         images: ImageFacts,
         structure: StructureSeed,
     ) -> None:
-        del settings
         super().__init__()
         width = architecture.width
         stages = [width * 2**stage for stage in range(4)]
-        blocks = list(itertools.pairwise([width, *(channels for channels in stages for _ in range(2))]))
-        kernels = [(images.channels, width, 3)]
-        for inputs, outputs in blocks:
-            kernels += [(inputs, outputs, 3), (outputs, outputs, 3)]
-            kernels += [(inputs, outputs, 1)] if inputs != outputs else []
-        sizes = [inputs * outputs * size**2 for inputs, outputs, size in kernels]
-        kept = iter(water_filling([*sizes, stages[-1] * images.classes], architecture.total_connections))
+        blocks = itertools.pairwise([width, *(channels for channels in stages for _ in range(2))])
+        kept = iter(_kept(settings, architecture, images))  # in the order of the layers below
 
         def convolution(name: str, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
             positions = draw_mask(outputs, inputs * size**2, next(kept), "exact", structure.generator(name))
@@ -96,6 +90,12 @@ class ResidualBlock(nn.Module):
     def forward(self, x_bchw: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W), or half the size where the channels double."""
         return F.relu(self.skip(x_bchw) + self.second(F.relu(self.first(x_bchw))))
+
+
+def _kept(settings: GolubevaMLP | GolubevaResNet18, architecture: Architecture, images: ImageFacts) -> list[int]:
+    """How many weights each layer keeps, as the rule has it."""
+    size = math.isqrt(architecture.patches) * images.patch_size
+    return settings.layered(images.channels, size, images.classes).kept(architecture.width)
 
 
 def _linear(in_width: int, out_width: int, kept: int, structure: StructureSeed, name: str) -> SparseMap:

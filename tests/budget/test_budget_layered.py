@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixersweep.budget import SFC, Request, ResNet18, TwoLayerMLP, solve_layered, water_filling
+from mixersweep.budget import SFC, Request, ResNet18, TwoLayerMLP, solve_layered
+from mixersweep.budget.layered import water_filling
 from mixersweep.errors import UserError
 
 

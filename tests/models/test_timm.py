@@ -17,7 +17,7 @@ from mixersweep.errors import UserError
 from mixersweep.models import build
 from mixersweep.models.mixer import MixerNetwork
 from mixersweep.models.parts import ImageFacts, StructureSeed
-from mixersweep.models.timm import from_timm, settings_of, start_from, to_timm
+from mixersweep.models.timm import from_timm, settings_of, start_from
 from mixersweep.runs import RunDirectory, solve
 from mixersweep.training.loop import Training, train
 from mixersweep.training.member import Member
@@ -118,18 +118,6 @@ def test_the_same_weights_give_timms_logits_on_images_that_are_not_square() -> N
         settings_of(theirs.state_dict())
 
 
-@pytest.mark.parametrize("name", TIMM)
-def test_the_converters_are_inverses_of_each_other(name: str) -> None:
-    state = timm_mixer(TIMM[name]).state_dict()
-    converted = from_timm(state)
-    back = to_timm(converted, TIMM[name]["patch_size"])
-    again = from_timm(back)
-    for one, other in ((state, back), (converted, again)):
-        assert list(one) == list(other)
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    MlpMixer(**TIMM[name]).load_state_dict(back)
-
-
 def test_the_settings_of_b16_are_those_of_the_paper_and_the_rule_finds_its_sizes() -> None:
     with torch.device("meta"):
         state = MlpMixer(**B16, num_blocks=12).state_dict()
@@ -189,21 +177,6 @@ def test_from_timm_names_the_key_that_does_not_fit(key: str) -> None:
 def test_from_timm_refuses_a_stem_that_is_no_convolution() -> None:
     with pytest.raises(UserError, match=r"stem.proj.weight: expects the shape .*, not \(20, 192\)"):
         from_timm({"stem.proj.weight": torch.zeros(20, 192)})
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["tokens=9"], "blocks.0.skip.0.map.weight: a MixerNetwork with timm's shapes has no such weights"),
-        (["tokens=9", "model.stem=resize"], "resize.map.weight: a MixerNetwork with timm's shapes has no such"),
-        (["patch_size=4"], "embedding.projection.weight: 16 values a patch are not those of patch_size=8"),
-        (["model=pk", "model.hidden=true", "model.tied=false"], "blocks.0.token_mixing.0.weight: one matrix for each"),
-    ],
-)
-def test_to_timm_names_the_key_that_does_not_fit(overrides: list[str], message: str) -> None:
-    config = config_of(["model=mixer", "tokens=16", "channels=12", "depth=1", "patch_size=8", *overrides])
-    with pytest.raises(UserError, match=re.escape(message)):
-        to_timm(build(config, architecture(config)).state_dict(), 8)
 
 
 def test_a_checkpoint_without_a_head_says_nothing_of_classes() -> None:
