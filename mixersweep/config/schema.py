@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from mixersweep.config.families import FAMILIES, AnyModel
-from mixersweep.config.kinds import (
+from mixersweep.families import FAMILIES
+from mixersweep.families.base import Family
+from mixersweep.kinds import (
     Auto,
     Count,
     Density,
@@ -193,7 +194,7 @@ class Seeds:
 class Config:
     """One training run as it was asked for. ``--cfg job`` shows it, ``configs/train.yaml`` comments on it."""
 
-    model: AnyModel
+    model: Family
     budget: Literal["connections", "parameters", "flops"] = asked("connections")
     count: Literal["formula", "real"] = asked("formula")
     width: Count | Percentage | Auto = asked()

@@ -13,9 +13,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture, water_filling
-from mixersweep.config.families import GolubevaMLP, GolubevaResNet18
+from mixersweep.families.base import ImageFacts
+from mixersweep.families.golubeva import GolubevaMLP, GolubevaResNet18
 from mixersweep.layers import Dense, SparseConv, SparseMap, SparseWeights, draw_mask
-from mixersweep.models.parts import BatchNorm, ImageFacts, StructureSeed
+from mixersweep.models.parts import BatchNorm, Block, StructureSeed
 
 
 class GolubevaMLPNetwork(nn.Module):
@@ -86,8 +87,10 @@ class GolubevaResNet18Network(nn.Module):
         return logits
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """relu(skip(x) + second(relu(first(x)))), each a convolution and a norm."""
+
+    branches = ("second",)
 
     def __init__(self, first: nn.Module, second: nn.Module, skip: nn.Module) -> None:
         super().__init__()

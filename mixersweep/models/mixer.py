@@ -20,7 +20,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config import AnyMixer
+from mixersweep.families.base import ImageFacts
+from mixersweep.families.mixers import MixerFamily
 from mixersweep.layers import (
     Commutation,
     Dense,
@@ -30,15 +31,17 @@ from mixersweep.layers import (
     RandomPermutation,
     RowNorm,
 )
-from mixersweep.models.parts import ACTIVATIONS, ImageFacts, Mixing, PatchEmbedding, StructureSeed, readout
+from mixersweep.models.parts import ACTIVATIONS, Block, Mixing, PatchEmbedding, StructureSeed, readout
 
 
-class MixerBlock(nn.Module):
+class MixerBlock(Block):
     """Token mixing and channel mixing with their skips: (inputs, B, C) to (S, B, C)."""
+
+    branches = ("token_mixing", "channel_mixing")
 
     def __init__(
         self,
-        settings: AnyMixer,
+        settings: MixerFamily,
         architecture: Architecture,
         block: int,
         inputs: int,
@@ -70,7 +73,7 @@ class MixerNetwork(nn.Module):
 
     def __init__(
         self,
-        settings: AnyMixer,
+        settings: MixerFamily,
         architecture: Architecture,
         images: ImageFacts,
         structure: StructureSeed,
@@ -92,7 +95,7 @@ class MixerNetwork(nn.Module):
         self.head = readout(settings, architecture, tokens * channels, images.classes, structure)
 
     @classmethod
-    def block_alone(cls, settings: AnyMixer, architecture: Architecture, structure: StructureSeed) -> nn.Module:
+    def block_alone(cls, settings: MixerFamily, architecture: Architecture, structure: StructureSeed) -> nn.Module:
         """Its first block where that is square, by itself: (B, m) to (B, m)."""
         tokens = architecture.tokens
         assert tokens is not None
@@ -142,7 +145,7 @@ def skip_layer(inputs: int, tokens: int, channels: int, eps: float) -> nn.Sequen
 
 
 def _mixing(
-    settings: AnyMixer,
+    settings: MixerFamily,
     architecture: Architecture,
     layer: Literal["token", "channel"],
     block: int,

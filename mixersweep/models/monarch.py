@@ -10,14 +10,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config.families import Monarch, Shallow
+from mixersweep.families.base import ImageFacts
+from mixersweep.families.monarch import Monarch, Shallow
 from mixersweep.layers import Commutation, Dense, PermutedKronecker, RowNorm
 from mixersweep.models.mixer import MixerNetwork, skip_layer
-from mixersweep.models.parts import ACTIVATIONS, ImageFacts, Mixing, StructureSeed
+from mixersweep.models.parts import ACTIVATIONS, Block, Mixing, StructureSeed
 
 
-class MonarchBlock(nn.Module):
+class MonarchBlock(Block):
     """skip(X) + act(L act?(R LN(X))): (inputs, B, C) to (S, B, C)."""
+
+    branches = ("mixing",)
 
     def __init__(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config.families import Family
+from mixersweep.families.base import BlockFamily
 from mixersweep.layers import Dense, GroupReadout, SparseMap, table, turned
 from mixersweep.seeds import derive
 
@@ -24,20 +25,6 @@ class StructureSeed:
     def generator(self, name: str) -> torch.Generator:
         """A fresh CPU generator for the structure called ``name``."""
         return torch.Generator().manual_seed(derive(self.seed, "structure", name))
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What a network has to know of the images beside its own sizes."""
-
-    channels: int
-    patch_size: int
-    classes: int
-
-    @property
-    def patch_values(self) -> int:
-        """C0: the values of a patch."""
-        return self.channels * self.patch_size**2
 
 
 class PatchEmbedding(nn.Module):
@@ -74,6 +61,20 @@ def _patches(images: Tensor, rows: int, columns: int) -> Tensor:
     down, across = height // rows, width // columns
     patches = images.reshape(batch, ch, down, rows, across, columns).permute(2, 4, 0, 1, 3, 5)
     return patches.reshape(down * across, batch, ch * rows * columns)
+
+
+class Block(nn.Module):
+    """A part of a network with skips, which says what it adds to them."""
+
+    branches: tuple[str, ...]
+    """The names of its residual branches, each an ``nn.Sequential`` whose output is added to a skip."""
+
+    def residual(self) -> Iterator[tuple[str, nn.Sequential]]:
+        """Its residual branches by name."""
+        for name in self.branches:
+            branch = getattr(self, name)
+            assert isinstance(branch, nn.Sequential)
+            yield name, branch
 
 
 class Mixing(nn.Sequential):
@@ -114,7 +115,7 @@ def _batch_inside(x: Tensor, rows: int = 1) -> Tensor:
 
 
 def readout(
-    settings: Family, architecture: Architecture, width: int, classes: int, structure: StructureSeed
+    settings: BlockFamily, architecture: Architecture, width: int, classes: int, structure: StructureSeed
 ) -> Dense | GroupReadout:
     """The head of a network of ``width`` vectorised features: of groups of them, of all, or of means."""
     if settings.head in ("groups", "signed_groups"):

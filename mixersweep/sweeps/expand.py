@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from mixersweep.budget import Architecture
 from mixersweep.compose import Composer, check_overrides, is_choice, leading, parsed_override, parsed_overrides, split
-from mixersweep.config import VARIANTS, Config, Sweep, architecture, owners, parse, parse_sweep, structure
+from mixersweep.config import VARIANTS, Config, Sweep, architecture, owners, parse, parse_sweep
 from mixersweep.errors import Infeasible, UserError
 from mixersweep.runs import Origin, Run, solve
 from mixersweep.runs.experiment import EXECUTION
@@ -230,7 +230,7 @@ class _Expanding:
 
     def _is_dense(self, overrides: list[str]) -> bool:
         try:
-            return structure(parse(self._composer.values(overrides)).model) == "dense"
+            return parse(self._composer.values(overrides)).model.structure == "dense"
         except Infeasible:  # it is the images that cannot be
             return False
 
