@@ -16,7 +16,7 @@ from mixersweep.budget import Architecture, water_filling
 from mixersweep.families.base import ImageFacts
 from mixersweep.families.golubeva import GolubevaMLP, GolubevaResNet18
 from mixersweep.layers import Dense, SparseConv, SparseMap, SparseWeights, draw_mask
-from mixersweep.models.parts import BatchNorm, Block, StructureSeed
+from mixersweep.models.parts import BatchNorm, Block, StructureSeed, Walk
 
 
 class GolubevaMLPNetwork(nn.Module):
@@ -54,6 +54,7 @@ class GolubevaResNet18Network(nn.Module):
     ) -> None:
         del settings
         super().__init__()
+        self.image_size = images.size
         width = architecture.width
         stages = [width * 2**stage for stage in range(4)]
         blocks = list(itertools.pairwise([width, *(channels for channels in stages for _ in range(2))]))
@@ -85,6 +86,17 @@ class GolubevaResNet18Network(nn.Module):
         x_bchw = self.blocks(self.stem(images).relu())
         logits: Tensor = self.head(x_bchw.mean((2, 3)))
         return logits
+
+    def follow(self, walk: Walk) -> None:
+        """The pixels that reach stem and blocks; BatchNorm normalises over other images, not pixels."""
+        reach, side = walk.convolved(self.stem, walk.pixels(), self.image_size)
+        walk.see("stem", reach)
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, ResidualBlock)
+            first, inner = walk.convolved(block.first, reach, side)
+            second, after = walk.convolved(block.second, first, inner)
+            reach, side = second | walk.convolved(block.skip, reach, side)[0], after
+            walk.see(f"blocks.{number}", reach)
 
 
 class ResidualBlock(Block):

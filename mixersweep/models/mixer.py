@@ -15,7 +15,7 @@ Between stem and head the tokens come first, (S, B, C): either mixing is one mat
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ from mixersweep.layers import (
     RandomPermutation,
     RowNorm,
 )
-from mixersweep.models.parts import ACTIVATIONS, Block, Mixing, PatchEmbedding, StructureSeed, readout
+from mixersweep.models.parts import ACTIVATIONS, Block, Mixing, PatchEmbedding, StructureSeed, Walk, readout
 
 
 class MixerBlock(Block):
@@ -64,6 +64,16 @@ class MixerBlock(Block):
         u_sbc = self.skip(x_tbc) + self.token_mixing(self.token_norm(x_tbc))
         y_sbc: Tensor = u_sbc + self.channel_mixing(self.channel_norm(u_sbc))
         return y_sbc
+
+    def follow(self, walk: Walk, reach: Any, name: str) -> Any:
+        """The pixels that reach its outputs, of those that reach its inputs."""
+        channels = int(self.token_norm.normalized_shape[0])
+        skipped = follow_skip(self.skip, walk, reach, channels)
+        reach = skipped | walk.through(self.token_mixing, walk.normalised(reach, channels))
+        walk.see(f"{name}.token_mixing", reach)
+        reach = reach | walk.through(self.channel_mixing, walk.normalised(reach, channels))
+        walk.see(f"{name}.channel_mixing", reach)
+        return reach
 
 
 class MixerNetwork(nn.Module):
@@ -110,6 +120,15 @@ class MixerNetwork(nn.Module):
         logits: Tensor = self.head(x_sbc.mean(0) if self.pooled else x_sbc.transpose(0, 1).flatten(1))
         return logits
 
+    def follow(self, walk: Walk) -> None:
+        """The pixels that reach stem and blocks."""
+        reach = walk.embedded(self.embedding)
+        if isinstance(self.resize, TokenMap):
+            reach = self.resize.follow(walk, reach)
+        walk.see("stem", reach)
+        for number, block in enumerate(self.blocks):
+            reach = cast(Any, block).follow(walk, reach, f"blocks.{number}")
+
 
 class BlockAlone(nn.Module):
     """A block on features in one vector an image, the table of S x C row by row: (B, m) to (B, m)."""
@@ -138,10 +157,22 @@ class TokenMap(nn.Module):
         y: Tensor = self.map(x_tbc.flatten(1), features_first=True)
         return y.view(-1, *x_tbc.shape[1:])
 
+    def follow(self, walk: Walk, reach: Any) -> Any:
+        """Every output token has every input token, channel by channel."""
+        return walk.all_rows(reach, self.map.in_width, self.map.out_width)
+
 
 def skip_layer(inputs: int, tokens: int, channels: int, eps: float) -> nn.Sequential:
     """LN(W̃ X): the skip of a block that maps ``inputs`` to ``tokens`` (A.2.4)."""
     return nn.Sequential(TokenMap(inputs, tokens), RowNorm(channels, eps=eps))
+
+
+def follow_skip(skip: nn.Module, walk: Walk, reach: Any, channels: int) -> Any:
+    """The pixels that a skip brings: an identity's, or ``skip_layer``'s."""
+    if isinstance(skip, nn.Identity):
+        return reach
+    assert isinstance(skip, nn.Sequential) and isinstance(skip[0], TokenMap)
+    return walk.normalised(skip[0].follow(walk, reach), channels)
 
 
 def _mixing(

@@ -10,6 +10,7 @@ Between stem and head the features come first, (m, B), because products with spa
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from mixersweep.models.parts import (
     Mixing,
     PatchEmbedding,
     StructureSeed,
+    Walk,
     readout,
 )
 
@@ -63,6 +65,13 @@ class MLPNetwork(nn.Module):
         logits: Tensor = self.head(self.entries.pool(x_mb) if self.pooled else x_mb.t())
         return logits
 
+    def follow(self, walk: Walk) -> None:
+        """The pixels that reach stem and layers."""
+        reach = walk.kept(self.entries, walk.embedded(self.embedding))
+        walk.see("stem", reach)
+        for number, layer in enumerate(self.layers):
+            reach = cast(Any, layer).follow(walk, reach, f"layers.{number}")
+
 
 class BlockAlone(nn.Module):
     """The layers of a block on features in one vector an image: (B, m) to (B, m)."""
@@ -98,6 +107,12 @@ class MLPLayer(Block):
         """(m, B) to (m, B)."""
         mixed: Tensor = x_mb + self.mixing(self.norm(x_mb))
         return mixed
+
+    def follow(self, walk: Walk, reach: Any, name: str) -> Any:
+        """The pixels that reach its outputs, of those that reach its inputs."""
+        reach = reach | walk.through(self.mixing, walk.normalised(reach, len(reach)))
+        walk.see(f"{name}.mixing", reach)
+        return reach
 
 
 def choose_storage(network: nn.Module, asked: str, device: torch.device, batch_size: int) -> str:

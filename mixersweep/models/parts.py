@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,38 @@ def _patches(images: Tensor, rows: int, columns: int) -> Tensor:
     down, across = height // rows, width // columns
     patches = images.reshape(batch, ch, down, rows, across, columns).permute(2, 4, 0, 1, 3, 5)
     return patches.reshape(down * across, batch, ch * rows * columns)
+
+
+class Walk(Protocol):
+    """Follows pixels through a network (``analyze receptive_field``): what reaches units is handed from part to part.
+
+    A ``reach`` says of each unit of a layer, stored row by row, which pixels reach it; the union of two is ``a | b``. A
+    network with skips has a method ``follow(walk)``, which goes the way of its ``forward``.
+    """
+
+    def embedded(self, embedding: PatchEmbedding) -> Any:
+        """Patches, embedded."""
+
+    def kept(self, entries: KeptEntries, reach: Any) -> Any:
+        """The entries that an MLP keeps."""
+
+    def pixels(self) -> Any:
+        """The images themselves."""
+
+    def through(self, part: nn.Module, reach: Any) -> Any:
+        """All linear maps of a part, one after another."""
+
+    def all_rows(self, reach: Any, rows: int, outputs: int) -> Any:
+        """A table of so many rows, each of whose ``outputs`` rows has connections to all, column by column."""
+
+    def normalised(self, reach: Any, together: int) -> Any:
+        """LayerNorm over so many consecutive units."""
+
+    def convolved(self, part: nn.Module, reach: Any, side: int) -> tuple[Any, int]:
+        """All convolutions of a part on images of so many pixels a side; with the side of what comes out."""
+
+    def see(self, layer: str, reach: Any) -> None:
+        """Here is a layer to look at."""
 
 
 class Block(nn.Module):
