@@ -66,7 +66,7 @@ class MixerSSW(PrintedMixer):
     """Mixer-SS-W, the small wide one of Table 1."""
 
     name: Literal["mixer_ss_w"]
-    look = FamilyLook("gold", ">", "solid")
+    look = FamilyLook("gold", ">", "dots")
 
     @property
     def sizes(self) -> Mapping[str, int | float]:

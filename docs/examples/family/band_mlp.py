@@ -20,7 +20,7 @@ class BandMLP(MaskedMLP):
 
     name: Literal["band_mlp"]
     spread: bool
-    look = FamilyLook("sky", "d", "long")
+    look = FamilyLook("sky", "D", "long")
 
     def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator) -> SparseMap:
         """A matrix with a band; nothing in it is random but the weights."""
