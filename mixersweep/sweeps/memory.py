@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, image_facts
-from mixersweep.config.schema import SGD, AdamW, BetaLasso
 
 FLOAT = 4
 """Bytes of a number in float32."""
@@ -25,7 +24,7 @@ FLOAT = 4
 
 def memory_bytes(config: Config, architecture: Architecture) -> int:
     """The most bytes that the tensors of a training step take at once, by the formula above."""
-    copies = 2 + _optimizer_state(config) + (config.ema is not None)
+    copies = 2 + config.optim.state_numbers + (config.ema is not None)
     parameters = FLOAT * copies * architecture.parameters
     kind = "cuda" if config.device.startswith("cuda") else "cpu"
     beside = config.model.beside_weights(architecture, config.batch_size, kind)
@@ -39,11 +38,3 @@ def activation_bytes(config: Config, architecture: Architecture) -> int:
     number = FLOAT / 2 if config.precision in ("bf16", "fp16") else FLOAT
     kept = config.model.activations(architecture, image_facts(config), recomputed=config.gradient_checkpointing)
     return round(number * config.batch_size / config.accumulation * kept)
-
-
-def _optimizer_state(config: Config) -> int:
-    """Numbers that the optimiser keeps of each parameter; of timm's many, what most of them keep."""
-    optim = config.optim
-    if isinstance(optim, SGD):
-        return int(optim.momentum > 0)
-    return {BetaLasso: 0, AdamW: 2}.get(type(optim), 2)

@@ -12,7 +12,6 @@ import json
 from typing import Any
 
 from mixersweep.config import Config
-from mixersweep.config.schema import SGD, AdamW
 from mixersweep.runs import Run
 
 MAY_DIFFER = frozenset(
@@ -36,7 +35,7 @@ def why_alone(config: Config) -> str | None:
     """The setting that keeps a run out of every pack, and why; None where nothing does."""
     augment, optim = config.augment, config.optim
     reasons = {
-        f"optim={optim.name}": not isinstance(optim, SGD | AdamW),
+        f"optim={optim.name}": not optim.trains_packs,
         "precision=fp16": config.precision == "fp16",
         "compile=true": config.compile,
         "gradient_checkpointing=true": config.gradient_checkpointing,
