@@ -19,6 +19,7 @@ FLOORS = {
     "runs": 0,
     "models": 1,
     "data": 1,
+    "figures": 1,
     "tracking": 1,
     "compose": 1,
     "training": 2,

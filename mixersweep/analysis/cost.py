@@ -137,8 +137,7 @@ def analyze(
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     """Bars of what is stored against masked dense, FLOPs, and seconds where they were measured."""
-    from mixersweep.analysis.drawing import figure, looks
-    from mixersweep.report.canvas import ticked
+    from mixersweep.figures import GREY, draw_panels, looks, ticked
 
     rows = document["networks"]
     names = [row["network"] for row in rows]
@@ -153,8 +152,8 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
                 text = ticked(float(f"{value:.3g}"))
                 if second is not None:
                     other = row[second] / scale
-                    axes.plot([value, other], [place, place], color="#777777", linewidth=1, zorder=0)
-                    axes.plot([other], [place], marker="|", markersize=12, color="#777777")
+                    axes.plot([value, other], [place, place], color=GREY, linewidth=1, zorder=0)
+                    axes.plot([other], [place], marker="|", markersize=12, color=GREY)
                     text += f", masked dense {ticked(float(f'{other:.3g}'))}"
                 axes.annotate(text, (0.99, place + 0.33), xycoords=("axes fraction", "data"), ha="right", fontsize=7)
             axes.set_xscale("log")
@@ -171,7 +170,7 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
         panels.append(bars("seconds_per_epoch", "training seconds per epoch, measured", 1))
         panels.append(bars("peak_memory_bytes", "peak memory of training in MB, measured", 1e6))
     high = 1.2 + 0.5 * len(rows)
-    return figure(out, "cost", "Cost of networks", panels, wide=5.2, high=high, columns=2)
+    return draw_panels(out, "cost", "Cost of networks", panels, wide=5.2, high=high, columns=2)
 
 
 def named(runs: Sequence[tuple[str, Run]]) -> dict[str, Run]:

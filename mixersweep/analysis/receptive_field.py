@@ -188,7 +188,7 @@ def analyze(networks: Mapping[str, tuple[nn.Module, int, int]]) -> tuple[dict[st
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     """The share of the image that reaches a unit, over the layers."""
-    from mixersweep.analysis.drawing import counted, figure, looks
+    from mixersweep.figures import counted, draw_panels, looks
 
     rows = document["layers"]
     names = list(dict.fromkeys(row["network"] for row in rows))
@@ -207,4 +207,4 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
         axes.set_ylim(-3, 103)
         axes.set_title("means, from the least to the most reached unit", fontsize=9, loc="left")
 
-    return figure(out, "receptive_field", "Receptive fields, LayerNorms left out", [panel], wide=6.2, high=4.2)
+    return draw_panels(out, "receptive_field", "Receptive fields, LayerNorms left out", [panel], wide=6.2, high=4.2)

@@ -115,19 +115,21 @@ def _hoyer(layers: Sequence[Row], run: str, epoch: int) -> float:
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     """How training moved Hoyer's index; the bound of proposition 3.3 and the index at equal training loss over λ."""
-    from mixersweep.analysis.drawing import figure
+    from mixersweep.figures import draw_panels
 
     panels: list[Any] = [lambda axes: _widths(axes, document["groups"])]
     if document["proposition"] is not None:
         rows = document["proposition"]["rows"]
         panels += [lambda axes: _bounds(axes, rows), lambda axes: _at_equal_loss(axes, rows)]
-    return figure(out, "sparsity", "Sparsity of trained weights; 95% intervals over seeds", panels, one_legend=False)
+    return draw_panels(
+        out, "sparsity", "Sparsity of trained weights; 95% intervals over seeds", panels, one_legend=False
+    )
 
 
 def _widths(axes: Axes, rows: Sequence[Row]) -> None:
-    from mixersweep.analysis.drawing import INK, band, log_axis, look_of
+    from mixersweep.figures import INK, band, log_axis, looks_of
 
-    looks = look_of([row["model"] for row in rows])
+    looks = looks_of([row["model"] for row in rows])
     ends: dict[str, list[Row]] = {}
     for group in dict.fromkeys(row["group"] for row in rows):
         last = max((row for row in rows if row["group"] == group), key=lambda row: int(row["epoch"]))
@@ -147,7 +149,7 @@ def _widths(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _bounds(axes: Axes, rows: Sequence[Row]) -> None:
-    from mixersweep.report.style import BLUE, GREEN, ORANGE
+    from mixersweep.figures.palette import BLUE, GREEN, ORANGE
 
     _over_lambda(axes, rows, "objective", "trained factors V, W", BLUE, "o")
     _over_lambda(axes, rows, "l2_bound", "least of L(B) + λ|B|₂", ORANGE, "s")
@@ -157,7 +159,7 @@ def _bounds(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _at_equal_loss(axes: Axes, rows: Sequence[Row]) -> None:
-    from mixersweep.report.style import BLUE, GREEN, GREY, ORANGE
+    from mixersweep.figures.palette import BLUE, GREEN, GREY, ORANGE
 
     _over_lambda(axes, rows, "hoyer_l1", "dense B, L1 penalty", GREEN, "^")
     _over_lambda(axes, rows, "hoyer_unpenalised", "V ⊗ W, no penalty", GREY, "x")

@@ -7,6 +7,7 @@ mean and error, stands in the first section as the figures of the sweeps' report
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -41,7 +42,7 @@ def save(place: Place, experiments: Sequence[str], view: str | None) -> str:
         entity = place.entity or wandb.Api().default_entity
         if entity is None:
             raise UserError("this key has no default entity; name one with --entity")
-        made = ws.Workspace.from_url(view) if view else ws.Workspace(entity=entity, project=place.project)
+        made = ws.Workspace.from_url(view) if view else new(entity, place.project)
         made.name = NAME if not experiments else f"{NAME}: {', '.join(experiments)}"
         made.sections = sections()
         made.settings = ws.WorkspaceSettings(x_axis="epoch", max_runs=100)
@@ -53,6 +54,19 @@ def save(place: Place, experiments: Sequence[str], view: str | None) -> str:
         raise UserError(NO_KEY) from None
     except Exception as error:  # the packages name many, and a GraphQL error is a bare one
         raise MixersweepError(f"W&B did not take the workspace: {' '.join(str(error).split())[:300]}") from error
+
+
+def new(entity: str, project: str) -> Any:
+    """A view that is not saved yet, under a name whose URL opens it.
+
+    The package would name it after 11 letters and digits, and to tell the URL takes every ``nw-`` out of
+    ``nw-{letters}-v``: one name in 1,296, whose letters end in ``nw``, gets the URL of a view that does not exist
+    (wandb-workspaces 0.4.13). Hexadecimal digits have no such end.
+    """
+    ws: Any = import_module("wandb_workspaces.workspaces")
+    made = ws.Workspace(entity=entity, project=project)
+    made._internal_name = f"nw-{uuid.uuid4().hex[:11]}-v"
+    return made
 
 
 def runset(experiments: Sequence[str]) -> Any:

@@ -7,9 +7,9 @@ import pytest
 from mixersweep.compose import config_of
 from mixersweep.errors import UserError
 from mixersweep.families import FAMILIES, look_of, order_of
+from mixersweep.figures.palette import COLOURS, DASHES, SPARE, looks
 from mixersweep.models import build
 from mixersweep.models.parts import Block
-from mixersweep.report.style import COLOURS, DASHES, SPARE, looks
 from mixersweep.runs import solve
 
 SMALL: Mapping[str, list[str]] = {

@@ -15,8 +15,8 @@ from tests.tracking.loopback import Loopback
 from tests.tracking.training import KEY
 
 
-def workspace(tmp_path: Path, *arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
-    code = f"import sys; sys.modules.update({{name: None for name in {without.split()!r}}})\n"
+def workspace(tmp_path: Path, *arguments: str, without: str = "", before: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"import sys; sys.modules.update({{name: None for name in {without.split()!r}}})\n{before}\n"
     code += "from mixersweep.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "wandb", "workspace", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
@@ -64,6 +64,17 @@ def test_a_view_is_changed_by_its_url(tmp_path: Path, server: Loopback) -> None:
     assert again.stdout == first.stdout
     (view,) = server.views.values()
     assert "fig6_shape" in view["spec"]
+
+
+def test_a_view_is_never_named_so_that_its_url_opens_another(tmp_path: Path, server: Loopback) -> None:
+    unlucky = "import wandb.sdk.lib.runid as runid; runid.generate_id = lambda length=8: 'nw'.rjust(length, 'a')"
+    first = workspace(tmp_path, before=unlucky)
+    assert first.returncode == 0, first.stderr
+    (view,) = server.views.values()
+    assert first.stdout.endswith(f"?nw={view['name'].removeprefix('nw-').removesuffix('-v')}\n")
+    again = workspace(tmp_path, "--view", first.stdout.strip(), before=unlucky)
+    assert (again.returncode, again.stdout) == (0, first.stdout), again.stderr
+    assert len(server.views) == 1
 
 
 def test_without_the_package_or_a_key_it_is_one_line(
