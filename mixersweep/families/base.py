@@ -20,16 +20,18 @@ from mixersweep.kinds import Count, Positive, neutral
 
 Colour = Literal["blue", "orange", "green", "pink", "sky", "gold", "grey"]
 Dash = Literal["solid", "long", "dots"]
+Marker = Literal["o", "s", "^", "D", "v", "P", "<", ">", "X", "d", "p", "h", "H", "*"]
+"""What ``figures.palette`` can draw."""
 
 
 class FamilyLook(NamedTuple):
     """How a family's line looks in every figure: a colour of the palette, a marker of matplotlib's, and a dash.
 
-    Markers differ between families, so that figures are read without colours too.
+    Marker or dash differ between families, so that figures are read without colours too.
     """
 
     colour: Colour
-    marker: str
+    marker: Marker
     dash: Dash
 
 

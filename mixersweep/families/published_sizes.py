@@ -79,7 +79,7 @@ class MixerBW(PrintedMixer):
     """Mixer-B-W, the large wide one of Table 1."""
 
     name: Literal["mixer_b_w"]
-    look = FamilyLook("gold", "8", "solid")
+    look = FamilyLook("gold", "H", "long")
 
     @property
     def sizes(self) -> Mapping[str, int | float]:

@@ -1,13 +1,15 @@
 """What families say of themselves, held against what is built and drawn."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 import pytest
 
 from mixersweep.compose import config_of
 from mixersweep.errors import UserError
 from mixersweep.families import FAMILIES, look_of, order_of
-from mixersweep.figures.palette import COLOURS, DASHES, SPARE, looks
+from mixersweep.families.base import Colour, Dash, Marker
+from mixersweep.figures.palette import COLOURS, DASHES, SHAPES, SPARE, looks
 from mixersweep.models import build
 from mixersweep.models.parts import Block
 from mixersweep.runs import solve
@@ -38,7 +40,10 @@ def test_every_family_looks_different_and_has_a_place() -> None:
     drawn = looks((name, name) for name in FAMILIES)
     for name in FAMILIES:
         look = look_of(name)
-        assert look is not None and drawn[name].colour == COLOURS[look.colour] and look.dash in DASHES
+        assert look is not None and drawn[name].colour == COLOURS[look.colour]
+    assert set(get_args(Colour)) == set(COLOURS)
+    assert set(get_args(Marker)) == set(SHAPES)
+    assert set(get_args(Dash)) == set(DASHES)
     shapes = [(look.marker, look.dash) for look in drawn.values()]
     assert len(set(shapes)) == len(shapes), "told apart in grey"
     assert not {(look.colour, look.marker, look.dash) for look in drawn.values()} & set(SPARE)
