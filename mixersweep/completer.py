@@ -34,7 +34,7 @@ def data_sets(prefix: str, **_: object) -> list[str]:
 
 def models(prefix: str, **_: object) -> list[str]:
     """The families, in a comma-separated list."""
-    from mixersweep.config import FAMILIES
+    from mixersweep.families import FAMILIES
 
     return _in_list(prefix, FAMILIES)
 

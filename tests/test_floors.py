@@ -12,7 +12,9 @@ FLOORS = {
     "seeds": 0,
     "paths": 0,
     "processor": 0,
+    "kinds": 0,
     "budget": 0,
+    "families": 0,
     "config": 0,
     "layers": 0,
     "runs": 0,
@@ -34,6 +36,12 @@ FLOORS = {
 }
 BESIDE = {
     ("config", "budget"),
+    ("config", "families"),
+    ("config", "kinds"),
+    ("families", "budget"),
+    ("families", "kinds"),
+    ("families", "layers"),
+    ("runs", "families"),
     ("runs", "budget"),
     ("runs", "config"),
     ("seeds", "config"),

@@ -205,7 +205,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 def _selected(options: argparse.Namespace) -> Iterator[Listed]:
     """The runs of the given directories that the filters let through."""
-    from mixersweep.config import FAMILIES
+    from mixersweep.families import FAMILIES
     from mixersweep.runs.find import find_all
     from mixersweep.runs.listing import listing
     from mixersweep.runs.where import parse_where

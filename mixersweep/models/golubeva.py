@@ -8,15 +8,15 @@ b = 1/sqrt(fan-in · connectivity), PyTorch's own at the effective fan-in.
 from __future__ import annotations
 
 import itertools
-import math
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config.families import GolubevaMLP, GolubevaResNet18
+from mixersweep.families.base import ImageFacts
+from mixersweep.families.golubeva import GolubevaMLP, GolubevaResNet18
 from mixersweep.layers import Dense, SparseConv, SparseMap, SparseWeights, draw_mask
-from mixersweep.models.parts import BatchNorm, ImageFacts, StructureSeed
+from mixersweep.models.parts import BatchNorm, Block, StructureSeed, Walk
 
 
 class GolubevaMLPNetwork(nn.Module):
@@ -31,7 +31,7 @@ class GolubevaMLPNetwork(nn.Module):
     ) -> None:
         super().__init__()
         pixels, width = architecture.patches * images.patch_values, architecture.width
-        hidden, head = _kept(settings, architecture, images)
+        hidden, head = settings.layered(images).kept(width)
         self.hidden = _linear(pixels, width, hidden, structure, "hidden")
         self.head = _linear(width, images.classes, head, structure, "head")
 
@@ -52,10 +52,11 @@ class GolubevaResNet18Network(nn.Module):
         structure: StructureSeed,
     ) -> None:
         super().__init__()
+        self.image_size = images.size
         width = architecture.width
         stages = [width * 2**stage for stage in range(4)]
         blocks = itertools.pairwise([width, *(channels for channels in stages for _ in range(2))])
-        kept = iter(_kept(settings, architecture, images))  # in the order of the layers below
+        kept = iter(settings.layered(images).kept(width))  # in the order of the layers below
 
         def convolution(name: str, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
             positions = draw_mask(outputs, inputs * size**2, next(kept), "exact", structure.generator(name))
@@ -79,9 +80,22 @@ class GolubevaResNet18Network(nn.Module):
         logits: Tensor = self.head(x_bchw.mean((2, 3)))
         return logits
 
+    def follow(self, walk: Walk) -> None:
+        """The pixels that reach stem and blocks; BatchNorm normalises over other images, not pixels."""
+        reach, side = walk.convolved(self.stem, walk.pixels(), self.image_size)
+        walk.see("stem", reach)
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, ResidualBlock)
+            first, inner = walk.convolved(block.first, reach, side)
+            second, after = walk.convolved(block.second, first, inner)
+            reach, side = second | walk.convolved(block.skip, reach, side)[0], after
+            walk.see(f"blocks.{number}", reach)
 
-class ResidualBlock(nn.Module):
+
+class ResidualBlock(Block):
     """relu(skip(x) + second(relu(first(x)))), each a convolution and a norm."""
+
+    branches = ("second",)
 
     def __init__(self, first: nn.Module, second: nn.Module, skip: nn.Module) -> None:
         super().__init__()
@@ -90,12 +104,6 @@ class ResidualBlock(nn.Module):
     def forward(self, x_bchw: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W), or half the size where the channels double."""
         return F.relu(self.skip(x_bchw) + self.second(F.relu(self.first(x_bchw))))
-
-
-def _kept(settings: GolubevaMLP | GolubevaResNet18, architecture: Architecture, images: ImageFacts) -> list[int]:
-    """How many weights each layer keeps, as the rule has it."""
-    size = math.isqrt(architecture.patches) * images.patch_size
-    return settings.layered(images.channels, size, images.classes).kept(architecture.width)
 
 
 def _linear(in_width: int, out_width: int, kept: int, structure: StructureSeed, name: str) -> SparseMap:

@@ -28,8 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mixersweep.config import Pretrainable
 from mixersweep.errors import UserError
+from mixersweep.families.base import Family
+from mixersweep.families.mixers import Pretrainable
 from mixersweep.layers import GroupReadout
 from mixersweep.runs.files import sha256_of
 
@@ -116,12 +117,12 @@ def read_checkpoint(path: Path, sha256: str) -> State:
     return content
 
 
-def start_from(network: nn.Module, settings: Pretrainable) -> list[str]:
-    """Give a network the weights of ``model.pretrained``, if that is set; return what a reader has to know of it.
+def start_from(network: nn.Module, settings: Family) -> list[str]:
+    """Give a network the weights of ``model.pretrained``, if its family has that and it is set; return notes on them.
 
     A head of another shape is left as it was drawn. Raises ``UserError`` with the first key that does not fit.
     """
-    if settings.pretrained is None or settings.pretrained_sha256 is None:
+    if not isinstance(settings, Pretrainable) or settings.pretrained is None or settings.pretrained_sha256 is None:
         return []
     named = f"model.pretrained={settings.pretrained}"
     state = read_checkpoint(Path(settings.pretrained), settings.pretrained_sha256)

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from mixersweep.compose import Composer, check_overrides, is_choice, leading, parsed_override, parsed_overrides, split
-from mixersweep.config import VARIANTS, Sweep, architecture, owners, parse_sweep, structure
+from mixersweep.config import VARIANTS, Sweep, architecture, owners, parse_sweep
 from mixersweep.errors import Infeasible, UserError
 from mixersweep.paths import sweeps_dir
 from mixersweep.runs import Origin, solve
@@ -220,7 +220,7 @@ class _Expanding:
 
     def _is_dense(self, overrides: list[str]) -> bool:
         try:
-            return structure(self._composer.config(overrides).model) == "dense"
+            return self._composer.config(overrides).model.structure == "dense"
         except Infeasible:  # it is the images that cannot be
             return False
 

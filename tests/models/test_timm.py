@@ -14,9 +14,10 @@ from mixersweep import budget
 from mixersweep.compose import config_of
 from mixersweep.config import architecture, parse
 from mixersweep.errors import UserError
+from mixersweep.families.base import ImageFacts
 from mixersweep.models import build
 from mixersweep.models.mixer import MixerNetwork
-from mixersweep.models.parts import ImageFacts, StructureSeed
+from mixersweep.models.parts import StructureSeed
 from mixersweep.models.timm import from_timm, settings_of, start_from
 from mixersweep.runs import RunDirectory, solve
 from mixersweep.training.loop import Training, train
@@ -110,7 +111,7 @@ def test_the_same_weights_give_timms_logits_on_images_that_are_not_square() -> N
         skip_layer="never",
     )
     settings = config_of(["model=mixer", "model.norm_eps=1e-6"]).model
-    ours = MixerNetwork(settings, budget.solve(request), images=ImageFacts(3, 8, 7), structure=StructureSeed(0))
+    ours = MixerNetwork(settings, budget.solve(request), images=ImageFacts(3, 32, 8, 7), structure=StructureSeed(0))
     ours.double().load_state_dict(from_timm(theirs.state_dict()))
     images = torch.randn(2, 3, 24, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-10, atol=1e-10)
@@ -141,7 +142,7 @@ def test_the_settings_of_b16_are_those_of_the_paper_and_the_rule_finds_its_sizes
     assert sizes.connections == 260112384  # Omega 2.601e8
     assert sizes.parameters == sum(value.numel() for value in state.values()) == 59880472
     with torch.device("meta"):
-        network = MixerNetwork(config.model, sizes, images=ImageFacts(3, 16, 1000), structure=StructureSeed(0))
+        network = MixerNetwork(config.model, sizes, images=ImageFacts(3, 224, 16, 1000), structure=StructureSeed(0))
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     assert shapes == {key: value.shape for key, value in from_timm(state).items()}
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mixersweep import config
-from mixersweep.config.kinds import Auto, Count, Whole
 from mixersweep.errors import RunStopped, UserError
+from mixersweep.kinds import Auto, Count, Whole
 from mixersweep.paths import sweeps_dir
 from mixersweep.runs import RunDirectory, Status, read_status, set_status
 from mixersweep.runs.files import read_json, write_json
