@@ -16,7 +16,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from mixersweep.paths import config_dir, groups
+from mixersweep.paths import config_dir, groups, runs_dir, sweeps_dir
 
 LAUNCHER = "hydra/launcher"
 OF_LAUNCHER = "hydra.launcher."
@@ -49,7 +49,7 @@ def data_sets(prefix: str, **_: object) -> list[str]:
 
 def models(prefix: str, **_: object) -> list[str]:
     """The families, in a comma-separated list."""
-    from mixersweep.config import FAMILIES
+    from mixersweep.families import FAMILIES
 
     return _in_list(prefix, FAMILIES)
 
@@ -75,14 +75,14 @@ def runs(prefix: str, **_: object) -> list[str]:
 def sweeps(prefix: str, **_: object) -> list[str]:
     """The sweeps that have left something in the directory of runs."""
     try:
-        found = sorted(entry.name for entry in os.scandir(runs_dir() / ".sweeps") if not entry.name.startswith("."))
+        found = sorted(entry.name for entry in os.scandir(sweeps_dir(runs_dir())) if not entry.name.startswith("."))
     except OSError:
         return []
     return [name for name in found if name.startswith(prefix)]
 
 
 def runs_and_sweeps(prefix: str, **_: object) -> list[str]:
-    """What ``compare`` takes."""
+    """What ``diff`` takes."""
     return [*sweeps(prefix), *runs(prefix)]
 
 
@@ -112,11 +112,6 @@ def _runs_in(folder: Path) -> list[str]:
         return sorted(entry.name for entry in os.scandir(folder) if _RUN_NAME.search(entry.name))
     except OSError:
         return []
-
-
-def runs_dir() -> Path:
-    """Where runs are without a setting."""
-    return Path(os.environ.get("MIXERSWEEP_RUNS") or "runs")
 
 
 def _in_list(prefix: str, choices: Iterable[str]) -> list[str]:

@@ -1,18 +1,16 @@
-"""Where the program is: its config files, inside the package or beside it in a checkout, and the commit it is of."""
+"""Where things lie by default: config files, runs, sweeps, data, what is compiled, reports and analyses."""
 
 from __future__ import annotations
 
-import subprocess
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
-
-COMMIT = "git_commit"
-"""A file beside a copy of the package: the commit of the checkout that it was copied from."""
+_CACHE = "~/.cache/mixersweep"
 
 
 def config_dir() -> Path:
-    """The absolute path of ``configs/``."""
+    """The absolute path of ``configs/``: inside an installed package, or beside it in a checkout."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
@@ -27,15 +25,31 @@ def groups(own: Path | None = None) -> dict[str, list[str]]:
     }
 
 
-def git_commit() -> str | None:
-    """The commit of the checkout that the program runs from, ``-dirty`` with changes; None where it is installed."""
-    root = _PACKAGE.parent
-    if not (root / ".git").exists():
-        kept = root / COMMIT
-        return kept.read_text().strip() or None if kept.is_file() else None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+def runs_dir() -> Path:
+    """Where runs are without a setting, as ``configs/train.yaml`` has it too."""
+    return Path(os.environ.get("MIXERSWEEP_RUNS") or "runs").expanduser()
+
+
+def data_dir() -> Path:
+    """Where data sets are without a setting, as ``configs/train.yaml`` has it too."""
+    return Path(os.environ.get("MIXERSWEEP_DATA") or _CACHE).expanduser()
+
+
+def cache_dir(kind: str) -> Path:
+    """Where what is compiled on this machine is kept between runs, by its kind."""
+    return Path(_CACHE).expanduser() / kind
+
+
+def sweeps_dir(runs_dir: Path) -> Path:
+    """Where the sweeps among these runs keep what belongs to no single run, each in a folder of its name."""
+    return runs_dir / ".sweeps"
+
+
+def report_dir() -> Path:
+    """Where ``report`` writes."""
+    return Path("report")
+
+
+def analysis_dir(verb: str) -> Path:
+    """Where ``analyze VERB`` writes."""
+    return Path("analysis") / verb

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from mixersweep.errors import UserError
+from mixersweep.paths import sweeps_dir
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import Listed
@@ -71,24 +72,29 @@ def cancel(paths: Sequence[Path], step: Callable[[], None] = lambda: None) -> It
         step()
     queued = {path: status.job for path, status in before.items() if _is_for_slurm(status)}
     listed = _jobs() if queued else []
-    released = slurm_queue.release(list(queued), listed)
-    live = {job.id for job in listed}
+    released = slurm_queue.release(list(queued), listed or [])
+    live = None if listed is None else {job.id for job in listed}
     for path, status in before.items():
         if status.state.is_over:
             yield False, f"is {status.state}: left alone"
             continue
         job = ""
         if (name := queued.get(path)) is not None:
-            if name in released:
-                job = f", and job {name}"
-            else:
-                job = f"; job {name} ends when it has nothing else to do" if name in live else f"; job {name} was gone"
+            job = f", and job {name}" if name in released else f"; job {name} {_follows(name, live)}"
         if status.alive and status.is_of_this_host:
             yield True, f"cancelled: {status.holder} is told to stop"
         elif status.alive:
             yield True, f"cancelled{job}: {status.holder} stops at its next heartbeat"
         else:
             yield True, f"was {status.shown}: cancelled{job}"
+
+
+def _follows(job: str, live: Collection[str] | None) -> str:
+    """What becomes of a job that is not cancelled with its run."""
+    if live is not None and job not in live:
+        return "was gone"
+    said = "ends when it has nothing else to do"
+    return f"{said}; Slurm cannot be asked here" if live is None else said
 
 
 def _marked(path: Path) -> Status:
@@ -111,14 +117,14 @@ def _is_for_slurm(status: Status) -> bool:
     return not status.state.is_over and status.job is not None and not (status.alive and status.is_of_this_host)
 
 
-def _jobs() -> list[slurm_queue.Job]:
-    """This user's jobs; none where Slurm cannot be asked."""
+def _jobs() -> list[slurm_queue.Job] | None:
+    """This user's jobs; None where Slurm cannot be asked."""
     if shutil.which("squeue") is None:
-        return []
+        return None
     try:
         return slurm_queue.squeue()
     except UserError:
-        return []
+        return None
 
 
 def commands(runs: Iterable[Listed]) -> list[str]:
@@ -126,7 +132,7 @@ def commands(runs: Iterable[Listed]) -> list[str]:
     found = []
     for run in runs:
         sweep = run.planned.get("sweep")
-        stored = read_json(run.path.parent / ".sweeps" / sweep / "sweep.json") if sweep else None
+        stored = read_json(sweeps_dir(run.path.parent) / sweep / "sweep.json") if sweep else None
         one = f"mixersweep train run_dir={shlex.quote(str(run.path))}"
         found.append(_from_here(stored) if isinstance(stored, dict) and stored.get("command") else one)
     return list(dict.fromkeys(found))

@@ -19,10 +19,11 @@ from mixersweep.runs.files import write_json
 from mixersweep.runs.state import State
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.cluster import resolved
-from mixersweep.sweeps.expand import Expansion, Point, expand
+from mixersweep.sweeps.expand import Expansion, expand
 from mixersweep.sweeps.launchers import StopRequest, make
 from mixersweep.sweeps.many import Progress, each, summed_up
 from mixersweep.sweeps.outcome import error_of, outcome, state_of
+from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
 from mixersweep.training.refusal import refuse
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from mixersweep.commit import git_commit
 from mixersweep.data.splits import Splits, open_splits, share_splits
 from mixersweep.data.stream import choose_workers
 from mixersweep.errors import MixersweepError, RunDiverged, RunFailed, RunHeld, RunStopped, UserError
 from mixersweep.layers import product
 from mixersweep.layers.nonzeros import why_not_own
-from mixersweep.paths import git_commit
 from mixersweep.runs import RunDirectory, completed
 from mixersweep.runs.files import written_whole
 from mixersweep.tracking import start as start_mirror

@@ -114,7 +114,7 @@ def test_completion_knows_verbs_keys_choices_and_runs(tmp_path: Path) -> None:
     assert completed("mixersweep cancel runs/pk", tmp_path) == ["runs/pk-w1-c1-x-s0-0123456789abcdef"]
     (tmp_path / "runs" / ".sweeps" / "fig4").mkdir(parents=True)
     assert completed("mixersweep status --sweep ", tmp_path) == ["fig4"]
-    assert completed("mixersweep compare f", tmp_path) == ["fig4"]
+    assert completed("mixersweep diff f", tmp_path) == ["fig4"]
     assert set(completed("mixersweep report --x chan")) == {"channels", "channels_over_tokens"}
 
 

@@ -95,6 +95,10 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="--dry-run: prints the script of hydra/launcher=slurm"):
         scripts(expand(SWEEP, multirun=True))
+    one = [*command[:4], "--dry-run", "model=pk", "width=64"]
+    done = subprocess.run(one, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--dry-run: prints the script of a sweep" in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_more_at_once_than_there_are_cannot_be(tmp_path: Path) -> None:

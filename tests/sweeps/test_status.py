@@ -393,8 +393,9 @@ def test_cancel_by_name_and_by_path(command: Command, runs: dict[str, Path]) -> 
 
 def test_the_job_of_a_cancelled_run_is_named(command: Command, runs: dict[str, Path]) -> None:
     set_status(runs["queued"], Status(State.QUEUED, job="123_4"))
-    done = command("cancel", runs["queued"].name)
-    assert "was queued: cancelled; job 123_4 ends when it has nothing else to do" in done.stdout
+    done = command("cancel", runs["queued"].name, PATH="/nowhere")
+    said = "was queued: cancelled; job 123_4 ends when it has nothing else to do; Slurm cannot be asked here"
+    assert said in done.stdout
     with pytest.raises(RunCancelled, match="mixersweep retry"), hold(runs["queued"]):
         pytest.fail("a cancelled run was trained")
 
@@ -403,7 +404,7 @@ def test_the_job_of_a_cancelled_run_is_named(command: Command, runs: dict[str, P
     ("arguments", "message"),
     [
         ([], "name runs, or say which"),
-        (["nowhere"], "nowhere: no such run directory, and no run of this name in runs"),
+        (["nowhere"], "nowhere: no such directory, and no run of this name in runs"),
         (["runs"], "a directory of many runs; say which"),
         (["sw_mlp"], "runs in runs have this in their name"),
     ],
@@ -518,7 +519,7 @@ def test_logs_are_the_last_lines(command: Command, runs: dict[str, Path]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: no such run directory"),
+        (["nowhere"], "nowhere: no such directory"),
         (["s_mixer"], "have this in their name"),
         ([], "required: RUN"),
         (["runs", "-n", "-1"], "--lines -1: expects a whole number, at least 0"),
@@ -623,11 +624,11 @@ def test_two_sweeps_side_by_side(command: Command, tmp_path: Path, bases: list[R
     for name, own in (("one", paths[:2]), ("two", paths[2:])):
         (tmp_path / "runs" / ".sweeps" / name).mkdir(parents=True)
         write_json(tmp_path / "runs" / ".sweeps" / name / "sweep.json", {"runs": [path.name for path in own]})
-    done = command("compare", "one", "two")
+    done = command("diff", "one", "two")
     assert done.returncode == 0, done.stderr
     width = str(bases[0].architecture.width)
     assert done.stdout.splitlines()[1].split() == [
         *("s_mixer", width, "0.8000", "±", "0.1414", "(2)", "0.8500", "(1)", "+0.0500"),
     ]
-    (line,) = lines(command("compare", "one", "two", "--json"))
+    (line,) = lines(command("diff", "one", "two", "--json"))
     assert line["two"] == {"runs": 1, "mean": 0.85, "deviation": None}

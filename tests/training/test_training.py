@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from mixersweep.commit import git_commit
 from mixersweep.compose import config_of
 from mixersweep.errors import RunStopped, UserError
 from mixersweep.layers import product
 from mixersweep.models import build
-from mixersweep.paths import git_commit
 from mixersweep.runs import RunDirectory, same_experiment_same_numbers, solve
 from mixersweep.training.checkpoint import load_checkpoint
 from mixersweep.training.environment import (

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mixersweep import config
-from mixersweep.config.kinds import Auto, Count, Whole
 from mixersweep.errors import RunStopped, UserError
+from mixersweep.kinds import Auto, Count, Whole
 from mixersweep.runs import RunDirectory, read_status
 from mixersweep.runs.files import write_json
 from mixersweep.sweeps import queue

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mixersweep.errors import UserError
+from mixersweep.paths import sweeps_dir
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import Listed
@@ -243,7 +244,7 @@ class Known:
             return None
         if status.job is not None or status.state is not State.QUEUED or queue.is_elsewhere(status):
             return status.job
-        folder = run.path.parent / ".sweeps"  # whoever submitted it may have died before the run named its job
+        folder = sweeps_dir(run.path.parent)  # whoever submitted it may have died before the run named its job
         if folder not in self._standing:
             is_ours = any(folder.glob(f"*/{FOLDER}/*.json"))
             listed = list((self.jobs or {}).values()) if is_ours else []
@@ -295,7 +296,7 @@ def told(runs: Iterable[Listed], problems: list[str] | None = None) -> Iterator[
 def release(run_dirs: Sequence[Path], jobs: Sequence[Job]) -> set[str]:
     """``scancel``, once, the jobs of cancelled runs where all their other runs have ended too; returns which."""
     wanted = {str(run_dir) for run_dir in run_dirs}
-    folders = {run_dir.parent / ".sweeps" for run_dir in run_dirs}
+    folders = {sweeps_dir(run_dir.parent) for run_dir in run_dirs}
     live = [job for job in jobs if not job.is_over]
     packs = {r["name"]: r["packs"] for folder in folders for r in records(folder, {job.name for job in live})}
     done = []

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import mixersweep
+from mixersweep.commit import KEPT, git_commit
 from mixersweep.errors import UserError
-from mixersweep.paths import COMMIT, config_dir, git_commit
+from mixersweep.paths import config_dir
 from mixersweep.sweeps.launchers.slurm_queue import refusal
 
 LOGS = "{job}_0_log.out"
@@ -58,7 +58,7 @@ def submit(text: str, path: Path) -> str:
 
 def snapshot(folder: Path) -> Path:
     """A copy of this program as it is now, under its hash in ``folder``: what jobs run is what was submitted."""
-    package = Path(mixersweep.__file__).parent
+    package = Path(__file__).resolve().parents[2]
     sources = {Path("mixersweep") / file.relative_to(package): file for file in _files(package)}
     if config_dir().parent != package:  # beside it, in a checkout
         sources |= {
@@ -75,7 +75,7 @@ def snapshot(folder: Path) -> Path:
         for name, file in sources.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, temporary / name)
-        (temporary / COMMIT).write_text(f"{git_commit() or ''}\n")
+        (temporary / KEPT).write_text(f"{git_commit() or ''}\n")
         temporary.rename(place)
     except OSError as error:
         if not place.is_dir():  # otherwise another process was first

@@ -1,0 +1,23 @@
+"""Which commit the program is of."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+KEPT = "git_commit"
+"""A file beside a copy of the package: the commit of the checkout that it was copied from."""
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that the program runs from, ``-dirty`` with changes; None where it is installed."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        kept = root / KEPT
+        return kept.read_text().strip() or None if kept.is_file() else None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
