@@ -50,11 +50,20 @@ def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | N
 
         replay(directory, report)
     if status.state is State.COMPLETED:
-        report(f"already done: {name}")
+        report(f"already done: {name}{_elsewhere(directory)}")
         return directory.path / "result.json"
     if status.state is State.DIVERGED:
         return RunDiverged(f"{name}: diverged before ({status.error}); not taken up again")
     return RunCancelled(f"{name}: cancelled; not taken up again") if status.state is State.CANCELLED else None
+
+
+def _elsewhere(directory: RunDirectory) -> str:
+    """Where the images were that a run saw, where they are said to be elsewhere now."""
+    now, before = directory.run.config.data, RunDirectory.open(directory.path).run.config.data.root
+    if now.root == before:
+        return ""
+    alike = "" if "-" in (now.content or "-") else " of these names (data prepare tells their content too)"
+    return f"; it saw the images{alike} in {before or now.name}, not those in {now.root or now.name}"
 
 
 def resume(directory: RunDirectory, signals: StopSignals, report: Report, world: World | None = None) -> Path:

@@ -1,0 +1,92 @@
+"""Folders of images as people have them: other data under the same names, pictures of other kinds."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixersweep.data import folders
+from mixersweep.errors import UserError
+from tests.data.layouts import write_tree
+from tests.strangers.conftest import Command
+
+TRAINED = ("tracking=none", "epochs=1", "threads=1", "connections=4096", "depth=1", "device=cpu", "workers=0")
+SMALL = (*TRAINED, "image_size=32", "patch_size=4", "augment=none", "validation=0", "batch_size=4")
+
+
+def content(root: Path) -> str:
+    return folders.content(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, root))
+
+
+def negatives(root: Path) -> None:
+    """Every image becomes another of as many bytes under its old name."""
+    for path in root.rglob("*.bmp"):
+        pixels = np.array(Image.open(path))
+        size = path.stat().st_size
+        Image.fromarray(255 - pixels).save(path)
+        assert path.stat().st_size == size
+
+
+def prepared(mixersweep: Command, root: str) -> list[str]:
+    code, out, _ = mixersweep("data", "prepare", "image_folder", "--root", root)
+    assert code == 0
+    return shlex.split(out)
+
+
+def test_other_images_under_the_same_names_are_another_experiment(mixersweep: Command, here: Path) -> None:
+    for root in ("one", "other"):
+        write_tree(here / root, {"train": 4, "val": 2}, ("a", "b"), size=(32, 32), form="bmp")
+    negatives(here / "other")
+    records = []
+    for root in ("one", "other"):
+        code, out, said = mixersweep("train", *prepared(mixersweep, root), *SMALL)
+        assert code == 0 and "already done" not in said
+        records.append(json.loads(Path(out.strip()).read_text()))
+    assert records[0]["fingerprint"] != records[1]["fingerprint"]
+    assert records[0]["train_loss"] != records[1]["train_loss"]
+    code, out, said = mixersweep("train", *prepared(mixersweep, "one"), *SMALL)  # and the first is there still
+    assert code == 0 and "already done" in said and "saw the images" not in said
+    assert json.loads(Path(out.strip()).read_text()) == records[0]
+
+
+def test_the_same_images_elsewhere_are_the_same_experiment_and_that_is_said(mixersweep: Command, here: Path) -> None:
+    write_tree(here / "one", {"train": 4, "val": 2}, ("a", "b"), size=(32, 32))
+    assert mixersweep("train", *prepared(mixersweep, "one"), *SMALL)[0] == 0
+    (here / "one").rename(here / "moved")
+    code, _, said = mixersweep("train", *prepared(mixersweep, "moved"), *SMALL)
+    assert code == 0
+    assert f"; it saw the images in {here}/one, not those in {here}/moved" in said
+
+
+def test_a_run_that_knows_the_names_alone_goes_on_and_says_so(mixersweep: Command, here: Path) -> None:
+    """As runs were told their content before that was more than names."""
+    for root in ("one", "other"):
+        write_tree(here / root, {"train": 4, "val": 2}, ("a", "b"), size=(32, 32))
+    old = [word.partition("-")[0] if word.startswith("data.content=") else word for word in prepared(mixersweep, "one")]
+    assert mixersweep("train", *old, *SMALL)[0] == 0
+    code, _, said = mixersweep("train", *old, f"data.root={here}/other", *SMALL)
+    assert code == 0
+    assert "it saw the images of these names (data prepare tells their content too) in" in said
+
+
+@pytest.mark.parametrize("form", ["bmp", "png"])
+def test_content_changes_with_a_picture_and_not_with_its_place(here: Path, form: str) -> None:
+    write_tree(here / "one", {"train": 3, "test": 2}, ("a", "b"), size=(20, 20), form=form)
+    before = content(here / "one")
+    (here / "one").rename(here / "two")
+    assert content(here / "two") == before
+    path = here / f"two/test/b/b_1.{form}"
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(path)
+    changed = content(here / "two")
+    assert changed.partition("-")[0] == before.partition("-")[0]
+    assert changed != before
+
+
+def test_a_file_that_cannot_be_read_is_named(here: Path) -> None:
+    write_tree(here / "one", {"train": 3, "test": 2}, ("a", "b"), size=(20, 20))
+    (here / "one/train/a/a_3.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"train/a/a_3.png: cannot be read \(No such file or directory\)"):
+        content(here / "one")
