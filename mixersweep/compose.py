@@ -82,13 +82,28 @@ def read_arguments(arguments: list[str]) -> Invocation:
     checked = parsed_overrides(overrides)
     shows = bool(parsed.cfg or parsed.info or parsed.help or parsed.hydra_help or parsed.shell_completion)
     multirun, sweeper = bool(parsed.multirun), OWN_SWEEPER
-    if any(_root(o) == "hydra" or o.key_or_group == "experiment" for o in checked):
-        head = Composer(overrides, own).head.hydra
-        multirun, sweeper = multirun or head.mode == RunMode.MULTIRUN, head.runtime.choices["hydra/sweeper"]
+    if any(_root(o) in ("hydra", "sweep") or o.key_or_group == "experiment" for o in checked):
+        composer = Composer(overrides, own)
+        multirun, choices = multirun or composer.means_many, composer.head.hydra.runtime.choices
+        sweeper = choices["hydra/sweeper"]
+        if sweeper != OWN_SWEEPER and not shows:
+            _check_for_hydra(sweeper, choices["hydra/launcher"], overrides, multirun=multirun)
     several = next((o for o in checked if o.is_sweep_override()), None)
     if several is not None and not multirun:
         raise UserError(f"{several.input_line}: several values; sweep over them with -m")
     return Invocation(overrides, flags, own, multirun, is_sweep=multirun and sweeper == OWN_SWEEPER and not shows)
+
+
+def _check_for_hydra(sweeper: str, launcher: str, overrides: list[str], *, multirun: bool) -> None:
+    """Refuse what another sweeper than our own would ignore."""
+    if not multirun:
+        raise UserError(f"hydra/sweeper={sweeper}: sweeps with -m, or hydra.mode=MULTIRUN")
+    is_chosen = launcher != "local" or any(o.key_or_group == "hydra/launcher" for o in parsed_overrides(overrides))
+    if is_chosen and (config_dir() / "hydra" / "launcher" / f"{launcher}.yaml").exists():
+        raise UserError(
+            f"hydra/launcher={launcher}: takes the runs of the program's own sweeper; "
+            f"hydra/sweeper={sweeper} goes with Hydra's launchers, such as basic"
+        )
 
 
 def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None]) -> None:
@@ -151,6 +166,23 @@ class Composer:
         ]
         return self._load(kept, RunMode.MULTIRUN)
 
+    @property
+    def means_many(self) -> bool:
+        """Whether the overrides mean a sweep, be it of one run, without a ``-m``: they say so, or what it is made of.
+
+        Raises ``UserError`` for settings of a sweep that the program's own sweeper would not see.
+        """
+        mode, choices, sweep = self.head.hydra.mode, self.head.hydra.runtime.choices, self.head.sweep
+        if choices["hydra/sweeper"] != OWN_SWEEPER:
+            return bool(mode == RunMode.MULTIRUN)
+        for name in set(self.head.hydra.sweeper) - {"name"}:
+            raise UserError(f"hydra.sweeper.{name}: is Hydra's own sweeper's; values to sweep over are sweep.over's")
+        to_launch = choices["hydra/launcher"] != "local" or any(
+            override.key_or_group.startswith("hydra.launcher") for override in parsed_overrides(self._overrides)
+        )
+        asked = to_launch or any(sweep[name] for name in ("grids", "over", "search"))
+        return bool(mode == RunMode.MULTIRUN or (mode is None and asked))
+
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The plain values of one run, as Hydra composes them and without its own node and the sweep's.
 
@@ -168,9 +200,16 @@ class Composer:
 
     def _load(self, overrides: list[str], mode: RunMode) -> DictConfig:
         try:
-            return _loader(self._own).load_configuration("train", overrides, mode)
+            composed = _loader(self._own).load_configuration("train", overrides, mode)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_one_line(error)) from error
+        if composed.get("experiment") is not None:
+            name = composed.hydra.runtime.choices["experiment"]
+            raise UserError(
+                f"experiment={name}: its settings would be under `experiment`; begin the file with "
+                "the line `# @package _global_`"
+            )
+        return composed
 
 
 class _Base:

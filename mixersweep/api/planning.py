@@ -83,7 +83,12 @@ def expand_one(overrides: Sequence[str]) -> Expansion:
     if several is not None:
         raise UserError(f"{several.input_line}: several values; mixersweep.sweep takes them, for many runs")
     if expansion.multirun:
-        raise UserError(f"experiment={expansion.experiment}: means many runs; mixersweep.sweep takes it")
+        what = (
+            f"experiment={expansion.experiment}"
+            if expansion.experiment
+            else f"hydra/launcher={expansion.launcher['name']}"
+        )
+        raise UserError(f"{what}: means many runs; mixersweep.sweep takes it")
     if not expansion.points:
         raise Infeasible("; ".join(expansion.notices))
     (point,) = expansion.points

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from mixersweep.budget import Architecture
@@ -93,7 +92,7 @@ def expand(arguments: Sequence[str], *, multirun: bool = False) -> Expansion:
     task = [o for o in parsed_overrides(overrides) if not _is_of_the_sweep(o.key_or_group)]
     composer = Composer(overrides, own)
     head = composer.head
-    multirun = multirun or head.hydra.mode == RunMode.MULTIRUN
+    multirun = multirun or composer.means_many
     settings = parse_sweep(_plain(head.sweep))
     experiment = head.hydra.runtime.choices.get("experiment")
     grids = _grids(settings, task, own) if multirun else [grid_of(task)]
