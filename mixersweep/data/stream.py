@@ -25,7 +25,7 @@ from mixersweep.config.kinds import Auto
 from mixersweep.data.batches import Finish, epoch_order, shares
 from mixersweep.data.folders import Tree
 from mixersweep.data.source import Images
-from mixersweep.data.views import Picture, View, seeded
+from mixersweep.data.views import Picture, View, of_bytes, seeded
 from mixersweep.errors import MixersweepError, UserError
 from mixersweep.seeds import derive
 
@@ -64,7 +64,7 @@ class Side:
         path, size = self.images.path(index), self.view.data.native_size
         try:
             with Image.open(path) as opened:
-                picture = opened.convert("L" if self.view.grey else "RGB")
+                picture = of_bytes(opened).convert("L" if self.view.grey else "RGB")
         except (OSError, SyntaxError, ValueError) as error:  # PIL raises each of them, by format
             reason = " ".join(str(error).split())
             raise UserError(f"data={self.name}: {path} cannot be read ({reason}); mend or remove it") from error

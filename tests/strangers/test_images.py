@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mixersweep.compose import config_of
 from mixersweep.data import folders
+from mixersweep.data.splits import open_splits
 from mixersweep.errors import UserError
 from tests.data.layouts import write_tree
 from tests.strangers.conftest import Command
@@ -90,3 +93,50 @@ def test_a_file_that_cannot_be_read_is_named(here: Path) -> None:
     (here / "one/train/a/a_3.png").symlink_to("nowhere.png")
     with pytest.raises(UserError, match=r"train/a/a_3.png: cannot be read \(No such file or directory\)"):
         content(here / "one")
+
+
+def pixels_of(root: Path, *overrides: str) -> list[np.ndarray]:
+    """The pictures of ``root``'s test side as a network would see them, but for the normalisation."""
+    found = folders.prepare("image_folder", folders.IMAGE_FOLDER, root, lambda _: None)
+    words = [f"{key}={value}" for key, value in found.items()]
+    plain = [
+        "data.mean=[0,0,0]",
+        "data.std=[1,1,1]",
+        "data.fit=pad",
+        "data.crop_share=1",
+        "augment=none",
+        "validation=0",
+    ]
+    config = config_of([*words, *plain, "image_size=16", "patch_size=4", *overrides])
+    batches = open_splits(config, torch.device("cpu")).test.batches(1, None, None)
+    return [np.round(255 * images[0].numpy()).astype(int) for images, _ in batches]
+
+
+RAMP = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+
+
+@pytest.mark.parametrize("form", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_16_bits_are_seen_with_all_their_greys(here: Path, form: str, channels: int) -> None:
+    write_tree(here, {"train": 1, "test": 1}, ("a", "b"), size=(16, 16), form=form if form != "pgm" else "png")
+    for path in list(here.rglob("*.*")):
+        path.unlink()
+        Image.fromarray(RAMP).save(path.with_suffix(f".{form}"))
+    grey = ("data.image_channels=1", "data.mean=[0]", "data.std=[1]") if channels == 1 else ()
+    for picture in pixels_of(here, *grey):
+        assert picture.shape == (channels, 16, 16)
+        assert all(np.array_equal(channel, np.arange(256).reshape(16, 16)) for channel in picture)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pictures_of_an_unknown_range_are_refused_by_name(here: Path, kind: type) -> None:
+    write_tree(here, {"train": 1, "test": 1}, ("a", "b"), size=(16, 16), form="tif")
+    Image.fromarray(RAMP.astype(kind)).save(here / "test/b/b_0.tif")
+    with pytest.raises(UserError, match=r"test/b/b_0.tif cannot be read \(its pixels are of mode [IF], whose range"):
+        pixels_of(here)
+
+
+def test_pictures_of_8_bits_are_what_they_were(here: Path) -> None:
+    written = write_tree(here, {"train": 1, "test": 1}, ("a", "b"), size=(16, 16))
+    for seen, (_, pixels) in zip(pixels_of(here), written["test"], strict=True):
+        assert np.array_equal(seen, pixels.transpose(2, 0, 1))
