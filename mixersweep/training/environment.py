@@ -169,7 +169,8 @@ def git_commit() -> str | None:
         return None
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook has them
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=mine)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
