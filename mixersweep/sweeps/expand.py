@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ from mixersweep.sweeps.search import Search, searches_of
 
 Grid = dict[str, list[str]]
 """The overrides of each setting, by its key; a grid means all their combinations."""
+
+LONGEST_NAME = 200
+"""Bytes of a sweep's name: file systems take 255, of which some go to what is written beside its place."""
 
 ATTEMPTS = 4
 """How often ``infeasible=nearest`` follows what a refusal says would work, since one change may need another."""
@@ -97,7 +101,7 @@ def expand(arguments: Sequence[str], *, multirun: bool = False) -> Expansion:
     experiment = head.hydra.runtime.choices.get("experiment")
     grids = _grids(settings, task, own) if multirun else [grid_of(task)]
     _check_places(grids)
-    name = settings.name or experiment or _name(grids)
+    name = _checked_name(settings.name) or experiment or _name(grids)
     expanding = _Expanding(composer, settings, grids, Origin(experiment, name if multirun else None, leading(own)))
     points = expanding.points()
     searches: list[Search] = []
@@ -328,6 +332,19 @@ def _name(grids: list[Grid]) -> str:
     content = [{key: sorted(values) for key, values in grid.items()} for grid in kept]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
     return "-".join([*list(keys)[:4], digest])
+
+
+def _checked_name(name: str | None) -> str | None:
+    """The name of a sweep, which is that of its folder; raises ``UserError`` for one that leads elsewhere."""
+    if name is not None and len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"sweep.name={name[:20]}...: is of {len(name.encode())} bytes; at most {LONGEST_NAME}")
+    if name and (name.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", name)):
+        nearest = re.sub(r"[/\\\x00-\x1f\x7f]+", "-", name).strip(".-") or "mine"
+        raise UserError(
+            f"sweep.name={name!r}: names one folder in runs_dir, so no / and no . at its start; "
+            f"the nearest is {nearest}"
+        )
+    return name
 
 
 def _plain(node: Any) -> dict[str, Any]:
