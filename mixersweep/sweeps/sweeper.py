@@ -17,6 +17,7 @@ from mixersweep.errors import DONE, FAILED, USER_MISTAKE, UserError
 from mixersweep.runs import RunDirectory, Status, read_status
 from mixersweep.runs.files import write_json
 from mixersweep.runs.state import State
+from mixersweep.runs.status import watch
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.expand import Expansion, Point, expand
 from mixersweep.sweeps.launchers import StopRequest, make
@@ -105,6 +106,7 @@ class _Carrying:
         left = {p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None and p.run is not None}
         left = {path: p for path, p in left.items() if path not in self._tried and not _state(p).is_over}
         queued = self._launcher.queued(list(left))
+        watch(set(left) - set(queued), self._report, self._stop.check)
         try:
             for path, point in left.items():
                 self._stop.check()

@@ -10,6 +10,7 @@ from mixersweep.config import Config, warnings
 from mixersweep.errors import MixersweepError, RunCancelled, RunDiverged, RunStopped, UserError
 from mixersweep.runs import Origin, Run, RunDirectory, solve
 from mixersweep.runs.state import State
+from mixersweep.runs.status import watch
 from mixersweep.training.refusal import refuse
 from mixersweep.training.signals import StopSignals
 
@@ -44,6 +45,7 @@ def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | N
 
     What its mirror has not seen of it is sent there.
     """
+    watch([directory.path], report)
     status, name = directory.status(), directory.run.name
     if status.state in (State.COMPLETED, State.DIVERGED):
         from mixersweep.tracking import replay

@@ -89,7 +89,7 @@ def test_running_here_and_elsewhere_is_told_from_lost(tmp_path: Path, run: Run) 
     elsewhere = Status(State.RUNNING, "far/away", 1, 0.0, since=now, heartbeat=now)
     set_status(directory.path, elsewhere)
     assert only(tmp_path).state == "running"
-    set_status(directory.path, dataclasses.replace(elsewhere, heartbeat=now - DEAD_AFTER - 1))
+    set_status(directory.path, dataclasses.replace(elsewhere, pid=2, heartbeat=now - DEAD_AFTER - 1))
     assert only(tmp_path).state == "lost"
     assert only(tmp_path).values()["host"] == "far"
 
