@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mixersweep.errors import UserError
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -11,6 +13,18 @@ def config_dir() -> Path:
     """The absolute path of ``configs/``."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def expanded(path: str | Path, setting: str = "") -> Path:
+    """The path with ``~`` as the home directory that it means; raises ``UserError`` where there is none.
+
+    In a container of another user than its image knows there is none, until HOME says so.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        which = f"{setting}={path}" if setting else str(path)
+        raise UserError(f"{which}: there is no such home directory here (HOME is not set?); say a whole path") from None
 
 
 def groups(own: Path | None = None) -> dict[str, list[str]]:

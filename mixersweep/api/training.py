@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mixersweep.api.planning import expand_one
 from mixersweep.api.settings import overrides_of, say
 from mixersweep.errors import USER_MISTAKE, MixersweepError, UserError
+from mixersweep.paths import expanded
 from mixersweep.runs import RunDirectory
 from mixersweep.runs.directory import read_rows
 from mixersweep.runs.listing import Listed, read_listed
@@ -35,7 +36,7 @@ class TrainedRun:
     """A run that was trained, or begun, read from its directory each time it is asked."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = expanded(path).absolute()
 
     def __repr__(self) -> str:
         accuracy = self.record["test_accuracy"]

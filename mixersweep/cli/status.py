@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report
 from mixersweep.errors import DONE, FAILED, UserError
+from mixersweep.paths import expanded
 from mixersweep.runs.state import SHOWN, State
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _listed(text: str | None, flag: str, known: Any) -> list[str]:
 
 def _find(run: str) -> Path:
     """The directory that a person means by a path, or by the name or the hash of a run in the default runs_dir."""
-    path = Path(run).expanduser()
+    path = expanded(run)
     if path.is_dir():
         return path.absolute()
     runs_dir = completer.runs_dir()

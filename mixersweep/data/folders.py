@@ -22,7 +22,7 @@ import yaml
 
 from mixersweep.data.source import Report
 from mixersweep.errors import DataMissing, UserError
-from mixersweep.paths import config_dir
+from mixersweep.paths import config_dir, expanded
 
 READ_OF_A_SIDE = 1000
 """Files of a side that are read to tell a tree from another."""
@@ -75,7 +75,7 @@ class Tree:
 
 def root_of(name: str, data_dir: Path, root: str | None) -> Path:
     """Where a tree is: as set, or in the folder of its name in ``data_dir``."""
-    return Path(root).expanduser().absolute() if root else data_dir.expanduser().absolute() / name
+    return expanded(root, "data.root").absolute() if root else expanded(data_dir, "data_dir").absolute() / name
 
 
 def is_there(folder: Folder, root: Path) -> bool:

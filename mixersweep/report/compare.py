@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixersweep.errors import UserError
+from mixersweep.paths import expanded
 from mixersweep.report.table import Row, row_of
 from mixersweep.runs.listing import read_listed
 from mixersweep.runs.record import KEYS
@@ -33,10 +34,10 @@ def read(places: Sequence[str], runs_dir: Path) -> list[Row]:
 
 
 def _found(place: str, runs_dir: Path) -> Path:
-    path = Path(place).expanduser()
+    path = expanded(place)
     if path.is_dir():
         return path
-    runs_dir = runs_dir.expanduser()
+    runs_dir = expanded(runs_dir)
     names = sorted(p.name for p in runs_dir.iterdir() if p.name.startswith(place)) if runs_dir.is_dir() else []
     if len(names) > 1:
         raise UserError(f"{place}: {len(names)} runs in {runs_dir} begin so, such as {names[0]} and {names[1]}")

@@ -29,6 +29,7 @@ import yaml
 from mixersweep.budget import Architecture
 from mixersweep.config import AnyModel, Config, Pretrainable, architecture, parse
 from mixersweep.errors import UserError
+from mixersweep.paths import expanded
 from mixersweep.runs.experiment import executed_as, fingerprint
 from mixersweep.runs.files import read_json, sha256_of, write_json, write_text
 from mixersweep.runs.state import State
@@ -96,7 +97,7 @@ def _with_content(model: AnyModel) -> AnyModel:
         if expected is not None:
             raise UserError(f"model.pretrained_sha256={expected}: is of model.pretrained, which is null")
         return model
-    path = Path(model.pretrained).expanduser().absolute()
+    path = expanded(model.pretrained, "model.pretrained").absolute()
     content = sha256_of(path, "model.pretrained")
     if expected not in (None, content):
         raise UserError(f"model.pretrained_sha256={expected}: the sha256 of {path} is {content}")
@@ -135,7 +136,7 @@ class RunDirectory:
 
         The settings of where and how it runs are the new ones, since they are not part of the experiment.
         """
-        path = runs_dir.expanduser().absolute() / run.name
+        path = expanded(runs_dir, "runs_dir").absolute() / run.name
         if not (path / "config.yaml").exists():
             _make(path, run)
         stored = cls.open(path).run

@@ -26,6 +26,7 @@ from mixersweep.budget import Architecture
 from mixersweep.compose import Composer, check_overrides, is_choice, leading, parsed_override, parsed_overrides, split
 from mixersweep.config import VARIANTS, Config, Sweep, architecture, owners, parse, parse_sweep, structure
 from mixersweep.errors import Infeasible, UserError
+from mixersweep.paths import expanded
 from mixersweep.runs import Origin, Run, solve
 from mixersweep.runs.experiment import EXECUTION
 from mixersweep.sweeps.search import Search, searches_of
@@ -59,7 +60,7 @@ class Point:
         """The run directory, whether it is there yet or not."""
         if self.run is None:
             return None
-        return Path(self.run.config.runs_dir).expanduser().absolute() / self.run.name
+        return expanded(self.run.config.runs_dir, "runs_dir").absolute() / self.run.name
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class _Expanding:
         if known is None:
             shared = [grid[key][0] for grid in self._grids[:1] for key in ("experiment", "runs_dir") if key in grid]
             known = str(self._composer.values(shared)["runs_dir"])
-        return Path(known).expanduser().absolute()
+        return expanded(known, "runs_dir").absolute()
 
     def notices(self) -> list[str]:
         """What became of points that are not as they were asked for."""

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from mixersweep.errors import UserError
+from mixersweep.paths import expanded
 from mixersweep.runs import Run
 from mixersweep.runs.experiment import SIZES, Settings, experiment
 from mixersweep.runs.files import write_json
@@ -69,7 +70,7 @@ def shape_of(run: Run) -> str:
 
 def alike(run: Run) -> Iterator[Listed]:
     """The completed runs of the same shape that are in its directory of runs."""
-    folder, wanted, prefix = Path(run.config.runs_dir).expanduser(), shape_of(run), run.name.rpartition("-s")[0]
+    folder, wanted, prefix = expanded(run.config.runs_dir, "runs_dir"), shape_of(run), run.name.rpartition("-s")[0]
     for listed in _completed(folder, {prefix}):
         if shape(listed.config, listed.stored["architecture"]) == wanted:
             yield listed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mixersweep.config import Config, warnings
 from mixersweep.errors import MixersweepError, RunCancelled, RunDiverged, RunStopped, UserError
+from mixersweep.paths import expanded
 from mixersweep.runs import Origin, Run, RunDirectory, solve
 from mixersweep.runs.state import State
 from mixersweep.runs.status import watch
@@ -37,7 +38,7 @@ def frozen(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         if not argument.startswith("run_dir="):
             raise UserError(f"{argument}: run_dir= takes up a run as it was frozen; leave out everything else")
-    return [Path(argument.partition("=")[2]).expanduser().absolute() for argument in dict.fromkeys(arguments)]
+    return [expanded(argument.partition("=")[2], "run_dir").absolute() for argument in dict.fromkeys(arguments)]
 
 
 def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | None:
