@@ -52,11 +52,13 @@ def overwrite_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The document at ``path``, or None where there is no file."""
+    """The document at ``path``, or None where there is no file; raises ``UserError`` for what is none."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from None
 
 
 def sha256_of(path: Path, setting: str) -> str:

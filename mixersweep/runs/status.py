@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ import psutil
 from filelock import FileLock
 
 from mixersweep.errors import INTERRUPTED, RunCancelled, RunDiverged, RunHeld, RunStopped
-from mixersweep.runs.files import overwrite_json, read_json, write_json
+from mixersweep.runs.files import overwrite_json, write_json
 from mixersweep.runs.state import State
 
 BEAT_EVERY = 10.0
@@ -120,6 +121,9 @@ class Status:
         return f"pid {self.pid} on {(self.host or '').partition('/')[0]} since {since}"
 
 
+_KEYS = frozenset(field.name for field in dataclasses.fields(Status))
+
+
 def this_host() -> str:
     """Host and process-id namespace: the reach within which a pid means something."""
     try:
@@ -131,13 +135,40 @@ def this_host() -> str:
 
 def read_status(run_dir: Path) -> Status:
     """The stored status; a directory without one is ``planned``."""
-    stored = read_json(run_dir / "status.json")
-    return status_of(stored) if stored else Status(State.PLANNED)
+    try:
+        return status_of((run_dir / "status.json").read_bytes())
+    except FileNotFoundError:
+        return Status(State.PLANNED)
 
 
-def status_of(stored: Mapping[str, Any]) -> Status:
-    """A status as it is stored; raises ``ValueError`` where its state is none, ``TypeError`` for keys that are none."""
-    return Status(**{**stored, "state": State(stored["state"])})
+def status_of(content: bytes) -> Status:
+    """The status that a file holds, which another version may have written.
+
+    Where nobody can know it (a crash left the file empty, the state is none), the run counts as ``running``: as lost,
+    unless the process is there that the file names. The ``error`` says why.
+    """
+    try:
+        stored = json.loads(content)
+    except ValueError as error:
+        return Status(State.RUNNING, error=f"status.json cannot be read: {error}")
+    if not isinstance(stored, dict):
+        return Status(State.RUNNING, error="status.json cannot be read: it is no JSON object")
+    known = {name: value for name, value in stored.items() if name in _KEYS}
+    try:
+        state = State(known.pop("state"))
+        return Status(state if state.is_stored else State.RUNNING, **known)
+    except (KeyError, ValueError):
+        said = f"there is no state {stored['state']}" if "state" in stored else "it names no state"
+        return Status(State.RUNNING, **{**known, "error": f"status.json cannot be read: {said}"})
+
+
+def _foreign(path: Path) -> dict[str, Any]:
+    """What another version stored there that this one does not know."""
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {name: value for name, value in stored.items() if name not in _KEYS} if isinstance(stored, dict) else {}
 
 
 def watch(
@@ -164,7 +195,8 @@ def _beats(count: int) -> float:
 def set_status(run_dir: Path, status: Status) -> None:
     """Replace the stored status; where the disk is full, in its own place."""
     assert status.state.is_stored, status.state
-    path, stored = run_dir / "status.json", dataclasses.asdict(status)
+    path = run_dir / "status.json"
+    stored = {**dataclasses.asdict(status), **_foreign(path)}
     try:
         write_json(path, stored)
     except OSError as error:
