@@ -32,14 +32,14 @@ def overrides_of(texts: Sequence[str], keywords: Mapping[str, object], *, severa
         if several and isinstance(value, (list, tuple, range)):
             if not value:
                 raise UserError(f"{key}={value}: no value to sweep over")
-            overrides.append(f"{key}={','.join(_spelled(key, each) for each in value)}")
+            overrides.append(f"{key}={','.join(spelled(key, each) for each in value)}")
         else:
-            overrides.append(f"{key}={_spelled(key, value)}")
+            overrides.append(f"{key}={spelled(key, value)}")
     return overrides
 
 
-def _spelled(key: str, value: object) -> str:
-    """A value in Hydra's grammar."""
+def spelled(key: str, value: object) -> str:
+    """A value in Hydra's grammar; raises ``UserError`` for one that no setting can have."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -51,9 +51,9 @@ def _spelled(key: str, value: object) -> str:
     if isinstance(value, (str, Path)):
         return _quoted(str(value))
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_quoted(str(name))}:{_spelled(key, each)}" for name, each in value.items()) + "}"
+        return "{" + ",".join(f"{_quoted(str(name))}:{spelled(key, each)}" for name, each in value.items()) + "}"
     if isinstance(value, (list, tuple, range)):
-        return "[" + ",".join(_spelled(key, each) for each in value) + "]"
+        return "[" + ",".join(spelled(key, each) for each in value) + "]"
     raise UserError(f"{key}={value!r}: no setting takes a {type(value).__name__}; a text, number, list or mapping")
 
 
