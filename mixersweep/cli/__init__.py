@@ -44,6 +44,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _exit_code(arguments: list[str]) -> int:
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's own backend may be missing here
     try:
         if arguments[:1] == ["train"] and "_ARGCOMPLETE" not in os.environ:
             return train.train(arguments[1:])  # everything behind it is Hydra's

@@ -8,7 +8,6 @@ workers nor on the number of ranks. Normalisation and erasing are done on the de
 from __future__ import annotations
 
 import atexit
-import os
 import signal
 import threading
 import weakref
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mixersweep import processor
 from mixersweep.config.kinds import Auto
 from mixersweep.data.batches import Finish, epoch_order, shares
 from mixersweep.data.folders import Tree
@@ -182,9 +182,7 @@ def choose_workers(setting: int | Auto, processes: int = 1) -> int:
     """Worker processes for one of ``processes`` trainers on this machine: ``auto`` is one a core, shared among them."""
     if setting != "auto":
         return setting
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // processes))
+    return max(1, min(MOST_WORKERS, len(processor.cores()) // processes))
 
 
 class _Work(Dataset[Any]):

@@ -24,7 +24,7 @@ from typing import IO, Any, Literal
 
 import psutil
 
-from mixersweep import config
+from mixersweep import config, processor
 from mixersweep.config.kinds import Auto, Count, Whole
 from mixersweep.errors import INTERRUPTED, RunStopped, UserError
 from mixersweep.runs import RunDirectory, read_status
@@ -126,7 +126,7 @@ class Supervisor:
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},  # files here are no modules of anybody's
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -226,7 +226,7 @@ def _slots(settings: LocalSettings, jobs: Sequence[Path]) -> list[Slot]:
 
 def slots(settings: LocalSettings, run: config.Config, jobs: int) -> list[Slot]:
     """The places that this machine has for so many runs, which are executed as this one."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = processor.cores()
     threads = run.threads if isinstance(run.threads, int) else 1
     gpus = _gpus(settings.gpus, run.device)
     environments = [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(settings.runs_per_gpu) for gpu in gpus]

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from mixersweep import processor
 from mixersweep.errors import HELD, PREEMPTED
 from mixersweep.sweeps.launchers import StopRequest
 from mixersweep.sweeps.launchers.local import Slot, Supervisor
@@ -44,7 +45,7 @@ def slots(count: int, cpus: int | None, gpus: Sequence[str], first: int = 0) -> 
     Where the scheduler does not bind a job to its cores, it takes those from the ``first`` times ``cpus``-th on, so
     that neighbours, which count on, take others.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = processor.cores()
     if cpus is not None and cpus < len(cores):
         cores = [cores[(first * cpus + i) % len(cores)] for i in range(cpus)]
     share = max(1, len(cores) // count)

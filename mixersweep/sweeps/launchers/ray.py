@@ -160,7 +160,8 @@ def _connected(address: str | None) -> Any:
     except ImportError:
         raise UserError("hydra/launcher=ray: needs Ray; pip install 'mixersweep[ray]'") from None
     known = [str(Path(__file__).parents[3]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, known)))}}
+    path = os.pathsep.join(dict.fromkeys(filter(None, known)))
+    environment = {"env_vars": {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}}
     handlers = _handlers()
     own = {"include_dashboard": False} if address is None else {}
     try:
