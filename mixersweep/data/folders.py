@@ -135,8 +135,11 @@ def settings(name: str, root: Path, train: Tree, test: Tree) -> dict[str, str | 
     sizes = set()
     first_of_class = np.unique(train.labels, return_index=True)[1]
     for index in first_of_class.tolist():
-        with Image.open(train.path(index)) as image:
-            sizes.add(image.size)
+        try:
+            with Image.open(train.path(index)) as image:
+                sizes.add(image.size)
+        except Exception as error:
+            raise unreadable(name, train.path(index), error) from error
     square = len(sizes) == 1 and len(set(sizes.copy().pop())) == 1
     facts: dict[str, str | int] = {
         "data": name,
@@ -166,10 +169,16 @@ def check(root: Path, facts: Mapping[str, Any], train: Tree, test: Tree) -> None
         raise UserError(f"{told}: {root} has {there}{part}")
 
 
+def unreadable(name: str, path: Path, error: Exception) -> UserError:
+    """What is wrong with a picture, of which Pillow has many words; a picture that is far too large is none for it."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"data={name}: {path} cannot be read ({reason}); mend or remove it")
+
+
 @cache
 def shipped_facts(name: str) -> dict[str, Any]:
     """What ``configs/data`` says of a data set."""
-    facts = yaml.safe_load((config_dir() / "data" / f"{name}.yaml").read_text())
+    facts = yaml.safe_load((config_dir() / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
     assert isinstance(facts, dict)
     return facts
 
@@ -187,12 +196,22 @@ def prepare(name: str, folder: Folder, root: Path, report: Report) -> dict[str, 
 
 def _side(name: str, side: Path) -> tuple[Tree, list[str]]:
     """The files of one side in the order of torchvision's reader, and its classes."""
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import is_image_file, make_dataset
+
+    def is_shown(path: str) -> bool:
+        return is_image_file(path) and not any(map(_is_unseen, Path(path[len(str(side)) + 1 :]).parts))
 
     try:
-        images = ImageFolder(str(side))
+        classes = sorted(entry.name for entry in os.scandir(side) if entry.is_dir() and not _is_unseen(entry.name))
+        numbers = {name: number for number, name in enumerate(classes)}
+        samples = make_dataset(str(side), numbers or None, is_valid_file=is_shown)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"data={name}: {side} needs one folder of images a class ({reason})") from None
-    files = [os.fsencode(os.path.relpath(path, side)) for path, _ in images.samples]
-    return Tree(side, np.array(files), np.array(images.targets, dtype=np.int64)), list(images.classes)
+    files = [os.fsencode(os.path.relpath(path, side)) for path, _ in samples]
+    return Tree(side, np.array(files), np.array([number for _, number in samples], dtype=np.int64)), classes
+
+
+def _is_unseen(name: str) -> bool:
+    """Whether it is what file managers, archives and notebooks leave."""
+    return name.startswith(".") or name == "__MACOSX"

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from mixersweep import processor
 from mixersweep.config.kinds import Auto
 from mixersweep.data.batches import Finish, epoch_order, shares
-from mixersweep.data.folders import Tree
+from mixersweep.data.folders import Tree, unreadable
 from mixersweep.data.source import Images
 from mixersweep.data.views import Picture, View, of_bytes, seeded
 from mixersweep.errors import MixersweepError, UserError
@@ -65,9 +65,10 @@ class Side:
         try:
             with Image.open(path) as opened:
                 picture = of_bytes(opened).convert("L" if self.view.grey else "RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # PIL raises each of them, by format
-            reason = " ".join(str(error).split())
-            raise UserError(f"data={self.name}: {path} cannot be read ({reason}); mend or remove it") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # PIL raises many, by format
+            raise unreadable(self.name, path, error) from error
         if size is not None and picture.size != (size, size):
             found = "x".join(map(str, picture.size))
             raise UserError(f"data.native_size={size}: {path} has {found} pixels; use null, and data.fit=crop")

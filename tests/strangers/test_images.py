@@ -140,3 +140,40 @@ def test_pictures_of_8_bits_are_what_they_were(here: Path) -> None:
     written = write_tree(here, {"train": 1, "test": 1}, ("a", "b"), size=(16, 16))
     for seen, (_, pixels) in zip(pixels_of(here), written["test"], strict=True):
         assert np.array_equal(seen, pixels.transpose(2, 0, 1))
+
+
+def test_what_file_managers_and_notebooks_leave_is_not_there(here: Path) -> None:
+    write_tree(here, {"train": 2, "val": 1}, ("a", "b"), size=(16, 16))
+    before = content(here)
+    for folder in (".ipynb_checkpoints", "__MACOSX", "a/.thumbnails"):
+        (here / "train" / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(here / "train" / folder / "x.png")
+    for name in ("train/a/._a_0.png", "train/a/.DS_Store", "val/b/.hidden.png", "train/.DS_Store"):
+        (here / name).write_bytes(b"\x00\x05\x16\x07")
+    assert content(here) == before
+    assert folders.settings("image_folder", here, *folders.read_tree("image_folder", folders.IMAGE_FOLDER, here))
+
+
+@pytest.mark.parametrize("written", [b"<!DOCTYPE html><html></html>", b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\x00"])
+@pytest.mark.parametrize("form", ["jpg", "png", "webp", "tif"])
+def test_a_file_that_is_no_picture_is_one_line(mixersweep: Command, here: Path, written: bytes, form: str) -> None:
+    write_tree(here / "one", {"train": 2, "val": 1}, ("a", "b"), size=(32, 32))
+    bad = here / f"one/train/a/00.{form}"
+    bad.write_bytes(written)
+    code, out, said = mixersweep("data", "prepare", "image_folder", "--root", "one")
+    assert (code, out) == (2, "")
+    assert said.splitlines()[-1].startswith(f"mixersweep: error: data=image_folder: {bad} cannot be read (")
+    assert said.endswith("); mend or remove it\n") and "Traceback" not in said
+
+
+def test_a_picture_that_is_too_large_is_one_line(
+    mixersweep: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tree(here / "one", {"train": 2, "val": 1}, ("a", "b"), size=(32, 32))
+    words = prepared(mixersweep, "one")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # twice as many are an error of Pillow's
+    code, _, said = mixersweep("train", *words, *SMALL)
+    assert code == 2
+    assert "cannot be read (Image size (1024 pixels) exceeds limit of 1000 pixels" in said and "Traceback" not in said
+    code, _, said = mixersweep("data", "prepare", "image_folder", "--root", "one")
+    assert (code, "Traceback" in said) == (2, False)
