@@ -9,6 +9,8 @@ import zlib
 from functools import cache
 from pathlib import Path
 
+from mixersweep.errors import UserError
+
 CPUINFO = Path("/proc/cpuinfo")
 
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -18,6 +20,14 @@ INSTRUCTIONS = {
     "fp16": {"avx512_fp16": "AVX512_FP16", "amx_fp16": "AMX", "asimdhp": "Arm's FP16"},
 }
 """For each precision the flags of the instruction sets that multiply in it, any of which will do, and their names."""
+
+
+def of_torchrun(name: str, default: int) -> int:
+    """A number that torchrun sets, e.g. ``WORLD_SIZE``; empty is not set. Raises ``UserError`` for what is none."""
+    value = os.environ.get(name) or str(default)
+    if not value.strip().isdecimal():
+        raise UserError(f"{name}={value}: torchrun sets it to a whole number; unset it to train in one process")
+    return int(value)
 
 
 def cores() -> list[int]:

@@ -45,7 +45,7 @@ def choose_threads(asked: int | str) -> int:
     """The CPU threads of torch; ``auto`` is the cores that this process may use."""
     if isinstance(asked, int):
         return asked
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's, for processes of one run
+    processes = processor.of_torchrun("LOCAL_WORLD_SIZE", 1)
     return max(1, len(processor.cores()) // processes)
 
 
