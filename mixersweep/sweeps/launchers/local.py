@@ -8,8 +8,10 @@ supervisor asks the runs to stop; where the supervisor dies, the system does.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -255,11 +257,17 @@ def _gpus(asked: int | str, device: str) -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = _all_gpus()
     if visible is not None:
-        found = [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
+        found = visible_gpus()
     wanted = asked if isinstance(asked, int) else len(found)
     if wanted > len(found):
         raise UserError(f"hydra.launcher.gpus={asked}: there are {len(found)} visible GPUs here")
     return found[:wanted]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: up to the first that is none (NoDevFiles, -1)."""
+    named = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return list(itertools.takewhile(re.compile(r"\d+$|(GPU|MIG)-[\w/-]+$").match, named))
 
 
 def gives_gpu(device: str, gpus: int | str) -> bool:

@@ -5,7 +5,6 @@ Shared by the launchers whose scheduler decides where and when (``slurm_job``, `
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,8 +50,3 @@ def slots(count: int, cpus: int | None, gpus: Sequence[str], first: int = 0) -> 
     share = max(1, len(cores) // count)
     own = [tuple(sorted({cores[(i * share + k) % len(cores)] for k in range(share)})) for i in range(count)]
     return [Slot(own[i], {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(count)]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that the scheduler gave this process."""
-    return [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip().isalnum()]

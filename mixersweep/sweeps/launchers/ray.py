@@ -24,7 +24,8 @@ from mixersweep.runs import RunDirectory, read_status
 from mixersweep.runs.state import State
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import LOG, StopRequest
-from mixersweep.sweeps.launchers.node import execute, slots, visible_gpus
+from mixersweep.sweeps.launchers.local import visible_gpus
+from mixersweep.sweeps.launchers.node import execute, slots
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import Pack, packs, summary
 

@@ -28,7 +28,8 @@ from mixersweep.runs.state import State
 from mixersweep.runs.status import guard, this_host, watch
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import LOG, StopRequest, mps
-from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots, visible_gpus
+from mixersweep.sweeps.launchers.local import visible_gpus
+from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import packs
 
