@@ -84,8 +84,15 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
         density="auto",
         expansion=sizes.expansion if config.expansion == "auto" else config.expansion,
         run_dir=None,
+        data=dataclasses.replace(config.data, root=config.data.root and _whole(config.data.root)),
+        data_dir=_whole(config.data_dir),
     )
     return Run(solved, sizes, origin or Origin(), fingerprint(solved, sizes))
+
+
+def _whole(path: str) -> str:
+    """A path that means the same wherever the run is taken up; one in somebody's home (~) is left to them."""
+    return path if path.startswith("~") else str(Path(path).absolute())
 
 
 def _with_content(model: AnyModel) -> AnyModel:

@@ -18,17 +18,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock
 
 from mixersweep.errors import INTERRUPTED, RunCancelled, RunDiverged, RunHeld, RunStopped
-from mixersweep.runs.files import overwrite_json, write_json
+from mixersweep.runs.files import locked, overwrite_json, write_json
 from mixersweep.runs.state import State
 
 BEAT_EVERY = 10.0
@@ -314,9 +313,9 @@ def hold(run_dir: Path) -> Iterator[Hold]:
         held._end(state, error)
 
 
-def guard(run_dir: Path) -> FileLock:
+def guard(run_dir: Path) -> AbstractContextManager[None]:
     """The lock under which a status is read and changed."""
-    return FileLock(run_dir / ".lock", timeout=30)
+    return locked(run_dir / ".lock", timeout=30)
 
 
 def _started(pid: int) -> float | None:
