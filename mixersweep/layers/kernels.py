@@ -73,7 +73,7 @@ def _made(name: str, compiler: list[str], capability: str) -> Path:
     """The compiled library, of which there is one for each source and way to make it, between runs."""
     source = Path(__file__).with_name(f"{name}.c")
     command = [*compiler, *MADE, *FLAGS[capability], str(source)]
-    key = hashlib.sha256("\0".join([*command[:-1], source.read_text()]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([*command[:-1], source.read_text(encoding="utf-8")]).encode()).hexdigest()[:16]
     library = Path("~/.cache/mixersweep/kernels").expanduser() / f"{name}-{key}.so"
     if library.exists():
         return library
