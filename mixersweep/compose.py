@@ -330,8 +330,8 @@ _LOOKS_OTHERWISE = re.compile(r"[-+]?(\d[\d_]*:|0[0-7_]+$)")
 
 def yaml_mistake(error: yaml.YAMLError, path: Path | None = None) -> str:
     """What is wrong in a file, with its place, on a line."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    place = str(path or getattr(mark, "name", "a file")) + (f":{mark.line + 1}" if mark else "")
+    mark: Any = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = str(path or (mark and mark.name) or "a file") + (f":{mark.line + 1}" if mark else "")
     problem = getattr(error, "problem", None) or str(error)
     return f"{place}: no YAML: {' '.join(str(problem).split())}"
 

@@ -5,6 +5,7 @@ Imports pydantic, which checks types and bounds, only when a mapping is parsed: 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -199,6 +200,9 @@ def _validated(cls: type[T], values: Mapping[str, Any], prefix: str, parts: Mapp
         try:
             done[name] = _adapter(typing.cast(Any, cls), name).validate_python(_power(plain[name]))
         except pydantic.ValidationError:
+            with contextlib.suppress(ValueError, TypeError):  # pydantic's error is a ValueError
+                done[name] = _adapter(typing.cast(Any, cls), name).validate_python(json.loads(plain[name]))
+                continue
             raise UserError(_expects(f"{prefix}{name}", plain[name], hints[name])) from None
     return cls(**done)
 
