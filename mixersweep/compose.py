@@ -41,6 +41,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mixersweep.config import Config, check_key, parse
+from mixersweep.config.kinds import FromEnvironment
 from mixersweep.errors import RunDiverged, RunStopped, UserError
 from mixersweep.paths import config_dir, expanded, groups
 from mixersweep.runs import Origin
@@ -432,7 +433,17 @@ def _resolved(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from error
     assert isinstance(values, dict)
+    _mark(values, OmegaConf.to_container(composed, resolve=False))
     return {str(key): value for key, value in values.items()}
+
+
+def _mark(values: dict[Any, Any], written: Any) -> None:
+    """Mark the settings that are a variable of the environment and nothing more."""
+    for key, text in written.items():
+        if isinstance(text, dict) and isinstance(values[key], dict) and key != "arguments":
+            _mark(values[key], text)
+        elif isinstance(text, str) and isinstance(values[key], str) and re.fullmatch(r"\$\{oc\.env:.*\}", text):
+            values[key] = FromEnvironment(values[key])
 
 
 def check_overrides(overrides: Sequence[str], own: Path | None = None) -> None:

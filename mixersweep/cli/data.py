@@ -44,7 +44,7 @@ def data_prepare(options: argparse.Namespace) -> int:
 
     Prints the file, or for a folder the settings of ``train`` that name it.
     """
-    from mixersweep.api.settings import spelled
+    from mixersweep.config.spelling import spelled
     from mixersweep.data import Folder, find, folders, prepare
     from mixersweep.errors import UserError
 

@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from mixersweep.config.families import GolubevaResNet18, MixerFamily, MLPFamily, RandomPermutations
 from mixersweep.config.images import check_facts, check_images
-from mixersweep.config.kinds import Percentage
+from mixersweep.config.kinds import FromEnvironment, Percentage
 from mixersweep.config.schema import SGD, VARIANTS, AnyOptim, Config
 from mixersweep.config.sweep import Search, Sweep
 from mixersweep.errors import Infeasible, UserError
@@ -197,12 +197,14 @@ def _validated(cls: type[T], values: Mapping[str, Any], prefix: str, parts: Mapp
         if dataclasses.is_dataclass(hints[name]):
             done[name] = _validated(typing.cast(type, hints[name]), plain[name], f"{prefix}{name}.")
             continue
+        adapter, value = _adapter(typing.cast(Any, cls), name), plain[name]
         try:
-            done[name] = _adapter(typing.cast(Any, cls), name).validate_python(_power(plain[name]))
+            done[name] = adapter.validate_python(_power(str(value) if isinstance(value, FromEnvironment) else value))
         except pydantic.ValidationError:
-            with contextlib.suppress(ValueError, TypeError):  # pydantic's error is a ValueError
-                done[name] = _adapter(typing.cast(Any, cls), name).validate_python(json.loads(plain[name]))
-                continue
+            if isinstance(value, FromEnvironment):
+                with contextlib.suppress(ValueError):  # pydantic's error is one
+                    done[name] = adapter.validate_python(json.loads(value))
+                    continue
             raise UserError(_expects(f"{prefix}{name}", plain[name], hints[name])) from None
     return cls(**done)
 
