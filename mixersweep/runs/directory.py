@@ -15,6 +15,7 @@ runs/<readable name>-<16 hex of the fingerprint>/
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import secrets
@@ -283,6 +284,7 @@ def _make(path: Path, run: Run) -> None:
         temporary.rename(path)
     except OSError as error:
         if not (path / "config.yaml").exists():  # otherwise another process made it first
-            raise UserError(f"{path}: cannot be made ({error.strerror}); move away what is there") from None
+            remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "move away what is there"
+            raise UserError(f"{path}: cannot be made ({error.strerror}); {remedy}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mixersweep.models.timm import read_checkpoint
 from mixersweep.processor import of_torchrun
 from mixersweep.runs import State, hold, read_status
 from mixersweep.runs.files import locked, sha256_of
+from mixersweep.sweeps import measure, mend
 from mixersweep.sweeps.launchers import local
 from mixersweep.training.environment import set_up_torch
 from mixersweep.training.parallel import World
@@ -153,6 +155,10 @@ def read_only() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+IMPORTED = (ProcessPoolExecutor, measure, mend)
+"""What commands import when they are asked to: somebody else may not read the interpreter's files."""
+
+
 def close(folder: Path) -> None:
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -177,6 +183,10 @@ def test_what_is_done_is_told_where_nobody_may_write(mixersweep: Command) -> Non
         code, _, said = mixersweep("cancel", str(run))
         assert code == 1
         assert said == f"mixersweep: error: {run}/.lock: cannot be written or read: Permission denied\n"
+        code, _, said = mixersweep("plan", *QUICK, runs, "seed=1", "patch_size=8", "--measure")
+        assert code == 1 and said.endswith(
+            "/runs/.calibration.json.lock: cannot be written or read: Permission denied\n"
+        )
         code, _, said = mixersweep("train", *QUICK, runs, "seed=1")
         assert code == 2 and f"runs_dir={folder}/runs: cannot be written: Permission denied" in said
 
