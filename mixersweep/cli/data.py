@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report
 from mixersweep.errors import DONE
-from mixersweep.paths import expanded
+from mixersweep.paths import data_dir, expanded
 
 
 def add(verbs: Any) -> None:
@@ -23,7 +22,7 @@ def add(verbs: Any) -> None:
     action = actions.add_parser("list", parents=[directory], help="what is ready, and where")
     action.set_defaults(run=data_list)
     action = actions.add_parser("prepare", parents=[directory], help="fetch, check and convert a data set")
-    action.add_argument("name", metavar="NAME").completer = completer.data_sets
+    action.add_argument("name", metavar="NAME", help="the data set").completer = completer.data_sets
     action.add_argument("--root", metavar="DIR", help="the folder of imagenet or image_folder, which is only checked")
     action.set_defaults(run=data_prepare)
 
@@ -68,4 +67,4 @@ def _size(count: int | None) -> str:
 
 
 def _directory(asked: Path | None) -> Path:
-    return expanded(asked or os.environ.get("MIXERSWEEP_DATA") or "~/.cache/mixersweep", "--data-dir")
+    return data_dir("--data-dir") if asked is None else expanded(asked, "--data-dir")

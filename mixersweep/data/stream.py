@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixersweep import processor
-from mixersweep.config.kinds import Auto
 from mixersweep.data.batches import Finish, epoch_order, shares
 from mixersweep.data.folders import Tree, unreadable
 from mixersweep.data.source import Images
 from mixersweep.data.views import Picture, View, of_bytes, seeded
 from mixersweep.errors import MixersweepError, UserError
+from mixersweep.kinds import Auto
 from mixersweep.seeds import derive
 
 Key = tuple[int, int, int | None]

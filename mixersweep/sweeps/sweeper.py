@@ -20,9 +20,10 @@ from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
 from mixersweep.runs.status import watch
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.expand import Expansion, Point, expand
+from mixersweep.sweeps.expand import Expansion, expand
 from mixersweep.sweeps.launchers import StopRequest, make
 from mixersweep.sweeps.outcome import outcome, state_of
+from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
 from mixersweep.training.refusal import refuse
 

@@ -23,6 +23,7 @@ from mixersweep import processor
 from mixersweep.config import Config
 from mixersweep.errors import UserError
 from mixersweep.layers import nonzeros, product
+from mixersweep.paths import cache_dir
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,7 +54,8 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed tensors for the next ones.
 
     It gives blocks of 32 MB and more back to the system at once, and at every step the system clears their pages anew:
-    at width 65,536 and batch 128 that is most of the time of an elementwise operation. Elsewhere this does nothing.
+    at width 65,536 and batch 128 that is most of the time of an elementwise operation. Where nothing lies
+    above them, as in a process that only measures, smaller ones go back too. Elsewhere than in glibc this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")
@@ -101,8 +103,8 @@ def _compiled() -> Path:
     The commands that torch has the compiler run do not quote its path.
     """
     try:
-        kept = Path("~/.cache/mixersweep/compiled").expanduser()
-    except RuntimeError:
+        kept = cache_dir("compiled")
+    except UserError:
         kept = Path()
     is_fine = kept.is_absolute() and not re.search(r"\s", str(kept))
     return kept if is_fine else Path(tempfile.gettempdir()) / f"mixersweep-compiled-{os.getuid()}"
