@@ -27,7 +27,7 @@ def experiment(here: Path, content: str, name: str = "mine") -> tuple[str, str]:
 )
 def test_a_launcher_takes_a_run_that_is_alone(here: Path, word: str, launcher: str) -> None:
     invocation = read_arguments([word, *QUICK])
-    assert (invocation.multirun, invocation.is_sweep) == (True, True)
+    assert (invocation.multirun, invocation.multirun) == (True, True)
     expansion = expand([word, *QUICK])
     assert (expansion.multirun, len(expansion.points), expansion.launcher["name"]) == (True, 1, launcher)
 
@@ -42,7 +42,7 @@ def test_one_run_by_the_local_launcher_is_a_sweep_of_one(mixersweep: Command, he
 def test_the_launcher_and_sweeper_of_an_own_experiment_are_used(here: Path) -> None:
     own = experiment(here, f"{PACKAGE}defaults:\n  - override /hydra/launcher: slurm\n")
     assert expand(own).launcher["name"] == "slurm"
-    assert read_arguments(list(own)).is_sweep
+    assert read_arguments(list(own)).multirun
     assert expand([*own, "hydra/launcher=ray"]).launcher["name"] == "ray"  # the command line wins
     above = experiment(here, f"{PACKAGE}defaults:\n  - mine\n", "above")
     assert expand(above).launcher["name"] == "slurm"
@@ -50,7 +50,7 @@ def test_the_launcher_and_sweeper_of_an_own_experiment_are_used(here: Path) -> N
         here, f"{PACKAGE}defaults:\n  - override /hydra/sweeper: basic\nhydra:\n  mode: MULTIRUN\n", "basic"
     )
     invocation = read_arguments([*basic, "seed=1,2"])
-    assert (invocation.multirun, invocation.is_sweep) == (True, False)
+    assert (invocation.multirun, invocation.multirun) == (True, False)
 
 
 def test_hydras_own_choices_are_as_before(here: Path) -> None:
@@ -78,14 +78,14 @@ def test_a_sweeper_without_a_sweep_is_refused(mixersweep: Command) -> None:
 )
 def test_grids_without_a_mode_are_a_sweep(here: Path, sweep: str) -> None:
     own = experiment(here, f"{PACKAGE}sweep:\n  {sweep}\n")
-    assert read_arguments(list(own)).is_sweep
+    assert read_arguments(list(own)).multirun
     expansion = expand(own)
     assert (expansion.multirun, len(expansion.points), expansion.name) == (True, 2, "mine")
 
 
 def test_grids_of_the_command_line_are_a_sweep(here: Path) -> None:
     words = ["+sweep.over.seed='0,1,2'", *QUICK]
-    assert read_arguments(list(words)).is_sweep
+    assert read_arguments(list(words)).multirun
     assert len(expand(words).points) == 3
 
 
