@@ -199,7 +199,7 @@ def _optimum(
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     """Fig. 2(a) where there are densities to draw it over, and the matrices of up to three comparisons."""
-    from mixersweep.analysis.drawing import figure
+    from mixersweep.figures import draw_panels
 
     found = document["comparisons"]
     chosen = [document]
@@ -213,15 +213,14 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     if len({one["densities"][1] for one in curve}) > 2:
         panels.append(lambda axes: _curve(axes, document, curve))
     panels += [_matrix_panel(one) for one in chosen[:3]]
-    return figure(out, "cka", f"CKA of hidden features with {document['groups'][0]}", panels)
+    return draw_panels(out, "cka", f"CKA of hidden features with {document['groups'][0]}", panels)
 
 
 def _curve(axes: Axes, document: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> None:
-    from mixersweep.analysis.drawing import band, log_axis, looks
-    from mixersweep.report.style import GREY, INK
+    from mixersweep.figures import GREY, INK, band, log_axis, looks_of
 
     models = dict.fromkeys(one["groups"][1].split()[0] for one in curve)
-    look = looks([(model, model) for model in models])
+    look = looks_of(models)
     for model in models:
         points = sorted(
             (one for one in curve if one["groups"][1].split()[0] == model), key=lambda one: -one["densities"][1]

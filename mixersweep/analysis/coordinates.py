@@ -312,7 +312,7 @@ def brief(document: Mapping[str, Any]) -> list[Row]:
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     """How far each layer's features and the logits have moved after the last step: a panel for each curve."""
-    from mixersweep.analysis.drawing import figure
+    from mixersweep.figures import draw_panels
 
     rows, last = document["sizes"], document["steps"][-1]
     named = dict.fromkeys((row["optimizer"], row["rule"], row["family"]) for row in rows)
@@ -331,13 +331,13 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
         for family in families
     ]
     title = f"Change of features after {last} step{'s' if last > 1 else ''}, rms; the band is the range of seeds"
-    return figure(out, "coordinates", title, panels, wide=3.1, high=2.7, columns=len(families))
+    return draw_panels(out, "coordinates", title, panels, wide=3.1, high=2.7, columns=len(families))
 
 
 def _panel(axes: Axes, rows: Sequence[Row], document: Mapping[str, Any], title: str, said: Row) -> None:
     from matplotlib import colormaps
 
-    from mixersweep.analysis.drawing import INK, log_axis
+    from mixersweep.figures import INK, log_axis
 
     over, last = document["over"], document["steps"][-1]
     layers = list(dict.fromkeys(row["layer"] for row in rows))

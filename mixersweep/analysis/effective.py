@@ -72,13 +72,13 @@ def rank(layer: SparseMap) -> int | None:
 
 def draw(networks: Mapping[str, nn.Module], out: Path) -> list[Path]:
     """Two matrices of each network, token mixing and channel mixing where there are such."""
-    from mixersweep.analysis.drawing import figure
+    from mixersweep.figures import draw_panels
 
     panels: list[Any] = []
     for name, network in networks.items():
         panels += [_panel(f"{name}\n{layer}", weights) for layer, weights in _shown(network)]
     title = "Effective weight matrices; equal colours are equal (shared) weights"
-    return figure(out, "effective", title, panels[:MOST_PANELS], wide=4.6, high=4.6, columns=4)
+    return draw_panels(out, "effective", title, panels[:MOST_PANELS], wide=4.6, high=4.6, columns=4)
 
 
 def _shown(network: nn.Module) -> list[tuple[str, SparseMap]]:

@@ -160,10 +160,10 @@ def _table(rows: Sequence[Row]) -> list[Row]:
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     """The rise of both losses over ε at the widest of each model, and at one ε over widths."""
-    from mixersweep.analysis.drawing import band, figure, log_axis, look_of
+    from mixersweep.figures import band, draw_panels, log_axis, looks_of
 
     rows = [row for row in document["groups"] if row["layer"] == "all"]
-    looks = look_of([row["model"] for row in rows])
+    looks = looks_of([row["model"] for row in rows])
     epsilons = sorted({row["epsilon"] for row in rows if row["epsilon"]})
     at = min(epsilons, key=lambda epsilon: abs(epsilon - SHOWN))
 
@@ -197,4 +197,4 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
 
     panels = [course, widths("train_rise", "rise of the training loss in nats")]
     panels.append(widths("test_rise", "rise of the test loss in nats"))
-    return figure(out, "landscape", "Loss under perturbed mixing weights", panels)
+    return draw_panels(out, "landscape", "Loss under perturbed mixing weights", panels)

@@ -18,10 +18,10 @@ from torch import nn
 from mixersweep.analysis.intervals import over_seeds
 from mixersweep.analysis.output import tracked
 from mixersweep.analysis.subjects import Subject, groups, mixing_maps
+from mixersweep.figures import framed
 from mixersweep.layers import PermutedKronecker
 from mixersweep.layers.effective import Ends, bulk_edge, ends, ends_of_product, expected_largest
-from mixersweep.models.monarch import MonarchBlock, ShallowNetwork
-from mixersweep.report.canvas import framed
+from mixersweep.models.parts import Mixing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,16 +44,13 @@ def spectra(network: nn.Module) -> dict[str, tuple[Ends, float | None]]:
 
 
 def _products(network: nn.Module) -> Iterable[tuple[str, PermutedKronecker, PermutedKronecker]]:
+    """Two permuted-Kronecker maps with nothing between them: the factors of one matrix."""
     for name, module in network.named_modules():
-        if isinstance(module, MonarchBlock):
-            right, inner, left = (module.mixing[index] for index in range(3))
-            if isinstance(inner, nn.Identity):
-                assert isinstance(right, PermutedKronecker) and isinstance(left, PermutedKronecker)
-                yield f"{name}.mixing", right, left
-        if isinstance(module, ShallowNetwork):
-            for number, (right, left) in enumerate(pairwise(module.layers)):
+        if isinstance(module, nn.Sequential):
+            steps = [(i, step) for i, step in enumerate(module) if not isinstance(step, nn.Identity)]
+            for (i, right), (j, left) in pairwise(steps):
                 if isinstance(right, PermutedKronecker) and isinstance(left, PermutedKronecker):
-                    yield f"layers.{number}*{number + 1}", right, left
+                    yield name if isinstance(module, Mixing) else f"{name}.{i}*{j}", right, left
 
 
 def analyze(subjects: Sequence[Subject], which: str = "all") -> tuple[list[Row], list[Row]]:
@@ -143,10 +140,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def draw(document: Sequence[Row], out: Path) -> list[Path]:
     """Largest singular value, condition and training loss against width, and the course of the first over epochs."""
-    from mixersweep.analysis.drawing import figure, look_of
+    from mixersweep.figures import draw_panels, looks_of
 
     rows = table(document)
-    looks = look_of([row["model"] for row in rows])
+    looks = looks_of([row["model"] for row in rows])
     epochs = sorted({row["epoch"] for row in rows})
     panels: list[Any] = [
         lambda axes: _largest(axes, rows, looks),
@@ -156,7 +153,7 @@ def draw(document: Sequence[Row], out: Path) -> list[Path]:
         panels.append(lambda axes: _at_end(axes, rows, looks, "train_loss", "training loss in nats, last epoch"))
     if len(epochs) > 2:
         panels.append(lambda axes: _course(axes, rows, looks))
-    return figure(out, "spectrum", "Singular values of effective weights, at fixed connections", panels)
+    return draw_panels(out, "spectrum", "Singular values of effective weights, at fixed connections", panels)
 
 
 def _lines(rows: Sequence[Row], epoch: str) -> dict[str, list[Row]]:
@@ -170,7 +167,7 @@ def _lines(rows: Sequence[Row], epoch: str) -> dict[str, list[Row]]:
 
 
 def _largest(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any]) -> None:
-    from mixersweep.analysis.drawing import INK, band, log_axis
+    from mixersweep.figures import INK, band, log_axis
 
     for model, some in _lines(rows, "last").items():
         if all(row["epoch"] == 0 for row in some):
@@ -195,7 +192,7 @@ def _largest(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any]) -> None:
 
 
 def _at_end(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any], key: str, label: str) -> None:
-    from mixersweep.analysis.drawing import band, log_axis
+    from mixersweep.figures import band, log_axis
 
     drawn: list[float] = []
     for model, every in _lines(rows, "last").items():
@@ -217,7 +214,7 @@ def _at_end(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any], key: str,
 
 def _course(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any]) -> None:
     """The widest group of each model over the epochs that are kept."""
-    from mixersweep.analysis.drawing import band, counted
+    from mixersweep.figures import band, counted
 
     for model, some in _lines(rows, "last").items():
         widest = some[-1]["group"]

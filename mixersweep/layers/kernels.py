@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixersweep.paths import cache_dir
+
 LANES = {"AVX512": 16, "AVX2": 8}
 """The floats in a vector of each instruction set that kernels are made for."""
 
@@ -74,7 +76,7 @@ def _made(name: str, compiler: list[str], capability: str) -> Path:
     source = Path(__file__).with_name(f"{name}.c")
     command = [*compiler, *MADE, *FLAGS[capability], str(source)]
     key = hashlib.sha256("\0".join([*command[:-1], source.read_text()]).encode()).hexdigest()[:16]
-    library = Path("~/.cache/mixersweep/kernels").expanduser() / f"{name}-{key}.so"
+    library = cache_dir("kernels") / f"{name}-{key}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)

@@ -95,17 +95,20 @@ class Estimate:
         return self.p is not None and self.smallest_p is not None and self.p <= self.smallest_p
 
     def scaled(self, factor: float) -> Estimate:
-        """The same contrast in another unit; ``factor`` is positive."""
+        """The same contrast in another unit, or turned round by a negative ``factor``."""
 
         def of(interval: Interval | None) -> Interval | None:
-            return None if interval is None else (interval[0] * factor, interval[1] * factor)
+            if interval is None:
+                return None
+            low, high = sorted(bound * factor for bound in interval)
+            return low, high
 
         return dataclasses.replace(
             self,
             value=self.value * factor,
             over_seeds=of(self.over_seeds),
             over_seeds_and_images=of(self.over_seeds_and_images),
-            detectable=None if self.detectable is None else self.detectable * factor,
+            detectable=None if self.detectable is None else self.detectable * abs(factor),
         )
 
 

@@ -26,7 +26,7 @@ from mixersweep.runs.where import parse_where
 class Report:
     """What was found.
 
-    ``answer`` is the two sentences, ``tables`` the sheets by name (``runs`` is every run that was found; those of
+    ``answer`` is the verdicts as text, ``tables`` the sheets by name (``runs`` is every run that was found; those of
     further comparisons end in ``-2``, ``-3``, ...), ``statistics`` all numbers as plain JSON values, ``figures`` the
     paths by figure and format (``figures["width_vs_accuracy"]["png"]``), ``left_out`` the figures that the table does
     not support and why. ``page`` is the path of ``report.html``. Without an ``out`` there are no files.
@@ -85,7 +85,7 @@ def build(
         for sheet in sheets(one):
             tables[sheet.name if number == 1 else f"{sheet.name}-{number}"] = sheet.rows
     report = Report(
-        answer(all_statistics[0]),
+        str(answer(all_statistics[0])),
         table,
         all_statistics,
         tables,
@@ -137,7 +137,7 @@ def plain(table: Table, all_statistics: Sequence[Statistics]) -> dict[str, Any]:
     """All numbers of a report as JSON values: ``statistics.json``."""
     return {
         "schema_version": 1,
-        "answer": answer(all_statistics[0]),
+        "answer": str(answer(all_statistics[0])),
         "runs": counted(table, all_statistics),
         "states": table.states,
         "comparisons": [

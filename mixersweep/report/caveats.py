@@ -105,21 +105,26 @@ def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str
     if len({rate for own in rates.values() for rate in own}) > 1:
         said = "; ".join(f"{variant} {', '.join(f'{rate:g}' for rate in own)}" for variant, own in rates.items())
         found.append(f"learning rates differ between the compared runs: {said}")
-    order = order_of_losses(cells)
-    if order is not None and order < SAME_ORDER:
-        found.append(
-            f"over the {len(cells)} points lower training loss goes with higher test accuracy (rank correlation "
-            f"−{-order:.2f}): what generalises better cannot be told from what trains better"
-        )
+    found += order_said(cells)
     if comparison.search_seeds:
         found.append(f"the seeds {', '.join(comparison.search_seeds)} chose learning rates and are in no comparison")
-    lost = [
-        row for row in comparison.unfinished if row["state"] in (State.FAILED, State.DIVERGED, State.LOST, State.BROKEN)
-    ]
+    gone = (State.FAILED, State.DIVERGED, State.LOST, State.BROKEN)
+    lost = [row for row in comparison.unfinished if row["state"] in gone]
     if lost:
         said = "1 run of this comparison has" if len(lost) == 1 else f"{len(lost)} runs of this comparison have"
         found.append(f"{said} failed, diverged or been lost: the means are of those that survived")
     return found
+
+
+def order_said(cells: Sequence[CellStatistics]) -> list[str]:
+    """The caveat where training loss orders the points as test accuracy does; else none."""
+    order = order_of_losses(cells)
+    if order is None or order >= SAME_ORDER:
+        return []
+    return [
+        f"training loss orders the {len(cells)} points as test accuracy does (rank correlation −{-order:.2f}): better "
+        "training alone may explain them"
+    ]
 
 
 def _joined(cells: Sequence[CellStatistics], first: str, second: str) -> list[tuple[Row, Row]]:

@@ -6,6 +6,7 @@ against it (``objections``).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from mixersweep.report.bootstrap import Estimate, Interval
@@ -15,22 +16,33 @@ ALPHA = 0.05
 TO_COME = Estimate(0.0, 0, 0, None)
 
 
+@dataclass(frozen=True)
+class Reason:
+    """Why a claim is not made: in few words, and the particulars, which together are the whole text."""
+
+    brief: str
+    particulars: str = ""
+
+    def __str__(self) -> str:
+        return self.brief + self.particulars
+
+
 @dataclass(frozen=True, kw_only=True)
-class Claim:
-    """``p_holm`` is corrected over all claims of the report.
+class Claim(ABC):
+    """A difference or a trend that a report may claim; ``p_holm`` is corrected over all claims of the report.
 
     ``barred`` are reasons, known before any test, for which nothing is claimed whatever the numbers: such a claim is
     not tested and counts in no correction. ``against`` is these, or else what the numbers themselves raise.
     """
 
     p_holm: float | None = None
-    barred: list[str] = field(default_factory=list)
-    against: list[str] = field(default_factory=list)
+    barred: list[Reason] = field(default_factory=list)
+    against: list[Reason] = field(default_factory=list)
 
     @property
+    @abstractmethod
     def effect(self) -> Estimate:
-        """What is tested for being 0."""
-        raise NotImplementedError
+        """The estimate that is tested for being 0."""
 
     @property
     def tested(self) -> bool:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mixersweep.figures import INK, framed, looks, scaled
 from mixersweep.report.axes import X_AXES, Axis, x_axis, y_axis
-from mixersweep.report.canvas import Figure, framed, saved, scaled
+from mixersweep.report.canvas import Figure, saved
 from mixersweep.report.caveats import CellStatistics
 from mixersweep.report.published import Published, held_otherwise, published
 from mixersweep.report.recipe import Comparison, Row
 from mixersweep.report.statistics import Statistics
-from mixersweep.report.style import INK, looks
 from mixersweep.report.table import curve
 from mixersweep.runs.state import State
 
@@ -126,7 +126,8 @@ class Artist:
                 "widest: C = S", (1, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
                 textcoords="offset points", fontsize=8, color=INK,
             )  # fmt: skip
-        scaled(axes, axis, [*values, *(v for series in overlay for v in series.x)])
+        beside = [v for series in overlay for v in series.x]
+        scaled(axes, axis.label, [*values, *beside], axis.log, whole=axis.key == "depth")
         shown = [
             v
             for points in lines.values()
@@ -195,7 +196,7 @@ class Artist:
             drawn.append(label)
         if not drawn:
             raise NotShown("no compared run has metrics of two epochs")
-        scaled(axes, Axis("epoch", "epoch"), number)
+        scaled(axes, "epoch", number, whole=True)
         axes.set_ylabel("loss in nats")
         return "Loss by epoch, each model at its widest, mean over seeds: test thick, training thin."
 
@@ -228,11 +229,8 @@ class Artist:
             axes.plot(x, [np.mean(rates[rate]) for rate in x], **style)
             gone = sorted(diverged[label, width])
             axes.plot(gone, [lowest] * len(gone), "x", color=look.colour, markersize=8, markeredgewidth=2)
-        scaled(
-            axes,
-            X_AXES["optim.lr"],
-            [*(r for rates in shown.values() for r in rates), *set().union(*diverged.values())],
-        )
+        tried_rates = [*(r for rates in shown.values() for r in rates), *set().union(*diverged.values())]
+        scaled(axes, X_AXES["optim.lr"].label, tried_rates, X_AXES["optim.lr"].log)
         axes.set_ylabel("validation accuracy in %")
         crosses = "; a cross at the bottom is a run that diverged" if any(diverged.values()) else ""
         return f"Validation accuracy against learning rate, a line for each model and width, mean over seeds{crosses}."

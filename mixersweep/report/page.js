@@ -4,11 +4,7 @@
   const { columns, rows, labels } = data;
   const at = Object.fromEntries(columns.map((name, i) => [name, i]));
   const PAGE = 100;
-  const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6bb1", "#777777"];
-  const MARKERS = [
-    "M-5,0A5,5 0 1,0 5,0A5,5 0 1,0 -5,0Z", "M-4.5,-4.5H4.5V4.5H-4.5Z", "M0,-5.6L5.4,4.2H-5.4Z", "M0,-6L6,0L0,6L-6,0Z",
-    "M0,5.6L5.4,-4.2H-5.4Z", "M-2,-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z", "M-6,0L4,-5.4V5.4Z", "M6,0L-4,-5.4V5.4Z",
-  ];
+  const { palette: COLOURS, shapes: MARKERS } = data;
   const el = (id) => document.getElementById(id);
   const make = (name, attributes = {}, text = null) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -98,15 +94,14 @@
     const values = [...new Set(rows.map((r) => r[at[name]]))];
     if (values.length <= COLOURS.length) {
       values.sort((a, b) => (isNumber(a) && isNumber(b) ? a - b : String(a).localeCompare(String(b))));
-      const own = (v) => (name === "model" ? data.models[v] : [COLOURS[values.indexOf(v)], values.indexOf(v)]);
-      const of = (v) => [own(v)[0], MARKERS[own(v)[1]]];
+      const of = (v) => (name === "model" ? data.models[v] : [COLOURS[values.indexOf(v)], MARKERS[values.indexOf(v)]]);
       return { of, keys: values.map((v) => [shown(v), ...of(v)]) };
     }
     const numbers = values.filter(isNumber);
     const low = Math.min(...numbers), high = Math.max(...numbers);
     const shade = (v) => { // from dark blue to yellow, of rising lightness
       const t = isNumber(v) ? (v - low) / (high - low || 1) : 0;
-      return isNumber(v) ? `hsl(${260 - 205 * t} 70% ${32 + 26 * t}%)` : "#999999";
+      return isNumber(v) ? `hsl(${260 - 205 * t} 70% ${32 + 26 * t}%)` : COLOURS.at(-1);
     };
     return { of: (v) => [shade(v), MARKERS[0]], keys: [low, (low + high) / 2, high].map((v) => [shown(v), shade(v), MARKERS[0]]) };
   }

@@ -14,15 +14,15 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from mixersweep.report.answer import answer
+from mixersweep.figures.palette import DARKENED, PALETTE, SHAPES, css, looks_of
+from mixersweep.report.answer import Answer, Question, answer
 from mixersweep.report.axes import X_AXES, Y_AXES
 from mixersweep.report.canvas import Figure
 from mixersweep.report.figures import Gallery
-from mixersweep.report.sheets import Sheet, sheets, verdict
+from mixersweep.report.sheets import Sheet, sheets
 from mixersweep.report.statistics import Statistics
-from mixersweep.report.style import FAINT, INK, PAPER, looks
 from mixersweep.report.table import Table
-from mixersweep.report.text import APART, counted, differs_said, residual_said, versions_said
+from mixersweep.report.text import APART, counted, differs_said, versions_said
 from mixersweep.runs.state import State
 
 SHOWN = (
@@ -31,20 +31,15 @@ SHOWN = (
 ).split()
 """The columns of the table of runs."""
 
-MARKERS = {"o": 0, "s": 1, "^": 2, "D": 3, "v": 4, "P": 5, "<": 6, ">": 7}
-"""Which of the script's markers stands for one of the figures'."""
-
-DARK = {INK: "#e8e6e3", PAPER: "#14171a", FAINT: "#4a5056"}
-
 
 def page(table: Table, all_statistics: Sequence[Statistics], gallery: Gallery, command: str, x: str, y: str) -> str:
     """The whole file as text."""
     main = all_statistics[0]
+    said = answer(main)
     sections = [
-        f"<h1>mixersweep report: {escape(main.comparison.name)}</h1>",
-        f'<p class="answer" id="answer">{escape(answer(main))}</p>',
-        f"<p>{escape(counted(table, all_statistics))}</p>",
-        _warnings([residual_said(main), *main.warnings]),
+        f"<h1>mixersweep report: {escape(said.name)}</h1>",
+        f'<section class="answer" id="answer">{_answer(said)}</section>',
+        f"<h2>What to bear in mind</h2>{_list(said.rest)}<p>{escape(counted(table, all_statistics))}</p>",
         _figures(gallery),
         _statistics(main),
         _EXPLORE,
@@ -57,6 +52,7 @@ def page(table: Table, all_statistics: Sequence[Statistics], gallery: Gallery, c
     parts = files("mixersweep.report")
     return Template((parts / "page.html").read_text()).substitute(
         title=escape(f"mixersweep report: {main.comparison.name}"),
+        colours=css(),
         css=(parts / "page.css").read_text(),
         js=(parts / "page.js").read_text(),
         body="\n".join(section for section in sections if section),
@@ -64,9 +60,31 @@ def page(table: Table, all_statistics: Sequence[Statistics], gallery: Gallery, c
     )
 
 
-def _warnings(texts: Iterable[str]) -> str:
+def _answer(said: Answer) -> str:
+    """Caveats first, then a line a verdict, then the numbers."""
+    first = _list(said.first, "caveats") if said.first else ""
+    numbers = _sheet(said.numbers) if said.numbers.rows else ""
+    return first + "".join(map(_question, said.questions)) + numbers
+
+
+def _question(question: Question, level: str = "h2") -> str:
+    lines = "".join(
+        f'<li class="{verdict.found}"><span class="subject">{escape(verdict.subject)}:</span> '
+        f"<strong>{escape(verdict.said)}</strong>"
+        + (
+            f'<span class="comma">,</span> <span class="because">{escape(verdict.because)}</span>'
+            * bool(verdict.because)
+        )
+        + "</li>"
+        for verdict in question.verdicts
+    )
+    told = f'<ul class="verdicts">{lines}</ul>' if lines else f"<p>{escape(question.unanswered)}</p>"
+    return f"<{level}>{escape(question.asked)}</{level}>{told}"
+
+
+def _list(texts: Iterable[str], name: str = "") -> str:
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
-    return f"<h2>What to bear in mind</h2><ul>{items}</ul>"
+    return f"<ul{f' class={name}' * bool(name)}>{items}</ul>"
 
 
 def _figures(gallery: Gallery) -> str:
@@ -81,9 +99,9 @@ def _figure(figure: Figure, first: bool) -> str:
     svg = figure.paths["svg"].read_text()
     rules = "".join(
         f'[style*="fill: {light}"]{{fill:{dark} !important}}[style*="stroke: {light}"]{{stroke:{dark} !important}}'
-        for light, dark in DARK.items()
+        for light, dark in DARKENED.items()
     )
-    style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
+    style = f"<style>@media screen and (prefers-color-scheme: dark){{{rules}}}</style>"
     start = svg.index(">", svg.index("<svg")) + 1
     encoded = base64.b64encode((svg[:start] + style + svg[start:]).encode()).decode()
     told = escape(f"{figure.title}. {figure.caption}", quote=True)
@@ -96,12 +114,7 @@ def _figure(figure: Figure, first: bool) -> str:
 
 
 def _statistics(statistics: Statistics) -> str:
-    tables = "".join(_sheet(sheet) for sheet in sheets(statistics))
-    verdicts = "".join(
-        f"<li>{escape(pair.first)} and {escape(pair.second)}: {escape(verdict(pair))}.</li>"
-        for pair in statistics.pairs
-    )
-    return f"<h2>Statistics</h2>{f'<ul>{verdicts}</ul>' if verdicts else ''}{tables}"
+    return f"<h2>Statistics</h2>{''.join(_sheet(sheet) for sheet in sheets(statistics))}"
 
 
 def _sheet(sheet: Sheet) -> str:
@@ -167,7 +180,8 @@ def _apart(all_statistics: Sequence[Statistics]) -> str:
         comparison = statistics.comparison
         parts.append(
             f"<details><summary>{escape(comparison.name)}: {len(comparison.rows)} runs; differs in "
-            f"{escape(differs_said(comparison))}</summary><p>{escape(answer(statistics))}</p>"
+            f"{escape(differs_said(comparison))}</summary>"
+            + "".join(_question(question, "h3") for question in answer(statistics).questions)
             + "".join(_sheet(sheet) for sheet in sheets(statistics))
             + "</details>"
         )
@@ -224,9 +238,9 @@ def _data(table: Table, x: str, y: str) -> str:
         "rows": [[row.get(name) for name in varied] for row in rows],
         "shown": [name for name in SHOWN if name in varied],
         "labels": {**labels, "optim.lr": "learning rate", "name": "run"},
-        "models": {
-            name: [look.colour, MARKERS.get(look.marker, 5)] for name, look in looks((m, m) for m in models).items()
-        },
+        "models": {name: [look.colour, SHAPES[look.marker]] for name, look in looks_of(models).items()},
+        "palette": PALETTE,
+        "shapes": list(SHAPES.values())[: len(PALETTE)],
         "x": x,
         "y": Y_AXES[y].key,
     }

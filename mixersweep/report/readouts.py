@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mixersweep.budget.terms import DEFAULT_READOUT
+from mixersweep.report.claims import Reason
 
 Row = Mapping[str, Any]
 
@@ -47,17 +48,18 @@ def readout_of(runs: Sequence[Row]) -> Readout | None:
     return Readout(kind, runs[0].get("readout_dimension"), max(ranks, default=None))
 
 
-def bars_pair(joined: Sequence[tuple[Sequence[Row], Sequence[Row]]]) -> list[str]:
+def bars_pair(joined: Sequence[tuple[Sequence[Row], Sequence[Row]]]) -> list[Reason]:
     """What keeps a difference of two models from being claimed, of their runs at every width that is compared."""
     found = [(readout_of(one), readout_of(other), one[0]["width"]) for one, other in joined]
     unlike = [(a, b, width) for a, b, width in found if a is not None and b is not None and a.differs(b)]
     if not unlike:
         return []
     one, other, width = max(unlike, key=lambda each: each[0].apart(each[1]))
-    return [f"the readouts differ: {one} against {other} at width {width:,} (train both with {_remedy(one)})"]
+    said = f": {one} against {other} at width {width:,} (train both with {_remedy(one)})"
+    return [Reason("the readouts differ", said)]
 
 
-def bars_trend(cells: Sequence[Sequence[Row]]) -> list[str]:
+def bars_trend(cells: Sequence[Sequence[Row]]) -> list[Reason]:
     """What keeps a trend from being claimed, of the runs of its widths: what the head reads changes with the width."""
     found = [(readout, runs[0]["width"]) for runs in cells if (readout := readout_of(runs)) is not None]
     if not found:
@@ -67,10 +69,8 @@ def bars_trend(cells: Sequence[Sequence[Row]]) -> list[str]:
     if not unlike:
         return []
     other, width = max(unlike, key=lambda each: first.apart(each[0]))
-    return [
-        f"the readouts differ along the width: {first} at {narrowest:,} against {other} at {width:,} "
-        f"(train all with {_remedy(first)})"
-    ]
+    said = f": {first} at {narrowest:,} against {other} at {width:,} (train all with {_remedy(first)})"
+    return [Reason("the readouts differ along the width", said)]
 
 
 def _remedy(readout: Readout) -> str:

@@ -33,6 +33,11 @@ def p_said(p: float | None, at_floor: bool = False) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
+def many(count: int, what: str) -> str:
+    """``1 seed``, ``5 seeds``."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def listed(parts: Sequence[str], comma: str = ", ", last: str | None = None) -> str:
     """``a, b and c``."""
     last = (" and " if comma == ", " else comma) if last is None else last

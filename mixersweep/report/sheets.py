@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mixersweep.report import sizes
 from mixersweep.report.bootstrap import Interval
-from mixersweep.report.claims import ALPHA, Claim, Pair, Trend
-from mixersweep.report.say import between
+from mixersweep.report.claims import ALPHA
+from mixersweep.report.say import between, points
 from mixersweep.report.statistics import Statistics
+from mixersweep.report.verdicts import of_pair, of_trend
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class Column:
         """A cell as it is read; nothing is a dash."""
         if row[self.key] is None:
             return "–"
-        said = self.show(row[self.key])
-        return f"≤ {said}" if self.bound and row[self.bound] and not said.startswith("<") else said
+        if self.bound and row[self.bound]:
+            return f"≤ {row[self.key]:.2g}"
+        return self.show(row[self.key])
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,19 @@ def accuracy_sheet(statistics: Statistics) -> Sheet:
     return Sheet("accuracy", "Test accuracy by model and width", _with_values(columns, rows), rows, note)
 
 
+def number_sheet(rows: list[dict[str, Any]], note: str) -> Sheet:
+    """The numbers of the answer, a row a verdict."""
+    columns = [
+        Column("of", "", number=False),
+        Column("value", "points", partial(points, unit=False)),
+        Column("interval", "95%", between),
+        Column("p_holm", "p", p_only, bound="p_is_bound"),
+        Column("n", "n", _whole),
+        Column("seeds", "seeds", _whole),
+    ]
+    return Sheet("numbers", "The numbers", _with_values(columns, rows), rows, note)
+
+
 def pair_sheet(statistics: Statistics) -> Sheet:
     """The primary tests."""
     rows = [
@@ -149,7 +165,7 @@ def pair_sheet(statistics: Statistics) -> Sheet:
             "clean_difference": pair.clean and pair.clean.value,
             "clean_interval": pair.clean and pair.clean.interval,
             "sizes": pair.sizes,
-            "verdict": verdict(pair),
+            "verdict": of_pair(pair).recorded,
         }
         for pair in statistics.pairs
     ]
@@ -168,7 +184,6 @@ def pair_sheet(statistics: Statistics) -> Sheet:
         Column("clean_difference", "without rank-limited heads", points_only),
         Column("clean_interval", "95%", between),
         Column("sizes", "sizes differ by", differing, number=False),
-        Column("verdict", "verdict", number=False),
     ]
     best = statistics.pairs and statistics.pairs[0].at_best is not None
     joined = (
@@ -185,25 +200,6 @@ def pair_sheet(statistics: Statistics) -> Sheet:
     if left:
         note += f" Left out: {'; '.join(left)}."
     return Sheet("pairs", "Models against each other", _with_values(columns, rows), rows, note)
-
-
-def verdict(pair: Pair) -> str:
-    """What the primary test says."""
-    said = f"{pair.first if pair.difference.value > 0 else pair.second} is better"
-    return _verdict(pair, said, "no difference shown")
-
-
-def trend_verdict(trend: Trend) -> str:
-    """What the test of the slope says."""
-    return _verdict(trend, "wider is better" if trend.slope.value > 0 else "wider is worse", "no trend shown")
-
-
-def _verdict(claim: Claim, decided: str, open_: str) -> str:
-    if claim.effect.p is None:
-        return "one seed decides nothing"
-    if claim.decided:
-        return decided
-    return f"not claimed: {'; '.join(claim.against)}" if claim.barred or claim.shown else open_
 
 
 def _tested(statistics: Statistics) -> str:
@@ -243,7 +239,7 @@ def trend_sheet(statistics: Statistics) -> Sheet:
             "detectable": trend.rise.detectable,
             "slope": trend.slope.value if trend.doublings >= 1 else None,
             "sizes": trend.sizes,
-            "verdict": trend_verdict(trend),
+            "verdict": of_trend(trend).recorded,
         }
         for trend in statistics.trends
     ]
@@ -263,7 +259,6 @@ def trend_sheet(statistics: Statistics) -> Sheet:
         Column("detectable", "would show", _percent),
         Column("slope", "points a doubling", points_only),
         Column("sizes", "changes along it", differing, number=False),
-        Column("verdict", "verdict", number=False),
     ]
     note = (
         "Slope of test accuracy on log2 of the width, by least squares through the means of the widths, over the range "

@@ -2,54 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import IO
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from mixersweep.figures import ticked
+from mixersweep.report.answer import Answer, answer
 from mixersweep.report.axes import x_axis, y_axis
 from mixersweep.report.build import Report
-from mixersweep.report.canvas import ticked
 from mixersweep.report.figures import Artist, NotShown
-from mixersweep.report.sheets import sheets
-from mixersweep.report.text import counted, residual_said, unfinished_lines
+from mixersweep.report.sheets import Sheet, accuracy_sheet
+from mixersweep.report.text import counted, unfinished_lines
+from mixersweep.report.verdicts import Found
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 COLOURS = ("blue+", "orange+", "green+", "magenta+", "cyan+", "red+", "gray+")
 MARKERS = "ox^*+#@%"
-KEPT = {
-    "accuracy": ("model", "shape", "width", "parameters", "seeds", "test_accuracy", "standard_deviation"),
-    "pairs": ("first", "second", "pairs", "difference", "interval_over_seeds_and_images", "p_holm", "verdict"),
-    "trends": ("model", "branch", "narrowest", "widest", "rise", "interval_over_seeds_and_images", "p_holm", "verdict"),
+MARKS = {
+    Found.BETTER: ("▲", "bold green"),
+    Found.WORSE: ("▼", "bold red"),
+    Found.NOT_SHOWN: ("·", "bold"),
+    Found.NOT_CLAIMED: ("×", "bold yellow"),
+    Found.UNTESTED: ("·", "bold"),
 }
-"""The columns that a terminal has room for."""
+"""How a verdict is marked and coloured; its words say the same."""
+
+KEPT = ("model", "shape", "width", "parameters", "seeds", "test_accuracy", "standard_deviation")
+"""The columns of the accuracies that a terminal has room for."""
 
 
 def show(report: Report, x: str, y: str, stream: IO[str]) -> None:
-    """Write the curve, the answer, the table and what is not completed to ``stream``."""
+    """Write the curve, the answer, the accuracies and what is not completed to ``stream``."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(file=stream, highlight=False, soft_wrap=False)
     try:
         stream.write(curve(report, x, y, console.width, console.is_terminal) + "\n")
     except NotShown as reason:
         console.print(f"no curve: {reason}")
-    console.print(report.answer, markup=False)
-    main = report.all_statistics[0]
-    for sheet in (sheet for sheet in sheets(main) if sheet.name in KEPT):
-        columns = [number for number, column in enumerate(sheet.columns) if column.key in KEPT[sheet.name]]
-        table = Table(title=sheet.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-        for number in columns:
-            column = sheet.columns[number]
-            table.add_column(column.header, justify="right" if column.number else "left", no_wrap=not column.number)
-        for texts in sheet.texts:
-            table.add_row(*(texts[number] for number in columns))
+    said = answer(report.all_statistics[0])
+    _show_answer(console, said)
+    accuracies = accuracy_sheet(report.all_statistics[0])
+    chosen = [column for column in accuracies.columns if column.key in KEPT]
+    _show_sheet(console, replace(accuracies, columns=chosen, note=""))
+    console.print("What to bear in mind", style="bold")
+    unfinished = (f"without a result: {line}" for line in unfinished_lines(report.table))
+    _show_lines(console, "-", [*said.rest, *unfinished, counted(report.table, report.all_statistics)])
+
+
+def _show_answer(console: Console, said: Answer) -> None:
+    """Caveats first, then a line a verdict, then the numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(said.name, style="bold", markup=False)
+    _show_lines(console, "!", said.first)
+    for question in said.questions:
         console.print()
-        console.print(table)
+        console.print(question.asked, style="bold", markup=False)
+        grid = Table.grid(padding=(0, 1))
+        for verdict in question.verdicts:
+            mark, style = MARKS[verdict.found]
+            grid.add_row(Text(mark, style), Text(f"{verdict.subject}:"), Text(verdict.said, style), verdict.because)
+        console.print(grid if question.verdicts else question.unanswered)
     console.print()
-    lines = [counted(report.table, report.all_statistics), residual_said(main), *main.warnings]
-    for line in [*lines, *(f"without a result: {line}" for line in unfinished_lines(report.table))]:
-        console.print(line, markup=False)
+    if said.numbers.rows:
+        _show_sheet(console, said.numbers)
+
+
+def _show_lines(console: Console, mark: str, texts: Iterable[str]) -> None:
+    """A line a text, wrapped behind its mark."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    for text in texts:
+        grid.add_row(mark, Text(text))
+    console.print(grid)
+
+
+def _show_sheet(console: Console, sheet: Sheet) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=sheet.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in sheet.columns:
+        table.add_column(column.header, justify="right" if column.number else "left", no_wrap=column.number)
+    for texts in sheet.texts:
+        table.add_row(*map(Text, texts))
+    console.print(table)
+    if sheet.note:
+        console.print(sheet.note, style="dim", markup=False)
+    console.print()
 
 
 def curve(report: Report, x: str, y: str, columns: int, colour: bool) -> str:

@@ -7,26 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mixersweep.budget.terms import TARGETS
-from mixersweep.report.answer import answer
+from mixersweep.report.answer import Answer, answer
 from mixersweep.report.recipe import Comparison, Row
 from mixersweep.report.say import listed
 from mixersweep.report.sheets import Sheet, sheets
 from mixersweep.report.statistics import Statistics
 from mixersweep.report.table import Table
+from mixersweep.report.verdicts import Verdict
 
 APART = 12
 """How many further comparisons are written out."""
 
 NAMED = 20
 """How many unfinished runs a printed text names; ``runs.csv`` and the page have all."""
-
-
-def residual_said(statistics: Statistics) -> str:
-    """The largest distance between what was asked and what integers made of it."""
-    residual, row = statistics.residual
-    if residual == 0:
-        return "Every compared network has exactly its target width and budget."
-    return f"Largest residual between target and network: {residual:.2%} ({row['name']})."
 
 
 def counted(table: Table, all_statistics: Sequence[Statistics]) -> str:
@@ -87,20 +80,27 @@ def unfinished_lines(table: Table) -> list[str]:
 
 
 def markdown(table: Table, all_statistics: Sequence[Statistics], command: str) -> str:
-    """The report as Markdown: sentences, tables, what stands against them."""
+    """The report as Markdown: the answer, what stands against it, and the tables."""
     main = all_statistics[0]
-    lines = [f"# {main.comparison.name}", "", answer(main), "", counted(table, all_statistics), ""]
+    said = answer(main)
+    lines = [f"# {said.name}", ""]
+    lines += [*(f"- **{text}**" for text in said.first), ""] if said.first else []
+    lines += _markdown_verdicts(said, "##")
+    if said.numbers.rows:
+        lines += [*_markdown_table(said.numbers), "", said.numbers.note, ""]
+    lines += ["## What to bear in mind", "", *(f"- {text}" for text in said.rest), ""]
+    lines += [counted(table, all_statistics), ""]
     for sheet in sheets(main):
         lines += [f"## {sheet.title}", ""]
         lines += _markdown_table(sheet)
         lines += ["", sheet.note, ""]
-    lines += ["## What to bear in mind", "", *(f"- {text}" for text in [residual_said(main), *main.warnings]), ""]
     for statistics in all_statistics[1 : APART + 1]:
         lines += [
             f"## Apart: {statistics.comparison.name}",
             "",
             f"Differs in {differs_said(statistics.comparison)}.",
             "",
+            *_markdown_verdicts(answer(statistics), "###"),
         ]
         for sheet in sheets(statistics)[:3]:
             lines += [*_markdown_table(sheet), "", sheet.note, ""]
@@ -109,6 +109,19 @@ def markdown(table: Table, all_statistics: Sequence[Statistics], command: str) -
     if table.others:
         lines += ["## Without a result", "", *(f"- {line}" for line in unfinished_lines(table)), ""]
     return "\n".join([*lines, f"Made by `{command}`.", ""])
+
+
+def _markdown_verdicts(said: Answer, level: str) -> list[str]:
+    """The two questions, with a line a verdict."""
+    lines = []
+    for question in said.questions:
+        lines += [f"{level} {question.asked}", ""]
+        lines += [
+            f"- {verdict.subject}: **{verdict.said}**{', ' * bool(verdict.because)}{verdict.because}"
+            for verdict in question.verdicts
+        ] or [question.unanswered]
+        lines.append("")
+    return lines
 
 
 def _markdown_table(sheet: Sheet) -> list[str]:
@@ -137,33 +150,53 @@ _LATEX |= {
 
 
 def latex(table: Table, all_statistics: Sequence[Statistics], command: str) -> str:
-    """The same tables for an appendix (packages booktabs and graphicx); what cannot be typed is escaped."""
+    """The same for an appendix (packages booktabs and graphicx); what cannot be typed is escaped."""
     main = all_statistics[0]
-    lines = [f"% {command}".replace("\n", " "), r"% needs \usepackage{booktabs,graphicx}", _tex(answer(main)), ""]
-    lines += [_tex(counted(table, all_statistics)), ""]
+    said = answer(main)
+    lines = [f"% {command}".replace("\n", " "), r"% needs \usepackage{booktabs,graphicx}"]
+    lines += [rf"\paragraph{{{_tex(said.name)}}}", _tex(counted(table, all_statistics)), ""]
+    lines += _latex_items(map(_tex, said.first))
+    for question in said.questions:
+        lines += [rf"\paragraph{{{_tex(question.asked)}}}"]
+        lines += _latex_items(map(_latex_verdict, question.verdicts)) or [_tex(question.unanswered), ""]
+    if said.numbers.rows:
+        lines += _latex_table(said.numbers, f"{said.numbers.title}: {said.name}. {said.numbers.note}", here=True)
+    lines += [r"\paragraph{What to bear in mind}"]
+    lines += _latex_items(map(_tex, [*said.rest, *(f"Without a result: {line}" for line in unfinished_lines(table))]))
     for statistics in all_statistics[: APART + 1]:
         for sheet in sheets(statistics):
             caption = f"{sheet.title}: {statistics.comparison.name}. {sheet.note}"
             lines += _latex_table(sheet, caption)
-    warned = [residual_said(main), *main.warnings, *(f"Without a result: {line}" for line in unfinished_lines(table))]
-    return "\n".join([*lines, r"\begin{itemize}", *(rf"\item {_tex(text)}" for text in warned), r"\end{itemize}", ""])
+    return "\n".join(lines)
 
 
-def _latex_table(sheet: Sheet, caption: str) -> list[str]:
+def _latex_verdict(verdict: Verdict) -> str:
+    because = f", {_tex(verdict.because)}" if verdict.because else ""
+    return rf"{_tex(verdict.subject)}: \textbf{{{_tex(verdict.said)}}}{because}"
+
+
+def _latex_items(items: Iterable[str]) -> list[str]:
+    """A list; none where nothing is in it."""
+    lines = [rf"\item {item}" for item in items]
+    return [r"\begin{itemize}", *lines, r"\end{itemize}", ""] if lines else []
+
+
+def _latex_table(sheet: Sheet, caption: str, here: bool = False) -> list[str]:
+    """A table as wide as the text on a page of floats, or a small one ``here``."""
     columns = "".join("r" if column.number else "l" for column in sheet.columns)
     body = [" & ".join(map(_tex, texts)) + r" \\" for texts in sheet.texts]
     return [
-        r"\begin{table}[p]",
+        r"\begin{table}[ht]" if here else r"\begin{table}[p]",
         r"\centering",
         rf"\caption{{{_tex(caption)}}}",
-        r"\resizebox{\textwidth}{!}{%",
+        *([] if here else [r"\resizebox{\textwidth}{!}{%"]),
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         " & ".join(_tex(column.header) for column in sheet.columns) + r" \\",
         r"\midrule",
         *body,
         r"\bottomrule",
-        r"\end{tabular}}",
+        r"\end{tabular}" if here else r"\end{tabular}}",
         r"\end{table}",
         "",
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,6 +19,7 @@ from mixersweep.budget.rules import Formula, Rule, rule_of
 from mixersweep.budget.terms import TARGETS, exact
 from mixersweep.config import request_of
 from mixersweep.errors import UserError
+from mixersweep.figures import PAPER, Look, frame, looks_of, save, ticked
 from mixersweep.runs import Run
 
 if TYPE_CHECKING:
@@ -27,11 +28,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "pdf")
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, told apart with any kind of sight; markers and lines tell the same in grey."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
-
+"""What tells several laws apart, beside their grey."""
 
 BUDGETS: dict[str, tuple[Literal["connections", "parameters", "flops"], Literal["formula", "real"]]] = {
     "flops_target": ("flops", "formula"),
@@ -117,12 +115,18 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     mixers = [run for run in runs if run.architecture.channels is not None and run.architecture.tokens is not None]
     if not mixers:
         raise UserError("--figure: no run of this plan has channels; plan a Mixer, such as model=s_mixer")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with frame("plan", 7.0, 7.2) as figure:
+        _draw(figure, mixers, [run for run in runs if run.architecture.channels is None])
+        try:
+            save(figure, "Width and density of Mixers by their channels", [path])
+        except OSError as error:
+            raise UserError(f"--figure {path}: cannot be written: {error.strerror}") from None
 
-    figure = Figure(figsize=(7.0, 7.2), layout="constrained")
-    FigureCanvasAgg(figure)
+
+def _draw(figure: Figure, mixers: Sequence[Run], others: Sequence[Run]) -> None:
+    """Two panels over the channels: the curves of what was held fixed, and the networks on them."""
     upper, lower = figure.subplots(2, 1, sharex=True)
+    look = looks_of(run.config.model.name for run in (*mixers, *others))
     laws = list(dict.fromkeys(law_of(run) for run in mixers))
     channels = [float(run.architecture.channels or 0) for run in mixers]
     low = max(0.8, min([*channels, *(law.peak for law in laws)]) / 2)
@@ -132,16 +136,18 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     _curves(lower, laws, grid, Law.density)
     for law in laws if len(laws) <= 3 else []:
         _mark_peak(upper, lower, law)
-    _points(upper, mixers, lambda run: run.architecture.width)
-    _points(lower, mixers, lambda run: run.architecture.density)
-    others = [run for run in runs if run.architecture.channels is None]
-    _beside(upper, others, lambda run: run.architecture.width)
-    _beside(lower, others, lambda run: run.architecture.density)
+    for axes, value in ((upper, _width), (lower, _density)):
+        _points(axes, mixers, value, look)
+        _beside(axes, others, value, look)
     _label(figure, upper, lower)
-    try:
-        figure.savefig(path, format=kind, dpi=200)
-    except OSError as error:
-        raise UserError(f"--figure {path}: cannot be written: {error.strerror}") from None
+
+
+def _width(run: Run) -> float:
+    return run.architecture.width
+
+
+def _density(run: Run) -> float:
+    return run.architecture.density
 
 
 def law_of(run: Run) -> Law:
@@ -170,7 +176,7 @@ def _mark_peak(upper: Axes, lower: Axes, law: Law) -> None:
     lower.annotate("S = C" if law.is_square_at_peak else "widest", (law.peak, 0.95), fontsize=8, color="0.4", **said)
 
 
-def _points(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float]) -> None:
+def _points(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look: Mapping[str, Look]) -> None:
     """A point a shape, with the marker of its family; those of several families at one place stay visible."""
     models = list(dict.fromkeys(run.config.model.name for run in runs))
     for number, model in enumerate(models):
@@ -180,16 +186,16 @@ def _points(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float]) -> N
             [channels for channels, _ in places],
             [height for _, height in places],
             100 - 70 * number / max(1, len(models) - 1) if len(models) > 1 else 60,
-            marker=MARKERS[number % len(MARKERS)],
-            facecolors="none" if number % 2 == 0 and len(models) > 1 else COLOURS[number % len(COLOURS)],
-            edgecolors=COLOURS[number % len(COLOURS)],
+            marker=look[model].marker,
+            facecolors="none" if number % 2 == 0 and len(models) > 1 else look[model].colour,
+            edgecolors=look[model].colour,
             linewidths=1.6,
             label=model,
             zorder=3 + number,
         )
 
 
-def _beside(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float]) -> None:
+def _beside(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look: Mapping[str, Look]) -> None:
     """Networks without channels, at the right edge: their height alone says something."""
     for number, model in enumerate(dict.fromkeys(run.config.model.name for run in runs)):
         heights = sorted({value(run) for run in runs if run.config.model.name == model})
@@ -200,8 +206,8 @@ def _beside(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float]) -> N
             transform=axes.get_yaxis_transform(),
             marker="<",
             s=55,
-            facecolors="white" if number % 2 else COLOURS[-1 - number % len(COLOURS)],
-            edgecolors=COLOURS[-1 - number % len(COLOURS)],
+            facecolors=PAPER if number % 2 else look[model].colour,
+            edgecolors=look[model].colour,
             label=f"{model} (no channels)",
             zorder=5,
         )
@@ -210,19 +216,15 @@ def _beside(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float]) -> N
 def _label(figure: Figure, upper: Axes, lower: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    plain: Any = FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1 else f"{value:,.0f}")
     for axes in (upper, lower):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.grid(True, which="major", color="0.92")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_major_formatter(FuncFormatter(ticked))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter(plain)
+        axes.xaxis.set_major_formatter(FuncFormatter(ticked))
     upper.set_ylabel("effective width  m = S·C  (units)")
     lower.set_ylabel("density  p = Ω / (γ·m²)")
     lower.set_xlabel("channels  C")
     handles, labels = upper.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mixersweep.report import Report, build
+from mixersweep.report.answer import answer
 from tests.report.sweeps import networks, write_sweep
 from tests.runs.synthetic import write_run
 
@@ -74,9 +75,12 @@ def test_the_page_is_one_file_that_opens_with_the_answer(report: Report, opened:
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
     assert "http://" not in re.sub(r'base64,[^"]*', "", text).replace("http://www.w3.org/2000/svg", "")
     page = opened()
-    assert page.locator("#answer").inner_text() == report.answer
-    first = page.locator("main > p").first
-    assert first.inner_text() == report.answer
+    said = answer(report.all_statistics[0])
+    assert page.locator("main > h1 + *").get_attribute("id") == "answer"
+    assert page.locator("#answer .caveats li").all_inner_texts() == said.first
+    told = [" ".join(text.split()) for text in page.locator("#answer .verdicts li").all_text_contents()]
+    assert told == [*said.width.lines, *said.structure.lines]
+    assert page.locator("#answer td").all_inner_texts() == [text for texts in said.numbers.texts for text in texts]
     assert page.locator("figure img").count() == len(report.figures)
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100)")
 

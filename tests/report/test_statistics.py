@@ -14,6 +14,7 @@ from mixersweep.report import Report, build
 from mixersweep.report.answer import answer
 from mixersweep.report.caveats import order_of_losses
 from mixersweep.report.sheets import sheets
+from mixersweep.report.verdicts import Found
 from mixersweep.runs import fingerprint, solve
 from mixersweep.runs.experiment import experiment, version_of
 from tests.report.sweeps import IMAGES, images, networks, write_search, write_sweep, write_trained
@@ -56,10 +57,15 @@ def test_known_effects_are_found_and_equal_models_are_not_told_apart(report: Rep
     assert equal.pairs == 15
     assert equal.difference.seeds == 5
     assert equal.difference.images == IMAGES
-    assert "s_mixer is better than sw_mlp" in report.answer
-    assert "no difference is shown between s_mixer and rp_s_mixer" in report.answer
-    assert report.answer.count(". ") == 1
-    assert report.answer.endswith(".")
+    said = answer(main)
+    assert [verdict.found for verdict in said.structure.verdicts] == [Found.NOT_SHOWN, Found.BETTER, Found.BETTER]
+    assert [verdict.said for verdict in said.structure.verdicts] == [
+        "no difference shown",
+        "s_mixer is better",
+        "rp_s_mixer is better",
+    ]
+    assert str(said) == report.answer
+    assert all(line in report.answer for question in said.questions for line in question.lines)
 
 
 def test_a_pooled_difference_is_the_mean_of_the_paired_ones(report: Report) -> None:
@@ -118,8 +124,10 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert all(cell.accuracy.interval is None and cell.spread is None for cell in main.cells)
     assert all(trend.slope.interval is None for trend in main.trends)
     assert [pair.p_holm for pair in main.pairs] == [None]
-    assert "without a second seed there is no interval and no claim" in one.answer
-    assert "one seed decides nothing between s_mixer and sw_mlp" in one.answer
+    said = "one seed decides nothing, so there is no interval and no claim"
+    assert answer(main).width.lines == [f"s_mixer (tall): {said}", f"sw_mlp: {said}"]
+    assert answer(main).structure.lines == [f"s_mixer and sw_mlp: {said}"]
+    assert answer(main).numbers.note == "One seed each: there is no interval and no p."
 
 
 def test_six_seeds_are_enough_for_sign_flips(tmp_path: Path) -> None:
@@ -259,9 +267,9 @@ def test_where_all_heads_are_rank_limited_only_equal_ones_are_compared_and_no_tr
     assert main.claims == sum(claimed.values()) == 1
     assert claimed["s_mixer", "rp_s_mixer"]
     said = answer(main)
-    assert "wider is" not in said and "no trend is claimed for" in said
-    assert "rp_s_mixer is better than s_mixer" in said
-    assert "): the readouts differ: 3 against 5 at width 309 (train both with model.head=signed_groups" in said
+    assert {verdict.said for verdict in said.width.verdicts} == {"not claimed"}
+    assert said.structure.lines[0].startswith("rp_s_mixer and s_mixer: rp_s_mixer is better, by ")
+    assert any("the readouts differ: 3 against 5 at width 309 (train both with" in text for text in said.rest)
 
 
 @pytest.mark.parametrize("order", ["opposite", "equal", "few"])
@@ -276,8 +284,8 @@ def test_where_training_loss_orders_the_points_too_it_is_said(tmp_path: Path, or
     assert (
         found
         == [
-            "over the 6 points lower training loss goes with higher test accuracy (rank correlation −1.00): "
-            "what generalises better cannot be told from what trains better"
+            "training loss orders the 6 points as test accuracy does (rank correlation −1.00): better training "
+            "alone may explain them"
         ][: order == "opposite"]
     )
     assert order_of_losses(main.cells) == {"opposite": pytest.approx(-1), "equal": pytest.approx(1), "few": None}[order]
@@ -296,8 +304,11 @@ def test_a_difference_that_rank_limited_heads_alone_show_is_not_claimed(tmp_path
     assert pair.clean is not None
     assert pair.shown
     assert pair.decided is not is_of_the_head
-    assert ("nothing is claimed of s_mixer and rp_s_mixer (−" in made.answer) is is_of_the_head
-    assert "where channels are not fewer than classes" in made.answer
+    (line,) = answer(made.all_statistics[0]).structure.lines
+    if is_of_the_head:
+        assert line == "s_mixer and rp_s_mixer: not claimed, rank-limited heads alone show it"
+    else:
+        assert "where channels are not fewer than classes" in line
 
 
 def test_budget_parameters_compares_the_best_widths(tmp_path: Path) -> None:
@@ -312,7 +323,7 @@ def test_budget_parameters_compares_the_best_widths(tmp_path: Path) -> None:
     (pair,) = made.all_statistics[0].pairs
     assert pair.at_best == (1024, 128)
     assert pair.difference.value == pytest.approx(0, abs=0.05)
-    assert "At the best width of each, chosen on validation of seeds 0 and 1 and tested on others" in made.answer
+    assert "at the best width of each, chosen on validation of seeds 0 and 1 and tested on others" in made.answer
     assert (pair.chosen_on, pair.difference.seeds) == (["0", "1"], 3)
     assert made.all_statistics[0].per_width == []
 
