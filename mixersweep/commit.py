@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -16,8 +17,9 @@ def git_commit() -> str | None:
         kept = root / KEPT
         return kept.read_text().strip() or None if kept.is_file() else None
     try:
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook has them
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=mine)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

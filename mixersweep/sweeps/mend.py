@@ -103,7 +103,8 @@ def _marked(path: Path) -> Status:
         status = read_status(path)
         if status.state.is_over:
             return status
-        kept = status if status.alive else dataclasses.replace(status, pid=None, pid_started=None)
+        is_known = status.host is None or status.is_of_this_host  # of another's process, its own look tells
+        kept = status if status.alive or not is_known else dataclasses.replace(status, pid=None, pid_started=None)
         set_status(path, dataclasses.replace(kept, state=State.CANCELLED, error=None))
     if status.alive and status.is_of_this_host:
         with contextlib.suppress(psutil.NoSuchProcess):

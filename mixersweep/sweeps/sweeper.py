@@ -11,12 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mixersweep.config import warnings
 from mixersweep.errors import DONE, FAILED, USER_MISTAKE, UserError
 from mixersweep.runs import RunDirectory, Status, read_status
-from mixersweep.runs.files import write_json
+from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
+from mixersweep.runs.status import watch
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.cluster import resolved
 from mixersweep.sweeps.expand import Expansion, expand
@@ -109,6 +111,7 @@ class _Carrying:
         left = {p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None and p.run is not None}
         left = {path: p for path, p in left.items() if path not in self._tried and not _state(p).is_over}
         queued = self._launcher.queued(list(left))
+        watch(set(left) - set(queued), self._report, self._stop.check)
         progress = Progress("frozen", len(left), self._report)
 
         def taken(one: tuple[Path, Point]) -> tuple[Path, Status | UserError | None]:
@@ -175,18 +178,25 @@ class _Carrying:
     def _write_down(self) -> None:
         """Keep what belongs to the sweep and to no single run: its command and runs, and what its searches found."""
         folder, searches = self.expansion.folder, self.expansion.searches
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"runs_dir={self.expansion.runs_dir}: cannot be written: {error.strerror}") from None
         command = shlex.join(["mixersweep", "train", "-m", *self._arguments])
         runs = [point.run.name for point in self.runs if point.run is not None]
         searched = [point.run.name for point in self.searched if point.run is not None]
-        content = {"name": self.expansion.name, "experiment": self.expansion.experiment, "command": command}
-        content["directory"] = str(Path.cwd())
-        write_json(folder / "sweep.json", {**content, "runs": runs, "search_runs": searched})
-        if searches:
-            write_json(folder / "search.json", [search.record() for search in searches])
+        content: dict[str, Any] = {"name": self.expansion.name, "experiment": self.expansion.experiment}
+        content |= {"command": command, "directory": str(Path.cwd()), "runs": runs, "search_runs": searched}
+        stored = {"sweep.json": content, **({"search.json": [each.record() for each in searches]} if searches else {})}
+        before = {name: _stored(folder / name) for name in stored}
+        changed = {name: value for name, value in stored.items() if before[name] != value}
+        if not changed:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, value in changed.items():
+                write_json(folder / name, value)
+        except OSError as error:
+            was = before["sweep.json"]
+            if isinstance(was, dict) and {**before, "sweep.json": {**was, "directory": content["directory"]}} == stored:
+                return  # a sweep that is done may lie where nobody writes
+            raise UserError(f"runs_dir={self.expansion.runs_dir}: cannot be written: {error.strerror}") from None
 
     def conclude(self) -> None:
         """Say what became of the runs, those that did not complete each with the reason."""
@@ -231,6 +241,14 @@ def _taken(path: Path, point: Point) -> Status | None:
     refuse(point.run.config)
     RunDirectory.create(point.run, path.parent).freeze()
     return queue.hand_over(path)
+
+
+def _stored(path: Path) -> Any:
+    """What stands there; None for nothing, and for what cannot be read."""
+    try:
+        return read_json(path)
+    except UserError:
+        return None
 
 
 def _state(point: Point) -> State:

@@ -434,6 +434,7 @@ class Training:
         state.sums = self.engine.sums_of(place) if self.step else None
         if not self.world.first:
             return
+        member.confirm_hold()
         if self.step:
             state.seconds = time.monotonic() - self.began if self.trained is None else self.trained
         self.engine.save_to(place, state)
@@ -505,6 +506,7 @@ class Training:
         def finish(member: Member) -> None:
             run, place = member.directory.run, self._place(member)
             if self.world.first:
+                member.confirm_hold()
                 with written_whole(member.directory.predictions) as file:
                     np.savez_compressed(file, **predictions[place])
                 images = self.splits[place].train

@@ -301,9 +301,9 @@ def test_a_run_that_ends_well_is_completed(directory: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("error", "state", "text"),
     [
-        (RunStopped("interrupted", 130), "interrupted", None),
-        (RunStopped("preempted", 75), "preempted", None),
-        (KeyboardInterrupt(), "interrupted", None),
+        (RunStopped("interrupted by SIGINT", 130), "interrupted", "interrupted by SIGINT"),
+        (RunStopped("preempted by SIGTERM", 75), "preempted", "preempted by SIGTERM"),
+        (KeyboardInterrupt(), "interrupted", "interrupted by a second SIGINT"),
         (RunDiverged("train_loss is nan"), "diverged", "train_loss is nan"),
         (ValueError("a bug"), "failed", "ValueError: a bug"),
     ],
@@ -331,13 +331,17 @@ def test_a_live_holder_is_named_and_a_dead_one_is_replaced(directory: RunDirecto
         assert directory.status().pid == os.getpid()
 
 
-def test_a_holder_on_another_host_lives_as_long_as_its_heartbeat(directory: RunDirectory) -> None:
+def test_a_holder_on_another_host_lives_as_long_as_its_heartbeat(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "BEAT_EVERY", 0.05)
     now = time.time()
     elsewhere = Status(State.RUNNING, "far/away", 1, 0.0, since=now, heartbeat=now)
     set_status(directory.path, elsewhere)
     with pytest.raises(RunHeld, match="on far since"), hold(directory.path):
         pass
-    set_status(directory.path, dataclasses.replace(elsewhere, heartbeat=now - status.DEAD_AFTER - 1))
+    silent = dataclasses.replace(elsewhere, pid=2, heartbeat=now - status.DEAD_AFTER - 1)
+    set_status(directory.path, silent)
     assert read_status(directory.path).shown == "lost"
     with hold(directory.path):
         pass

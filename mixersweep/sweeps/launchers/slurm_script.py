@@ -20,6 +20,10 @@ from mixersweep.sweeps.launchers.slurm_queue import refusal
 LOGS = "{job}_0_log.out"
 """What a job said, beside the record of its array; ``{job}`` is what Slurm calls it."""
 
+OF_JOB = ("SLURM_", "SLURMD_", "SRUN_")
+OF_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT")
+"""Beginnings of the names that Slurm gives a job's environment, and those of them that are not about the job."""
+
 
 def script(record: Path, asked: Mapping[str, str | int | float | bool | None], code: Path) -> str:
     """The script of an array whose packs stand in ``record``; what is asked for as None or False is left out.
@@ -49,11 +53,19 @@ def script(record: Path, asked: Mapping[str, str | int | float | bool | None], c
 def submit(text: str, path: Path) -> str:
     """Hand a script to Slurm, keep it at ``path``, and return the number of its array; raises ``UserError``."""
     path.write_text(text)
-    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
+    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, env=outside_of_a_job())
     if done.returncode:
         path.unlink()
         raise UserError(f"hydra/launcher=slurm: {refusal(done.stderr)}")
     return done.stdout.strip().partition(";")[0]
+
+
+def outside_of_a_job() -> dict[str, str]:
+    """This environment without what it says of the job that this process may be in: sbatch would pass that on.
+
+    What says where the cluster is stays, and so do a person's own settings of sbatch (``SBATCH_*``).
+    """
+    return {name: value for name, value in os.environ.items() if name in OF_CLUSTER or not name.startswith(OF_JOB)}
 
 
 def snapshot(folder: Path) -> Path:
