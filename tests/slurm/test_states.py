@@ -13,6 +13,7 @@ from mixersweep.runs import Status, set_status
 from mixersweep.runs.state import State
 from tests.slurm.cluster import frozen, listed, missing, slurm, status, until
 from tests.slurm.test_slurm import HELD, ROOT, SLURM, idle, run_of, tiny
+from tests.speed import HANGS
 from tests.sweeps.commands import run, start, states
 
 __all__ = ["idle", "tiny"]
@@ -78,7 +79,7 @@ def test_an_array_that_somebody_cancels_is_not_queued_for_ever(tmp_path: Path, t
     assert any("in the queue already" in line for line in waits.stderr)
     slurm("scancel", array)
     until(lambda: not listed())
-    _, err = waits.communicate()
+    _, err = waits.communicate(timeout=HANGS)
     assert waits.returncode == 1
     assert err.count(f"its Slurm job {array}_0 was cancelled before the run began") == 2  # as it ended, and at the end
     assert run(tmp_path, *sweep).returncode == 0
@@ -119,7 +120,7 @@ def test_preempted_says_who_goes_on(tmp_path: Path, tiny: list[str]) -> None:
     assert "CANCELLED" in str(told["1"]["job_state"]) and "the same command goes on" in str(told["1"]["next"])
     assert "preempted by SIGTERM" in str(told["1"]["error"]) and "not requeued" in str(told["1"]["error"])
     slurm("scontrol", "release", jobs[0])
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert f"its Slurm job {jobs[1]}" in err or "not requeued" in err
     assert {name.rpartition("-s")[2][0]: state for name, state in states(tmp_path / "runs").items()} == {
@@ -152,7 +153,7 @@ def test_a_submitter_that_dies_right_after_sbatch(
     assert waits.stderr is not None
     assert any("1 runs are in the queue already" in line for line in waits.stderr)
     slurm("scancel", jobs[1])
-    _, err = waits.communicate()
+    _, err = waits.communicate(timeout=HANGS)
     assert waits.returncode == 1 and f"its Slurm job {jobs[1]} was cancelled before the run began" in err
     assert status(paths[1])["state"] == "planned"
 

@@ -84,7 +84,7 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[dict]:
 
 
 def when(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.time() + 60
+    deadline = time.time() + HANGS
     while not condition():
         assert process is None or process.poll() is None, process.communicate()
         assert time.time() < deadline
@@ -236,7 +236,7 @@ class Terminal:
         self.text = ""
 
     def until(self, wanted: str) -> None:
-        deadline = time.time() + 120
+        deadline = time.time() + HANGS
         while wanted not in self.text:
             if time.time() > deadline or not self._read():
                 os.kill(self.pid, signal.SIGKILL)
@@ -455,7 +455,7 @@ def test_a_run_on_another_host_notices_that_it_is_cancelled(
         assert directory.status().state == "cancelled"
         retried = command("retry", "--state", "cancelled")  # not before it has let go
         assert "has not stopped yet: left alone" in retried.stdout
-        deadline = time.time() + 10
+        deadline = time.time() + HANGS
         while time.time() < deadline:
             held.check()
             time.sleep(0.01)
