@@ -8,7 +8,6 @@ is the ratio of their medians. Peak memory is taken in a fresh process for each,
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import multiprocessing
 import resource
@@ -23,11 +22,11 @@ from typing import Any
 import psutil
 import torch
 
+from mixersweep.training.environment import keep_freed_memory
+from mixersweep.training.timing import seconds_of
+
 Make = Callable[[torch.device], Callable[[], object]]
 """Sets something up on a device and returns what is to be timed."""
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""glibc's names of two settings of its allocator (malloc.h)."""
 
 REPETITIONS, FEWEST, LONG_SECONDS, SHORT_SECONDS = 10, 3, 3.0, 0.1
 MOST, BRIEF_SECONDS = 100, 0.5
@@ -64,9 +63,9 @@ class Case:
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
     """The flat record of one comparison; ``ratio`` is reference over subject, above 1 where the subject is faster."""
-    _keep_freed_memory()
+    keep_freed_memory()
     both = [case.subject(device), case.reference(device)]
-    times = [[_seconds(run, device)] for run in both] if case.once else _in_turns(both, device)
+    times = [[seconds_of(run, device)] for run in both] if case.once else _in_turns(both, device)
     subject, reference = (statistics.median(mine) for mine in times)
     low, high = interval([theirs * case.scale / mine for mine, theirs in zip(*times, strict=False)])
     record = {
@@ -124,8 +123,8 @@ def verdict(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def _in_turns(both: list[Callable[[], object]], device: torch.device) -> list[list[float]]:
     """The seconds of each, warmed up, in turns."""
     for run in both:
-        _seconds(run, device)  # what is allocated, compiled or drawn once
-    takes = [_seconds(run, device) for run in both]
+        seconds_of(run, device)  # what is allocated, compiled or drawn once
+    takes = [seconds_of(run, device) for run in both]
     counts = [FEWEST if seconds > LONG_SECONDS else REPETITIONS for seconds in takes]
     times: list[list[float]] = [[], []]
     began = time.perf_counter()
@@ -136,7 +135,7 @@ def _in_turns(both: list[Callable[[], object]], device: torch.device) -> list[li
             if number < count or number >= max(counts):
                 if seconds < SHORT_SECONDS:
                     run()  # so that it finds the caches as it leaves them, not as the other one did
-                mine.append(_seconds(run, device))
+                mine.append(seconds_of(run, device))
     return times
 
 
@@ -160,19 +159,6 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
         return results
 
     return replay
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed, as it comes to do in a training, whose parameters and images lie above it.
-
-    Here nothing does: each run would give its memory back to the system and fault it in anew, page by page, which more
-    than doubles the time of a small block, and depends on what was measured before. Tensors of 32 MB and more are given
-    back in any case, here and there.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def peak_bytes(make: Make, device: torch.device) -> int:
@@ -212,16 +198,3 @@ def _most_memory() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1000
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began

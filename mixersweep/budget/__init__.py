@@ -27,7 +27,7 @@ import math
 
 from mixersweep.budget.counts import count, mixer_matrices, mlp_matrices
 from mixersweep.budget.expansion import expansion_of
-from mixersweep.budget.layered import SFC, Layered, ResNet18, TwoLayerMLP, solve_layered, water_filling
+from mixersweep.budget.layered import Layer, Layered, solve_layered
 from mixersweep.budget.mixer import mixer_shape, widest, with_sizes
 from mixersweep.budget.mlp import mlp_shape
 from mixersweep.budget.readout import check_readout
@@ -45,20 +45,17 @@ from mixersweep.errors import UserError
 __all__ = [
     "DEFAULT_CONNECTIONS",
     "DEFAULT_READOUT",
-    "SFC",
     "TOLERANCE",
     "Architecture",
     "Head",
+    "Layer",
     "Layered",
     "Request",
-    "ResNet18",
     "Structure",
-    "TwoLayerMLP",
     "check_readout",
     "solve",
     "solve_layered",
     "warnings",
-    "water_filling",
     "widest",
 ]
 
@@ -113,11 +110,17 @@ def _with_one_budget(request: Request) -> Request:
 
 
 def warnings(
-    architecture: Architecture, structure: Structure, classes: int, *, mask: str = "exact", pooled: bool = True
+    architecture: Architecture,
+    structure: Structure,
+    classes: int,
+    *,
+    pooled: bool = True,
+    share_without_input: float | None = None,
 ) -> list[str]:
     """What a reader of this network's accuracy has to know, one sentence each.
 
-    ``mask`` is the kind of a sparse network's masks; ``pooled`` says that the head averages over tokens or patches.
+    ``pooled`` says that the head averages over tokens or patches. ``share_without_input`` is the share of units that
+    no connection reaches; by default that of uniformly random masks.
     """
     found = []
     if pooled and architecture.embedding_channels < classes:
@@ -128,9 +131,9 @@ def warnings(
         )
     if structure == "sparse" and architecture.mean_fan_in < 4:
         inputs = architecture.mean_fan_in / max(architecture.density, 1e-300)
-        share = math.exp(inputs * math.log1p(-min(architecture.density, 1 - 1e-12)))
-        if mask == "fixed_fan_in":  # every unit has the fan-in's floor or ceiling
-            share = max(0.0, 1 - architecture.mean_fan_in)
+        share = share_without_input
+        if share is None:
+            share = math.exp(inputs * math.log1p(-min(architecture.density, 1 - 1e-12)))
         found.append(
             f"mean fan-in {architecture.mean_fan_in:.3g} is below 4: about {share:.1%} of the units have no input"
         )

@@ -25,9 +25,8 @@ def bench(options: argparse.Namespace) -> int:
     import torch
 
     from mixersweep.bench import SUITES, measure, verdict
-    from mixersweep.training.environment import choose_device, choose_threads, keep_freed_memory
+    from mixersweep.training.environment import choose_device, choose_threads
 
-    keep_freed_memory()
     device = choose_device(options.device)
     torch.set_num_threads(choose_threads("auto"))
     records = []

@@ -45,7 +45,7 @@ def plan(options: argparse.Namespace) -> int:
     from mixersweep.sweeps.plan import slow_here
 
     own = [] if options.config_dir is None else leading(own_configs(options.config_dir))
-    expansion = expand([*own, *options.overrides], multirun=options.multirun or _sweeps(options.overrides))
+    expansion = expand([*own, *options.overrides], multirun=options.multirun or _sweeps(options.overrides) or None)
     rows = planned(expansion)
     runs = [row.run for row in rows if row.run is not None]
     if options.figure is not None:
@@ -98,6 +98,7 @@ def _measure(expansion: Expansion, rows: list[Planned]) -> None:
         report("nothing to measure: completed runs tell how long each takes")
         return
     jobs, threads = at_once(expansion, rows)
+    times.calibration.add([])  # where nobody may write, that is told before minutes are spent
     report(f"measuring {jobs} at once, {threads} thread{'' if threads == 1 else 's'} each")
     for entry in measure(unknown, jobs, threads, report):
         times.calibration.add([entry])

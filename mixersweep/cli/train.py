@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report, told
 from mixersweep.errors import DIVERGED, DONE, FAILED, USER_MISTAKE, MixersweepError, RunFailed, UserError
+from mixersweep.processor import of_torchrun
 
 if TYPE_CHECKING:
-    from mixersweep.config import Config
-    from mixersweep.runs import Origin, RunDirectory
+    from mixersweep.compose import Invocation
+    from mixersweep.runs import RunDirectory
     from mixersweep.training.parallel import World
     from mixersweep.training.signals import StopSignals
 
@@ -40,47 +40,64 @@ def train(arguments: list[str]) -> int:
     if any(argument.startswith("run_dir=") for argument in arguments):
         return _take_up(arguments, signals)
 
-    from mixersweep.compose import WORST, leading, read_arguments, run_app
+    from mixersweep.compose import leading, read_arguments
 
     invocation = read_arguments(arguments)
     if invocation.multirun:
         from mixersweep.tracking import leave_agent
 
         leave_agent()
-    if invocation.is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    arguments = [*leading(invocation.own), *invocation.overrides]
+    if invocation.by_hydra:
+        return _by_hydra(invocation, signals)
+    if not invocation.multirun:
+        return _train_one(arguments, signals)[0]
+    if of_torchrun("WORLD_SIZE", 1) > 1:
         raise UserError("torchrun trains one run in several processes; start a sweep without it, on one GPU a run")
-    if invocation.is_sweep:
-        from mixersweep.sweeps.sweeper import sweep
+    from mixersweep.sweeps.sweeper import sweep
 
-        told_of = [*leading(invocation.own), *invocation.overrides]
-        return sweep(told_of, signals, report, lambda path: print(path, flush=True))
+    return sweep(arguments, signals, report, lambda path: print(path, flush=True))
+
+
+def _train_one(arguments: list[str], signals: StopSignals) -> tuple[int, float | None]:
+    """Train the run that overrides mean; its exit code, and its validation accuracy where it has one."""
+    from mixersweep.runs import RunDirectory
+    from mixersweep.sweeps.expand import expand_one
+    from mixersweep.training.resume import check
+
+    (point,) = expand_one(arguments, multirun=False).points
+    run = point.run
+    assert run is not None
+    check(run, report)
+    directories: list[RunDirectory] = []
+
+    def make() -> RunDirectory:
+        directories.append(RunDirectory.create(run, Path(run.config.runs_dir)))
+        return directories[0]
+
+    code = _execute(make, signals)
+    record = directories[0].result() or {} if directories else {}
+    return code, record.get("validation_accuracy")
+
+
+def _by_hydra(invocation: Invocation, signals: StopSignals) -> int:
+    """What Hydra shows, or what another of its sweepers trains, a run at a time."""
+    from mixersweep.compose import WORST, run_app
 
     outcomes: list[int] = []
 
-    def job(config: Config, origin: Origin) -> float | None:
-        from mixersweep.runs import RunDirectory
-        from mixersweep.training.resume import check
-
-        run = check(config, origin, report)
-        directories: list[RunDirectory] = []
-
-        def make() -> RunDirectory:
-            directories.append(RunDirectory.create(run, Path(config.runs_dir)))
-            return directories[0]
-
-        outcomes.append(_execute(make, signals))
-        record = directories[0].result() or {} if directories else {}
-        return WORST if outcomes[-1] == DIVERGED else record.get("validation_accuracy")
+    def job(arguments: list[str]) -> float | None:
+        code, accuracy = _train_one(arguments, signals)
+        outcomes.append(code)
+        return WORST if code == DIVERGED else accuracy
 
     def failed(error: Exception) -> None:
-        """One run of another sweeper did not complete: say so, and let the others go on."""
+        """One run did not complete: say so, and let the others go on."""
         if not isinstance(error, MixersweepError):
             traceback.print_exception(error)
         outcomes.append(told(error) if isinstance(error, MixersweepError) else FAILED)
 
     run_app(invocation, job, failed)
-    if not invocation.multirun:
-        return outcomes[0] if outcomes else DONE
     if outcomes and set(outcomes) == {USER_MISTAKE}:
         return USER_MISTAKE
     return DONE if not any(outcomes) else FAILED
@@ -94,7 +111,7 @@ def _take_up(arguments: list[str], signals: StopSignals) -> int:
     paths = frozen(arguments)
     if len(paths) == 1:
         return _execute(lambda: RunDirectory.open(paths[0]), signals)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if of_torchrun("WORLD_SIZE", 1) > 1:
         raise UserError(f"run_dir={paths[1]}: torchrun trains one run in several processes; start it for each")
     return _train_pack([RunDirectory.open(path) for path in paths], signals)
 
@@ -124,7 +141,7 @@ def _train_pack(directories: list[RunDirectory], signals: StopSignals) -> int:
 
 def _execute(make: Callable[[], RunDirectory], signals: StopSignals) -> int:
     """Train what is left of a run; print the path of its result when it is completed."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if of_torchrun("WORLD_SIZE", 1) > 1:
         return _execute_together(make, signals)
     directory = make()
     code = _settled(directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mixersweep.config.kinds import Count, Positive, Whole
+from mixersweep.kinds import Count, Positive, Whole
 
 Values = str | int | float | bool | None
 """What stands behind the ``=`` of an override: a value, or several in Hydra's grammar (``'256,512'``)."""

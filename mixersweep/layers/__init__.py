@@ -9,6 +9,7 @@ from mixersweep.layers.base import SparseMap
 from mixersweep.layers.convolution import SparseConv
 from mixersweep.layers.dense import Dense
 from mixersweep.layers.kronecker import PermutedKronecker, table
+from mixersweep.layers.masks import Plane, draw_mask
 from mixersweep.layers.norm import ColumnNorm, RowNorm
 from mixersweep.layers.permutation import (
     Commutation,
@@ -19,7 +20,7 @@ from mixersweep.layers.permutation import (
     turned,
 )
 from mixersweep.layers.readout import GroupReadout
-from mixersweep.layers.sparse import SparseWeights, draw_mask
+from mixersweep.layers.sparse import SparseWeights
 
 __all__ = [
     "ColumnNorm",
@@ -30,6 +31,7 @@ __all__ = [
     "IndexPermutation",
     "Permutation",
     "PermutedKronecker",
+    "Plane",
     "RandomPermutation",
     "RowNorm",
     "SparseConv",

@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixersweep.errors import UserError
+from mixersweep.paths import cache_dir
+
 LANES = {"AVX512": 16, "AVX2": 8}
 """The floats in a vector of each instruction set that kernels are made for."""
 
@@ -36,7 +39,7 @@ def library(name: str, **arguments: Sequence[Any]) -> ctypes.CDLL | str:
         return f"they need AVX2 or AVX-512, and this CPU has {capability}"
     try:
         loaded = ctypes.CDLL(str(_made(name, _compiler(), capability)))  # the OpenMP that it asks for is torch's
-    except (OSError, RuntimeError) as error:  # the latter: nobody's home
+    except (OSError, UserError) as error:  # the latter: there is no home directory to keep them in
         return str(error)
     for name_of, types in arguments.items():
         function = getattr(loaded, name_of)  # which ctypes keeps, unlike an item
@@ -73,8 +76,8 @@ def _made(name: str, compiler: list[str], capability: str) -> Path:
     """The compiled library, of which there is one for each source and way to make it, between runs."""
     source = Path(__file__).with_name(f"{name}.c")
     command = [*compiler, *MADE, *FLAGS[capability], str(source)]
-    key = hashlib.sha256("\0".join([*command[:-1], source.read_text()]).encode()).hexdigest()[:16]
-    library = Path("~/.cache/mixersweep/kernels").expanduser() / f"{name}-{key}.so"
+    key = hashlib.sha256("\0".join([*command[:-1], source.read_text(encoding="utf-8")]).encode()).hexdigest()[:16]
+    library = cache_dir("kernels") / f"{name}-{key}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,8 @@ here it is ``model.token_expansion`` = 384/196, which the rule rounds back to 38
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import math
 import pickle
 import re
@@ -28,14 +30,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mixersweep.config import Pretrainable
 from mixersweep.errors import UserError
+from mixersweep.families.base import Family
+from mixersweep.families.mixers import Pretrainable
 from mixersweep.layers import GroupReadout
 from mixersweep.runs.files import sha256_of
 
 State = dict[str, Tensor]
 
 NORM_EPS = 1e-6
+
+HOLDERS = ("state_dict", "model", "model_state_dict")
+"""Where training scripts keep a state dict among other things."""
+
+WRAPPERS = ("module.", "_orig_mod.", "model.")
 """Of every LayerNorm of timm's Mixers; it is in no checkpoint."""
 
 OUTER = {"stem.proj": "embedding.projection", "norm": "norm", "head": "head"}
@@ -56,31 +64,12 @@ def from_timm(state: Mapping[str, Tensor]) -> State:
     """
     converted = {}
     for key, value in state.items():
-        ours = _renamed(key, OUTER, INNER, "timm's MlpMixer")
+        ours = _renamed(key)
         if key == "stem.proj.weight":
             if value.dim() != 4:
                 raise UserError(f"{key}: expects the shape (channels, image channels, P, P), not {_shape(value)}")
             value = value.flatten(1)
         converted[ours] = value
-    return converted
-
-
-def to_timm(state: Mapping[str, Tensor], patch_size: int) -> State:
-    """The inverse of ``from_timm``; ``patch_size`` says how a row of the stem is cut into ch·P·P values.
-
-    Raises ``UserError`` with the first key that timm's MLP-Mixers have no place for: a skip or resizing layer.
-    """
-    outer, inner = ({ours: theirs for theirs, ours in names.items()} for names in (OUTER, INNER))
-    converted = {}
-    for key, value in state.items():
-        theirs = _renamed(key, outer, inner, "a MixerNetwork with timm's shapes")
-        if value.dim() == 3:
-            raise UserError(f"{key}: one matrix for each block (model.tied=false), which timm's MlpMixer has not")
-        if theirs == "stem.proj.weight":
-            if value.shape[1] % patch_size**2:
-                raise UserError(f"{key}: {value.shape[1]} values a patch are not those of patch_size={patch_size}")
-            value = value.unflatten(1, (-1, patch_size, patch_size))
-        converted[theirs] = value
     return converted
 
 
@@ -125,22 +114,31 @@ def read_checkpoint(path: Path, sha256: str) -> State:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # in which timm's script keeps its arguments
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{named}: cannot be read as a checkpoint ({_first_line(error)})") from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]  # as timm's own training script saves it
+    if isinstance(content, dict):  # the first as timm's own training script saves it
+        content = next((content[key] for key in HOLDERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{named}: holds no state dict, a mapping of names to tensors")
-    return content
+    return _without_wrappers(content)
 
 
-def start_from(network: nn.Module, settings: Pretrainable) -> list[str]:
-    """Give a network the weights of ``model.pretrained``, if that is set; return what a reader has to know of it.
+def _without_wrappers(state: State) -> State:
+    """The same names without what DistributedDataParallel, compile and other wrappers put before all of them."""
+    for prefix in itertools.chain.from_iterable(itertools.repeat(WRAPPERS, len(WRAPPERS))):
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def start_from(network: nn.Module, settings: Family) -> list[str]:
+    """Give a network the weights of ``model.pretrained``, if its family has that and it is set; return notes on them.
 
     A head of another shape is left as it was drawn. Raises ``UserError`` with the first key that does not fit.
     """
-    if settings.pretrained is None or settings.pretrained_sha256 is None:
+    if not isinstance(settings, Pretrainable) or settings.pretrained is None or settings.pretrained_sha256 is None:
         return []
     named = f"model.pretrained={settings.pretrained}"
     state = read_checkpoint(Path(settings.pretrained), settings.pretrained_sha256)
@@ -172,13 +170,13 @@ def start_from(network: nn.Module, settings: Pretrainable) -> list[str]:
     return notes
 
 
-def _renamed(key: str, outer: Mapping[str, str], inner: Mapping[str, str], owner: str) -> str:
+def _renamed(key: str) -> str:
     layer, _, kind = key.rpartition(".")
     block = re.match(r"blocks\.\d+\.", layer)
-    names, start = (inner, block.group()) if block else (outer, "")
+    names, start = (INNER, block.group()) if block else (OUTER, "")
     renamed = names.get(layer[len(start) :])
     if renamed is None or kind not in ("weight", "bias"):
-        raise UserError(f"{key}: {owner} has no such weights")
+        raise UserError(f"{key}: timm's MlpMixer has no such weights")
     return f"{start}{renamed}.{kind}"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from mixersweep.paths import sweeps_dir
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import Listed
@@ -59,7 +60,8 @@ def cancel(path: Path) -> tuple[bool, str]:
         status = read_status(path)
         if status.state.is_over:
             return False, f"is {status.state}: left alone"
-        kept = status if status.alive else dataclasses.replace(status, pid=None, pid_started=None)
+        is_known = status.host in (None, this_host())  # of another host's process, its own look at the state tells
+        kept = status if status.alive or not is_known else dataclasses.replace(status, pid=None, pid_started=None)
         set_status(path, dataclasses.replace(kept, state=State.CANCELLED))
     if status.alive and status.host == this_host():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -81,7 +83,7 @@ def commands(runs: Iterable[Listed]) -> list[str]:
     found = []
     for run in runs:
         sweep = run.planned.get("sweep")
-        stored = read_json(run.path.parent / ".sweeps" / sweep / "sweep.json") if sweep else None
+        stored = read_json(sweeps_dir(run.path.parent) / sweep / "sweep.json") if sweep else None
         one = f"mixersweep train run_dir={shlex.quote(str(run.path))}"
         found.append(stored["command"] if isinstance(stored, dict) and stored.get("command") else one)
     return list(dict.fromkeys(found))

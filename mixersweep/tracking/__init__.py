@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from mixersweep.config.schema import Tracking
 from mixersweep.errors import RunStopped
+from mixersweep.paths import sweeps_dir
 from mixersweep.runs import RunDirectory
 from mixersweep.tracking import processes
 from mixersweep.tracking.identity import LOG, MIRRORED, RESULT_PREFIX, agent_identity, remove_agent, write_identity
@@ -133,11 +135,11 @@ def report_sweep(name: str, runs_dir: Path, tracking: Tracking, check: Callable[
     """
     if tracking.name != "wandb" or not tracking.report:
         return
-    again = f"`mixersweep wandb report {name}` sends it"
+    again = f"`mixersweep wandb report {shlex.quote(name)}` sends it"
     command = [sys.executable, "-m", "mixersweep", "wandb", "report", name, f"--runs-dir={runs_dir}", "--where-online"]
     command += [f"--timeout={tracking.timeout}", f"--project={tracking.project}"]
     command += [f"--entity={tracking.entity}"] if tracking.entity else []
-    log = runs_dir / ".sweeps" / name / "wandb" / REPORT_LOG
+    log = sweeps_dir(runs_dir) / name / "wandb" / REPORT_LOG
     try:
         process, begins = processes.start(command, log)
     except OSError as error:

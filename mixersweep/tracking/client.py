@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import wandb
-from wandb.errors import CommError
+from pydantic import ValidationError
+from wandb.errors import CommError, UsageError
 
 from mixersweep.errors import DONE, FAILED, INTERRUPTED, PREEMPTED
 from mixersweep.runs import Run, RunDirectory, planned
@@ -261,6 +262,18 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if isinstance(value, int | float | str)}
 
 
+def lacks_key(error: UsageError) -> bool:
+    """Whether a ``UsageError`` of the client means that there is no API key."""
+    return "api" in str(error).lower() and "key" in str(error).lower()
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type where there is none."""
+    """The first line of an exception's message, or its type where there is none.
+
+    For a setting that the client refuses, it names the variable that holds the setting.
+    """
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        name = "_".join(["WANDB", *map(str, first["loc"][:1])]).upper()
+        return f"{name}={first['input']}: {first['msg']}"[:200]
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -25,6 +25,7 @@ def start(command: Sequence[str], log: Path, stdin_text: str = "") -> tuple[subp
     prepare_environment(environment)
     package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment["PYTHONSAFEPATH"] = "1"  # no file in the working directory shadows a module
     log.parent.mkdir(exist_ok=True)
     with log.open("ab") as file, tempfile.TemporaryFile("w+") as stdin:  # a pipe would wait for a reader
         stdin.write(stdin_text)

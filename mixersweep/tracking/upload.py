@@ -211,7 +211,7 @@ def _send(job: _Job) -> _Outcome:
     import wandb
     from wandb.errors import CommError, UsageError
 
-    from mixersweep.tracking.client import TrainingRun, first_line
+    from mixersweep.tracking.client import TrainingRun, first_line, lacks_key
 
     directory = RunDirectory.open(job.run_dir)
     status = directory.status()
@@ -221,7 +221,9 @@ def _send(job: _Job) -> _Outcome:
         mirrored = TrainingRun(directory, job.destination, job.timeout, "online")
         mirrored.log(directory.rows())
         return _Outcome(mirrored.end(status.shown, with_checkpoint=job.with_checkpoint))
-    except UsageError:
+    except UsageError as error:
+        if not lacks_key(error):
+            return _Outcome(first_line(error), is_over=True)
         return _Outcome(NO_KEY, is_over=True, no_key=True)
     except CommError as error:
         wandb.teardown()

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixersweep.config import Config, warnings
+from mixersweep.config import warnings
 from mixersweep.errors import MixersweepError, RunCancelled, RunDiverged, RunStopped, UserError
-from mixersweep.runs import Origin, Run, RunDirectory, solve
+from mixersweep.paths import expanded
+from mixersweep.runs import Run, RunDirectory
 from mixersweep.runs.state import State
+from mixersweep.runs.status import watch
 from mixersweep.training.refusal import refuse
 from mixersweep.training.signals import StopSignals
 
@@ -19,16 +21,11 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 
 
-def check(config: Config, origin: Origin, report: Report) -> Run:
-    """Solve the network of a run that is to be trained, and tell what a reader of its accuracy has to know.
-
-    Raises ``UserError`` for what cannot be trained.
-    """
-    refuse(config)
-    run = solve(config, origin)
-    for warning in warnings(config, run.architecture):
+def check(run: Run, report: Report) -> None:
+    """Tell what a reader of the accuracy of a run has to know; raises ``UserError`` for what cannot be trained."""
+    refuse(run.config)
+    for warning in warnings(run.config, run.architecture):
         report(f"note: {warning}")
-    return run
 
 
 def frozen(arguments: Sequence[str]) -> list[Path]:
@@ -36,7 +33,7 @@ def frozen(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         if not argument.startswith("run_dir="):
             raise UserError(f"{argument}: run_dir= takes up a run as it was frozen; leave out everything else")
-    return [Path(argument.partition("=")[2]).expanduser().absolute() for argument in dict.fromkeys(arguments)]
+    return [expanded(argument.partition("=")[2], "run_dir").absolute() for argument in dict.fromkeys(arguments)]
 
 
 def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | None:
@@ -44,17 +41,27 @@ def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | N
 
     What its mirror has not seen of it is sent there.
     """
+    watch([directory.path], report)
     status, name = directory.status(), directory.run.name
     if status.state in (State.COMPLETED, State.DIVERGED):
         from mixersweep.tracking import replay
 
         replay(directory, report)
     if status.state is State.COMPLETED:
-        report(f"already done: {name}")
+        report(f"already done: {name}{_elsewhere(directory)}")
         return directory.path / "result.json"
     if status.state is State.DIVERGED:
         return RunDiverged(f"{name}: diverged before ({status.error}); not taken up again")
     return RunCancelled(f"{name}: cancelled; not taken up again") if status.state is State.CANCELLED else None
+
+
+def _elsewhere(directory: RunDirectory) -> str:
+    """Where the images were that a run saw, where they are said to be elsewhere now."""
+    now, before = directory.run.config.data, RunDirectory.open(directory.path).run.config.data.root
+    if now.root == before:
+        return ""
+    alike = "" if "-" in (now.content or "-") else " of these names (data prepare tells their content too)"
+    return f"; it saw the images{alike} in {before or now.name}, not those in {now.root or now.name}"
 
 
 def resume(directory: RunDirectory, signals: StopSignals, report: Report, world: World | None = None) -> Path:

@@ -34,7 +34,9 @@ def test_a_command_of_the_pages_is_understood(words: list[str], tmp_path: Path) 
     if program.startswith("scripts/"):
         assert os.access(ROOT / program, os.X_OK)
     program = Path(program).name
-    if program != "mixersweep":
+    if program == "python":
+        assert (ROOT / arguments[0]).exists()
+    elif program != "mixersweep":
         assert program in ("test", "docs", "pre-commit")
     elif "$(" not in " ".join(arguments):
         understood(arguments, tmp_path)
@@ -96,6 +98,7 @@ TRAIN = ["train", "model=s_mixer", "width=1024", "epochs=3", "tracking=none"]
 @pytest.mark.parametrize(
     ("name", "files"),
     [
+        ("family", {"band_mlp.py": "mixersweep/families", "band_mlp.yaml": "configs/model"}),
         ("data_set", {"stripes.py": "mixersweep/data", "stripes.yaml": "configs/data"}),
         ("optimiser", {"signum.py": "mixersweep/training", "signum.yaml": "configs/optim"}),
         ("analysis", {"movement.py": "mixersweep/analysis"}),
@@ -143,4 +146,10 @@ def moved(folder: Path) -> None:
     assert suffixes == {".json", ".csv", ".md", ".svg", ".png"}
 
 
-RESULT = {"data_set": learnt_stripes, "optimiser": learnt_with_signum, "analysis": moved}
+def trained_a_band(folder: Path) -> None:
+    """The example is trained with the connections that were asked for."""
+    (record,) = [json.loads(path.read_text()) for path in folder.glob("runs/*/result.json")]
+    assert (record["model"], record["connections"]) == ("band_mlp", 1000)
+
+
+RESULT = {"family": trained_a_band, "data_set": learnt_stripes, "optimiser": learnt_with_signum, "analysis": moved}
