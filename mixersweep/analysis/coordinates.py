@@ -199,8 +199,8 @@ def _split_by_size(runs: list[Run], over: str, name: str) -> dict[str, list[Run]
             return found
     twice = next(x for x in xs if xs.count(x) > 1)
     raise UserError(
-        f"{over}={twice:g}: {xs.count(twice)} networks of {name} have it, and fixing none of {', '.join(OVER[over])} "
-        f"makes curves over {over} of them; check them one curve at a time"
+        f"{over}={twice:g}: {xs.count(twice)} networks of {name} have it, and with none of {', '.join(OVER[over])} "
+        f"fixed they make curves over {over}; check them one curve at a time"
     )
 
 
