@@ -550,7 +550,7 @@ def test_a_comparison_is_the_report(
         assert one.read_bytes() == other.read_bytes()
     with pytest.raises(mixersweep.UserError, match="widht"):
         mixersweep.compare(runs, x="widht")
-    with pytest.raises(mixersweep.UserError, match="--by seed: makes no lines"):
+    with pytest.raises(mixersweep.UserError, match="--by seed: cannot separate lines"):
         mixersweep.compare(runs, by=["seed"])
     assert "matplotlib.pyplot" not in sys.modules
 

@@ -12,13 +12,13 @@ from mixersweep.report import Report, build
 from mixersweep.report.answer import answer
 from mixersweep.report.claims import Claim
 from mixersweep.report.terminal import show
-from mixersweep.report.verdicts import Found
+from mixersweep.report.verdicts import Finding
 from tests.report.sweeps import write_search, write_sweep
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """S-Mixers that lose 30 points for a doubling of the width, and better SW-MLPs of which nothing was searched."""
+    """S-Mixers that lose 30 points per doubling of the width, and better SW-MLPs whose rates were not searched."""
 
     def level(model: str, width: int, seed: int) -> float:
         return 0.6 - 0.3 * np.log2(width / 700) if model == "s_mixer" else 0.8
@@ -58,7 +58,7 @@ def words(text: str) -> str:
 def test_every_form_says_caveats_then_verdicts_then_numbers_then_the_rest(made: Report, form: str) -> None:
     said, text = answer(made.all_statistics[0]), words(FORMS[form](made))
     assert said.first[0] == "learning rates of sw_mlp were not searched"
-    assert said.first[1].startswith("training loss orders the 6 points as test accuracy does")
+    assert said.first[1].startswith("of the 6 points, those of lower training loss have higher test accuracy")
     told = [*said.first, *said.width.lines, *said.structure.lines, said.numbers.texts[0][0]]
     places = [text.find(words(line)) for line in told]
     assert -1 not in places and places == sorted(places)
@@ -72,8 +72,10 @@ def test_a_verdict_is_what_the_test_says_and_why_in_few_words(made: Report) -> N
     said = answer(main)
     falling, flat = said.width.verdicts
     (pair,) = said.structure.verdicts
-    assert [falling.found, flat.found, pair.found] == [Found.WORSE, Found.NOT_CLAIMED, Found.BETTER]
-    assert re.fullmatch(r"s_mixer \(tall\): wider is worse, −\d+\.\d points from 696 to 1,024; along .*", falling.line)
+    assert [falling.finding, flat.finding, pair.finding] == [Finding.WORSE, Finding.NOT_CLAIMED, Finding.BETTER]
+    assert re.fullmatch(
+        r"s_mixer \(tall\): wider is worse, −\d+\.\d points from 696 to 1,024; what else .*", falling.line
+    )
     assert flat.line == "sw_mlp: not claimed, no learning rate was searched"
     assert re.match(r"sw_mlp and s_mixer: sw_mlp is better, by \d+\.\d points; sizes differ by up to", pair.line)
     claim, numbers = main.pairs[0], pair.numbers
