@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixersweep.bench.harness import Case, captured
 from mixersweep.budget import Architecture
 from mixersweep.compose import config_of
-from mixersweep.layers import SparseWeights, draw_mask, nonzeros, product, tables
+from mixersweep.layers import SparseWeights, draw_mask, layouts, nonzeros, product
 from mixersweep.layers.product import linear
 from mixersweep.models import initialize
 from mixersweep.models.mixer import MixerBlock
@@ -126,7 +126,7 @@ class DenseLayer:
         layer = nn.Linear(self.width, self.width, device=device)
         x = torch.randn(self.rows, self.width, device=device)
         run = _forward_and_backward(layer, x, lambda x: self.linear(x, layer.weight, layer.bias))
-        return run if self.routine is None else partial(_by, self.routine, run)
+        return run if self.routine is None else partial(_run_with, self.routine, run)
 
 
 @dataclass(frozen=True)
@@ -155,20 +155,20 @@ class Table:
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
         """Set it up on a device."""
-        place = torch.randperm(self.tokens * self.channels, generator=torch.Generator().manual_seed(0)).to(device)
-        feature_at = place.argsort()
+        position = torch.randperm(self.tokens * self.channels, generator=torch.Generator().manual_seed(0)).to(device)
+        feature_at = position.argsort()
         if self.to == "features":
             x_sbc = torch.randn(self.tokens, BATCH, self.channels, device=device)
             if self.by == "own":
-                return captured(lambda: tables.from_table(x_sbc, place, feature_at), device)
-            return captured(lambda: tables.torch_from_table(x_sbc, feature_at), device)
+                return captured(lambda: layouts.rbc_to_mb(x_sbc, position, feature_at), device)
+            return captured(lambda: layouts.torch_rbc_to_mb(x_sbc, feature_at), device)
         x = torch.randn(self.tokens * self.channels, BATCH, device=device)
         if self.by == "own":
-            return captured(lambda: tables.to_table(x, place, feature_at, self.tokens), device)
-        return captured(lambda: tables.torch_to_table(x, place, self.tokens), device)
+            return captured(lambda: layouts.mb_to_rbc(x, position, feature_at, self.tokens), device)
+        return captured(lambda: layouts.torch_mb_to_rbc(x, position, self.tokens), device)
 
 
-def _by(routine: product.Routine, run: Callable[[], object]) -> object:
+def _run_with(routine: product.Routine, run: Callable[[], object]) -> object:
     before = product.routine()
     product.use(routine)
     try:
@@ -224,7 +224,7 @@ class Nonzeros:
         x, gradient = (torch.randn(self.runs * self.width, self.batch_size, device=device) for _ in range(2))
         if self.by == "masked":
             return captured(self._masked(masks, values, x, gradient), device)
-        structure = nonzeros.stacked(nonzeros.side_by_side([layer.structure for layer in layers]))
+        structure = nonzeros.block_diagonal(nonzeros.stack_structures([layer.structure for layer in layers]))
         if self.of == "product":
             by_row = structure.row_starts, structure.column_of
             product = nonzeros.product if self.by == "own" else nonzeros.torch_product
