@@ -6,13 +6,12 @@ brings the choices of that directory too.
 
 from __future__ import annotations
 
-import os
 import typing
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mixersweep.paths import config_dir, groups
+from mixersweep.paths import config_dir, groups, runs_dir
 
 LAUNCHER = "hydra/launcher"
 
@@ -35,7 +34,7 @@ def data_sets(prefix: str, **_: object) -> list[str]:
 
 def models(prefix: str, **_: object) -> list[str]:
     """The families, in a comma-separated list."""
-    from mixersweep.config import FAMILIES
+    from mixersweep.families import FAMILIES
 
     return _in_list(prefix, FAMILIES)
 
@@ -50,11 +49,6 @@ def states(prefix: str, **_: object) -> list[str]:
 def run_dirs(prefix: str, **_: object) -> list[str]:
     """The run directories, as paths."""
     return [path for path in _values("run_dir") if path.startswith(prefix)]
-
-
-def runs_dir() -> Path:
-    """Where runs are without a setting."""
-    return Path(os.environ.get("MIXERSWEEP_RUNS") or "runs")
 
 
 def _in_list(prefix: str, choices: Iterable[str]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Hydra: from the arguments of ``train`` to checked configs, every mistake in one line.
+"""Hydra: from overrides to checked configs, for one run and for many, every mistake in one line.
 
 Hydra's grammar, groups and defaults make the config; the schema checks it. Override keys are checked before anything is
 composed, because Hydra adds unknown keys with ``+`` in silence, and its own refusals do not know the nearest valid
-choice. A sweep is expanded by the program itself (``sweeps``); another sweeper of Hydra's gets a job a run.
+choice. What overrides mean is made out by ``sweeps/expand.py``, with the ``Composer`` here, be it one run or a sweep;
+another sweeper of Hydra's gets a job a run.
 
 ``--config-dir=DIR`` adds choices of the user's own, such as ``DIR/experiment/NAME.yaml``. Where overrides are kept it
 leads them, so that they mean the same again; runs are frozen and do not read it.
@@ -38,10 +39,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mixersweep.config import Config, check_key, parse
 from mixersweep.errors import RunDiverged, RunStopped, UserError
 from mixersweep.paths import config_dir, groups
-from mixersweep.runs import Origin
 
-Job = Callable[[Config, Origin], float | None]
-"""Trains one run and returns its validation accuracy, which another sweeper may maximise; None without one."""
+Job = Callable[[list[str]], float | None]
+"""Trains the run that overrides mean and returns its validation accuracy, which a sweeper may maximise, or None."""
 
 WORST = 0.0
 """The accuracy that a diverged run counts as."""
@@ -55,14 +55,15 @@ CONFIG_DIR = "--config-dir="
 class Invocation:
     """The arguments of ``train``: overrides, Hydra's flags, and whether they mean many runs.
 
-    ``own``: the user's directory of configs. ``is_sweep``: the program's own sweeper carries them out; else Hydra does.
+    ``own``: the user's directory of configs. ``by_hydra``: a flag asks Hydra to show something, or another sweeper than
+    the program's own carries them out.
     """
 
     overrides: list[str]
     flags: list[str]
     own: Path | None
     multirun: bool
-    is_sweep: bool
+    by_hydra: bool
 
 
 def read_arguments(arguments: list[str]) -> Invocation:
@@ -88,28 +89,28 @@ def read_arguments(arguments: list[str]) -> Invocation:
     several = next((o for o in checked if o.is_sweep_override()), None)
     if several is not None and not multirun:
         raise UserError(f"{several.input_line}: several values; sweep over them with -m")
-    return Invocation(overrides, flags, own, multirun, is_sweep=multirun and sweeper == OWN_SWEEPER and not shows)
+    return Invocation(overrides, flags, own, multirun, by_hydra=shows or (multirun and sweeper != OWN_SWEEPER))
 
 
 def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None]) -> None:
-    """Compose the overrides and call ``job`` for each run they mean, as a Hydra application does.
+    """Have Hydra show what a flag asks for, or its sweeper call ``job`` with the overrides of each run it chooses.
 
-    Under another sweeper an exception of one job goes to ``failed``, and it goes on; a stop by a signal ends all.
-    Raises ``UserError`` for settings that cannot be.
+    An exception of one job goes to ``failed``, and the sweeper goes on; a stop by a signal ends all. Raises
+    ``UserError`` for settings that cannot be.
     """
     overrides, multirun = list(invocation.overrides), invocation.multirun
     if multirun and not any(o.key_or_group == "hydra/launcher" for o in parsed_overrides(overrides)):
         overrides.append("hydra/launcher=basic")  # the program's own launchers take run directories
-    ended: list[Exception] = []
+    ended: list[RunStopped] = []
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
-    def app(composed: DictConfig) -> float | None:
+    def app(_: DictConfig) -> float | None:
         try:
-            return job(*_job_of(composed, invocation.own))
+            return job([*leading(invocation.own), *HydraConfig.get().overrides.task])
+        except RunStopped as error:
+            ended.append(error)
+            raise KeyboardInterrupt from None  # the one thing that ends a multirun between two jobs
         except Exception as error:  # kept from Hydra, which would print its own line about it
-            if not multirun or isinstance(error, RunStopped):
-                ended.append(error)
-                raise KeyboardInterrupt from None  # the one thing that ends a multirun between two jobs
             failed(error)
             return WORST if isinstance(error, RunDiverged) else None
 
@@ -165,6 +166,10 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             _check_against_choices(list(overrides), self._own)
             raise UserError(_one_line(error)) from error
+
+    def config(self, overrides: Sequence[str]) -> Config:
+        """The checked config of one run; raises ``UserError``."""
+        return parse(self.values(overrides))
 
     def _load(self, overrides: list[str], mode: RunMode) -> DictConfig:
         try:
@@ -261,7 +266,7 @@ def split(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 def config_of(overrides: list[str]) -> Config:
     """The checked config of one run, composed without an application."""
-    return parse(Composer().values(overrides))
+    return Composer().config(overrides)
 
 
 def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
@@ -310,15 +315,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(inner) for key, inner in value.items()}
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _job_of(composed: DictConfig, own: Path | None) -> tuple[Config, Origin]:
-    context = HydraConfig.get()
-    experiment = context.runtime.choices.get("experiment")
-    with open_dict(composed):
-        composed.pop("sweep", None)
-    config = parse(_resolved(composed))  # first: it refuses what cannot be resolved, in the overrides too
-    return config, Origin(experiment=experiment, overrides=[*leading(own), *context.overrides.task])
 
 
 def _resolved(composed: DictConfig) -> dict[str, Any]:

@@ -1,14 +1,16 @@
-"""Where the config files are: inside an installed package, or beside it in a checkout."""
+"""Where things lie by default: config files, runs, sweeps, data, what is compiled, reports and analyses."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
+_CACHE = "~/.cache/mixersweep"
 
 
 def config_dir() -> Path:
-    """The absolute path of ``configs/``."""
+    """The absolute path of ``configs/``: inside an installed package, or beside it in a checkout."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
@@ -21,3 +23,33 @@ def groups(own: Path | None = None) -> dict[str, list[str]]:
         name: sorted({file.stem for place in places for file in (place / name).glob("*.yaml")})
         for name in sorted(names)
     }
+
+
+def runs_dir() -> Path:
+    """Where runs are without a setting, as ``configs/train.yaml`` has it too."""
+    return Path(os.environ.get("MIXERSWEEP_RUNS") or "runs").expanduser()
+
+
+def data_dir() -> Path:
+    """Where data sets are without a setting, as ``configs/train.yaml`` has it too."""
+    return Path(os.environ.get("MIXERSWEEP_DATA") or _CACHE).expanduser()
+
+
+def cache_dir(kind: str) -> Path:
+    """Where what is compiled on this machine is kept between runs, by its kind."""
+    return Path(_CACHE).expanduser() / kind
+
+
+def sweeps_dir(runs_dir: Path) -> Path:
+    """Where the sweeps among these runs keep what belongs to no single run, each in a folder of its name."""
+    return runs_dir / ".sweeps"
+
+
+def report_dir() -> Path:
+    """Where ``report`` writes."""
+    return Path("report")
+
+
+def analysis_dir(verb: str) -> Path:
+    """Where ``analyze VERB`` writes."""
+    return Path("analysis") / verb

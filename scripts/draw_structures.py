@@ -1,6 +1,6 @@
-"""Draw the README's picture: effective weight matrices of the families at one number of connections.
+"""Draw docs/pictures/structures.svg: effective weight matrices of the families at one number of connections.
 
-    .venv/bin/python scripts/draw_structures.py .github/structures.svg
+    .venv/bin/python scripts/draw_structures.py docs/pictures/structures.svg
 
 729 connections are a dense layer of width 27, or a mixing layer of width 81 with S = C = 9. Every pattern is the
 ``to_dense()`` of the program's own layer.

@@ -1,6 +1,7 @@
 """The house stands on its floors: an import goes down, or stays on its floor without a circle."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ FLOORS = {
     "seeds": 0,
     "paths": 0,
     "processor": 0,
+    "kinds": 0,
     "budget": 0,
+    "families": 0,
     "config": 0,
     "layers": 0,
     "runs": 0,
@@ -33,6 +36,12 @@ FLOORS = {
 }
 BESIDE = {
     ("config", "budget"),
+    ("config", "families"),
+    ("config", "kinds"),
+    ("families", "budget"),
+    ("families", "kinds"),
+    ("families", "layers"),
+    ("runs", "families"),
     ("runs", "budget"),
     ("runs", "config"),
     ("seeds", "config"),
@@ -41,22 +50,44 @@ BESIDE = {
     ("analysis", "bench"),
     ("bench", "sweeps"),
     ("cli", "completer"),
+    ("cli", "__init__"),
     ("__main__", "cli"),
 }
 """The imports between rooms of one floor; ``errors`` and ``paths`` are open to all."""
 
 
-def imports() -> list[tuple[str, str, str]]:
-    """(file, its room, the room it imports) for every import of the package by itself."""
+def imports(package: Path = PACKAGE) -> list[tuple[str, str]]:
+    """(module, the module it imports) of the package: at the top, within a function, or for types alone."""
+    name = package.name
+    files = {".".join((name, *path.relative_to(package).with_suffix("").parts)): path for path in package.rglob("*.py")}
+    files = {module.removesuffix(".__init__"): path for module, path in sorted(files.items())}
     found = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module, path in files.items():
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mixersweep"):
-                parts = (node.module or "").split(".")
-                names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
-                found += [(str(path.relative_to(PACKAGE)), room, name) for name in names if name in FLOORS]
-    return found
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == name:
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                found += [(module, each if each in files else str(node.module)) for each in whole]
+            elif isinstance(node, ast.Import):
+                found += [(module, alias.name) for alias in node.names if alias.name in files]
+    return list(dict.fromkeys(found))
+
+
+def room(module: str) -> str:
+    """The first of its folders, or itself."""
+    return (*module.split("."), "__init__")[1]
+
+
+def circle(package: Path) -> list[str]:
+    """Modules each of which imports the next, first and last the same; empty where there are none."""
+    graph: dict[str, set[str]] = {}
+    for module, imported in imports(package):
+        if module != imported:
+            graph.setdefault(module, set()).add(imported)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def test_every_room_has_a_floor() -> None:
@@ -65,8 +96,24 @@ def test_every_room_has_a_floor() -> None:
     assert rooms == set(FLOORS)
 
 
-@pytest.mark.parametrize(("file", "room", "imported"), imports())
-def test_an_import_goes_down(file: str, room: str, imported: str) -> None:
-    allowed = FLOORS[imported] < FLOORS[room] or imported in (room, "errors", "paths")
-    assert allowed or (room, imported) in BESIDE, f"{file} imports {imported}, which is no floor below"
-    assert (imported, room) not in BESIDE, f"{file} closes a circle"
+@pytest.mark.parametrize(("module", "imported"), imports())
+def test_an_import_goes_down(module: str, imported: str) -> None:
+    mine, other = room(module), room(imported)
+    allowed = FLOORS[other] < FLOORS[mine] or other in (mine, "errors", "paths")
+    assert allowed or (mine, other) in BESIDE, f"{module} imports {imported}, which is no floor below"
+    assert (other, mine) not in BESIDE, f"{module} closes a circle"
+
+
+def test_no_import_closes_a_circle() -> None:
+    assert circle(PACKAGE) == []
+
+
+def test_a_circle_is_found_wherever_its_imports_are(tmp_path: Path) -> None:
+    package = tmp_path / "house"
+    (package / "cellar").mkdir(parents=True)
+    (package / "cellar" / "__init__.py").write_text("from house.attic import roof\n")
+    (package / "attic.py").write_text("def roof():\n    import house.stairs\n")
+    (package / "stairs.py").write_text("if TYPE_CHECKING:\n    from house import cellar\n")
+    assert set(circle(package)) == {"house.cellar", "house.attic", "house.stairs"}
+    (package / "attic.py").write_text("import house.attic\n")
+    assert circle(package) == []

@@ -2,16 +2,14 @@
 
 Memory of the weights as they are stored (nonzeros, and the indices and permutations of their structure) stands beside
 that of the same network with masked dense matrices, a mask as large as the weights, which is how the paper's SW-MLP was
-stored. Seconds are those of real training steps on the run's own batches, times the steps of an epoch.
+stored. Seconds are those of an epoch's training steps, as the trainer takes them on the run's own images
+(``training/timing.py``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +24,16 @@ from mixersweep.data.splits import open_splits
 from mixersweep.layers import SparseMap, SparseWeights
 from mixersweep.models import build
 from mixersweep.runs import Run
+from mixersweep.training.environment import left_as_found
 from mixersweep.training.learner import Learner
 from mixersweep.training.parallel import World
 from mixersweep.training.steps import Steps
+from mixersweep.training.timing import time_training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = dict[str, Any]
-WARM_UP, FEWEST, MOST, LONG = 3, 5, 60, 2.0
-"""Steps that are not timed, fewest and most that are, and the seconds after which there are enough."""
-
 FLOAT = 4
 
 
@@ -78,35 +75,14 @@ class Training:
         return Steps(config, splits.train, world), learner
 
 
-def seconds_per_epoch(run: Run, device: torch.device) -> tuple[float, int]:
-    """Seconds of the training steps of an epoch, from the median step, and how many were timed."""
-    images = round(run.config.data.train_images * (1 - run.config.validation))
-    step = Training(run)(device)
-    times: list[float] = []
-    for number in range(WARM_UP + MOST):
-        _wait(device)
-        began = time.perf_counter()
-        step()
-        _wait(device)
-        if number >= WARM_UP:
-            times.append(time.perf_counter() - began)
-        if len(times) >= FEWEST and sum(times) > LONG:
-            break
-    return statistics.median(times) * math.ceil(images / run.config.batch_size), len(times)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def analyze(
     runs: Mapping[str, Run], device: torch.device, *, measured: bool = True
 ) -> tuple[dict[str, Any], list[Row]]:
     """``cost.json``: a row for each named run; without ``measured`` what needs no training step."""
     rows: list[Row] = []
+    alike: Row = {"compile": False, "engine": "eager", "device": str(device), "threads": torch.get_num_threads()}
     for name, given in tracked(list(runs.items()), "cost"):
-        run = dataclasses.replace(given, config=dataclasses.replace(given.config, compile=False))
+        run = dataclasses.replace(given, config=dataclasses.replace(given.config, **alike))
         sizes = run.architecture
         network = build(run.config, sizes)
         parameters, structure = stored_bytes(network)
@@ -122,10 +98,11 @@ def analyze(
         }
         del network
         if measured:
-            seconds, steps = seconds_per_epoch(run, device)
+            with left_as_found():
+                timed = time_training(run)
             row |= {
-                "seconds_per_epoch": seconds,
-                "timed_steps": steps,
+                "seconds_per_epoch": timed.training,
+                "timed_steps": timed.steps,
                 "peak_memory_bytes": peak_bytes(Training(run), device),
                 "batch_size": run.config.batch_size,
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -11,7 +11,7 @@ units takes a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,7 @@ from mixersweep.analysis.output import tracked
 from mixersweep.errors import UserError
 from mixersweep.layers import SparseConv, SparseMap
 from mixersweep.layers.effective import to_sparse
-from mixersweep.models.golubeva import GolubevaResNet18Network, ResidualBlock
-from mixersweep.models.mixer import MixerBlock, MixerNetwork, TokenMap
-from mixersweep.models.mlp import MLPLayer, MLPNetwork
-from mixersweep.models.monarch import MonarchBlock
+from mixersweep.models.parts import Block, KeptEntries, PatchEmbedding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,128 +67,78 @@ def receptive_fields(network: nn.Module, image_size: int, channels: int, *, norm
     ``norms`` lets a LayerNorm pass on all that it normalises together.
     """
     walk = _Walk(image_size, channels, norms)
-    if isinstance(network, (MixerNetwork, MLPNetwork)):
-        reach = walk.embedded(network.embedding.patch_size, network.embedding.projection.out_width)
-        if isinstance(network, MixerNetwork):
-            if isinstance(network.resize, TokenMap):
-                reach = walk.tokens(network.resize, reach)
-            blocks: Any = network.blocks
-        else:
-            entries = network.entries
-            reach = reach if entries.width == len(reach) else reach[entries.kept.numpy()]
-            blocks = network.layers
-        walk.found["stem"] = reach
-        for number, block in enumerate(blocks):
-            reach = walk.block(block, reach, _name(network, number))
-        return walk.found
-    if isinstance(network, GolubevaResNet18Network):
-        return walk.resnet(network)
-    return walk.stack(network)
-
-
-def _name(network: nn.Module, number: int) -> str:
-    return f"{'blocks' if isinstance(network, MixerNetwork) else 'layers'}.{number}"
+    follow: Any = getattr(network, "follow", None)
+    if follow is not None:
+        follow(walk)
+    elif any(isinstance(module, Block) for module in network.modules()):
+        raise UserError(
+            f"{type(network).__name__}: has skips and no method follow, which says how pixels go through it"
+        )
+    else:
+        walk.stack(network)
+    return walk.found
 
 
 class _Walk:
-    """One pass through a network; ``found`` is what it leaves."""
+    """One pass through a network, ``models.parts.Walk``; ``found`` is what it leaves."""
 
     def __init__(self, image_size: int, channels: int, norms: bool) -> None:
         self.image_size, self.channels, self.norms = image_size, channels, norms
-        self.pixels = image_size**2
         self.found: dict[str, Reach] = {}
 
-    def embedded(self, patch_size: int, features: int) -> Reach:
+    def embedded(self, embedding: PatchEmbedding) -> Reach:
         """After the patch embedding: unit (patch, feature) sees its patch."""
-        side = self.image_size // patch_size
-        rows, columns = np.divmod(np.arange(self.pixels), self.image_size)
-        patch_of = rows // patch_size * side + columns // patch_size
-        patches = np.packbits(patch_of == np.arange(side**2)[:, None], axis=1)
-        return np.repeat(patches, features, axis=0)
+        size = embedding.patch_size
+        side = self.image_size // size
+        rows, columns = np.divmod(np.arange(self.image_size**2), self.image_size)
+        patches = np.packbits(rows // size * side + columns // size == np.arange(side**2)[:, None], axis=1)
+        return np.repeat(patches, embedding.projection.out_width, axis=0)
 
-    def block(self, block: nn.Module, reach: Reach, name: str) -> Reach:
-        """Through a block with its skips."""
-        walks: dict[type[nn.Module], Callable[[Any, Reach, str], Reach]] = {
-            MixerBlock: self._mixer,
-            MonarchBlock: self._monarch,
-            MLPLayer: self._mlp,
-        }
-        return walks[type(block)](block, reach, name)
+    def kept(self, entries: KeptEntries, reach: Reach) -> Reach:
+        """The entries that an MLP keeps."""
+        return reach if entries.width == len(reach) else reach[entries.kept.numpy()]
 
-    def tokens(self, layer: TokenMap, reach: Reach) -> Reach:
-        """W̃ X: every output token has every input token, channel by channel."""
-        inputs = layer.map.in_width
-        by_channel = np.bitwise_or.reduce(reach.reshape(inputs, -1, reach.shape[1]), axis=0)
-        return np.tile(by_channel, (layer.map.out_width, 1))
+    def pixels(self) -> Reach:
+        """The images themselves: each pixel sees itself, in all channels."""
+        return np.tile(np.packbits(np.eye(self.image_size**2, dtype=bool), axis=1), (self.channels, 1))
 
-    def _norm(self, reach: Reach, together: int) -> Reach:
+    def through(self, part: nn.Module, reach: Reach) -> Reach:
+        """All linear maps of a part, one after another."""
+        for layer in part.modules():
+            if isinstance(layer, SparseMap):
+                reach = through(to_sparse(layer), reach)
+        return reach
+
+    def all_rows(self, reach: Reach, rows: int, outputs: int) -> Reach:
+        """A table of so many rows, each of whose ``outputs`` rows has connections to all, column by column."""
+        by_column = np.bitwise_or.reduce(reach.reshape(rows, -1, reach.shape[1]), axis=0)
+        return np.tile(by_column, (outputs, 1))
+
+    def normalised(self, reach: Reach, together: int) -> Reach:
         """LayerNorm over so many consecutive units."""
         if not self.norms:
             return reach
         groups = reach.reshape(-1, together, reach.shape[1])
         return np.repeat(np.bitwise_or.reduce(groups, axis=1), together, axis=0)
 
-    def _branch(self, branch: nn.Module, reach: Reach) -> Reach:
-        for layer in branch.modules():
-            if isinstance(layer, SparseMap):
-                reach = through(to_sparse(layer), reach)
-        return reach
+    def convolved(self, part: nn.Module, reach: Reach, side: int) -> tuple[Reach, int]:
+        """All convolutions of a part with their masks, at the borders too; with the side of what comes out."""
+        for layer in part.modules():
+            if isinstance(layer, SparseConv):
+                reach, side = through(_convolution(layer, side), reach), -(-side // layer.stride)
+        return reach, side
 
-    def _skip(self, skip: nn.Module, reach: Reach, channels: int) -> Reach:
-        if isinstance(skip, nn.Identity):
-            return reach
-        assert isinstance(skip, nn.Sequential) and isinstance(skip[0], TokenMap)
-        return self._norm(self.tokens(skip[0], reach), channels)
+    def see(self, layer: str, reach: Reach) -> None:
+        """Here is a layer to look at."""
+        self.found[layer] = reach
 
-    def _mixer(self, block: MixerBlock, reach: Reach, name: str) -> Reach:
-        channels = int(block.token_norm.normalized_shape[0])
-        skipped = self._skip(block.skip, reach, channels)
-        reach = skipped | self._branch(block.token_mixing, self._norm(reach, channels))
-        self.found[f"{name}.token_mixing"] = reach
-        reach = reach | self._branch(block.channel_mixing, self._norm(reach, channels))
-        self.found[f"{name}.channel_mixing"] = reach
-        return reach
-
-    def _monarch(self, block: MonarchBlock, reach: Reach, name: str) -> Reach:
-        channels = int(block.norm.normalized_shape[0])
-        reach = self._skip(block.skip, reach, channels) | self._branch(block.mixing, self._norm(reach, channels))
-        self.found[f"{name}.mixing"] = reach
-        return reach
-
-    def _mlp(self, layer: MLPLayer, reach: Reach, name: str) -> Reach:
-        reach = reach | self._branch(layer.mixing, self._norm(reach, len(reach)))
-        self.found[f"{name}.mixing"] = reach
-        return reach
-
-    def stack(self, network: nn.Module) -> dict[str, Reach]:
+    def stack(self, network: nn.Module) -> None:
         """Networks that are one linear map after another, on all pixels."""
-        reach = np.tile(np.packbits(np.eye(self.pixels, dtype=bool), axis=1), (self.channels, 1))
+        reach = self.pixels()
         for name, layer in network.named_modules():
             if isinstance(layer, SparseMap) and not name.startswith("head"):
                 reach = through(to_sparse(layer), reach)
-                self.found[name] = reach
-        return self.found
-
-    def resnet(self, network: GolubevaResNet18Network) -> dict[str, Reach]:
-        """Convolutions with their masks, at the borders too; BatchNorm normalises over other images, not pixels."""
-        reach = np.tile(np.packbits(np.eye(self.pixels, dtype=bool), axis=1), (self.channels, 1))
-
-        def through_all(part: nn.Module, reach: Reach, side: int) -> tuple[Reach, int]:
-            for layer in part.modules():
-                if isinstance(layer, SparseConv):
-                    reach, side = through(_convolution(layer, side), reach), -(-side // layer.stride)
-            return reach, side
-
-        reach, side = through_all(network.stem, reach, self.image_size)
-        self.found["stem"] = reach
-        for number, block in enumerate(network.blocks):
-            assert isinstance(block, ResidualBlock)
-            first, inner = through_all(block.first, reach, side)
-            second, after = through_all(block.second, first, inner)
-            reach = second | through_all(block.skip, reach, side)[0]
-            side = after
-            self.found[f"blocks.{number}"] = reach
-        return self.found
+                self.see(name, reach)
 
 
 def _convolution(layer: SparseConv, side: int) -> sp.csr_array:

@@ -13,7 +13,8 @@ are one matrix product a batch. Images are the test set's, without augmentation;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,10 @@ def centred_gram(features: Tensor) -> Tensor:
     return centred.fill_diagonal_(0).flatten()
 
 
-def products(features: Sequence[Tensor]) -> Tensor:
+def products(features: Iterable[Tensor]) -> Tensor:
     """HSIC₁ of all pairs of F feature matrices (n, any): (F, F), float64; n is at least 4."""
-    n = len(features[0])
     grams = torch.stack([centred_gram(x) for x in features])
+    n = math.isqrt(grams.shape[1])
     return grams @ grams.t() / (n * (n - 3))
 
 
@@ -110,14 +111,16 @@ def similarities(subjects: Sequence[Subject], device: torch.device, *, untrained
     found, images = [], 0
     batches = list(_test_batches(subjects[0], device))
     for x in tracked(batches, "cka: batches"):
-        grams: list[Tensor] = []
-        for features in every:
-            with features:
-                grams += [centred_gram(layer) for layer in features.of(x)]
-        stacked = torch.stack(grams)
-        found.append((stacked @ stacked.t() / (len(x) * (len(x) - 3))).cpu().numpy())
+        found.append(products(_hidden(every, x)).cpu().numpy())
         images += len(x)
     return Similarities(members, np.stack(found), images)
+
+
+def _hidden(every: Sequence[Features], images: Tensor) -> Iterator[Tensor]:
+    """The hidden features of all networks, held for one of them at a time."""
+    for features in every:
+        with features:
+            yield from features.of(images)
 
 
 def _test_batches(subject: Subject, device: torch.device) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""``analyze sparsity``: how sparse trained effective weights are, and the test of Proposition 3.3 (``proposition``).
+"""``analyze sparsity``: how sparse trained effective weights are.
 
 Over the connections of a layer: |w|₁/(√n |w|₂) and Hoyer's index (0.80 and 0.20 for normal weights, as all start), and
 the share of weights below thresholds in units of their root mean square. Over the whole effective matrix, zeros
@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mixersweep.analysis.intervals import over_seeds
 from mixersweep.analysis.output import tracked
-from mixersweep.analysis.proposition import LAMBDAS, judge
 from mixersweep.analysis.subjects import Subject, groups, mixing_maps
-from mixersweep.data import Folder, find, load
-from mixersweep.errors import UserError
 from mixersweep.layers.sparsity import THRESHOLDS, measures
 
 if TYPE_CHECKING:
@@ -28,11 +24,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def analyze(
-    subjects: Sequence[Subject], *, tested: bool = True, lambdas: int = len(LAMBDAS), seeds: int = 5
-) -> tuple[dict[str, Any], list[Row]]:
-    """``sparsity.json``: ``layers`` (a row for each run, layer and epoch), ``groups`` (means over layers and seeds, the
-    rows of the table) and ``proposition``, the test on images of the runs' data set, null with ``reasons``.
+def analyze(subjects: Sequence[Subject]) -> tuple[dict[str, Any], list[Row]]:
+    """``sparsity.json``: ``layers`` (a row for each run, layer and epoch) and ``groups`` (means over layers and seeds,
+    the rows of the table).
     """
     label_of = {id(run): label for label, runs in groups(subjects).items() for run in runs}
     layers: list[Row] = []
@@ -48,30 +42,7 @@ def analyze(
         for name, layer in mixing_maps(subject.network(epoch)).items():
             layers.append({**about, "layer": name, **_plain(measures(layer))})
     table = _table(layers)
-    document: dict[str, Any] = {"layers": layers, "groups": table, "proposition": None, "reasons": {}}
-    if not tested:
-        document["reasons"]["proposition"] = "--no-test"
-        return document, table
-    name = subjects[0].config.data.name
-    if isinstance(find(name), Folder):
-        document["reasons"]["proposition"] = f"{name} is a folder of images, which is not loaded whole"
-        return document, table
-    if lambdas < 1 or seeds < 2:
-        raise UserError(f"--lambdas {lambdas} --seeds {seeds}: at least 1 and 2")
-    images, _ = load(name, Path(subjects[0].config.data_dir))
-    chosen = tuple(float(share) for share in np.geomspace(LAMBDAS[0], LAMBDAS[-1], lambdas))
-    steps = iter(tracked(range(seeds), "sparsity: proposition 3.3"))
-    next(steps)
-    summary, rows = judge(
-        range(seeds), images.images, lambdas=chosen, sizes=_sizes(images.images), done=lambda _: next(steps, None)
-    )
-    document["proposition"] = {**summary, "data": name, "rows": rows}
-    return document, table
-
-
-def _sizes(images: NDArray[np.uint8]) -> tuple[int, int]:
-    side = min(7, images.shape[-1])
-    return side, side
+    return {"layers": layers, "groups": table}, table
 
 
 def _plain(row: Row) -> Row:
@@ -114,16 +85,11 @@ def _hoyer(layers: Sequence[Row], run: str, epoch: int) -> float:
 
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """How training moved Hoyer's index; the bound of proposition 3.3 and the index at equal training loss over λ."""
+    """How training moved Hoyer's index, over widths."""
     from mixersweep.figures import draw_panels
 
-    panels: list[Any] = [lambda axes: _widths(axes, document["groups"])]
-    if document["proposition"] is not None:
-        rows = document["proposition"]["rows"]
-        panels += [lambda axes: _bounds(axes, rows), lambda axes: _at_equal_loss(axes, rows)]
-    return draw_panels(
-        out, "sparsity", "Sparsity of trained weights; 95% intervals over seeds", panels, one_legend=False
-    )
+    title = "Sparsity of trained weights; 95% intervals over seeds"
+    return draw_panels(out, "sparsity", title, [lambda axes: _widths(axes, document["groups"])], one_legend=False)
 
 
 def _widths(axes: Axes, rows: Sequence[Row]) -> None:
@@ -146,42 +112,3 @@ def _widths(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xlabel("effective width m")
     axes.set_ylabel("change of the Hoyer index")
     axes.set_title("by training, of the connections", fontsize=9, loc="left")
-
-
-def _bounds(axes: Axes, rows: Sequence[Row]) -> None:
-    from mixersweep.figures.palette import BLUE, GREEN, ORANGE
-
-    _over_lambda(axes, rows, "objective", "trained factors V, W", BLUE, "o")
-    _over_lambda(axes, rows, "l2_bound", "least of L(B) + λ|B|₂", ORANGE, "s")
-    _over_lambda(axes, rows, "l1_bound", "least of L(B) + λ/(CS)·|B|₁", GREEN, "^")
-    axes.set_ylabel("objective")
-    axes.set_title("Proposition 3.3: the bound holds", fontsize=9, loc="left")
-
-
-def _at_equal_loss(axes: Axes, rows: Sequence[Row]) -> None:
-    from mixersweep.figures.palette import BLUE, GREEN, GREY, ORANGE
-
-    _over_lambda(axes, rows, "hoyer_l1", "dense B, L1 penalty", GREEN, "^")
-    _over_lambda(axes, rows, "hoyer_unpenalised", "V ⊗ W, no penalty", GREY, "x")
-    _over_lambda(axes, rows, "hoyer_factors", "V ⊗ W, L2 on the factors", BLUE, "o")
-    _over_lambda(axes, rows, "hoyer_l2", "dense B, L2 penalty", ORANGE, "s")
-    axes.set_ylim(0, 1.15)
-    axes.set_ylabel("Hoyer index of B")
-    axes.set_title("at equal training loss", fontsize=9, loc="left")
-
-
-def _over_lambda(axes: Axes, rows: Sequence[Row], key: str, label: str, colour: str, marker: str) -> None:
-    """Means over seeds where all have the value."""
-    shares = list(dict.fromkeys(row["lambda_share"] for row in rows))
-    x, means, lengths = [], [], []
-    for share in shares:
-        values = [row[key] for row in rows if row["lambda_share"] == share]
-        if None in values:
-            continue
-        low, high = over_seeds(values) or (values[0], values[0])
-        x.append(share)
-        means.append(float(np.mean(values)))
-        lengths.append((high - low) / 2)
-    axes.errorbar(x, means, lengths, color=colour, marker=marker, label=label, capsize=3)
-    axes.set_xscale("log")
-    axes.set_xlabel("λ over the least that makes all zero")

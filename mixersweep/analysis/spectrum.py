@@ -21,7 +21,7 @@ from mixersweep.analysis.subjects import Subject, groups, mixing_maps
 from mixersweep.figures import framed
 from mixersweep.layers import PermutedKronecker
 from mixersweep.layers.effective import Extremes, bulk_edge, expected_largest, extremes, extremes_of_product
-from mixersweep.models.monarch import MonarchBlock, ShallowNetwork
+from mixersweep.models.parts import Mixing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,16 +44,13 @@ def spectra(network: nn.Module) -> dict[str, tuple[Extremes, float | None]]:
 
 
 def _products(network: nn.Module) -> Iterable[tuple[str, PermutedKronecker, PermutedKronecker]]:
+    """Two permuted-Kronecker maps with nothing between them: the factors of one matrix."""
     for name, module in network.named_modules():
-        if isinstance(module, MonarchBlock):
-            right, inner, left = (module.mixing[index] for index in range(3))
-            if isinstance(inner, nn.Identity):
-                assert isinstance(right, PermutedKronecker) and isinstance(left, PermutedKronecker)
-                yield f"{name}.mixing", right, left
-        if isinstance(module, ShallowNetwork):
-            for number, (right, left) in enumerate(pairwise(module.layers)):
+        if isinstance(module, nn.Sequential):
+            steps = [(i, step) for i, step in enumerate(module) if not isinstance(step, nn.Identity)]
+            for (i, right), (j, left) in pairwise(steps):
                 if isinstance(right, PermutedKronecker) and isinstance(left, PermutedKronecker):
-                    yield f"layers.{number}*{number + 1}", right, left
+                    yield name if isinstance(module, Mixing) else f"{name}.{i}*{j}", right, left
 
 
 def analyze(subjects: Sequence[Subject], which: str = "all") -> tuple[list[Row], list[Row]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mixersweep.config import Config, Pretrainable
+from mixersweep.config import Config
 from mixersweep.errors import MixersweepError, UserError
 from mixersweep.models import build
 from mixersweep.models.branches import Features, mixing_maps
@@ -82,8 +82,7 @@ class Subject:
         config, run = self.config, self.directory.run
         network = build(config, run.architecture)
         if epoch == 0:
-            if isinstance(config.model, Pretrainable):
-                start_from(network, config.model)
+            start_from(network, config.model)
         else:
             network.load_state_dict(self._weights(config.epochs if epoch is None else epoch))
         device = torch.device(device)

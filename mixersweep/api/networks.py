@@ -5,11 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from mixersweep import models
-from mixersweep.api.planning import expand_one
 from mixersweep.api.settings import overrides_of, say
-from mixersweep.config import Pretrainable
 from mixersweep.models.block import mixing_block
 from mixersweep.models.timm import start_from
+from mixersweep.sweeps.expand import expand_one
 
 __all__ = ["build", "mixing_block"]
 
@@ -24,7 +23,6 @@ def build(*overrides: str, **settings: object) -> nn.Module:
     assert point.run is not None
     config = point.run.config
     network = models.build(config, point.run.architecture)
-    if isinstance(config.model, Pretrainable):
-        for note in start_from(network, config.model):
-            say(f"note: {note}")
+    for note in start_from(network, config.model):
+        say(f"note: {note}")
     return network

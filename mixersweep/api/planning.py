@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixersweep.api.settings import overrides_of, say
 from mixersweep.budget import Architecture
-from mixersweep.compose import parsed_overrides, split
 from mixersweep.config import warnings
-from mixersweep.errors import Infeasible, UserError
 from mixersweep.runs.state import State
 from mixersweep.sweeps import plan as planning
-from mixersweep.sweeps.expand import Expansion, expand
+from mixersweep.sweeps.expand import expand, expand_one
 from mixersweep.sweeps.plan import Planned
 
 
@@ -74,22 +71,6 @@ def plan_sweep(*overrides: str, **settings: object) -> list[Plan]:
     for reason in dict.fromkeys(row.point.infeasible for row in rows if row.point.infeasible is not None):
         say(f"infeasible: {reason}")
     return [_plan_of(row) for row in rows if row.run is not None]
-
-
-def expand_one(overrides: Sequence[str]) -> Expansion:
-    """What overrides of one run mean; raises ``UserError`` where they mean several, or none."""
-    expansion = expand(overrides)
-    several = next((o for o in parsed_overrides(split(overrides)[1]) if o.is_sweep_override()), None)
-    if several is not None:
-        raise UserError(f"{several.input_line}: several values; mixersweep.sweep takes them, for many runs")
-    if expansion.multirun:
-        raise UserError(f"experiment={expansion.experiment}: means many runs; mixersweep.sweep takes it")
-    if not expansion.points:
-        raise Infeasible("; ".join(expansion.notices))
-    (point,) = expansion.points
-    if point.infeasible is not None:
-        raise Infeasible(point.infeasible)
-    return expansion
 
 
 def _plan_of(row: Planned) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from mixersweep.report.build import Report, build
 from mixersweep.report.build import write as write_report
 from mixersweep.report.figures import Gallery, draw
 from mixersweep.report.table import DERIVED, read
+from mixersweep.runs.find import find_all
 from mixersweep.runs.listing import names
 from mixersweep.runs.where import parse_where
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 def read_runs(*places: str | Path, where: str | None = None) -> DataFrame:
     """Read runs as a table, a row a run whatever its state: its record, how it stands, and every setting.
 
-    ``places`` are directories of runs, or runs (default: where runs go); ``where`` is a condition such as
-    ``"width>=1000 and model=sw_mlp"``. Raises ``UserError`` for a place or condition that cannot be.
+    ``places`` are directories of runs, or runs by path or name (default: where runs go); ``where`` is a condition such
+    as ``"width>=1000 and model=sw_mlp"``. Raises ``UserError`` for a place or condition that cannot be.
     """
     condition = None if where is None else parse_where(where, [*names(), *DERIVED])
-    table = read(_places(places), condition, where or "")
+    table = read(find_all(places), condition, where or "")
     return DataFrame([{name: row.get(name) for name in table.columns} for row in table.rows], columns=table.columns)
 
 
@@ -47,7 +47,7 @@ def compare(
     axes of the main figure, and ``published`` lays the papers' curves beside it. Raises ``UserError`` for what cannot
     be, and ``MixersweepError`` where no run is completed.
     """
-    return Findings(build(_places(places), where, x=x, y=y, published=published, by=by), x, y, published)
+    return Findings(build(find_all(places), where, x=x, y=y, published=published, by=by), x, y, published)
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,3 @@ class Findings:
 
     def _repr_markdown_(self) -> str:
         return self.report.markdown
-
-
-def _places(places: Sequence[str | Path]) -> list[Path]:
-    """The places, or the default one."""
-    return [Path(place) for place in places] or [Path(os.environ.get("MIXERSWEEP_RUNS", "runs"))]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixersweep.api.planning import expand_one
 from mixersweep.api.settings import overrides_of, say
 from mixersweep.errors import USER_MISTAKE, MixersweepError, UserError
 from mixersweep.runs import RunDirectory
@@ -22,7 +21,7 @@ from mixersweep.runs.directory import read_rows
 from mixersweep.runs.listing import Listed, read_listed
 from mixersweep.runs.state import State
 from mixersweep.sweeps import sweeper
-from mixersweep.sweeps.expand import expand
+from mixersweep.sweeps.expand import expand, expand_one
 from mixersweep.training.resume import check, ended, frozen, resume
 from mixersweep.training.signals import StopSignals
 
@@ -153,6 +152,6 @@ def _directory(told: list[str]) -> RunDirectory:
             raise UserError(f"run_dir={paths[1]}: one run at a time; call train for each")
         return RunDirectory.open(paths[0])
     (point,) = expand_one(told).points
-    assert point.config is not None and point.run is not None
-    run = check(point.config, point.run.origin, say)
-    return RunDirectory.create(run, Path(run.config.runs_dir))
+    assert point.run is not None
+    check(point.run, say)
+    return RunDirectory.create(point.run, Path(point.run.config.runs_dir))

@@ -8,7 +8,6 @@ as in a training. On a CPU each peak memory is measured in a fresh process, the 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import multiprocessing
 import resource
@@ -23,11 +22,11 @@ from typing import Any
 import psutil
 import torch
 
+from mixersweep.training.environment import keep_freed_memory
+from mixersweep.training.timing import seconds_of
+
 Make = Callable[[torch.device], Callable[[], object]]
 """A function that prepares a task on a device and returns the callable to time."""
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""glibc's names of two settings of its allocator (malloc.h)."""
 
 REPETITIONS, FEWEST, LONG_SECONDS, SHORT_SECONDS = 10, 3, 3.0, 0.1
 MOST, BRIEF_SECONDS = 100, 0.5
@@ -68,9 +67,9 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
 
     ``ratio`` is the reference's time over the subject's, above 1 where the subject is faster.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     both = [case.subject(device), case.reference(device)]
-    times = [[_seconds(run, device)] for run in both] if case.once else _in_turns(both, device)
+    times = [[seconds_of(run, device)] for run in both] if case.once else _in_turns(both, device)
     subject, reference = (statistics.median(mine) for mine in times)
     low, high = interval([theirs * case.scale / mine for mine, theirs in zip(*times, strict=False)])
     record = {
@@ -130,8 +129,8 @@ def verdict(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def _in_turns(both: list[Callable[[], object]], device: torch.device) -> list[list[float]]:
     """Time both alternately after a warm-up; return the seconds of each."""
     for run in both:
-        _seconds(run, device)  # allocates, compiles and draws what is needed once
-    takes = [_seconds(run, device) for run in both]
+        seconds_of(run, device)  # allocates, compiles and draws what is needed once
+    takes = [seconds_of(run, device) for run in both]
     counts = [FEWEST if seconds > LONG_SECONDS else REPETITIONS for seconds in takes]
     times: list[list[float]] = [[], []]
     began = time.perf_counter()
@@ -142,7 +141,7 @@ def _in_turns(both: list[Callable[[], object]], device: torch.device) -> list[li
             if number < count or number >= max(counts):
                 if seconds < SHORT_SECONDS:
                     run()  # fills the caches again after the other one
-                mine.append(_seconds(run, device))
+                mine.append(seconds_of(run, device))
     return times
 
 
@@ -166,19 +165,6 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
         return results
 
     return replay
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed, as it comes to do in a training, whose parameters and images lie above it.
-
-    Here nothing does: each run would give its memory back to the system and fault it in anew, page by page, which more
-    than doubles the time of a small block, and depends on what was measured before. Tensors of 32 MB and more are given
-    back in any case, here and there.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
-        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def peak_bytes(make: Make, device: torch.device) -> int:
@@ -218,16 +204,3 @@ def _most_memory() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1000
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began

@@ -26,7 +26,7 @@ import math
 
 from mixersweep.budget.counts import count, mixer_matrices, mlp_matrices
 from mixersweep.budget.expansion import expansion_of
-from mixersweep.budget.layered import SFC, Layered, ResNet18, TwoLayerMLP, solve_layered, water_filling
+from mixersweep.budget.layered import Layer, Layered, solve_layered
 from mixersweep.budget.mixer import mixer_shape, widest, with_sizes
 from mixersweep.budget.mlp import mlp_shape
 from mixersweep.budget.readout import check_readout
@@ -44,20 +44,17 @@ from mixersweep.errors import UserError
 __all__ = [
     "DEFAULT_CONNECTIONS",
     "DEFAULT_READOUT",
-    "SFC",
     "TOLERANCE",
     "Architecture",
     "Head",
+    "Layer",
     "Layered",
     "Request",
-    "ResNet18",
     "Structure",
-    "TwoLayerMLP",
     "check_readout",
     "solve",
     "solve_layered",
     "warnings",
-    "water_filling",
     "widest",
 ]
 

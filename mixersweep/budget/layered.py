@@ -8,7 +8,6 @@ loses in training.
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,103 +58,16 @@ class Layered(ABC):
         """The weights that it keeps."""
         return sum(layer.size for layer in self.layers(self.narrowest))
 
+    def kept(self, width: int) -> list[int]:
+        """How many weights each of its layers keeps at a width."""
+        return water_filling([layer.size for layer in self.layers(width)], self.total())
+
     def check(self, width: int) -> None:
         """Refuse a width that is too small for its weights."""
         if width < self.narrowest:
             raise UserError(
                 f"width={width}: too narrow for the {self.total()} weights of {self.setting}; "
                 f"the narrowest that holds them: {self.narrowest}"
-            )
-
-
-@dataclass(frozen=True)
-class TwoLayerMLP(Layered):
-    """pixels -> width -> classes (Golubeva et al., Fig. 5); its base width is weights_total / (pixels + classes)."""
-
-    weights_total: int
-    name = "golubeva_mlp"
-    setting = "model.weights_total"
-    depth = 1
-
-    @property
-    def narrowest(self) -> int:
-        """The base width; where that is no whole number, the next."""
-        return -(-self.weights_total // (self.image_channels * self.image_size**2 + self.classes))
-
-    def total(self) -> int:
-        """As it was set."""
-        return self.weights_total
-
-    def layers(self, width: int) -> list[Layer]:
-        """Two matrices, with biases."""
-        pixels = self.image_channels * self.image_size**2
-        return [Layer(width, pixels, bias=True), Layer(self.classes, width, part="head", bias=True)]
-
-
-@dataclass(frozen=True)
-class ResNet18(Layered):
-    """ResNet-18 as CIFAR has it: the first convolution is 3x3 and there is no pooling before the head.
-
-    The width is the first convolution's output channels, doubled in each of the three later stages.
-    """
-
-    base_width: int
-    name = "golubeva_resnet18"
-    setting = "model.base_width"
-    depth = 8
-
-    @property
-    def narrowest(self) -> int:
-        """The base width."""
-        return self.base_width
-
-    def layers(self, width: int) -> list[Layer]:
-        """The kernels, a block's shortcut after its two, and the head."""
-        size = self.image_size
-        found = [Layer(width, 9 * self.image_channels, size**2, norm=True)]
-        channels = width
-        for stage, block in itertools.product(range(4), range(2)):
-            outputs = width * 2**stage
-            size = -(-size // 2) if stage and not block else size
-            found.append(Layer(outputs, 9 * channels, size**2, norm=True))
-            found.append(Layer(outputs, 9 * outputs, size**2, norm=True))
-            if channels != outputs:
-                found.append(Layer(outputs, channels, size**2, part="skip", norm=True))
-            channels = outputs
-        return [*found, Layer(self.classes, channels, part="head", bias=True)]
-
-
-@dataclass(frozen=True)
-class SFC(Layered):
-    """S-FC: the dense equivalent of a convolution with stride 2 and alpha channels, then 24·alpha, then classes."""
-
-    alpha: int
-    name = "s_fc"
-    setting = "model.alpha"
-    depth = 1
-
-    @property
-    def narrowest(self) -> int:
-        """Its one width: 256·alpha for images of 32 pixels."""
-        return (-(-self.image_size // 2)) ** 2 * self.alpha
-
-    def layers(self, width: int) -> list[Layer]:
-        """Three matrices; a norm stands in for the biases of the first two."""
-        hidden = 24 * self.alpha
-        pixels = self.image_channels * self.image_size**2
-        return [
-            Layer(width, pixels, norm=True),
-            Layer(hidden, width, norm=True),
-            Layer(self.classes, hidden, part="head", bias=True),
-        ]
-
-    def check(self, width: int) -> None:
-        """Refuse any width but its own."""
-        if width != self.narrowest:
-            one = self.narrowest // self.alpha
-            raise UserError(
-                f"width={width}: s_fc with model.alpha={self.alpha} has the one width {self.narrowest}; "
-                f"leave width=auto, the nearest to {width} is model.alpha={max(1, round(width / one))}"
             )
 
 
@@ -199,7 +111,7 @@ def solve_layered(request: Request, network: Layered) -> Architecture:
         raise UserError(f"{network.setting}={total}: a weight for each of the {len(layers)} matrices is the least")
     connections = round(total / len(layers))
     _refuse_other_settings(request, network, connections)
-    kept = water_filling(sizes, total)
+    kept = network.kept(width)
 
     def of(part: str) -> int:
         return sum(weights for weights, layer in zip(kept, layers, strict=True) if layer.part == part)

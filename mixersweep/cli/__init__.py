@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb in VERBS:
         verb.add(verbs)
     shells = verbs.add_parser("completion", help='for the shell: eval "$(mixersweep completion bash)"')
-    shells.add_argument("shell", choices=("bash", "zsh", "fish"))
+    shells.add_argument("shell", choices=("bash", "zsh", "fish"), help="whose code is printed")
     shells.set_defaults(run=completion)
     return parser
 

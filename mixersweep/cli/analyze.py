@@ -10,12 +10,13 @@ from typing import Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report as say
 from mixersweep.errors import DONE, UserError
+from mixersweep.paths import analysis_dir
 from mixersweep.runs.state import State
 
 VERBS = {
     "cka": "how alike the hidden features of groups of runs are",
     "spectrum": "singular values of effective weights, at the start, at kept checkpoints, at the end",
-    "sparsity": "what trained effective weights look like, and whether training pulls them as an L1 penalty would",
+    "sparsity": "how sparse trained effective weights are, and how training moved that",
     "receptive_field": "how many pixels reach a unit after each layer",
     "effective": "the patterns of the effective matrices: drawn, exported, counted",
     "cost": "parameters, memory, FLOPs and time of networks, measured here",
@@ -31,9 +32,9 @@ def add(verbs: Any) -> None:
     made = {}
     for name, said in VERBS.items():
         verb = made[name] = inner.add_parser(name, help=said, description=f"{said[0].upper()}{said[1:]}.")
-        what = "run directories, or directories of runs (default: runs)"
+        what = "directories of runs, or runs by path or name (default: runs)"
         if name in ("effective", "receptive_field", "cost", "coordinates"):
-            what = "run directories, directories of runs, or key=value settings as of train, several values with commas"
+            what = "directories of runs, runs by path or name, or settings as of train, several values with commas"
         if name == "coordinates":
             what += " (default: four small families under SGD and AdamW with each optim.lr_scaling)"
         verb.add_argument("places", nargs="*", metavar="RUNS", help=what).completer = completer.run_dirs
@@ -48,10 +49,6 @@ def add(verbs: Any) -> None:
     made["spectrum"].add_argument(
         "--epochs", choices=("all", "first", "last"), default="all", help="which kept weights (all)"
     )
-    sparsity = made["sparsity"]
-    sparsity.add_argument("--no-test", action="store_true", help="leave out the test of proposition 3.3")
-    sparsity.add_argument("--lambdas", type=int, default=5, help="strengths of the penalty in it (5)")
-    sparsity.add_argument("--seeds", type=int, default=5, help="seeds in it (5)")
     made["cost"].add_argument("--no-measure", action="store_true", help="count only, train no step")
     made["landscape"].add_argument("--draws", type=int, default=4, help="random directions (4)")
     made["landscape"].add_argument("--images", type=int, default=2000, help="of each split, the first so many (2000)")
@@ -82,7 +79,7 @@ def analyze(options: argparse.Namespace) -> int:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(choose_threads("auto"))
     device = choose_device(options.device)
-    out = folder(options.out or Path("analysis") / options.verb)
+    out = folder(options.out or analysis_dir(options.verb))
     document, rows, draw = _RUN[options.verb](options, device, out)
     path = write(out, options.verb, document, rows)
     if not options.no_figure:
@@ -93,9 +90,9 @@ def analyze(options: argparse.Namespace) -> int:
 
 def _chosen(options: argparse.Namespace, *, completed: bool = True) -> list[Any]:
     from mixersweep.analysis.subjects import chosen
+    from mixersweep.runs.find import find_all
 
-    places = [Path(place) for place in options.places] or [completer.runs_dir()]
-    found, notes = chosen(places, options.where, completed=completed)
+    found, notes = chosen(find_all(options.places), options.where, completed=completed)
     for note in notes:
         say(note)
     return found
@@ -125,10 +122,7 @@ def _spectrum(options: argparse.Namespace, _device: Any, _out: Path) -> Any:
 def _sparsity(options: argparse.Namespace, _device: Any, _out: Path) -> Any:
     from mixersweep.analysis import sparsity
 
-    found = sparsity.analyze(_chosen(options), tested=not options.no_test, lambdas=options.lambdas, seeds=options.seeds)
-    if found[0]["proposition"] is not None:
-        say(f"proposition 3.3 holds; {found[0]['proposition']['answer']}")
-    return *found, sparsity.draw
+    return *sparsity.analyze(_chosen(options)), sparsity.draw
 
 
 def _landscape(options: argparse.Namespace, device: Any, _out: Path) -> Any:
@@ -259,7 +253,7 @@ def _networks(options: argparse.Namespace, settings: list[str] | None = None) ->
     if options.where is not None:
         raise UserError(f"--where {options.where}: is for run directories, not for settings")
     several = any(override.is_sweep_override() for override in parsed_overrides(places))
-    points = expand(places, multirun=several).points
+    points = expand(places, multirun=several or None).points
     for point in points:
         if point.run is None:
             say(f"left out: {point.infeasible or point.waiting}")

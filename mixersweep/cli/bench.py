@@ -11,10 +11,10 @@ from mixersweep.errors import DONE
 def add(verbs: Any) -> None:
     """``bench SUITE``."""
     verb = verbs.add_parser("bench", help="measure speed against named alternatives")
-    verb.add_argument("suite", choices=("layers", "step", "loader", "train", "pack"))
+    verb.add_argument("suite", choices=("layers", "step", "loader", "train", "pack"), help="what is measured")
     verb.add_argument("--json", action="store_true", help="one object a line and nothing else")
     verb.add_argument("--all", action="store_true", help="also what takes minutes")
-    verb.add_argument("--device", default="auto")
+    verb.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU where there is one")
     verb.set_defaults(run=bench)
 
 
@@ -25,9 +25,8 @@ def bench(options: argparse.Namespace) -> int:
     import torch
 
     from mixersweep.bench import SUITES, measure, verdict
-    from mixersweep.training.environment import choose_device, choose_threads, keep_freed_memory
+    from mixersweep.training.environment import choose_device, choose_threads
 
-    keep_freed_memory()
     device = choose_device(options.device)
     torch.set_num_threads(choose_threads("auto"))
     records = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report
 from mixersweep.errors import DONE
+from mixersweep.paths import data_dir
 
 
 def add(verbs: Any) -> None:
@@ -18,11 +18,11 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("data", help="list the data sets, or prepare one")
     actions = verb.add_subparsers(metavar="ACTION", required=True)
     directory = argparse.ArgumentParser(add_help=False)
-    directory.add_argument("--data-dir", type=_directory, default=_directory(), help="also MIXERSWEEP_DATA")
+    directory.add_argument("--data-dir", type=Path, default=data_dir(), help="also MIXERSWEEP_DATA")
     action = actions.add_parser("list", parents=[directory], help="what is ready, and where")
     action.set_defaults(run=data_list)
     action = actions.add_parser("prepare", parents=[directory], help="fetch, check and convert a data set")
-    action.add_argument("name", metavar="NAME").completer = completer.data_sets
+    action.add_argument("name", metavar="NAME", help="the data set").completer = completer.data_sets
     action.add_argument("--root", metavar="DIR", help="the folder of imagenet or image_folder, which is only checked")
     action.set_defaults(run=data_prepare)
 
@@ -61,7 +61,3 @@ def _size(count: int | None) -> str:
     if count is None:
         return "-"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _directory(path: str | None = None) -> Path:
-    return Path(path or os.environ.get("MIXERSWEEP_DATA") or "~/.cache/mixersweep").expanduser()

@@ -25,7 +25,9 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser(
         "plan", help="what train with the same overrides would cost: sizes, memory, time; trains nothing"
     )
-    verb.add_argument("overrides", nargs="*", metavar="key=value").completer = completer.overrides
+    verb.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings, as for train"
+    ).completer = completer.overrides
     verb.add_argument("-m", "--multirun", action="store_true", help="as for train; several values mean it anyway")
     verb.add_argument("--config-dir", metavar="DIR", help="as for train: more choices, e.g. DIR/experiment/NAME.yaml")
     verb.add_argument("--json", action="store_true", help="one object a run and nothing else")
@@ -43,7 +45,7 @@ def plan(options: argparse.Namespace) -> int:
     from mixersweep.sweeps.plan import slow_here
 
     own = [] if options.config_dir is None else leading(own_configs(options.config_dir))
-    expansion = expand([*own, *options.overrides], multirun=options.multirun or _sweeps(options.overrides))
+    expansion = expand([*own, *options.overrides], multirun=options.multirun or _sweeps(options.overrides) or None)
     rows = planned(expansion)
     runs = [row.run for row in rows if row.run is not None]
     if options.figure is not None:

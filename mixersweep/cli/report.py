@@ -1,22 +1,24 @@
-"""``mixersweep report`` and ``mixersweep compare``: what came out of many runs, and what sets a few apart."""
+"""``mixersweep report`` and ``mixersweep diff``: what came out of many runs, and what sets a few apart."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from mixersweep.cli.terminal import report as say
 from mixersweep.errors import DONE, UserError
+from mixersweep.paths import report_dir, runs_dir
 
 
 def add(verbs: Any) -> None:
-    """``report [RUNS_DIR ...]`` and ``compare RUN RUN ...``."""
+    """``report [RUNS_DIR ...]`` and ``diff RUN RUN ...``."""
     verb = verbs.add_parser("report", help="compare completed runs: statistics, figures, one page")
-    verb.add_argument("runs_dirs", nargs="*", metavar="RUNS_DIR", help="directories of runs, or runs (default: runs)")
+    verb.add_argument(
+        "runs_dirs", nargs="*", metavar="RUNS_DIR", help="directories of runs, or runs by path or name (default: runs)"
+    )
     verb.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
     said = "settings that name lines of their own: seeds.structure, optim.weight_decay, ..."
     verb.add_argument("--by", metavar="SETTING[,SETTING]", default="", help=said)
@@ -33,22 +35,24 @@ def add(verbs: Any) -> None:
         shapes.add_argument(f"--{shape}", action="store_true", help=f"{said}; files only with --out")
     verb.set_defaults(run=report)
 
-    verb = verbs.add_parser("compare", help="what differs between runs, in settings and result, side by side")
-    verb.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or beginnings of the names of runs")
-    verb.add_argument("--runs-dir", type=Path, default=Path(_runs_dir()), help="where names are looked for")
+    verb = verbs.add_parser("diff", help="what differs between runs, in settings and result, side by side")
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="runs by path or name")
+    verb.add_argument("--runs-dir", type=Path, default=runs_dir(), help="where names are looked for")
     verb.add_argument("--json", action="store_true", help="one object and nothing else")
-    verb.set_defaults(run=compare)
+    verb.set_defaults(run=diff)
 
 
 def report(options: argparse.Namespace) -> int:
     """``report``: the path of the page on stdout, or what was asked to be printed."""
     from mixersweep.report import build
+    from mixersweep.runs.find import find_all
 
     printed = options.markdown or options.latex or options.terminal
-    out = options.out or (None if printed else Path("report"))
-    places = [Path(place) for place in options.runs_dirs] or [Path(_runs_dir())]
+    out = options.out or (None if printed else report_dir())
     by = [name for name in options.by.split(",") if name]
-    made = build(places, options.where, out, x=options.x, y=options.y, published=options.published, by=by)
+    made = build(
+        find_all(options.runs_dirs), options.where, out, x=options.x, y=options.y, published=options.published, by=by
+    )
     if options.terminal:
         from mixersweep.report.terminal import show
 
@@ -66,12 +70,12 @@ def report(options: argparse.Namespace) -> int:
     return DONE
 
 
-def compare(options: argparse.Namespace) -> int:
-    """``compare``: a column a run; only settings and sizes that differ, and all results."""
-    from mixersweep.report.compare import differences, read
+def diff(options: argparse.Namespace) -> int:
+    """``diff``: a column a run; only settings and sizes that differ, and all results."""
+    from mixersweep.report.diff import differences, read
 
     if len(options.runs) < 2:
-        raise UserError(f"{options.runs[0]}: compare takes two runs or more")
+        raise UserError(f"{options.runs[0]}: diff takes two runs or more")
     rows = read(options.runs, options.runs_dir)
     found = differences(rows)
     if options.json:
@@ -105,7 +109,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return escape(json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value))
-
-
-def _runs_dir() -> str:
-    return os.environ.get("MIXERSWEEP_RUNS", "runs")

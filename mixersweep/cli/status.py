@@ -63,15 +63,13 @@ def add(verbs: Any) -> None:
 
     verb = verbs.add_parser("cancel", parents=[chosen], help="stop runs, and let no command take them up")
     verb.add_argument(
-        "runs", nargs="*", metavar="RUN", type=str, help="run directories or names"
+        "runs", nargs="*", metavar="RUN", type=str, help="runs by path or name"
     ).completer = completer.run_dirs
     state(verb, "in these states")
     verb.set_defaults(run=cancel)
 
     verb = verbs.add_parser("logs", help="the last lines that a run wrote")
-    verb.add_argument(
-        "run_name", metavar="RUN", help="a run directory, or the name or hash of a run"
-    ).completer = completer.run_dirs
+    verb.add_argument("run_name", metavar="RUN", help="a run by path or name").completer = completer.run_dirs
     verb.add_argument("-n", "--lines", type=int, default=40, help="how many (40)")
     verb.add_argument("-f", "--follow", action="store_true", help="go on while the run goes on")
     verb.set_defaults(run=logs)
@@ -123,9 +121,10 @@ def retry(options: argparse.Namespace) -> int:
 
 def cancel(options: argparse.Namespace) -> int:
     """``cancel RUN ...``, or by ``--state``, ``--sweep``, ``--model``, ``--where``: stop runs for good."""
+    from mixersweep.runs.find import find
     from mixersweep.sweeps import mend
 
-    by_name = [_find(run) for run in options.runs]
+    by_name = [find(run) for run in options.runs]
     filtered = any((options.where, options.state, options.sweep, options.model))
     if not filtered and not all((place / "config.yaml").exists() for place in by_name):
         raise UserError(f"cancel {options.runs[0]}: a directory of many runs; say which with --where or --state")
@@ -146,11 +145,12 @@ def cancel(options: argparse.Namespace) -> int:
 
 def logs(options: argparse.Namespace) -> int:
     """``logs RUN``: the end of the run's ``log.txt``, into which a launcher writes all that the run says."""
+    from mixersweep.runs.find import find
     from mixersweep.runs.listing import read_listed
 
     if options.lines < 0:
         raise UserError(f"--lines {options.lines}: expects a whole number, at least 0")
-    path = _find(options.run_name)
+    path = find(options.run_name)
     file = path / "log.txt"
     if not file.exists() and not options.follow:
         raise UserError(f"{path}: has no log.txt; a launcher writes one, a run in a terminal speaks to that")
@@ -205,14 +205,15 @@ def _watch(options: argparse.Namespace) -> int:
 
 def _selected(options: argparse.Namespace) -> Iterator[Listed]:
     """The runs of the given directories that the filters let through."""
-    from mixersweep.config import FAMILIES
+    from mixersweep.families import FAMILIES
+    from mixersweep.runs.find import find_all
     from mixersweep.runs.listing import listing
     from mixersweep.runs.where import parse_where
 
     states = set(_listed(options.state, "--state", SHOWN))
     models = set(_listed(options.model, "--model", FAMILIES))
     condition = None if options.where is None else parse_where(options.where)
-    for listed in listing(options.runs_dirs or [completer.runs_dir()]):
+    for listed in listing(find_all(options.runs_dirs)):
         if states and listed.state not in states:
             continue
         if models and listed.planned.get("model") not in models:
@@ -234,25 +235,6 @@ def _listed(text: str | None, flag: str, known: Any) -> list[str]:
     return words
 
 
-def _find(run: str) -> Path:
-    """The directory that a person means by a path, or by the name or the hash of a run in the default runs_dir."""
-    path = Path(run).expanduser()
-    if path.is_dir():
-        return path.absolute()
-    runs_dir = completer.runs_dir()
-    found = (
-        [p for p in runs_dir.glob(f"*{run}*") if p.is_dir() and not p.name.startswith(".")] if "/" not in run else []
-    )
-    if len(found) == 1:
-        return found[0].absolute()
-    if found:
-        some = ", ".join(sorted(p.name for p in found)[:3])
-        raise UserError(
-            f"{run}: {len(found):,} runs in {runs_dir} have this in their name ({some}, ...); say more of it"
-        )
-    raise UserError(f"{run}: no such run directory, and no run of this name in {runs_dir}")
-
-
 def _before_last_lines(file: Path, count: int) -> int:
     """Where in a file its last ``count`` lines begin."""
     with file.open("rb") as log:
@@ -269,7 +251,10 @@ def _before_last_lines(file: Path, count: int) -> int:
 
 def _runs_dirs(verb: Any) -> None:
     verb.add_argument(
-        "runs_dirs", nargs="*", type=Path, metavar="RUNS_DIR", help="where the runs are (MIXERSWEEP_RUNS, else runs)"
+        "runs_dirs",
+        nargs="*",
+        metavar="RUNS_DIR",
+        help="directories of runs, or runs by path or name (default: runs)",
     )
 
 

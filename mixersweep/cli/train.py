@@ -13,8 +13,8 @@ from mixersweep.cli.terminal import report, told
 from mixersweep.errors import DIVERGED, DONE, FAILED, USER_MISTAKE, MixersweepError, RunFailed, UserError
 
 if TYPE_CHECKING:
-    from mixersweep.config import Config
-    from mixersweep.runs import Origin, RunDirectory
+    from mixersweep.compose import Invocation
+    from mixersweep.runs import RunDirectory
     from mixersweep.training.parallel import World
     from mixersweep.training.signals import StopSignals
 
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 def add(verbs: Any) -> None:
     """For help and completion; what stands behind ``train`` is parsed by Hydra."""
     verb = verbs.add_parser("train", add_help=False, help="train a network: mixersweep train model=pk width=1024")
-    for flags in (["-m", "--multirun"], ["-h", "--help"], ["--hydra-help"], ["--resolve"]):
-        verb.add_argument(*flags, action="store_true")
-    verb.add_argument("--cfg", choices=("job", "hydra", "all"))
-    verb.add_argument("--config-dir", metavar="DIR")
-    verb.add_argument("overrides", nargs="*").completer = completer.overrides
+    settings = verb.add_argument("overrides", nargs="*", metavar="key=value", help="an experiment means many runs")
+    settings.completer = completer.overrides
+    verb.add_argument("-m", "--multirun", action="store_true", help="every combination of values with commas between")
+    verb.add_argument("--config-dir", metavar="DIR", help="more choices, e.g. DIR/experiment/NAME.yaml")
+    verb.add_argument("--cfg", choices=("job", "hydra", "all"), help="print the settings (job), train nothing")
+    verb.add_argument("--resolve", action="store_true", help="with --cfg: values in place of references")
+    verb.add_argument("-h", "--help", action="store_true", help="all settings with their defaults")
+    verb.add_argument("--hydra-help", action="store_true", help="Hydra's own flags")
 
 
 def train(arguments: list[str]) -> int:
@@ -37,47 +40,64 @@ def train(arguments: list[str]) -> int:
     if any(argument.startswith("run_dir=") for argument in arguments):
         return _take_up(arguments, signals)
 
-    from mixersweep.compose import WORST, leading, read_arguments, run_app
+    from mixersweep.compose import leading, read_arguments
 
     invocation = read_arguments(arguments)
     if invocation.multirun:
         from mixersweep.tracking import leave_agent
 
         leave_agent()
-    if invocation.is_sweep and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    arguments = [*leading(invocation.own), *invocation.overrides]
+    if invocation.by_hydra:
+        return _by_hydra(invocation, signals)
+    if not invocation.multirun:
+        return _train_one(arguments, signals)[0]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("torchrun trains one run in several processes; start a sweep without it, on one GPU a run")
-    if invocation.is_sweep:
-        from mixersweep.sweeps.sweeper import sweep
+    from mixersweep.sweeps.sweeper import sweep
 
-        told_of = [*leading(invocation.own), *invocation.overrides]
-        return sweep(told_of, signals, report, lambda path: print(path, flush=True))
+    return sweep(arguments, signals, report, lambda path: print(path, flush=True))
+
+
+def _train_one(arguments: list[str], signals: StopSignals) -> tuple[int, float | None]:
+    """Train the run that overrides mean; its exit code, and its validation accuracy where it has one."""
+    from mixersweep.runs import RunDirectory
+    from mixersweep.sweeps.expand import expand_one
+    from mixersweep.training.resume import check
+
+    (point,) = expand_one(arguments, multirun=False).points
+    run = point.run
+    assert run is not None
+    check(run, report)
+    directories: list[RunDirectory] = []
+
+    def make() -> RunDirectory:
+        directories.append(RunDirectory.create(run, Path(run.config.runs_dir)))
+        return directories[0]
+
+    code = _execute(make, signals)
+    record = directories[0].result() or {} if directories else {}
+    return code, record.get("validation_accuracy")
+
+
+def _by_hydra(invocation: Invocation, signals: StopSignals) -> int:
+    """What Hydra shows, or what another of its sweepers trains, a run at a time."""
+    from mixersweep.compose import WORST, run_app
 
     outcomes: list[int] = []
 
-    def job(config: Config, origin: Origin) -> float | None:
-        from mixersweep.runs import RunDirectory
-        from mixersweep.training.resume import check
-
-        run = check(config, origin, report)
-        directories: list[RunDirectory] = []
-
-        def make() -> RunDirectory:
-            directories.append(RunDirectory.create(run, Path(config.runs_dir)))
-            return directories[0]
-
-        outcomes.append(_execute(make, signals))
-        record = directories[0].result() or {} if directories else {}
-        return WORST if outcomes[-1] == DIVERGED else record.get("validation_accuracy")
+    def job(arguments: list[str]) -> float | None:
+        code, accuracy = _train_one(arguments, signals)
+        outcomes.append(code)
+        return WORST if code == DIVERGED else accuracy
 
     def failed(error: Exception) -> None:
-        """One run of another sweeper did not complete: say so, and let the others go on."""
+        """One run did not complete: say so, and let the others go on."""
         if not isinstance(error, MixersweepError):
             traceback.print_exception(error)
         outcomes.append(told(error) if isinstance(error, MixersweepError) else FAILED)
 
     run_app(invocation, job, failed)
-    if not invocation.multirun:
-        return outcomes[0] if outcomes else DONE
     if outcomes and set(outcomes) == {USER_MISTAKE}:
         return USER_MISTAKE
     return DONE if not any(outcomes) else FAILED

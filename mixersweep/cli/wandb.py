@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixersweep import completer
+from mixersweep import paths
 from mixersweep.cli.terminal import report as say
 from mixersweep.errors import DONE, FAILED, MixersweepError, UserError
 from mixersweep.runs.state import State
@@ -27,7 +27,7 @@ def add(verbs: Any) -> None:
     place.add_argument("--entity", metavar="NAME", help="user or team (default: that of the runs, or of the key)")
 
     action = actions.add_parser("sync", parents=[place], help="upload what is not at W&B yet of all runs")
-    action.add_argument("runs_dirs", nargs="*", type=Path, metavar="RUNS_DIR", help="directories of runs, or runs")
+    action.add_argument("runs_dirs", nargs="*", metavar="RUNS_DIR", help="directories of runs, or runs by path or name")
     action.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
     action.add_argument("--again", action="store_true", help="also runs that are known to be there")
     action.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="to wait for an answer (60)")
@@ -49,11 +49,12 @@ def add(verbs: Any) -> None:
 
 def sweeps(prefix: str, **_: object) -> list[str]:
     """The names of sweeps, for the shell."""
-    return [name for name in _sweeps(completer.runs_dir()) if name.startswith(prefix)]
+    return [name for name in _sweeps(paths.runs_dir()) if name.startswith(prefix)]
 
 
 def sync(options: argparse.Namespace) -> int:
     """``wandb sync``: the directories of runs that went up on stdout; 1 where one did not."""
+    from mixersweep.runs.find import find_all
     from mixersweep.runs.listing import listing
     from mixersweep.runs.where import parse_where
     from mixersweep.tracking.upload import Wish, sync
@@ -61,7 +62,7 @@ def sync(options: argparse.Namespace) -> int:
     if options.jobs < 1 or options.timeout <= 0:
         raise UserError(f"--jobs {options.jobs} --timeout {options.timeout:g}: both are above 0")
     condition = parse_where(options.where) if options.where is not None else None
-    found = listing(options.runs_dirs or [completer.runs_dir()])
+    found = listing(find_all(options.runs_dirs))
     runs = (run for run in found if condition is None or condition(run.values()))
 
     def told(run_dir: Path, problem: str | None) -> None:
@@ -88,7 +89,7 @@ def report(options: argparse.Namespace) -> int:
     from mixersweep.runs.listing import listing
     from mixersweep.tracking.identity import Place
 
-    runs_dir = options.runs_dir or completer.runs_dir()
+    runs_dir = options.runs_dir or paths.runs_dir()
     folder, sweep = _sweep(runs_dir, options.sweep)
     own = set(sweep["runs"])
     runs = [run for run in listing([runs_dir]) if run.name in own]
@@ -152,7 +153,7 @@ def workspace(options: argparse.Namespace) -> int:
 
 
 def _sweeps(runs_dir: Path) -> list[str]:
-    folder = runs_dir / ".sweeps"
+    folder = paths.sweeps_dir(runs_dir)
     return sorted(str(file.parent.relative_to(folder)) for file in folder.rglob("sweep.json"))
 
 
@@ -160,7 +161,7 @@ def _sweep(runs_dir: Path, name: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a sweep, and what stands in its ``sweep.json``."""
     from mixersweep.runs.files import read_json
 
-    folder = runs_dir / ".sweeps" / name
+    folder = paths.sweeps_dir(runs_dir) / name
     stored = read_json(folder / "sweep.json")
     if not isinstance(stored, dict):
         names = _sweeps(runs_dir)

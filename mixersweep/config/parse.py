@@ -16,12 +16,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mixersweep.config.families import GolubevaResNet18, MixerFamily, MLPFamily, RandomPermutations
 from mixersweep.config.images import check_facts, check_images
-from mixersweep.config.kinds import Percentage
 from mixersweep.config.schema import SGD, VARIANTS, AnyOptim, Config
 from mixersweep.config.sweep import Search, Sweep
 from mixersweep.errors import Infeasible, UserError
+from mixersweep.kinds import Percentage
 
 T = TypeVar("T")
 
@@ -241,16 +240,14 @@ def _check_values(config: Config) -> None:
     """What no type can say: settings that are each fine and impossible together."""
     check_images(config)
     _check_optim(config.optim, config.epochs)
-    has_blocks = isinstance(config.model, MixerFamily | MLPFamily | GolubevaResNet18)
-    if config.stochastic_depth and not (has_blocks and config.depth > 1):
-        why = "depth=1 is the first block, where it is 0" if has_blocks else f"{config.model.name} has no skips"
+    has_skips = config.model.has_skips
+    if config.stochastic_depth and not (has_skips and config.depth > 1):
+        why = "depth=1 is the first block, where it is 0" if has_skips else f"{config.model.name} has no skips"
         raise UserError(f"stochastic_depth={config.stochastic_depth:g}: {why}; set it to 0")
-    if config.gradient_checkpointing and not has_blocks:
+    if config.gradient_checkpointing and not has_skips:
         why = f"{config.model.name} has no blocks to compute again"
         raise UserError(f"gradient_checkpointing=true: {why}; set it to false")
-    blocks = config.model.random_blocks if isinstance(config.model, RandomPermutations) else "all"
-    if not isinstance(blocks, str) and any(block >= config.depth for block in blocks):
-        raise Infeasible(f"model.random_blocks={blocks}: depth={config.depth} has the blocks 0 to {config.depth - 1}")
+    config.model.check(config.depth)
 
 
 def _check_optim(optim: AnyOptim, epochs: int) -> None:

@@ -6,14 +6,16 @@ neither torch nor Hydra nor pydantic.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from mixersweep.config.families import FAMILIES, AnyModel
-from mixersweep.config.kinds import (
+from mixersweep.families import FAMILIES
+from mixersweep.families.base import Family
+from mixersweep.kinds import (
     Auto,
     Count,
     Density,
@@ -59,8 +61,11 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optim:
+class Optim(ABC):
     """What every optimiser has: the learning rate's course (``training.schedule``) and the regularisers beside it."""
+
+    trains_packs: ClassVar[bool] = False
+    """Whether runs of a pack can be trained by it (``training.packed_optimizer``)."""
 
     lr: Positive
     weight_decay: NotNegative
@@ -72,6 +77,11 @@ class Optim:
     milestone_factor: Positive = neutral(0.1)
     clip_norm: Positive | None
     label_smoothing: Share
+
+    @property
+    @abstractmethod
+    def state_numbers(self) -> int:
+        """How many numbers it keeps of each parameter, beside the weight and its gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +99,12 @@ class SGD(WidthScaled):
     name: Literal["sgd"]
     momentum: Share
     nesterov: bool
+    trains_packs: ClassVar[bool] = True
+
+    @property
+    def state_numbers(self) -> int:
+        """The momentum, if there is any."""
+        return int(self.momentum > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +115,12 @@ class AdamW(WidthScaled):
     beta1: Share
     beta2: Share
     eps: Positive
+    trains_packs: ClassVar[bool] = True
+
+    @property
+    def state_numbers(self) -> int:
+        """Both moments."""
+        return 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +135,11 @@ class BetaLasso(Optim):
     conv_lambda: NotNegative
     fc_lambda: NotNegative
 
+    @property
+    def state_numbers(self) -> int:
+        """It keeps nothing."""
+        return 0
+
 
 Argument = bool | int | float | str | list[float] | None
 
@@ -124,6 +151,11 @@ class Timm(Optim):
     name: Literal["timm"]
     optimizer: str
     arguments: dict[str, Argument] | None
+
+    @property
+    def state_numbers(self) -> int:
+        """What most of timm's many keep."""
+        return 2
 
 
 AnyOptim = SGD | AdamW | BetaLasso | Timm
@@ -193,7 +225,7 @@ class Seeds:
 class Config:
     """One training run as it was asked for. ``--cfg job`` shows it, ``configs/train.yaml`` comments on it."""
 
-    model: AnyModel
+    model: Family
     budget: Literal["connections", "parameters", "flops"] = asked("connections")
     count: Literal["formula", "real"] = asked("formula")
     width: Count | Percentage | Auto = asked()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mixersweep.config.kinds import Count, Positive, Whole
+from mixersweep.kinds import Count, Positive, Whole
 
 Values = str | int | float | bool | None
 """What stands behind the ``=`` of an override: a value, or several in Hydra's grammar (``'256,512'``)."""
@@ -13,7 +13,7 @@ Values = str | int | float | bool | None
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Learning rates to choose from, on validation, for every setting of the other values (science, section 3).
+    """Learning rates to choose from, on validation, for every setting of the other values.
 
     ``lr`` are the first values tried and ``seeds`` the seeds of each; ``epochs`` is how long they train (None: as the
     runs themselves). At most ``grow`` values, a factor of √10 apart, are added at either end while the best is there.

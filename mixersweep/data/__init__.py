@@ -8,7 +8,6 @@ so ``mixersweep data list`` answers at once; ``splits.open_splits`` is what a tr
 from __future__ import annotations
 
 import difflib
-import os
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from mixersweep import paths
 from mixersweep.data import cifar, digits, fashion_mnist, folders, mnist, stl10, svhn
 from mixersweep.data.folders import Folder
 from mixersweep.data.source import Damaged, Fetch, Images, Report, Source, is_ready, is_whole, pair, read, write
@@ -154,6 +154,7 @@ def _file(name: str, source: Source, data_dir: Path) -> Path:
 
 def _command(name: str, data_dir: Path) -> str:
     """What to type to get a data set into ``data_dir``."""
-    usual = Path(os.environ.get("MIXERSWEEP_DATA", "~/.cache/mixersweep")).expanduser()
     folder = data_dir.expanduser()
-    return f"mixersweep data prepare {name}" + ("" if folder == usual else f" --data-dir {shlex.quote(str(folder))}")
+    return f"mixersweep data prepare {name}" + (
+        "" if folder == paths.data_dir() else f" --data-dir {shlex.quote(str(folder))}"
+    )

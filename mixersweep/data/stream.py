@@ -21,12 +21,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mixersweep.config.kinds import Auto
 from mixersweep.data.batches import Finish, epoch_order, shares
 from mixersweep.data.folders import Tree
 from mixersweep.data.source import Images
 from mixersweep.data.views import Picture, View, seeded
 from mixersweep.errors import MixersweepError, UserError
+from mixersweep.kinds import Auto
 from mixersweep.seeds import derive
 
 Key = tuple[int, int, int | None]

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mixersweep.families import look_of
+
 INK, FAINT, PAPER = "#1a1a1a", "#c9c9c9", "#ffffff"
 """Text and axes, grid, background."""
 
@@ -48,19 +50,18 @@ LONG: Dash = (0, (8, 1.5, 1.5, 1.5))
 DOTS: Dash = (0, (1.2, 1.4))
 PUBLISHED: Dash = (0, (4, 2.5))
 
-FAMILIES: dict[str, tuple[str, str, Dash]] = {
-    "s_mixer": (BLUE, "o", "-"),
-    "rp_s_mixer": (ORANGE, "s", LONG),
-    "sw_mlp": (GREEN, "^", DOTS),
-    "mixer": (BLUE, "D", "-"),
-    "rp_mixer": (ORANGE, "X", LONG),
-    "pk": (PINK, "v", "-"),
-    "monarch": (GOLD, "P", LONG),
-    "mlp": (GREY, "*", DOTS),
-    "golubeva_mlp": (GREEN, "p", DOTS),
-    "golubeva_resnet18": (SKY, "h", DOTS),
-    "s_fc": (GOLD, "d", DOTS),
+COLOURS: dict[str, str] = {
+    "blue": BLUE,
+    "orange": ORANGE,
+    "green": GREEN,
+    "pink": PINK,
+    "sky": SKY,
+    "gold": GOLD,
+    "grey": GREY,
 }
+DASHES: dict[str, Dash] = {"solid": "-", "long": LONG, "dots": DOTS}
+"""What the families' looks are said in (``families.base``)."""
+
 _COLOURS = (SKY, GOLD, PINK, GREY, BLUE, ORANGE, GREEN)
 _SHAPES: tuple[tuple[str, Dash], ...] = (("v", LONG), ("<", DOTS), (">", "-"), ("d", LONG), ("p", "-"), ("H", DOTS))
 SPARE = [(_COLOURS[number % len(_COLOURS)], *_SHAPES[number % len(_SHAPES)]) for number in range(42)]
@@ -96,8 +97,9 @@ def looks(variants: Iterable[tuple[str, str]]) -> dict[str, Look]:
     spare = iter(SPARE * 100)
     taken: set[str] = set()
     for label, model in variants:
-        if model in FAMILIES and model not in taken:
-            found[label] = Look(*FAMILIES[model])
+        own = None if model in taken else look_of(model)
+        if own is not None:
+            found[label] = Look(COLOURS[own.colour], own.marker, DASHES[own.dash])
         else:
             found[label] = Look(*next(spare))
         taken.add(model)

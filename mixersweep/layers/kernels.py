@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixersweep.paths import cache_dir
+
 LANES = {"AVX512": 16, "AVX2": 8}
 """The number of floats in a vector, for each instruction set with kernels."""
 
@@ -80,7 +82,7 @@ def _compiled(name: str, compiler: list[str], capability: str) -> Path:
     source = Path(__file__).with_name(f"{name}.c")
     command = [*compiler, *MADE, *FLAGS[capability], str(source)]
     key = hashlib.sha256("\0".join([*command[:-1], source.read_text()]).encode()).hexdigest()[:16]
-    library = Path("~/.cache/mixersweep/kernels").expanduser() / f"{name}-{key}.so"
+    library = cache_dir("kernels") / f"{name}-{key}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""The registry: which network a family's settings build."""
+"""The network that a run's settings mean, built and with its first weights drawn."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
@@ -9,44 +10,29 @@ import torch
 from torch import nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config import Config, MixerFamily, MLPFamily
-from mixersweep.config.families import SFC, GolubevaMLP, GolubevaResNet18, Monarch, Shallow
+from mixersweep.config import Config, image_facts
 from mixersweep.config.schema import WidthScaled
+from mixersweep.families.base import Family
 from mixersweep.layers import SparseMap
 from mixersweep.models import stochastic_depth
 from mixersweep.models.checkpointing import checkpointed
-from mixersweep.models.golubeva import GolubevaMLPNetwork, GolubevaResNet18Network
-from mixersweep.models.mixer import MixerNetwork
-from mixersweep.models.mlp import MLPNetwork
-from mixersweep.models.monarch import MonarchNetwork, ShallowNetwork
-from mixersweep.models.parts import ImageFacts, StructureSeed
-from mixersweep.models.s_fc import SFCNetwork
+from mixersweep.models.parts import StructureSeed
 from mixersweep.seeds import derive, seed_of
 
-__all__ = ["NETWORKS", "build", "checkpointed", "initialize", "network_class", "stochastic_depth"]
-
-NETWORKS: dict[type, Any] = {
-    MixerFamily: MixerNetwork,
-    Monarch: MonarchNetwork,
-    Shallow: ShallowNetwork,
-    MLPFamily: MLPNetwork,
-    GolubevaMLP: GolubevaMLPNetwork,
-    GolubevaResNet18: GolubevaResNet18Network,
-    SFC: SFCNetwork,
-}
-"""A family takes the network of its settings' class, or of the nearest class that this derives from."""
+__all__ = ["build", "checkpointed", "initialize", "network_class", "stochastic_depth"]
 
 
-def network_class(family: type) -> Any:
-    """The class of a family's networks, by the class of its settings."""
-    return next(NETWORKS[base] for base in family.__mro__ if base in NETWORKS)
+def network_class(family: Family | type[Family]) -> Any:
+    """The class of a family's networks, imported from where the family says that it is."""
+    named: Any = family.network
+    module, _, name = named.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def build(config: Config, architecture: Architecture) -> nn.Module:
     """The network of a run on the CPU in float32, with its structure and weights drawn from the run's seeds."""
-    images = ImageFacts(config.data.image_channels, config.patch_size, config.data.classes)
     structure = StructureSeed(seed_of(config, "structure"))
-    network: nn.Module = network_class(type(config.model))(config.model, architecture, images, structure)
+    network: nn.Module = network_class(config.model)(config.model, architecture, image_facts(config), structure)
     initialize(network, seed_of(config, "initialization"))
     if isinstance(config.optim, WidthScaled) and config.optim.lr_scaling in ("mup", "mup_tied"):
         shrink_head(network, config.optim.base_fan_in)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import yaml
 from torch import nn
 
 from mixersweep.budget import Request, solve
-from mixersweep.config import FAMILIES, settings, structure
+from mixersweep.config import settings
 from mixersweep.errors import UserError
+from mixersweep.families import FAMILIES
+from mixersweep.families.base import ImageFacts
 from mixersweep.models import initialize, network_class
 from mixersweep.models.parts import StructureSeed
 from mixersweep.paths import config_dir
@@ -42,34 +45,23 @@ def mixing_block(
         raise UserError(f"family={family}: {reason}; there are {', '.join(with_blocks)}")
     defaults = yaml.safe_load((config_dir() / "model" / f"{family}.yaml").read_text())
     model: Any = settings(FAMILIES[family], {**defaults["model"], **choices}, "")
-    if structure(model) == "dense" and connections is None:
+    if model.structure == "dense" and connections is None:
         density = density or 1.0
-    sizes = solve(
-        Request(
-            structure=structure(model),
-            hidden=model.hidden,
-            tokens=tokens,
-            channels=channels,
-            width=width,
-            connections=connections,
-            density=density,
-            expansion=_given(defaults["expansion"] if expansion is None else expansion),
-            token_expansion=_given(getattr(model, "token_expansion", "auto")),
-            channel_expansion=_given(getattr(model, "channel_expansion", "auto")),
-            depth=1,
-            layers_per_block=model.layers_per_block,
-            norms_per_block=model.norms_per_block,
-            bias=model.bias,
-            stem="none",
-            head="linear",
-            patches=1,
-            classes=1,
-        )
+    expansion = defaults["expansion"] if expansion is None else expansion
+    asked = Request(
+        structure=model.structure,
+        tokens=tokens,
+        channels=channels,
+        width=width,
+        connections=connections,
+        density=density,
+        expansion=None if expansion == "auto" else expansion,
+        depth=1,
+        patches=1,
+        classes=1,
     )
+    request = model.request(asked, ImageFacts(1, 1, 1, 1))
+    sizes = solve(replace(request, stem="none", skip_layer="auto", head="linear"))
     block: nn.Module = with_blocks[family].block_alone(model, sizes, StructureSeed(derive(seed, "structure")))
     initialize(block, derive(seed, "initialization"))
     return block
-
-
-def _given(value: Any) -> Any:
-    return None if value == "auto" else value

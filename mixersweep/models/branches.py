@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixersweep.layers import SparseMap
-from mixersweep.models.parts import Mixing
-from mixersweep.models.stochastic_depth import BRANCHES
+from mixersweep.models.parts import Block, Mixing
 
 ENDS = ("embedding", "head", "stem", "resize")
 """The parts of a network that mix nothing."""
@@ -20,11 +19,10 @@ def mixing_maps(network: nn.Module) -> dict[str, SparseMap]:
     stem and head.
     """
     found: dict[str, SparseMap] = {}
-    for name, block in network.named_modules():
-        for branch in BRANCHES.get(type(block), ()):
-            for inner, layer in getattr(block, branch).named_modules(prefix=f"{name}.{branch}"):
-                if isinstance(layer, SparseMap):
-                    found[inner] = layer
+    for name, branch in _branches(network).items():
+        for inner, layer in branch.named_modules(prefix=name):
+            if isinstance(layer, SparseMap):
+                found[inner] = layer
     if found:
         return found
     return {
@@ -32,6 +30,11 @@ def mixing_maps(network: nn.Module) -> dict[str, SparseMap]:
         for name, layer in network.named_modules()
         if isinstance(layer, SparseMap) and name.split(".")[0] not in ENDS
     }
+
+
+def _branches(network: nn.Module) -> dict[str, nn.Sequential]:
+    blocks = ((name, block) for name, block in network.named_modules() if isinstance(block, Block))
+    return {f"{name}.{branch}": layers for name, block in blocks for branch, layers in block.residual()}
 
 
 class Features:
@@ -43,17 +46,13 @@ class Features:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self._hooked: list[tuple[str, nn.Module]] = []
-        for name, block in network.named_modules():
-            for branch in BRANCHES.get(type(block), ()):
-                self._hooked.append((f"{name}.{branch}", getattr(block, branch)))
-        self._hooked = self._hooked or list(mixing_maps(network).items())
-        self.layers = [name for name, _ in self._hooked]
+        self._hooked: dict[str, Any] = _branches(network) or mixing_maps(network)
+        self.layers = list(self._hooked)
         self._kept: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Features:
-        self._hooks = [module.register_forward_hook(self._keep(name)) for name, module in self._hooked]
+        self._hooks = [module.register_forward_hook(self._keep(name)) for name, module in self._hooked.items()]
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixersweep.models.stochastic_depth import BRANCHES
+from mixersweep.models.parts import Block
 
 
 def checkpointed(network: nn.Module, every: int = 1) -> nn.Module:
@@ -23,7 +23,7 @@ def checkpointed(network: nn.Module, every: int = 1) -> nn.Module:
     Names of parameters stay. Of a network without blocks nothing changes.
     """
     for name, child in network.named_children():
-        if isinstance(child, nn.Sequential) and len(child) and type(child[0]) in BRANCHES:
+        if isinstance(child, nn.Sequential) and len(child) and isinstance(child[0], Block):
             setattr(network, name, _Recomputed(child, every))
     return network
 

@@ -1,6 +1,6 @@
 """Golubeva, Neyshabur & Gur-Ari 2021: networks that widen at a fixed number of weights.
 
-Each weight tensor keeps what water-filling leaves it (``budget.water_filling``), at uniformly random places drawn once
+Each weight tensor keeps what water-filling leaves it (``budget.Layered.kept``), at uniformly random places drawn once
 and static; norms and biases are dense and not counted. Weights, and biases, start from U(-b, b) with
 b = 1/sqrt(fan-in · connectivity), PyTorch's own at the effective fan-in.
 """
@@ -12,10 +12,11 @@ import itertools
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from mixersweep.budget import Architecture, water_filling
-from mixersweep.config.families import GolubevaMLP, GolubevaResNet18
+from mixersweep.budget import Architecture
+from mixersweep.families.base import ImageFacts
+from mixersweep.families.golubeva import GolubevaMLP, GolubevaResNet18
 from mixersweep.layers import Dense, SparseConv, SparseMap, SparseWeights, draw_mask
-from mixersweep.models.parts import BatchNorm, ImageFacts, StructureSeed
+from mixersweep.models.parts import BatchNorm, Block, StructureSeed, Walk
 
 
 class GolubevaMLPNetwork(nn.Module):
@@ -28,10 +29,9 @@ class GolubevaMLPNetwork(nn.Module):
         images: ImageFacts,
         structure: StructureSeed,
     ) -> None:
-        del settings
         super().__init__()
         pixels, width = architecture.patches * images.patch_values, architecture.width
-        hidden, head = water_filling([width * pixels, images.classes * width], architecture.total_connections)
+        hidden, head = settings.layered(images).kept(width)
         self.hidden = _linear(pixels, width, hidden, structure, "hidden")
         self.head = _linear(width, images.classes, head, structure, "head")
 
@@ -51,17 +51,12 @@ class GolubevaResNet18Network(nn.Module):
         images: ImageFacts,
         structure: StructureSeed,
     ) -> None:
-        del settings
         super().__init__()
+        self.image_size = images.size
         width = architecture.width
         stages = [width * 2**stage for stage in range(4)]
-        blocks = list(itertools.pairwise([width, *(channels for channels in stages for _ in range(2))]))
-        kernels = [(images.channels, width, 3)]
-        for inputs, outputs in blocks:
-            kernels += [(inputs, outputs, 3), (outputs, outputs, 3)]
-            kernels += [(inputs, outputs, 1)] if inputs != outputs else []
-        sizes = [inputs * outputs * size**2 for inputs, outputs, size in kernels]
-        kept = iter(water_filling([*sizes, stages[-1] * images.classes], architecture.total_connections))
+        blocks = itertools.pairwise([width, *(channels for channels in stages for _ in range(2))])
+        kept = iter(settings.layered(images).kept(width))  # in the order of the layers below
 
         def convolution(name: str, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
             positions = draw_mask(outputs, inputs * size**2, next(kept), "exact", structure.generator(name))
@@ -85,9 +80,22 @@ class GolubevaResNet18Network(nn.Module):
         logits: Tensor = self.head(x_bchw.mean((2, 3)))
         return logits
 
+    def follow(self, walk: Walk) -> None:
+        """The pixels that reach stem and blocks; BatchNorm normalises over other images, not pixels."""
+        reach, side = walk.convolved(self.stem, walk.pixels(), self.image_size)
+        walk.see("stem", reach)
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, ResidualBlock)
+            first, inner = walk.convolved(block.first, reach, side)
+            second, after = walk.convolved(block.second, first, inner)
+            reach, side = second | walk.convolved(block.skip, reach, side)[0], after
+            walk.see(f"blocks.{number}", reach)
 
-class ResidualBlock(nn.Module):
+
+class ResidualBlock(Block):
     """relu(skip(x) + second(relu(first(x)))), each a convolution and a norm."""
+
+    branches = ("second",)
 
     def __init__(self, first: nn.Module, second: nn.Module, skip: nn.Module) -> None:
         super().__init__()

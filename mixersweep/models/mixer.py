@@ -15,12 +15,13 @@ Between stem and head the tokens come first, (S, B, C): either mixing is one mat
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config import AnyMixer
+from mixersweep.families.base import ImageFacts
+from mixersweep.families.mixers import MixerFamily
 from mixersweep.layers import (
     Commutation,
     Dense,
@@ -30,15 +31,17 @@ from mixersweep.layers import (
     RandomPermutation,
     RowNorm,
 )
-from mixersweep.models.parts import ACTIVATIONS, ImageFacts, Mixing, PatchEmbedding, StructureSeed, readout
+from mixersweep.models.parts import ACTIVATIONS, Block, Mixing, PatchEmbedding, StructureSeed, Walk, readout
 
 
-class MixerBlock(nn.Module):
+class MixerBlock(Block):
     """Token mixing and channel mixing with their skips: (inputs, B, C) to (S, B, C)."""
+
+    branches = ("token_mixing", "channel_mixing")
 
     def __init__(
         self,
-        settings: AnyMixer,
+        settings: MixerFamily,
         architecture: Architecture,
         block: int,
         inputs: int,
@@ -62,6 +65,16 @@ class MixerBlock(nn.Module):
         y_sbc: Tensor = u_sbc + self.channel_mixing(self.channel_norm(u_sbc))
         return y_sbc
 
+    def follow(self, walk: Walk, reach: Any, name: str) -> Any:
+        """The pixels that reach its outputs, of those that reach its inputs."""
+        channels = int(self.token_norm.normalized_shape[0])
+        skipped = follow_skip(self.skip, walk, reach, channels)
+        reach = skipped | walk.through(self.token_mixing, walk.normalised(reach, channels))
+        walk.see(f"{name}.token_mixing", reach)
+        reach = reach | walk.through(self.channel_mixing, walk.normalised(reach, channels))
+        walk.see(f"{name}.channel_mixing", reach)
+        return reach
+
 
 class MixerNetwork(nn.Module):
     """Patch embedding, ``depth`` blocks, LN, head: (B, ch, H, W) to logits (B, classes)."""
@@ -70,7 +83,7 @@ class MixerNetwork(nn.Module):
 
     def __init__(
         self,
-        settings: AnyMixer,
+        settings: MixerFamily,
         architecture: Architecture,
         images: ImageFacts,
         structure: StructureSeed,
@@ -92,7 +105,7 @@ class MixerNetwork(nn.Module):
         self.head = readout(settings, architecture, tokens * channels, images.classes, structure)
 
     @classmethod
-    def block_alone(cls, settings: AnyMixer, architecture: Architecture, structure: StructureSeed) -> nn.Module:
+    def block_alone(cls, settings: MixerFamily, architecture: Architecture, structure: StructureSeed) -> nn.Module:
         """Its first block where that is square, by itself: (B, m) to (B, m)."""
         tokens = architecture.tokens
         assert tokens is not None
@@ -106,6 +119,15 @@ class MixerNetwork(nn.Module):
             return by_class.t()
         logits: Tensor = self.head(x_sbc.mean(0) if self.pooled else x_sbc.transpose(0, 1).flatten(1))
         return logits
+
+    def follow(self, walk: Walk) -> None:
+        """The pixels that reach stem and blocks."""
+        reach = walk.embedded(self.embedding)
+        if isinstance(self.resize, TokenMap):
+            reach = self.resize.follow(walk, reach)
+        walk.see("stem", reach)
+        for number, block in enumerate(self.blocks):
+            reach = cast(Any, block).follow(walk, reach, f"blocks.{number}")
 
 
 class BlockAlone(nn.Module):
@@ -135,14 +157,26 @@ class TokenMap(nn.Module):
         y: Tensor = self.map(x_tbc.flatten(1), features_first=True)
         return y.view(-1, *x_tbc.shape[1:])
 
+    def follow(self, walk: Walk, reach: Any) -> Any:
+        """Every output token has every input token, channel by channel."""
+        return walk.all_rows(reach, self.map.in_width, self.map.out_width)
+
 
 def skip_layer(inputs: int, tokens: int, channels: int, eps: float) -> nn.Sequential:
     """LN(W̃ X): the skip of a block that maps ``inputs`` to ``tokens`` (A.2.4)."""
     return nn.Sequential(TokenMap(inputs, tokens), RowNorm(channels, eps=eps))
 
 
+def follow_skip(skip: nn.Module, walk: Walk, reach: Any, channels: int) -> Any:
+    """The pixels that a skip brings: an identity's, or ``skip_layer``'s."""
+    if isinstance(skip, nn.Identity):
+        return reach
+    assert isinstance(skip, nn.Sequential) and isinstance(skip[0], TokenMap)
+    return walk.normalised(skip[0].follow(walk, reach), channels)
+
+
 def _mixing(
-    settings: AnyMixer,
+    settings: MixerFamily,
     architecture: Architecture,
     layer: Literal["token", "channel"],
     block: int,

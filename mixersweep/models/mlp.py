@@ -10,22 +10,24 @@ Between stem and head the features come first, (m, B), because products with spa
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
 from mixersweep.budget.storage import sparse_is_faster
-from mixersweep.config import MLPFamily
-from mixersweep.config.families import MLP, SWMLP
-from mixersweep.layers import ColumnNorm, Dense, SparseWeights, draw_mask, nonzeros
+from mixersweep.families.base import ImageFacts
+from mixersweep.families.mlps import MLPFamily
+from mixersweep.layers import ColumnNorm, SparseWeights, nonzeros
 from mixersweep.models.parts import (
     ACTIVATIONS,
-    ImageFacts,
+    Block,
     KeptEntries,
     Mixing,
     PatchEmbedding,
     StructureSeed,
+    Walk,
     readout,
 )
 
@@ -35,7 +37,7 @@ class MLPNetwork(nn.Module):
 
     def __init__(
         self,
-        settings: SWMLP | MLP,
+        settings: MLPFamily,
         architecture: Architecture,
         images: ImageFacts,
         structure: StructureSeed,
@@ -52,7 +54,7 @@ class MLPNetwork(nn.Module):
         self.head = readout(settings, architecture, width, images.classes, structure)
 
     @classmethod
-    def block_alone(cls, settings: SWMLP | MLP, architecture: Architecture, structure: StructureSeed) -> nn.Module:
+    def block_alone(cls, settings: MLPFamily, architecture: Architecture, structure: StructureSeed) -> nn.Module:
         """Its first block by itself: (B, m) to (B, m)."""
         count = architecture.mixing_layers // architecture.depth
         return BlockAlone(MLPLayer(settings, architecture, f"layers.{layer}", structure) for layer in range(count))
@@ -62,6 +64,13 @@ class MLPNetwork(nn.Module):
         x_mb = self.norm(self.layers(self.entries(self.embedding(images))))
         logits: Tensor = self.head(self.entries.pool(x_mb) if self.pooled else x_mb.t())
         return logits
+
+    def follow(self, walk: Walk) -> None:
+        """The pixels that reach stem and layers."""
+        reach = walk.kept(self.entries, walk.embedded(self.embedding))
+        walk.see("stem", reach)
+        for number, layer in enumerate(self.layers):
+            reach = cast(Any, layer).follow(walk, reach, f"layers.{number}")
 
 
 class BlockAlone(nn.Module):
@@ -77,18 +86,20 @@ class BlockAlone(nn.Module):
         return y_mb.t()
 
 
-class MLPLayer(nn.Module):
+class MLPLayer(Block):
     """One mixing layer with its skip: (m, B) to (m, B)."""
 
-    def __init__(self, settings: SWMLP | MLP, architecture: Architecture, name: str, structure: StructureSeed) -> None:
+    branches = ("mixing",)
+
+    def __init__(self, settings: MLPFamily, architecture: Architecture, name: str, structure: StructureSeed) -> None:
         super().__init__()
         width, hidden = architecture.width, architecture.hidden_width
         self.norm = ColumnNorm(width, eps=settings.norm_eps)
         activation = ACTIVATIONS[settings.activation]()
         sizes = [(width, hidden), (hidden, width)] if settings.hidden else [(width, width)]
         maps = [
-            _map(settings, architecture, n_in, n_out, structure.generator(f"{name}.{index}"))
-            for index, (n_in, n_out) in enumerate(sizes)
+            settings.linear_map(*size, int(architecture.connections), structure.generator(f"{name}.{index}"))
+            for index, size in enumerate(sizes)
         ]
         self.mixing = Mixing(maps[0], activation, *maps[1:], rows=width)
 
@@ -97,14 +108,11 @@ class MLPLayer(nn.Module):
         mixed: Tensor = x_mb + self.mixing(self.norm(x_mb))
         return mixed
 
-
-def _map(
-    settings: MLPFamily, architecture: Architecture, in_width: int, out_width: int, generator: torch.Generator
-) -> Dense | SparseWeights:
-    if not isinstance(settings, SWMLP):
-        return Dense(in_width, out_width, bias=settings.bias)
-    positions = draw_mask(out_width, in_width, int(architecture.connections), settings.mask, generator)
-    return SparseWeights(in_width, out_width, positions, bias=settings.bias, rescale=settings.rescale)
+    def follow(self, walk: Walk, reach: Any, name: str) -> Any:
+        """The pixels that reach its outputs, of those that reach its inputs."""
+        reach = reach | walk.through(self.mixing, walk.normalised(reach, len(reach)))
+        walk.see(f"{name}.mixing", reach)
+        return reach
 
 
 def choose_storage(network: nn.Module, asked: str, device: torch.device, batch_size: int) -> str:

@@ -7,17 +7,22 @@ factor are one, and M is the Kronecker product of a Mixer without its inner acti
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config.families import Monarch, Shallow
+from mixersweep.families.base import ImageFacts
+from mixersweep.families.monarch import Monarch, Shallow
 from mixersweep.layers import Commutation, Dense, PermutedKronecker, RowNorm
-from mixersweep.models.mixer import MixerNetwork, skip_layer
-from mixersweep.models.parts import ACTIVATIONS, ImageFacts, Mixing, StructureSeed
+from mixersweep.models.mixer import MixerNetwork, follow_skip, skip_layer
+from mixersweep.models.parts import ACTIVATIONS, Block, Mixing, StructureSeed, Walk
 
 
-class MonarchBlock(nn.Module):
+class MonarchBlock(Block):
     """skip(X) + act(L act?(R LN(X))): (inputs, B, C) to (S, B, C)."""
+
+    branches = ("mixing",)
 
     def __init__(
         self,
@@ -44,6 +49,14 @@ class MonarchBlock(nn.Module):
         """(inputs, B, C) to (S, B, C)."""
         y_sbc: Tensor = self.skip(x_tbc) + self.mixing(self.norm(x_tbc))
         return y_sbc
+
+    def follow(self, walk: Walk, reach: Any, name: str) -> Any:
+        """The pixels that reach its outputs, of those that reach its inputs."""
+        channels = int(self.norm.normalized_shape[0])
+        skipped = follow_skip(self.skip, walk, reach, channels)
+        reach = skipped | walk.through(self.mixing, walk.normalised(reach, channels))
+        walk.see(f"{name}.mixing", reach)
+        return reach
 
 
 class MonarchNetwork(MixerNetwork):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config.families import Family
+from mixersweep.families.base import BlockFamily
 from mixersweep.layers import Dense, GroupReadout, SparseMap, transposed, with_rows
 from mixersweep.seeds import derive
 
@@ -24,20 +26,6 @@ class StructureSeed:
     def generator(self, name: str) -> torch.Generator:
         """A fresh CPU generator for the structure called ``name``."""
         return torch.Generator().manual_seed(derive(self.seed, "structure", name))
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What a network has to know of the images beside its own sizes."""
-
-    channels: int
-    patch_size: int
-    classes: int
-
-    @property
-    def patch_values(self) -> int:
-        """C0: the values of a patch."""
-        return self.channels * self.patch_size**2
 
 
 class PatchEmbedding(nn.Module):
@@ -74,6 +62,52 @@ def _patches(images: Tensor, rows: int, columns: int) -> Tensor:
     down, across = height // rows, width // columns
     patches = images.reshape(batch, ch, down, rows, across, columns).permute(2, 4, 0, 1, 3, 5)
     return patches.reshape(down * across, batch, ch * rows * columns)
+
+
+class Walk(Protocol):
+    """Follows pixels through a network (``analyze receptive_field``): what reaches units is handed from part to part.
+
+    A ``reach`` says of each unit of a layer, stored row by row, which pixels reach it; the union of two is ``a | b``. A
+    network with skips has a method ``follow(walk)``, which goes the way of its ``forward``.
+    """
+
+    def embedded(self, embedding: PatchEmbedding) -> Any:
+        """Patches, embedded."""
+
+    def kept(self, entries: KeptEntries, reach: Any) -> Any:
+        """The entries that an MLP keeps."""
+
+    def pixels(self) -> Any:
+        """The images themselves."""
+
+    def through(self, part: nn.Module, reach: Any) -> Any:
+        """All linear maps of a part, one after another."""
+
+    def all_rows(self, reach: Any, rows: int, outputs: int) -> Any:
+        """A table of so many rows, each of whose ``outputs`` rows has connections to all, column by column."""
+
+    def normalised(self, reach: Any, together: int) -> Any:
+        """LayerNorm over so many consecutive units."""
+
+    def convolved(self, part: nn.Module, reach: Any, side: int) -> tuple[Any, int]:
+        """All convolutions of a part on images of so many pixels a side; with the side of what comes out."""
+
+    def see(self, layer: str, reach: Any) -> None:
+        """Here is a layer to look at."""
+
+
+class Block(nn.Module):
+    """A part of a network with skips, which says what it adds to them."""
+
+    branches: tuple[str, ...]
+    """The names of its residual branches, each an ``nn.Sequential`` whose output is added to a skip."""
+
+    def residual(self) -> Iterator[tuple[str, nn.Sequential]]:
+        """Its residual branches by name."""
+        for name in self.branches:
+            branch = getattr(self, name)
+            assert isinstance(branch, nn.Sequential)
+            yield name, branch
 
 
 class Mixing(nn.Sequential):
@@ -114,7 +148,7 @@ def _batch_inside(x: Tensor, rows: int = 1) -> Tensor:
 
 
 def readout(
-    settings: Family, architecture: Architecture, width: int, classes: int, structure: StructureSeed
+    settings: BlockFamily, architecture: Architecture, width: int, classes: int, structure: StructureSeed
 ) -> Dense | GroupReadout:
     """The head of a network of ``width`` vectorised features: of groups of them, of all, or of means."""
     if settings.head in ("groups", "signed_groups"):

@@ -9,9 +9,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
-from mixersweep.config.families import SFC
+from mixersweep.families.base import ImageFacts
+from mixersweep.families.s_fc import SFC
 from mixersweep.layers import Dense
-from mixersweep.models.parts import BatchNorm, ImageFacts, StructureSeed
+from mixersweep.models.parts import BatchNorm, StructureSeed
 
 
 class SFCNetwork(nn.Module):

@@ -12,19 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixersweep.models.golubeva import ResidualBlock
-from mixersweep.models.mixer import MixerBlock
-from mixersweep.models.mlp import MLPLayer
-from mixersweep.models.monarch import MonarchBlock
-from mixersweep.models.parts import Mixing
-
-BRANCHES: dict[type[nn.Module], tuple[str, ...]] = {
-    MixerBlock: ("token_mixing", "channel_mixing"),
-    MonarchBlock: ("mixing",),
-    MLPLayer: ("mixing",),
-    ResidualBlock: ("second",),
-}
-"""The residual branches of a block: sequences whose output is added to its skip."""
+from mixersweep.models.parts import Block, Mixing
 
 
 class DropPath(nn.Module):
@@ -47,12 +35,10 @@ class DropPath(nn.Module):
 
 def attach(network: nn.Module, rate: float, depth: int) -> None:
     """End the branches of all blocks but the first with a ``DropPath``; the last has ``rate``."""
-    blocks = [module for module in network.modules() if type(module) in BRANCHES]
+    blocks = [module for module in network.modules() if isinstance(module, Block)]
     for index, block in enumerate(blocks):
         of_block = rate * (index * depth // len(blocks)) / (depth - 1)
-        for name in BRANCHES[type(block)] if of_block else ():
-            branch = getattr(block, name)
-            assert isinstance(branch, nn.Sequential)
+        for _, branch in block.residual() if of_block else ():
             branch.append(DropPath(of_block, batch_dim=1 if isinstance(branch, Mixing) else 0))
 
 

@@ -28,8 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mixersweep.config import Pretrainable
 from mixersweep.errors import UserError
+from mixersweep.families.base import Family
+from mixersweep.families.mixers import Pretrainable
 from mixersweep.layers import GroupReadout
 from mixersweep.runs.files import sha256_of
 
@@ -56,31 +57,12 @@ def from_timm(state: Mapping[str, Tensor]) -> State:
     """
     converted = {}
     for key, value in state.items():
-        ours = _renamed(key, OUTER, INNER, "timm's MlpMixer")
+        ours = _renamed(key)
         if key == "stem.proj.weight":
             if value.dim() != 4:
                 raise UserError(f"{key}: expects the shape (channels, image channels, P, P), not {_shape(value)}")
             value = value.flatten(1)
         converted[ours] = value
-    return converted
-
-
-def to_timm(state: Mapping[str, Tensor], patch_size: int) -> State:
-    """The inverse of ``from_timm``; ``patch_size`` says how a row of the stem is cut into ch·P·P values.
-
-    Raises ``UserError`` with the first key that timm's MLP-Mixers have no place for: a skip or resizing layer.
-    """
-    outer, inner = ({ours: theirs for theirs, ours in names.items()} for names in (OUTER, INNER))
-    converted = {}
-    for key, value in state.items():
-        theirs = _renamed(key, outer, inner, "a MixerNetwork with timm's shapes")
-        if value.dim() == 3:
-            raise UserError(f"{key}: one matrix for each block (model.tied=false), which timm's MlpMixer has not")
-        if theirs == "stem.proj.weight":
-            if value.shape[1] % patch_size**2:
-                raise UserError(f"{key}: {value.shape[1]} values a patch are not those of patch_size={patch_size}")
-            value = value.unflatten(1, (-1, patch_size, patch_size))
-        converted[theirs] = value
     return converted
 
 
@@ -135,12 +117,12 @@ def read_checkpoint(path: Path, sha256: str) -> State:
     return content
 
 
-def start_from(network: nn.Module, settings: Pretrainable) -> list[str]:
-    """Give a network the weights of ``model.pretrained``, if that is set; return what a reader has to know of it.
+def start_from(network: nn.Module, settings: Family) -> list[str]:
+    """Give a network the weights of ``model.pretrained``, if its family has that and it is set; return notes on them.
 
     A head of another shape is left as it was drawn. Raises ``UserError`` with the first key that does not fit.
     """
-    if settings.pretrained is None or settings.pretrained_sha256 is None:
+    if not isinstance(settings, Pretrainable) or settings.pretrained is None or settings.pretrained_sha256 is None:
         return []
     named = f"model.pretrained={settings.pretrained}"
     state = read_checkpoint(Path(settings.pretrained), settings.pretrained_sha256)
@@ -172,13 +154,13 @@ def start_from(network: nn.Module, settings: Pretrainable) -> list[str]:
     return notes
 
 
-def _renamed(key: str, outer: Mapping[str, str], inner: Mapping[str, str], owner: str) -> str:
+def _renamed(key: str) -> str:
     layer, _, kind = key.rpartition(".")
     block = re.match(r"blocks\.\d+\.", layer)
-    names, start = (inner, block.group()) if block else (outer, "")
+    names, start = (INNER, block.group()) if block else (OUTER, "")
     renamed = names.get(layer[len(start) :])
     if renamed is None or kind not in ("weight", "bias"):
-        raise UserError(f"{key}: {owner} has no such weights")
+        raise UserError(f"{key}: timm's MlpMixer has no such weights")
     return f"{start}{renamed}.{kind}"
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from mixersweep.budget.terms import TARGETS
 from mixersweep.config.schema import Seeds
 from mixersweep.errors import UserError
+from mixersweep.families import order_of
 from mixersweep.report.rates import Rates, rates_of
 from mixersweep.report.sizes import target_of
 from mixersweep.runs.state import State
@@ -244,7 +245,7 @@ def _comparison(fixed: dict[str, Any], rows: Sequence[Row], unfinished: Sequence
         if row["state"] == State.DIVERGED:
             diverged[_cell_of(row, labels)].append(row)
     chose = _search_seeds(tried, diverged)
-    place = {label: FAMILY_ORDER.get(variant["model"], 99) for label, variant in variants.items()}
+    place = {label: order_of(variant["model"]) for label, variant in variants.items()}
     cells, searched, rates = {}, [], {}
     for cell in sorted(tried, key=lambda cell: (place[cell[0]], cell[0], cell[1], str(cell[2]))):
         reported = {rate: [r for r in runs if replicate_of(r) not in chose] for rate, runs in tried[cell].items()}
@@ -302,16 +303,6 @@ def _labels(rows: Sequence[Row]) -> dict[str, str]:
         for key, variant in variants.items():
             labels[key] = " ".join([model, *(f"{n}={_shown(variant.get(n))}" for n in varied)])
     return labels
-
-
-FAMILY_ORDER = {
-    name: place
-    for place, name in enumerate(
-        "s_mixer rp_s_mixer mixer rp_mixer pk monarch sw_mlp mlp mixer_ss_8 mixer_ss_w mixer_b16 mixer_b_w "
-        "shallow_monarch shallow_kronecker golubeva_mlp golubeva_resnet18 s_fc".split()
-    )
-}
-"""In tables and legends: Mixers, what is between, MLPs."""
 
 
 def _key(value: Any) -> str:

@@ -27,8 +27,10 @@ from typing import Any, TypeVar
 import yaml
 
 from mixersweep.budget import Architecture
-from mixersweep.config import AnyModel, Config, Pretrainable, architecture, parse
+from mixersweep.config import Config, architecture, parse
 from mixersweep.errors import UserError
+from mixersweep.families.base import Family
+from mixersweep.families.mixers import Pretrainable
 from mixersweep.runs.experiment import executed_as, fingerprint
 from mixersweep.runs.files import read_json, sha256_of, write_json, write_text
 from mixersweep.runs.state import State
@@ -87,7 +89,7 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
     return Run(solved, sizes, origin or Origin(), fingerprint(solved, sizes))
 
 
-def _with_content(model: AnyModel) -> AnyModel:
+def _with_content(model: Family) -> Family:
     """The settings of a family with the content of the file that it starts from, which is what makes its numbers."""
     if not isinstance(model, Pretrainable):
         return model

@@ -1,6 +1,6 @@
 """What makes an experiment: the settings that decide the numbers of a run, what they are called, and their hash.
 
-A setting of the schema says itself what it is (``config.kinds``): ``execution`` is where and how a run is executed,
+A setting of the schema says itself what it is (``kinds``): ``execution`` is where and how a run is executed,
 ``asked`` only led to other settings, and a setting at its ``neutral`` value is as if it had never been added. This is
 the one walk over settings that knows these marks. It takes a ``Config``, or settings as a run froze them, which may be
 older than some of the schema: a setting that is missing there has its default.

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from mixersweep.budget import Architecture
 from mixersweep.compose import Composer, check_overrides, is_choice, leading, parsed_override, parsed_overrides, split
-from mixersweep.config import VARIANTS, Config, Sweep, architecture, owners, parse, parse_sweep, structure
+from mixersweep.config import VARIANTS, Sweep, architecture, owners, parse_sweep
 from mixersweep.errors import Infeasible, UserError
-from mixersweep.runs import Origin, Run, solve
+from mixersweep.paths import sweeps_dir
+from mixersweep.runs import Origin, solve
 from mixersweep.runs.experiment import EXECUTION
+from mixersweep.sweeps.point import Point, with_settings
 from mixersweep.sweeps.search import Search, searches_of
 
 Grid = dict[str, list[str]]
@@ -35,28 +36,6 @@ Grid = dict[str, list[str]]
 
 ATTEMPTS = 4
 """How often ``infeasible=nearest`` follows what a refusal says would work, since one change may need another."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run of a sweep: ``run``, or why there is none (``infeasible``), or what it waits for (``waiting``).
-
-    ``overrides`` alone mean the same run. ``config`` and ``architecture`` are there for a waiting point too.
-    """
-
-    overrides: list[str]
-    config: Config | None = None
-    architecture: Architecture | None = None
-    run: Run | None = None
-    infeasible: str | None = None
-    waiting: str | None = None
-
-    @property
-    def run_dir(self) -> Path | None:
-        """The run directory, whether it is there yet or not."""
-        if self.run is None:
-            return None
-        return Path(self.run.config.runs_dir).expanduser().absolute() / self.run.name
 
 
 @dataclass(frozen=True)
@@ -79,28 +58,47 @@ class Expansion:
     @property
     def folder(self) -> Path:
         """Where the sweep keeps what belongs to no single run."""
-        return self.runs_dir / ".sweeps" / self.name
+        return sweeps_dir(self.runs_dir) / self.name
 
 
-def expand(arguments: Sequence[str], *, multirun: bool = False) -> Expansion:
+def expand_one(arguments: Sequence[str], *, multirun: bool | None = None) -> Expansion:
+    """What overrides of one run mean; raises ``UserError`` where they mean several, or none."""
+    expansion = expand(arguments, multirun=multirun)
+    several = next((o for o in parsed_overrides(split(arguments)[1]) if o.is_sweep_override()), None)
+    if several is not None:
+        raise UserError(f"{several.input_line}: several values; mixersweep.sweep takes them, for many runs")
+    if expansion.multirun:
+        raise UserError(f"experiment={expansion.experiment}: means many runs; mixersweep.sweep takes it")
+    if not expansion.points:
+        raise Infeasible("; ".join(expansion.notices))
+    (point,) = expansion.points
+    if point.infeasible is not None:
+        raise Infeasible(point.infeasible)
+    return expansion
+
+
+def expand(arguments: Sequence[str], *, multirun: bool | None = None) -> Expansion:
     """What ``mixersweep train [-m] ARGUMENTS`` means; reads outcomes of search runs, writes nothing, trains nothing.
 
-    The arguments are overrides, perhaps led by a ``--config-dir=DIR``. Raises ``UserError`` for a setting that cannot
-    be; a point that no network meets is ``infeasible`` instead.
+    The arguments are overrides, perhaps led by a ``--config-dir=DIR``. They mean many runs where ``multirun`` says so,
+    or with None where an experiment does. Raises ``UserError`` for a setting that cannot be; a point that no network
+    meets is ``infeasible`` instead.
     """
     own, overrides = split(arguments)
     check_overrides(overrides, own)
     task = [o for o in parsed_overrides(overrides) if not _is_of_the_sweep(o.key_or_group)]
     composer = Composer(overrides, own)
     head = composer.head
-    multirun = multirun or head.hydra.mode == RunMode.MULTIRUN
+    multirun = head.hydra.mode == RunMode.MULTIRUN if multirun is None else multirun
     settings = parse_sweep(_plain(head.sweep))
     experiment = head.hydra.runtime.choices.get("experiment")
     grids = _grids(settings, task, own) if multirun else [grid_of(task)]
     _check_places(grids)
     name = settings.name or experiment or _name(grids)
     expanding = _Expanding(composer, settings, grids, Origin(experiment, name if multirun else None, leading(own)))
-    points = expanding.points()
+    # the last setting fastest, as in Hydra
+    combinations = [product(*grid.values()) for grid in grids] if multirun else [product(*map(_values, task))]
+    points = expanding.points(list(one) for some in combinations for one in some)
     searches: list[Search] = []
     if multirun and settings.search is not None:
         searches = searches_of(points, settings.search, expanding.searched)
@@ -118,13 +116,6 @@ def expand(arguments: Sequence[str], *, multirun: bool = False) -> Expansion:
     )
 
 
-def with_settings(overrides: Sequence[str], **values: object) -> list[str]:
-    """The overrides with other values; dots in names are written as ``__``."""
-    new = {key.replace("__", "."): f"{key.replace('__', '.')}={value}" for key, value in values.items()}
-    kept = [new.pop(parsed_override(override).key_or_group, override) for override in overrides]
-    return [*kept, *new.values()]
-
-
 class _Expanding:
     """Solves the points of all grids and keeps what is to be told about them; ``origin`` is what all share."""
 
@@ -136,18 +127,17 @@ class _Expanding:
         self._nearest: dict[str, None] = {}
         self._duplicates = 0
 
-    def points(self) -> list[Point]:
-        """Every point once, in the order of the grids."""
+    def points(self, combinations: Iterable[list[str]]) -> list[Point]:
+        """The points of these overrides, each once."""
         found: dict[str, Point] = {}
-        for grid in self._grids:
-            for combination in itertools.product(*grid.values()):  # the last setting fastest, as in Hydra
-                point, is_moved = self._point(self._fitting(list(combination)))
-                if point.infeasible is not None and self._settings.infeasible == "skip":
-                    self._skipped[point.infeasible] = self._skipped.get(point.infeasible, 0) + 1
-                    continue
-                key = point.run.fingerprint if point.run else json.dumps(point.overrides)
-                self._duplicates += key in found and not is_moved
-                found.setdefault(key, point)
+        for combination in combinations:
+            point, is_moved = self._point(self._fitting(combination))
+            if point.infeasible is not None and self._settings.infeasible == "skip":
+                self._skipped[point.infeasible] = self._skipped.get(point.infeasible, 0) + 1
+                continue
+            key = point.run.fingerprint if point.run else json.dumps(point.overrides)
+            self._duplicates += key in found and not is_moved
+            found.setdefault(key, point)
         return list(found.values())
 
     def searched(self, overrides: list[str]) -> Point:
@@ -230,13 +220,13 @@ class _Expanding:
 
     def _is_dense(self, overrides: list[str]) -> bool:
         try:
-            return structure(parse(self._composer.values(overrides)).model) == "dense"
+            return self._composer.config(overrides).model.structure == "dense"
         except Infeasible:  # it is the images that cannot be
             return False
 
     def _solved(self, overrides: list[str], origin: Origin) -> Point:
         """Raises ``Infeasible`` where no network meets the settings."""
-        config = parse(self._composer.values(overrides))
+        config = self._composer.config(overrides)
         try:
             sizes = architecture(config)
         except Infeasible:
@@ -298,6 +288,7 @@ def _values(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise UserError(
             f"{override.input_line}: an interval has no values to sweep over; hydra/sweeper=optuna draws some"
+            " (pip install 'mixersweep[optuna]')"
         )
     key = override.get_key_element()
     return [f"{key}={value}" for value in override.sweep_string_iterator()]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from mixersweep.paths import sweeps_dir
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import Listed
@@ -81,7 +82,7 @@ def commands(runs: Iterable[Listed]) -> list[str]:
     found = []
     for run in runs:
         sweep = run.planned.get("sweep")
-        stored = read_json(run.path.parent / ".sweeps" / sweep / "sweep.json") if sweep else None
+        stored = read_json(sweeps_dir(run.path.parent) / sweep / "sweep.json") if sweep else None
         one = f"mixersweep train run_dir={shlex.quote(str(run.path))}"
         found.append(stored["command"] if isinstance(stored, dict) and stored.get("command") else one)
     return list(dict.fromkeys(found))

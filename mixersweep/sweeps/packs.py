@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mixersweep.config import Config
-from mixersweep.config.kinds import Auto, Count
+from mixersweep.kinds import Auto, Count
 from mixersweep.runs import Run, RunDirectory
 from mixersweep.sweeps.memory import memory_bytes
 from mixersweep.sweeps.times import alike

@@ -18,10 +18,11 @@ from mixersweep.config import Config, settings
 from mixersweep.runs import Origin, Run, planned, solve
 from mixersweep.runs.listing import Listed, read_listed
 from mixersweep.runs.state import State
-from mixersweep.sweeps.expand import Expansion, Point
+from mixersweep.sweeps.expand import Expansion
 from mixersweep.sweeps.launchers import LAUNCHERS, local, ray, slurm
 from mixersweep.sweeps.memory import memory_bytes
 from mixersweep.sweeps.packs import formed, may_pack, why_single
+from mixersweep.sweeps.point import Point
 from mixersweep.sweeps.text import aligned, duration, quantity
 from mixersweep.sweeps.times import Pace, Times
 

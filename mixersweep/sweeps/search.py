@@ -15,16 +15,14 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixersweep import config as settings
 from mixersweep.errors import UserError
 from mixersweep.runs import fingerprint, read_status
 from mixersweep.runs.files import read_json
 from mixersweep.runs.state import State
-
-if TYPE_CHECKING:
-    from mixersweep.sweeps.expand import Point
+from mixersweep.sweeps.point import Point, with_settings
 
 STEP = math.sqrt(10)
 
@@ -177,8 +175,6 @@ def searches_of(points: Sequence[Point], asked: settings.Search, solved: Callabl
 
     Raises ``UserError`` for a search that cannot choose.
     """
-    from mixersweep.sweeps.expand import with_settings
-
     if len(set(asked.seeds)) < 2:
         raise UserError(f"sweep.search.seeds={asked.seeds}: a choice takes at least 2 seeds, such as [100,101]")
     if not asked.lr:

@@ -18,9 +18,10 @@ from mixersweep.runs import RunDirectory, Status, read_status
 from mixersweep.runs.files import write_json
 from mixersweep.runs.state import State
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.expand import Expansion, Point, expand
+from mixersweep.sweeps.expand import Expansion, expand
 from mixersweep.sweeps.launchers import StopRequest, make
 from mixersweep.sweeps.outcome import outcome, state_of
+from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
 from mixersweep.training.refusal import refuse
 

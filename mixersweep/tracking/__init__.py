@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mixersweep.config.schema import Tracking
 from mixersweep.errors import RunStopped
+from mixersweep.paths import sweeps_dir
 from mixersweep.runs import RunDirectory
 from mixersweep.tracking import processes
 from mixersweep.tracking.identity import LOG, SAYS, WHOLE, of_agent, without_agent, write_identity
@@ -137,7 +138,7 @@ def report_sweep(name: str, runs_dir: Path, tracking: Tracking, check: Callable[
     command = [sys.executable, "-m", "mixersweep", "wandb", "report", name, f"--runs-dir={runs_dir}", "--where-online"]
     command += [f"--timeout={tracking.timeout}", f"--project={tracking.project}"]
     command += [f"--entity={tracking.entity}"] if tracking.entity else []
-    log = runs_dir / ".sweeps" / name / "wandb" / REPORT_LOG
+    log = sweeps_dir(runs_dir) / name / "wandb" / REPORT_LOG
     try:
         process, begins = processes.start(command, log)
     except OSError as error:

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mixersweep.config import Pretrainable
 from mixersweep.data.splits import Splits
 from mixersweep.models.timm import start_from
 from mixersweep.runs import Run
@@ -94,7 +93,7 @@ class Eager:
         self.storage = self._learner.storage
         if kept:
             self._learner.load_from(kept)
-        elif isinstance(run.config.model, Pretrainable):
+        else:
             for note in start_from(self._learner.network, run.config.model):
                 report(f"note: {note}")
         self._steps = Steps(run.config, splits.train, world)

@@ -21,6 +21,7 @@ from mixersweep import processor
 from mixersweep.config import Config
 from mixersweep.errors import UserError
 from mixersweep.layers import nonzeros, product
+from mixersweep.paths import cache_dir
 
 
 def choose_device(name: str) -> torch.device:
@@ -51,7 +52,8 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed tensors for the next ones.
 
     It gives blocks of 32 MB and more back to the system at once, and at every step the system clears their pages anew:
-    at width 65,536 and batch 128 that is most of the time of an elementwise operation. Elsewhere this does nothing.
+    at width 65,536 and batch 128 that is most of the time of an elementwise operation. Where nothing lies
+    above them, as in a process that only measures, smaller ones go back too. Elsewhere than in glibc this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")
@@ -71,7 +73,7 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
         report(f"note: {reason}")
     if config.compile:
         # What AVX-512 has compiled, torch loads where there is AVX2 alone, and all is NaN: machines may share a home.
-        kept = Path("~/.cache/mixersweep/compiled").expanduser() / torch.backends.cpu.get_cpu_capability().lower()
+        kept = cache_dir("compiled") / torch.backends.cpu.get_cpu_capability().lower()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
     if not config.deterministic or device.type != "cuda":
         return

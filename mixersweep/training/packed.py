@@ -69,43 +69,50 @@ class Packed:
             torch.stack([each.labels for each in of_runs]),
         )
         self._tested = self._test.centres().to(device), self._test.labels
-        set_precision(self.config.precision, device)
-        networks = [build(run.config, run.architecture) for run in runs]
+        every = at_once or (len(runs) if device.type == "cuda" else 1)
+        self._parts = [slice(first, min(first + every, len(runs))) for first in range(0, len(runs), every)]
+        self._learn_from(kept, storage)
+        self._lay_out_tables()
+
+    def _learn_from(self, kept: Sequence[Checkpoint | None], storage: str) -> None:
+        """Set up what is learnt: weights, buffers, optimiser and averages, as checkpoints have them or anew."""
+        config, device = self.config, self.device
+        set_precision(config.precision, device)
+        networks = [build(run.config, run.architecture) for run in self._runs]
         for network, state in zip(networks, kept, strict=True):
             if state is not None:
                 network.load_state_dict(state.model)
         self._weights = _Flat([dict(network.named_parameters()) for network in networks], device)
         self._network = networks[0].to(device)
-        self.storage = choose_storage(self._network, storage, device, self.config.batch_size)
+        self.storage = choose_storage(self._network, storage, device, config.batch_size)
         buffers = [dict(network.named_buffers()) for network in networks]
         self._buffers = {name: torch.stack([own[name].to(device) for own in buffers]) for name in buffers[0]}
         self._stored = [name for name in self._network.state_dict() if name in self._buffers]
         self._optimizer: PackedOptimizer = make_packed(networks, [c.optim for c in self.configs], self._weights.flat)
         self._averages: dict[str, Tensor] = {}
-        if self.config.ema is not None:
+        if config.ema is not None:
             self._averages = {"weights": self._weights.flat.clone()}
             self._averages |= {name: self._buffers[name].clone() for name in self._stored}
         for place, state in enumerate(kept):
             if state is not None:
                 self._take_up(place, state)
-
-        every = at_once or (len(runs) if device.type == "cuda" else 1)
-        self._parts = [slice(first, min(first + every, len(runs))) for first in range(0, len(runs), every)]
         self._leaves = [self._weights.leaves(part) for part in self._parts]
-        runs_, steps = len(runs), self.steps
-        images = len(self._train[0])
-        self._starts = torch.zeros(runs_, images, dtype=torch.int64, device=device)
+
+    def _lay_out_tables(self) -> None:
+        """Set up what a step reads and adds to, in places that stay where they are, as a graph needs them."""
+        device, runs, steps, images = self.device, len(self._runs), self.steps, len(self._train[0])
+        self._starts = torch.zeros(runs, images, dtype=torch.int64, device=device)
         self._labels = torch.zeros_like(self._starts)
         self._mirrored = torch.zeros_like(self._starts) if self._store.flip else None
         self._labels_of = [each.labels.cpu() for each in self._train]
         self._drawing, self._drawn = ThreadPoolExecutor(1), dict[int, Future[list[Tensor]]]()
-        self._rates = torch.zeros(steps, runs_, device=device)
+        self._rates = torch.zeros(steps, runs, device=device)
         self._smoothing = self._of_each("label_smoothing")
         self._clip = None if self.config.optim.clip_norm is None else self._of_each("clip_norm")
         self._number = torch.zeros(1, dtype=torch.int64, device=device)  # the step in the epoch
         self._index = torch.zeros(1, dtype=torch.int64, device=device)  # and of training
-        self.sums = torch.zeros(runs_, 2, steps, dtype=torch.float64, device=device)
-        self._evaluated = torch.zeros(runs_, 2, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(runs, 2, steps, dtype=torch.float64, device=device)
+        self._evaluated = torch.zeros(runs, 2, dtype=torch.float64, device=device)
         changing = [self._weights.flat, *self._optimizer.state, *self._averages.values()]
         changing += [self._buffers[name] for name in self._stored]
         changing += [self._number, self._index, self.sums, self._evaluated]
@@ -123,8 +130,9 @@ class Packed:
         for place, of_run in enumerate(sums):
             if of_run is not None:
                 self.sums[place] = of_run.to(self.device)
+        sizes = _cut(len(self._train[0]), self.config.batch_size)
         for number in range(first, self.steps):
-            size = self._batch(number)
+            size = sizes[number]
             self._captured.run(f"train {size}", self._step, size)
             yield number
 
@@ -140,17 +148,13 @@ class Packed:
         self._network.train()
         few = slice(0, LEAST)
         same = True
-        for size in {self._batch(0), self._batch(self.steps - 1)}:
+        for size in set(_cut(len(self._train[0]), self.config.batch_size)):
             alone, *_ = self._gradients(few, self._weights.leaves(few), size)
             together, *_ = self._gradients(self._parts[0], self._leaves[0], size)
             same = same and torch.equal(alone, together[few])
         for name, value in before.items():
             self._buffers[name].copy_(value)
         return same
-
-    def _batch(self, number: int) -> int:
-        """The images of a step of an epoch."""
-        return min(self.config.batch_size, len(self._train[0]) - number * self.config.batch_size)
 
     def evaluate(
         self, split: str, after_each: Callable[[], None], *, averaged: bool = False
@@ -161,7 +165,7 @@ class Packed:
             return [(None, None)] * self.count
         self._evaluated.zero_()
         self._number.zero_()
-        for size in self._passes(images):
+        for size in _cut(images, batch_size(self.config)):
             self._captured.run(f"evaluate {split} {size} {averaged}", self._evaluation, split, size, averaged)
             after_each()
         found = (self._evaluated / images)[: self.count].tolist()
@@ -170,8 +174,8 @@ class Packed:
     def predict(self) -> list[dict[str, Any]]:
         """Of each run, arrays (N,) of every test image in order, as ``evaluation.predict`` gives them."""
         parts, (centres, labels) = [], self._tested
-        for first in range(0, len(labels), batch_size(self.config)):
-            images = self._plain(self._test, centres[first : first + batch_size(self.config)])
+        for some in centres.split(batch_size(self.config)):
+            images = self._plain(self._test, some)
             parts.append(torch.cat([self._logits(part, images, averaged=False) for part in self._parts]))
         probabilities = torch.cat(parts, 1).softmax(-1)
         predicted = probabilities.argmax(-1).int().cpu().numpy()
@@ -381,10 +385,6 @@ class Packed:
     def _images_of(self, split: str) -> int:
         return len(self._test) if split == "test" else self._validation[0].shape[1]
 
-    def _passes(self, images: int) -> list[int]:
-        size = batch_size(self.config)
-        return [min(size, images - first) for first in range(0, images, size)]
-
     def _of_each(self, setting: str) -> Tensor:
         """A setting of the optimiser, of each run, (R,)."""
         return torch.tensor([getattr(config.optim, setting) for config in self.configs], device=self.device)
@@ -423,6 +423,11 @@ def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
     log_p = logits.log_softmax(-1)
     of_label = F.nll_loss(log_p.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
     return (1 - smoothing) * of_label - smoothing * log_p.mean((1, 2))
+
+
+def _cut(images: int, size: int) -> list[int]:
+    """The sizes of the batches of so many images, the last of which may be smaller."""
+    return [min(size, images - first) for first in range(0, images, size)]
 
 
 def _on_device(images: Batches) -> DeviceImages:

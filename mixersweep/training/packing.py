@@ -12,8 +12,6 @@ import json
 from typing import Any
 
 from mixersweep.config import Config
-from mixersweep.config.families import SWMLP
-from mixersweep.config.schema import SGD, AdamW
 from mixersweep.runs import Run
 
 MAY_DIFFER = frozenset(
@@ -37,7 +35,7 @@ def why_alone(config: Config) -> str | None:
     """The setting that keeps a run out of every pack, and why; None where nothing does."""
     augment, optim = config.augment, config.optim
     reasons = {
-        f"optim={optim.name}": not isinstance(optim, SGD | AdamW),
+        f"optim={optim.name}": not optim.trains_packs,
         "precision=fp16": config.precision == "fp16",
         "compile=true": config.compile,
         "gradient_checkpointing=true": config.gradient_checkpointing,
@@ -49,10 +47,9 @@ def why_alone(config: Config) -> str | None:
         f"augment.policy={augment.policy}": augment.policy != "none",
         "augment.random_resized_crop": augment.random_resized_crop is not None,
         f"data={config.data.name}": config.data.name in FOLDERS,
-        "model.pretrained": getattr(config.model, "pretrained", None) is not None,
-        "model.mask=bernoulli": isinstance(config.model, SWMLP) and config.model.mask == "bernoulli",
     }
-    return next((f"{setting} trains by itself" for setting, holds in reasons.items() if holds), None)
+    setting = next((setting for setting, holds in reasons.items() if holds), config.model.alone_for())
+    return None if setting is None else f"{setting} trains by itself"
 
 
 def is_packed(config: Config, device_type: str) -> bool:

@@ -17,7 +17,7 @@ class TrainingProgress:
     def __init__(
         self, epochs: int, steps_per_epoch: int, first_epoch: int, first_step: int = 0, *, shown: bool = True
     ) -> None:
-        self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self._epochs = epochs
         self._began, self._done = time.monotonic(), 0
         self._left = (epochs - first_epoch + 1) * steps_per_epoch - first_step
         console = Console(file=sys.stderr)

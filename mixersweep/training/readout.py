@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixersweep.config import Pretrainable
 from mixersweep.data.batches import Batches
 from mixersweep.layers import GroupReadout, SparseWeights
 from mixersweep.models import build
@@ -31,8 +30,7 @@ def at_start(run: Run, images: Batches) -> dict[str, Any]:
     so that they are the same wherever and however often a run goes on.
     """
     network = build(run.config, run.architecture)
-    if isinstance(run.config.model, Pretrainable):
-        start_from(network, run.config.model)
+    start_from(network, run.config.model)
     choose_storage(network, "sparse", torch.device("cpu"), AT_ONCE)
     return {"connections_drawn": connections_drawn(network), "readout_rank": readout_rank(network, run, images)}
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixersweep.config import Config, warnings
+from mixersweep.config import warnings
 from mixersweep.errors import MixersweepError, RunCancelled, RunDiverged, RunStopped, UserError
-from mixersweep.runs import Origin, Run, RunDirectory, solve
+from mixersweep.runs import Run, RunDirectory
 from mixersweep.runs.state import State
 from mixersweep.training.refusal import refuse
 from mixersweep.training.signals import StopSignals
@@ -19,16 +19,11 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 
 
-def check(config: Config, origin: Origin, report: Report) -> Run:
-    """Solve the network of a run that is to be trained, and tell what a reader of its accuracy has to know.
-
-    Raises ``UserError`` for what cannot be trained.
-    """
-    refuse(config)
-    run = solve(config, origin)
-    for warning in warnings(config, run.architecture):
+def check(run: Run, report: Report) -> None:
+    """Tell what a reader of the accuracy of a run has to know; raises ``UserError`` for what cannot be trained."""
+    refuse(run.config)
+    for warning in warnings(run.config, run.architecture):
         report(f"note: {warning}")
-    return run
 
 
 def frozen(arguments: Sequence[str]) -> list[Path]:

@@ -23,6 +23,7 @@ from mixersweep.bench.step import Step
 from mixersweep.cli import main
 from mixersweep.cli.bench import said
 from mixersweep.layers import product
+from mixersweep.training import timing
 
 CPU = torch.device("cpu")
 
@@ -44,8 +45,10 @@ class _Allocation:
 class Clock:
     """Stands still but for those who say how long they take."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
+        for module in (harness, timing):
+            monkeypatch.setattr(module, "time", self)
 
     def perf_counter(self) -> float:
         """Seconds, as ``time`` has them."""
@@ -63,8 +66,7 @@ class Clock:
 
 
 def test_a_ratio_is_the_references_time_over_the_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(harness, "time", clock)
+    clock = Clock(monkeypatch)
     record = measure(Case("test", {"width": 3}, clock.taking(0.005), clock.taking(0.02), scale=2.0), CPU)
     assert record["benchmark"] == "test"
     assert (record["width"], record["mode"], record["repetitions"]) == (3, "eager", 10)
@@ -75,8 +77,7 @@ def test_a_ratio_is_the_references_time_over_the_subjects(monkeypatch: pytest.Mo
 
 
 def test_what_is_brief_is_repeated_more_often_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(harness, "time", clock)
+    clock = Clock(monkeypatch)
 
     def steady(seconds: float) -> object:
         def run() -> None:
@@ -152,8 +153,7 @@ def test_layout_conversions_are_the_same_by_either_implementation(to: str) -> No
 
 
 def test_what_takes_long_is_repeated_less_and_not_warmed_up_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(harness, "time", clock)
+    clock = Clock(monkeypatch)
     record = measure(Case("test", {}, clock.taking(4.0), clock.taking(0.2)), CPU)
     assert record["repetitions"] == 3
     assert record["ratio"] == pytest.approx(0.05)

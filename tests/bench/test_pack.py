@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from mixersweep.bench import Case, harness, measure
+from mixersweep.bench import Case, measure
 from mixersweep.bench import pack as module
 from mixersweep.bench.pack import COPIED, EagerStep, PackStep, StackedDense, Sweep, copy, pack_cases, step_cases
 from tests.bench.test_bench import Clock
@@ -68,8 +68,7 @@ def test_a_copy_is_one_of_as_many_bytes_as_it_says(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_command_is_timed_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(harness, "time", clock)
+    clock = Clock(monkeypatch)
     record = measure(Case("test", {}, clock.taking(4.0), clock.taking(40.0), once=True), CPU)
     assert (record["ratio"], record["repetitions"], clock.now) == (10, 1, 44)
 

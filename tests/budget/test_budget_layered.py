@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixersweep.budget import SFC, Request, ResNet18, TwoLayerMLP, solve_layered, water_filling
+from mixersweep.budget import Request, solve_layered
+from mixersweep.budget.layered import water_filling
 from mixersweep.errors import UserError
+from mixersweep.families.golubeva import ResNet18, TwoLayerMLP
+from mixersweep.families.s_fc import ThreeMatrices
 
 
 def mlp(weights_total=3970, **asked):
@@ -20,7 +23,7 @@ def resnet(base_width=8, image_channels=3, image_size=32, **asked):
 
 
 def s_fc(alpha, image_size=32, **asked):
-    return solve_layered(Request(structure="layered", depth=1, **asked), SFC(3, image_size, 10, alpha))
+    return solve_layered(Request(structure="layered", depth=1, **asked), ThreeMatrices(3, image_size, 10, alpha))
 
 
 def removed_one_by_one(sizes, total):

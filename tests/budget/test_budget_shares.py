@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixersweep.budget import Request, TwoLayerMLP, solve, solve_layered, widest
+from mixersweep.budget import Request, solve, solve_layered, widest
 from mixersweep.errors import UserError
+from mixersweep.families.golubeva import TwoLayerMLP
 
 
 def mixer(**asked):

@@ -15,9 +15,12 @@ from omegaconf import OmegaConf
 
 from mixersweep import config as schema
 from mixersweep.config import parse
-from mixersweep.config.families import NamedMixer, PrintedMixer, Shallow
 from mixersweep.config.parse import check_key, describe, keys, owners
 from mixersweep.errors import UserError
+from mixersweep.families import FAMILIES
+from mixersweep.families.layered import LayeredFamily
+from mixersweep.families.monarch import Shallow
+from mixersweep.families.published_sizes import NamedMixer, PrintedMixer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DATA_SETS = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
@@ -29,7 +32,7 @@ def composed(*overrides):
         return OmegaConf.to_container(compose(config_name="train", overrides=list(overrides)), resolve=True)
 
 
-DEFAULTS = {family: composed(f"model={family}") for family in schema.FAMILIES}
+DEFAULTS = {family: composed(f"model={family}") for family in FAMILIES}
 ADAMW = composed("optim=adamw")
 BETA_LASSO = composed("optim=beta_lasso")
 TIMM = composed("optim=timm")
@@ -75,7 +78,7 @@ def value_of(config, key):
 # --- every file --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", schema.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("data", DATA_SETS)
 def test_every_family_is_a_network_on_every_data_set_as_it_stands(family, data):
     values = composed(f"model={family}", f"data={data}", *(FACTS if data == "image_folder" else []))
@@ -89,7 +92,7 @@ def test_every_family_is_a_network_on_every_data_set_as_it_stands(family, data):
             schema.architecture(config)
         config = parse(with_value("model.head", "signed_groups", values))
     network = schema.architecture(config)
-    own_size = schema.LayeredFamily, NamedMixer, PrintedMixer, Shallow
+    own_size = LayeredFamily, NamedMixer, PrintedMixer, Shallow
     if not isinstance(config.model, own_size):
         assert network.connections_target == 2**15
     if not isinstance(config.model, Shallow):  # which has no patches
@@ -106,7 +109,7 @@ def test_every_family_is_a_network_on_every_data_set_as_it_stands(family, data):
 
 
 def test_every_family_class_has_a_file_and_every_file_a_class():
-    assert {path.stem for path in (CONFIGS / "model").glob("*.yaml")} == set(schema.FAMILIES)
+    assert {path.stem for path in (CONFIGS / "model").glob("*.yaml")} == set(FAMILIES)
     assert {path.stem for path in (CONFIGS / "optim").glob("*.yaml")} > set(schema.OPTIMIZERS)
 
 
@@ -154,7 +157,7 @@ def test_the_defaults_of_the_whole_are_the_widest_s_mixer():
 )
 def test_overrides_reach_the_rule(overrides, structure, width):
     config = parse(composed(*overrides))
-    assert schema.structure(config.model) == structure
+    assert config.model.structure == structure
     assert schema.architecture(config).width == width
 
 
@@ -412,9 +415,9 @@ NAMED = ["mixer_ss_8", "mixer_ss_w", "mixer_b16", "mixer_b_w"]
     [
         ("model.tied", False, "sw_mlp", "sw_mlp", ["pk", "monarch"]),
         ("model.mask", "exact", "pk", "pk", ["sw_mlp"]),
-        ("model.token_expansion", 2, "s_mixer", "s_mixer", ["pk", "mixer", "rp_mixer", *NAMED]),
-        ("model.random_layers", "both", "mixer", "mixer", ["pk", "rp_s_mixer", "rp_mixer"]),
-        ("model.stem", "patch", "mlp", "mlp", ["pk", "s_mixer", "rp_s_mixer", "mixer", "rp_mixer", *NAMED, "monarch"]),
+        ("model.token_expansion", 2, "s_mixer", "s_mixer", ["mixer", "rp_mixer", "pk", *NAMED]),
+        ("model.random_layers", "both", "mixer", "mixer", ["rp_s_mixer", "rp_mixer", "pk"]),
+        ("model.stem", "patch", "mlp", "mlp", ["s_mixer", "rp_s_mixer", "mixer", "rp_mixer", "pk", "monarch", *NAMED]),
         ("optim.beta1", 0.9, "pk", "sgd", ["adamw"]),
     ],
 )
@@ -591,7 +594,7 @@ def test_settings_that_no_choice_decides_have_no_owners(key):
 
 
 def test_settings_that_every_choice_has_are_owned_by_all():
-    assert owners("model.name") == list(schema.FAMILIES)
+    assert owners("model.name") == list(FAMILIES)
     assert owners("optim.lr") == list(schema.OPTIMIZERS)
 
 
@@ -605,7 +608,7 @@ def test_keys_that_exist_pass(key, choice):
 def test_every_setting_is_described_in_words():
     described = {key: describe(annotation) for key, annotation in keys()}
     assert not [text for text in described.values() if re.search(r"[<>]|class|typing|None|Literal", text)]
-    assert described["model"] == " or ".join(schema.FAMILIES)
+    assert described["model"] == " or ".join(FAMILIES)
     assert described["optim"] == " or ".join(schema.OPTIMIZERS)
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from mixersweep.compose import config_of
-from mixersweep.config import Config, MLPFamily
+from mixersweep.config import Config
 from mixersweep.errors import Infeasible
+from mixersweep.families.mlps import MLPFamily
 from mixersweep.layers import SparseMap
 from mixersweep.models import build
 from mixersweep.models.branches import mixing_maps

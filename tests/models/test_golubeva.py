@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from mixersweep.compose import config_of
-from mixersweep.config import LayeredFamily
 from mixersweep.errors import UserError
+from mixersweep.families.layered import LayeredFamily
 from mixersweep.layers import Dense, SparseConv, SparseMap, SparseWeights
 from mixersweep.models import build
 from mixersweep.models.mlp import choose_storage

@@ -1,4 +1,4 @@
-"""``mixersweep report`` and ``compare`` through the front door: files, figures, texts, and how they refuse."""
+"""``mixersweep report`` and ``diff`` through the front door: files, figures, texts, and how they refuse."""
 
 import csv
 import json
@@ -262,8 +262,8 @@ def test_text_for_a_paper(swept: Path, run: Callable[..., Printed], tmp_path: Pa
         (["report", "RUNS", "--x", "widht"], 2, "the nearest is width"),
         (["report", "RUNS", "--y", "accurracy"], 2, "the nearest is accuracy"),
         (["report", "RUNS", "--where", "state=diverged"], 1, "no run is completed yet (1 diverged)"),
-        (["compare", "RUNS"], 2, "compare takes two runs or more"),
-        (["compare", "RUNS", "nothing"], 2, "is no run directory"),
+        (["diff", "RUNS"], 2, "diff takes two runs or more"),
+        (["diff", "RUNS", "nothing"], 2, "is no run directory"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -284,9 +284,9 @@ def test_where_chooses_the_runs_and_is_said(swept: Path, run: Callable[..., Prin
     assert "--where 'model=sw_mlp and width>=900 and shape=null'" in out
 
 
-def test_compare_shows_what_differs(swept: Path, run: Callable[..., Printed], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diff_shows_what_differs(swept: Path, run: Callable[..., Printed], monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = sorted(path for path in swept.iterdir() if path.name.startswith("s_mixer-w1024"))[:2]
-    code, out, _ = run("compare", one, other, "--json")
+    code, out, _ = run("diff", one, other, "--json")
     assert code == 0
     found = json.loads(out)
     assert found["runs"] == [one.name, other.name]
@@ -295,13 +295,13 @@ def test_compare_shows_what_differs(swept: Path, run: Callable[..., Printed], mo
     assert set(found["settings"]) <= {"seed", "depth"}
     assert found["settings"]
     monkeypatch.setenv("MIXERSWEEP_RUNS", str(swept))
-    code, out, _ = run("compare", one.name, other.name[:-3])
+    code, out, _ = run("diff", one.name, other.name[:-3])
     assert code == 0
     assert one.name in out
     assert "test_accuracy" in out
-    code, _, err = run("compare", one.name, "s_mixer")
+    code, _, err = run("diff", one.name, "s_mixer")
     assert code == 2
-    assert "begin so, such as" in err
+    assert "have this in their name" in err
 
 
 def test_neither_torch_nor_wandb_is_imported(small: Path, tmp_path: Path) -> None:

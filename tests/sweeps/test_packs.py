@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mixersweep.compose import config_of
-from mixersweep.config.kinds import Auto, Count
+from mixersweep.kinds import Auto, Count
 from mixersweep.runs import Run, RunDirectory, solve
 from mixersweep.sweeps import packs as module
 from mixersweep.sweeps.expand import expand

@@ -20,7 +20,8 @@ from mixersweep.config import architecture
 from mixersweep.errors import UserError
 from mixersweep.paths import config_dir
 from mixersweep.runs import Run
-from mixersweep.sweeps.expand import Expansion, Point, expand
+from mixersweep.sweeps.expand import Expansion, expand
+from mixersweep.sweeps.point import Point
 from tests.speed import HANGS
 
 FOLDER = config_dir() / "experiment"

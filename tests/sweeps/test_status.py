@@ -389,7 +389,7 @@ def test_the_job_of_a_cancelled_run_is_named(command: Command, runs: dict[str, P
     ("arguments", "message"),
     [
         ([], "name runs, or say which"),
-        (["nowhere"], "nowhere: no such run directory, and no run of this name in runs"),
+        (["nowhere"], "nowhere: no such directory, and no run of this name in runs"),
         (["runs"], "a directory of many runs; say which"),
         (["sw_mlp"], "runs in runs have this in their name"),
     ],
@@ -504,7 +504,7 @@ def test_logs_are_the_last_lines(command: Command, runs: dict[str, Path]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: no such run directory"),
+        (["nowhere"], "nowhere: no such directory"),
         (["s_mixer"], "have this in their name"),
         ([], "required: RUN"),
         (["runs", "-n", "-1"], "--lines -1: expects a whole number, at least 0"),

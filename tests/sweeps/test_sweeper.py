@@ -226,7 +226,6 @@ def test_another_sweeper_of_hydra_still_trains_job_by_job(tmp_path: Path) -> Non
 
 
 def test_optuna_maximises_validation_accuracy_past_what_diverges(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     arguments = [*SMALL, "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_jobs=1"]
     study = ["hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=1", "optim.lr=choice(0.1,1e30)"]
     done = run(tmp_path, "train", "-m", *arguments, *study)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mixersweep.compose import config_of
-from mixersweep.config.families import FAMILIES
 from mixersweep.config.schema import VARIANTS, Config
 from mixersweep.data.splits import share_splits
 from mixersweep.errors import RunCancelled, RunDiverged, RunHeld, RunStopped, UserError
+from mixersweep.families import FAMILIES
 from mixersweep.runs import RunDirectory, hold, read_status, solve
 from mixersweep.sweeps.mend import cancel
 from mixersweep.training import loop, packing

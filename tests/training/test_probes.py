@@ -13,7 +13,7 @@ import torch
 from mixersweep.analysis.subjects import chosen, mixing_maps
 from mixersweep.cli import main
 from mixersweep.compose import config_of
-from mixersweep.config import FAMILIES
+from mixersweep.families import FAMILIES
 from mixersweep.layers.sparsity import hoyer
 from mixersweep.runs import RunDirectory, solve
 from mixersweep.training.learner import Learner

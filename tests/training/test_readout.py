@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from mixersweep.compose import config_of
-from mixersweep.config import FAMILIES, warnings
+from mixersweep.config import warnings
 from mixersweep.data.splits import open_splits
+from mixersweep.families import FAMILIES
 from mixersweep.layers import SparseWeights
 from mixersweep.models import build
 from mixersweep.runs import solve

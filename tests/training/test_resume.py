@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mixersweep.config import FAMILIES
+from mixersweep.families import FAMILIES
 from tests.training.small import DIGITS, SIZES, StopAfter, assert_identical, directory, finished, rows, stopped
 
 PATCHES = ("depth=2", "image_size=8", "patch_size=2", "tokens=16", "channels=5")

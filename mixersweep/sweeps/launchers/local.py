@@ -25,8 +25,8 @@ from typing import IO, Any, Literal
 import psutil
 
 from mixersweep import config
-from mixersweep.config.kinds import Auto, Count, Whole
 from mixersweep.errors import INTERRUPTED, RunStopped, UserError
+from mixersweep.kinds import Auto, Count, Whole
 from mixersweep.runs import RunDirectory, read_status
 from mixersweep.runs.state import State
 from mixersweep.sweeps import queue

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt
 
 from mixersweep import config
-from mixersweep.config.kinds import Auto, Count, NotNegative
 from mixersweep.errors import RunStopped, UserError
+from mixersweep.kinds import Auto, Count, NotNegative
 from mixersweep.runs import RunDirectory, read_status
 from mixersweep.runs.state import State
 from mixersweep.sweeps import queue

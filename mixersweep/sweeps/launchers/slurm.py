@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mixersweep import config
-from mixersweep.config.kinds import Auto, Count, Whole
 from mixersweep.errors import RunStopped, UserError
+from mixersweep.kinds import Auto, Count, Whole
+from mixersweep.paths import sweeps_dir
 from mixersweep.runs import RunDirectory, Status, read_status, set_status
 from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
@@ -234,7 +235,7 @@ def release(run_dir: Path, job: str) -> bool:
     if shutil.which("squeue") is None:
         return False
     listed = [one for one in _squeue_or_none() or [] if one.job == job]
-    folder = run_dir.parent / ".sweeps"
+    folder = sweeps_dir(run_dir.parent)
     packs = [record["packs"][one.index] for one in listed for record in _records(folder, [one.name])]
     if not any(str(run_dir) in pack and all(_has_ended(Path(run)) for run in pack) for pack in packs):
         return False

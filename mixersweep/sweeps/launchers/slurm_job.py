@@ -21,8 +21,8 @@ from pathlib import Path
 
 import psutil
 
-from mixersweep.config.kinds import Auto
 from mixersweep.errors import DONE, FAILED, PREEMPTED, RunStopped
+from mixersweep.kinds import Auto
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.state import State
 from mixersweep.runs.status import guard, this_host

@@ -8,6 +8,7 @@ from typing import Any
 
 from mixersweep.errors import UserError
 from mixersweep.report.table import Row, row_of
+from mixersweep.runs.find import find
 from mixersweep.runs.listing import read_listed
 from mixersweep.runs.record import KEYS
 from mixersweep.runs.state import State
@@ -17,32 +18,16 @@ NEVER = ("name", "fingerprint", "run_dir", "command", "overrides", "settings", "
 
 
 def read(places: Sequence[str], runs_dir: Path) -> list[Row]:
-    """The runs at these places: directories, or names (or their beginnings) of runs in ``runs_dir``.
-
-    Raises ``UserError`` for what is no run, is broken, or is the beginning of several names.
-    """
+    """The runs that are named, by path or name in ``runs_dir``; raises ``UserError`` for what is no whole run."""
     rows = []
     for place in places:
-        listed = read_listed(_found(place, runs_dir).absolute())
+        listed = read_listed(find(place, runs_dir).absolute())
         if listed is None:
             raise UserError(f"{place}: is no run directory; it has no config.yaml")
         if listed.state is State.BROKEN:
             raise UserError(f"{place}: {listed.reason}")
         rows.append(row_of(listed))
     return rows
-
-
-def _found(place: str, runs_dir: Path) -> Path:
-    path = Path(place).expanduser()
-    if path.is_dir():
-        return path
-    runs_dir = runs_dir.expanduser()
-    names = sorted(p.name for p in runs_dir.iterdir() if p.name.startswith(place)) if runs_dir.is_dir() else []
-    if len(names) > 1:
-        raise UserError(f"{place}: {len(names)} runs in {runs_dir} begin so, such as {names[0]} and {names[1]}")
-    if not names:
-        raise UserError(f"{place}: no such directory, and no run in {runs_dir} begins so")
-    return runs_dir / names[0]
 
 
 def differences(rows: Sequence[Row]) -> dict[str, list[tuple[str, list[Any]]]]:

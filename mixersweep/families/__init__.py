@@ -1,0 +1,50 @@
+"""The model families, one line each: what ``model=<name>`` means, in the order of tables and legends.
+
+To add one: a file here, ``configs/model/<name>.yaml`` and a line below. ``base`` says what a family is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from mixersweep.families.base import Family, FamilyLook
+
+
+def _found(place: str) -> type[Family]:
+    """The class ``file.Class`` of this folder."""
+    module, _, name = place.partition(".")
+    family: type[Family] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return family
+
+
+FAMILIES: dict[str, type[Family]] = {
+    "s_mixer": _found("mixers.SMixer"),
+    "rp_s_mixer": _found("mixers.RPSMixer"),
+    "mixer": _found("mixers.Mixer"),
+    "rp_mixer": _found("mixers.RPMixer"),
+    "pk": _found("mixers.PK"),
+    "monarch": _found("monarch.Monarch"),
+    "sw_mlp": _found("mlps.SWMLP"),
+    "mlp": _found("mlps.MLP"),
+    "mixer_ss_8": _found("published_sizes.MixerSS8"),
+    "mixer_ss_w": _found("published_sizes.MixerSSW"),
+    "mixer_b16": _found("published_sizes.MixerB16"),
+    "mixer_b_w": _found("published_sizes.MixerBW"),
+    "shallow_monarch": _found("monarch.ShallowMonarch"),
+    "shallow_kronecker": _found("monarch.ShallowKronecker"),
+    "golubeva_mlp": _found("golubeva.GolubevaMLP"),
+    "golubeva_resnet18": _found("golubeva.GolubevaResNet18"),
+    "s_fc": _found("s_fc.SFC"),
+}
+
+
+def look_of(name: str) -> FamilyLook | None:
+    """How the lines of a family look; None for a name that no family here has, as in a record from elsewhere."""
+    family: Any = FAMILIES.get(name)
+    return None if family is None else family.look
+
+
+def order_of(name: str) -> int:
+    """The place of a family in tables and legends; names that no family here has come last."""
+    return list(FAMILIES).index(name) if name in FAMILIES else len(FAMILIES)

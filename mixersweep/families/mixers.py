@@ -1,0 +1,147 @@
+"""The permuted-Kronecker families: S-Mixer, MLP-Mixer, their random-permutation and untied versions.
+
+Hayase & Karakida 2024, sections 2.2, 5.1 and 5.2; their networks are in ``models/mixer.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from mixersweep.budget import Request, Structure
+from mixersweep.errors import Infeasible
+from mixersweep.families.base import BlockFamily, FamilyLook, ImageFacts
+from mixersweep.kinds import Auto, Positive, Whole, asked, execution, neutral
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerFamily(BlockFamily):
+    """Permuted-Kronecker networks on S x C features (paper, sections 2.2 and 5.1)."""
+
+    stem: Literal["patch", "resize"]
+    skip_layer: Literal["auto", "always", "never"]
+    layers_per_block: ClassVar[int] = 2
+    norms_per_block: ClassVar[int] = 2
+    network = "mixersweep.models.mixer:MixerNetwork"
+
+    if TYPE_CHECKING:  # a setting of some Mixers, and of others the same in all their networks
+
+        @property
+        def tied(self) -> bool: ...
+        @property
+        def token_expansion(self) -> float | Auto: ...
+        @property
+        def channel_expansion(self) -> float | Auto: ...
+
+    @property
+    def structure(self) -> Structure:
+        """Tied blocks share one matrix, untied ones have one each."""
+        return "kronecker" if self.tied else "block_diagonal"
+
+    def request(self, asked: Request, images: ImageFacts) -> Request:
+        """With its wiring and the expansions of its two kinds of layers."""
+        return replace(
+            super().request(asked, images),
+            stem=self.stem,
+            skip_layer=self.skip_layer,
+            token_expansion=None if self.token_expansion == "auto" else self.token_expansion,
+            channel_expansion=None if self.channel_expansion == "auto" else self.channel_expansion,
+        )
+
+    def is_random(self, layer: Literal["token", "channel"], block: int) -> bool:
+        """Whether this layer of this block has random permutations in place of its fixed ones."""
+        del layer, block
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomPermutations(MixerFamily):
+    """A Mixer whose fixed permutations may be random ones (section 5.2)."""
+
+    random_layers: Literal["none", "token", "channel", "both"]
+    random_blocks: Literal["all"] | list[Whole]
+
+    def check(self, depth: int) -> None:
+        """Refuse blocks that are not there."""
+        blocks = self.random_blocks
+        if blocks != "all" and any(block >= depth for block in blocks):
+            raise Infeasible(f"model.random_blocks={blocks}: depth={depth} has the blocks 0 to {depth - 1}")
+
+    def is_random(self, layer: Literal["token", "channel"], block: int) -> bool:
+        """Whether this layer of this block has random permutations in place of its fixed ones."""
+        blocks = self.random_blocks
+        return self.random_layers in (layer, "both") and (blocks == "all" or block in blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SMixer(MixerFamily):
+    """S-Mixer: one weight matrix a mixing layer (eq 5)."""
+
+    name: Literal["s_mixer"]
+    hidden: ClassVar[bool] = False
+    tied: ClassVar[bool] = True
+    token_expansion: ClassVar[Auto] = "auto"
+    channel_expansion: ClassVar[Auto] = "auto"
+    look = FamilyLook("blue", "o", "solid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RPSMixer(RandomPermutations):
+    """Random-permutation S-Mixer (section 5.2)."""
+
+    name: Literal["rp_s_mixer"]
+    random_layers: Literal["token", "channel", "both"]
+    hidden: ClassVar[bool] = False
+    tied: ClassVar[bool] = True
+    token_expansion: ClassVar[Auto] = "auto"
+    channel_expansion: ClassVar[Auto] = "auto"
+    look = FamilyLook("orange", "s", "long")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrainable(MixerFamily):
+    """A Mixer that may start from the weights of a file: where that lies is execution, what is in it the experiment."""
+
+    pretrained: str | None = execution(None)
+    pretrained_sha256: str | None = neutral(None)
+
+    def alone_for(self) -> str | None:
+        """Weights of a file are read by one run at a time."""
+        return super().alone_for() if self.pretrained is None else "model.pretrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixer(Pretrainable):
+    """MLP-Mixer: mixing layers with a hidden layer (eqs 1-4)."""
+
+    name: Literal["mixer"]
+    token_expansion: Positive | Auto = asked()
+    channel_expansion: Positive | Auto = asked()
+    hidden: ClassVar[bool] = True
+    tied: ClassVar[bool] = True
+    look = FamilyLook("blue", "D", "solid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RPMixer(RandomPermutations):
+    """Random-permutation MLP-Mixer (section 5.2); the permutation between its two layers is the identity."""
+
+    name: Literal["rp_mixer"]
+    random_layers: Literal["token", "channel", "both"]
+    token_expansion: Positive | Auto = asked()
+    channel_expansion: Positive | Auto = asked()
+    hidden: ClassVar[bool] = True
+    tied: ClassVar[bool] = True
+    look = FamilyLook("orange", "X", "long")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PK(RandomPermutations, Pretrainable):
+    """The permuted-Kronecker family with every choice open (section 5.1); the four above are members of it."""
+
+    name: Literal["pk"]
+    hidden: bool
+    tied: bool
+    token_expansion: Positive | Auto = asked()
+    channel_expansion: Positive | Auto = asked()
+    look = FamilyLook("pink", "v", "solid")

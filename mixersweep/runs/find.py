@@ -1,0 +1,39 @@
+"""How every verb finds the runs that a person names: directories of runs, and runs by their path or name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mixersweep import paths
+from mixersweep.errors import UserError
+
+
+def find_all(named: Iterable[str | Path]) -> list[Path]:
+    """The directories that are named; that of runs without a setting where none is. Raises as ``find`` does."""
+    return [find(name) for name in named] or [paths.runs_dir()]
+
+
+def find(named: str | Path, runs_dir: Path | None = None) -> Path:
+    """The directory at this path, or else the one run in ``runs_dir`` with this in its name, such as its hash.
+
+    A whole name comes before beginnings, and those before what stands anywhere. Raises ``UserError`` where there is
+    none, and where there are several.
+    """
+    path = Path(named).expanduser()
+    if path.exists():
+        return path
+    name = str(named)
+    runs_dir = paths.runs_dir() if runs_dir is None else runs_dir.expanduser()
+    if "/" in name:
+        raise UserError(f"{named}: no such directory; name a directory of runs, or a run in {runs_dir}")
+    entries = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
+    runs = [entry.name for entry in entries if name in entry.name and entry.name[0] != "." and entry.is_dir()]
+    begun = [run for run in runs if run.startswith(name)]
+    found = [run for run in runs if run == name] or begun or runs
+    if not found:
+        raise UserError(f"{named}: no such directory, and no run of this name in {runs_dir} (also MIXERSWEEP_RUNS)")
+    if len(found) > 1:
+        some = ", ".join(found[:3])
+        raise UserError(f"{named}: {len(found):,} runs in {runs_dir} have this in their name ({some}); say more of it")
+    return runs_dir / found[0]

@@ -1,0 +1,121 @@
+"""How long training takes here: the one stopwatch of ``bench``, ``plan --measure`` and ``analyze cost``.
+
+Steps are timed in the trainer itself, on the run's own data, in a run directory that is thrown away: the stopwatch sits
+where the trainer looks for signals, once a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixersweep.errors import PREEMPTED, RunStopped
+from mixersweep.runs import Run, RunDirectory
+from mixersweep.training.loop import train
+from mixersweep.training.signals import StopSignals
+
+ENOUGH_SECONDS, ENOUGH_STEPS = 3.0, 8
+"""A run is timed for at least so long and so many steps, after those that warm up."""
+
+WARM_UP = 2
+EVALUATION = 0.35
+"""The cost of an evaluated image over that of a trained one, where no whole epoch was timed."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of an epoch, of the training in it, and from the start to the first step; from so many steps."""
+
+    epoch: float
+    training: float
+    set_up: float
+    steps: int
+
+
+def time_training(run: Run) -> Timed:
+    """Train the first steps of a run, as long as it takes to time them; raises what training raises otherwise."""
+    tracking = dataclasses.replace(run.config.tracking, name="none")
+    with tempfile.TemporaryDirectory(prefix="mixersweep-time-") as folder:
+        config = dataclasses.replace(run.config, tracking=tracking, runs_dir=folder)
+        directory = RunDirectory.create(dataclasses.replace(run, config=config), Path(folder))
+        watch = _Stopwatch(directory)
+        began = time.monotonic()
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(RunStopped):
+            train(directory, watch, lambda _: None)
+        return _timed(run, directory.rows(), watch.times, began)
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """The seconds of one call: those of the device where it is a GPU."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+class _Stopwatch(StopSignals):
+    """Signals whose check notes the time, and asks the run to stop when there is enough.
+
+    A GPU is waited for where counting begins and ends, and nowhere else.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        super().__init__()
+        self.times: list[float] = []
+        self._directory = directory
+
+    def check(self) -> None:
+        """Called by the trainer after each step."""
+        if len(self.times) == WARM_UP:
+            _wait()
+        self.times.append(time.monotonic())
+        steps = len(self.times) - 1 - WARM_UP
+        if steps < ENOUGH_STEPS or self.times[-1] - self.times[WARM_UP] < ENOUGH_SECONDS:
+            return
+        if len(self._directory.rows()) == 1:  # a short epoch: the next one is timed as a whole
+            return
+        _wait()
+        self.times[-1] = time.monotonic()
+        raise RunStopped("timed", PREEMPTED)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _timed(run: Run, rows: Sequence[dict[str, Any]], times: list[float], began: float) -> Timed:
+    """What was timed: whole epochs from the second on where there are such, else steps of the first."""
+    config = run.config
+    trained = round(config.data.train_images * (1 - config.validation))
+    evaluated = config.data.train_images - trained + config.data.test_images
+    steps = -(-trained // config.batch_size)
+    if len(rows) >= 2:
+        later = [second["time"] - first["time"] for first, second in itertools.pairwise(rows)]
+        epoch, training = statistics.fmean(later), statistics.fmean(row["seconds"] for row in rows[1:])
+        counted = steps * len(later)
+    else:
+        some = times[min(WARM_UP, len(times) - 2) : steps]
+        if len(some) < 2:
+            some = times[:2]
+        counted = len(some) - 1
+        training = (some[-1] - some[0]) / counted * steps
+        epoch = training * (1 + EVALUATION * evaluated / trained)
+    return Timed(epoch, training, max(0.0, times[0] - began - training / steps), counted)
