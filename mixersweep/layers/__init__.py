@@ -4,7 +4,8 @@ Each has ``in_width``, ``out_width``, ``connections`` (nonzeros of the effective
 weights behind them, without biases), ``initialize(generator)`` and ``to_dense()``, the (out_width, in_width) matrix
 that every fast path is tested against.
 
-Features have one of three layouts; names such as ``x_mb`` spell the axes (b and n count examples or rows, too):
+Features have one of three layouts. Suffixes of names spell the axes: m or n features, b examples, r runs or rows, c
+columns.
 
 ============== ======================= ============================================================================
 layout         shape                   where

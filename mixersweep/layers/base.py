@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class SparseMap(nn.Module, ABC):
-    """y = M x + b on the last axis, M of shape (out_width, in_width) and mostly zero.
+    """A linear map y = M x + b on the last axis, whose matrix M (out_width, in_width) is mostly zero.
 
     With ``features_first=True`` the same map takes (in_width, B) to (out_width, B), or, where it ``takes_rbc``,
     (rows, B, columns) to (rows, B, columns). ``mixersweep.layers`` describes these layouts.

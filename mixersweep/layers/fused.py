@@ -1,4 +1,4 @@
-"""Norms and the SGD step for R runs at once, each a single pass over memory by a Triton kernel of our own on a GPU.
+"""Norms and the SGD step for R runs at once, by Triton kernels of our own on a GPU.
 
 Activations are contiguous with a leading axis of R runs; a parameter of all runs is (R, ...), and its rows may lie far
 apart, as views of one flat tensor do. Every pass computes in fp32. The result of a run depends neither on R, nor on its

@@ -84,7 +84,7 @@ class PermutedKronecker(SparseMap):
 
     @property
     def takes_rbc(self) -> bool:  # type: ignore[override]
-        """Whether features-first calls map (rows, B, columns) to (rows, B, columns), without a permutation.
+        """Whether features-first calls map (rows, B, columns) to (rows, B, columns), as they need no permutation.
 
         Otherwise they map (in_width, B) to (out_width, B), and input and output may also be (rows, columns, B), stored
         in any order.
