@@ -15,6 +15,7 @@ import copy
 import difflib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,22 +24,27 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from mixersweep.config import Config, check_key, parse
 from mixersweep.errors import RunDiverged, RunStopped, UserError
-from mixersweep.paths import config_dir, groups
+from mixersweep.kinds import FromEnvironment
+from mixersweep.paths import config_dir, expanded, groups
 
 Job = Callable[[list[str]], float | None]
 """Trains the run that overrides mean and returns its validation accuracy, which a sweeper may maximise, or None."""
@@ -83,13 +89,28 @@ def read_arguments(arguments: list[str]) -> Invocation:
     checked = parsed_overrides(overrides)
     shows = bool(parsed.cfg or parsed.info or parsed.help or parsed.hydra_help or parsed.shell_completion)
     multirun, sweeper = bool(parsed.multirun), OWN_SWEEPER
-    if any(_root(o) == "hydra" or o.key_or_group == "experiment" for o in checked):
-        head = Composer(overrides, own).head.hydra
-        multirun, sweeper = multirun or head.mode == RunMode.MULTIRUN, head.runtime.choices["hydra/sweeper"]
+    if own or any(_root(o) in ("hydra", "sweep") or o.key_or_group == "experiment" for o in checked):
+        composer = Composer(overrides, own)
+        multirun, choices = multirun or composer.means_many, composer.head.hydra.runtime.choices
+        sweeper = choices["hydra/sweeper"]
+        if sweeper != OWN_SWEEPER and not shows:
+            _check_for_hydra(sweeper, choices["hydra/launcher"], overrides, multirun=multirun)
     several = next((o for o in checked if o.is_sweep_override()), None)
     if several is not None and not multirun:
         raise UserError(f"{several.input_line}: several values; sweep over them with -m")
     return Invocation(overrides, flags, own, multirun, by_hydra=shows or (multirun and sweeper != OWN_SWEEPER))
+
+
+def _check_for_hydra(sweeper: str, launcher: str, overrides: list[str], *, multirun: bool) -> None:
+    """Refuse what another sweeper than our own would ignore."""
+    if not multirun:
+        raise UserError(f"hydra/sweeper={sweeper}: sweeps with -m, or hydra.mode=MULTIRUN")
+    is_chosen = launcher != "local" or any(o.key_or_group == "hydra/launcher" for o in parsed_overrides(overrides))
+    if is_chosen and (config_dir() / "hydra" / "launcher" / f"{launcher}.yaml").exists():
+        raise UserError(
+            f"hydra/launcher={launcher}: takes the runs of the program's own sweeper; "
+            f"hydra/sweeper={sweeper} goes with Hydra's launchers, such as basic"
+        )
 
 
 def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None]) -> None:
@@ -122,6 +143,8 @@ def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None
         if not ended:
             raise
         raise ended[0] from None
+    except yaml.YAMLError as error:
+        raise UserError(yaml_mistake(error)) from None
     except ValueError as error:  # two flags that exclude each other; what jobs raise is kept above
         raise UserError(_one_line(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -152,6 +175,23 @@ class Composer:
         ]
         return self._load(kept, RunMode.MULTIRUN)
 
+    @property
+    def means_many(self) -> bool:
+        """Whether the overrides mean a sweep, be it of one run, without a ``-m``: they say so, or what it is made of.
+
+        Raises ``UserError`` for settings of a sweep that the program's own sweeper would not see.
+        """
+        mode, choices, sweep = self.head.hydra.mode, self.head.hydra.runtime.choices, self.head.sweep
+        if choices["hydra/sweeper"] != OWN_SWEEPER:
+            return bool(mode == RunMode.MULTIRUN)
+        for name in set(self.head.hydra.sweeper) - {"name"}:
+            raise UserError(f"hydra.sweeper.{name}: is Hydra's own sweeper's; values to sweep over are sweep.over's")
+        to_launch = choices["hydra/launcher"] != "local" or any(
+            override.key_or_group.startswith("hydra.launcher") for override in parsed_overrides(self._overrides)
+        )
+        asked = to_launch or any(sweep[name] for name in ("grids", "over", "search"))
+        return bool(mode == RunMode.MULTIRUN or (mode is None and asked))
+
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The plain values of one run, as Hydra composes them and without its own node and the sweep's.
 
@@ -173,9 +213,16 @@ class Composer:
 
     def _load(self, overrides: list[str], mode: RunMode) -> DictConfig:
         try:
-            return _loader(self._own).load_configuration("train", overrides, mode)
+            composed = _loader(self._own).load_configuration("train", overrides, mode)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_one_line(error)) from error
+        if composed.get("experiment") is not None:
+            name = composed.hydra.runtime.choices["experiment"]
+            raise UserError(
+                f"experiment={name}: its settings would be under `experiment`; begin the file with "
+                "the line `# @package _global_`"
+            )
+        return composed
 
 
 class _Base:
@@ -236,12 +283,68 @@ def _loader(own: Path | None = None) -> ConfigLoaderImpl:
     places = create_config_search_path(str(config_dir()))
     if own is not None:
         places.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))  # as Hydra itself does
-    return ConfigLoaderImpl(places)
+    loader = ConfigLoaderImpl(places)
+    loader.repository = _Checked(places)
+    return loader
+
+
+class _Checked(ConfigRepository):
+    """Hydra's files, of which one that is no YAML, or reads otherwise than it looks, is a mistake with its place."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """Raises ``UserError``."""
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is not None and source.scheme() == "file":
+            _check_yaml(Path(source.path) / f"{config_path.removesuffix('.yaml')}.yaml")
+        try:
+            return super().load_config(config_path)
+        except yaml.YAMLError as error:
+            raise UserError(yaml_mistake(error)) from None
+
+
+def _check_yaml(path: Path) -> None:
+    try:
+        text = path.read_text(encoding="utf-8")
+        top = yaml.compose(text, Loader=_YAML)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not of UTF-8: {error.reason} at byte {error.start}") from None
+    except yaml.YAMLError as error:
+        raise UserError(yaml_mistake(error, path)) from None
+    if top is not None and not isinstance(top, yaml.MappingNode) and top.value:
+        raise UserError(f"{path}: expects settings such as `epochs: 10`, not {' '.join(text.split())[:40]}")
+    nodes = [top]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.MappingNode):
+            nodes += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and _LOOKS_OTHERWISE.match(node.value):
+            reads = yaml.SafeLoader("").construct_yaml_int(node)
+            raise UserError(
+                f"{path}:{node.start_mark.line + 1}: {node.value} is the number {reads} to YAML; "
+                f"write '{node.value}' in quotes for the text, or {reads}"
+            )
+
+
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LOOKS_OTHERWISE = re.compile(r"[-+]?(\d[\d_]*:|0[0-7_]+$)")
+"""Numbers to the base of 60 and of 8, as no person means them."""
+
+
+def yaml_mistake(error: yaml.YAMLError, path: Path | None = None) -> str:
+    """What is wrong in a file, with its place, on a line."""
+    mark: Any = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = str(path or (mark and mark.name) or "a file") + (f":{mark.line + 1}" if mark else "")
+    problem = getattr(error, "problem", None) or str(error)
+    return f"{place}: no YAML: {' '.join(str(problem).split())}"
 
 
 def own_configs(directory: str) -> Path:
     """The user's directory of configs, absolute; raises ``UserError`` where it is none or names a choice anew."""
-    path, known = Path(directory).expanduser().absolute(), groups()
+    path, known = expanded(directory, "--config-dir").absolute(), groups()
     found = {group: sorted(file.stem for file in (path / group).glob("*.yaml")) for group in known}
     if not any(found.values()):
         reason = f"has no files such as experiment/NAME.yaml (or in {', '.join(known)})"
@@ -280,7 +383,10 @@ def parsed_override(override: str) -> Override:
     try:
         (parsed,) = OverridesParser.create(_loader()).parse_overrides([override])
     except HydraException as error:
-        raise UserError(_one_line(error)) from error
+        key, equals, value = override.partition("=")
+        quoted = shlex.quote(key + '="' + value.replace('"', '\\"') + '"')
+        hint = f"; where that is one text, quote it for Hydra and for the shell: {quoted}" if equals else ""
+        raise UserError(f"{_one_line(error)}{hint}") from error
     return parsed
 
 
@@ -323,7 +429,17 @@ def _resolved(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from error
     assert isinstance(values, dict)
+    _mark(values, OmegaConf.to_container(composed, resolve=False))
     return {str(key): value for key, value in values.items()}
+
+
+def _mark(values: dict[Any, Any], written: Any) -> None:
+    """Mark the settings that are a variable of the environment and nothing more."""
+    for key, text in written.items():
+        if isinstance(text, dict) and isinstance(values[key], dict) and key != "arguments":
+            _mark(values[key], text)
+        elif isinstance(text, str) and isinstance(values[key], str) and re.fullmatch(r"\$\{oc\.env:.*\}", text):
+            values[key] = FromEnvironment(values[key])
 
 
 def check_overrides(overrides: Sequence[str], own: Path | None = None) -> None:

@@ -35,6 +35,10 @@ Percentage = Annotated[str, Predicate(is_percentage)]
 T = TypeVar("T")
 
 
+class FromEnvironment(str):
+    """A text that came from a variable of the environment, where there are only texts: it may mean a number."""
+
+
 def neutral(value: T) -> T:
     """A setting added after runs existed; ``value`` means what they did."""
     return field(default=value, metadata={"neutral": value})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mixersweep.errors import UserError
+
 _PACKAGE = Path(__file__).resolve().parent
 _CACHE = "~/.cache/mixersweep"
 
@@ -13,6 +15,18 @@ def config_dir() -> Path:
     """The absolute path of ``configs/``: inside an installed package, or beside it in a checkout."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def expanded(path: str | Path, setting: str = "") -> Path:
+    """The path with ``~`` as the home directory that it means; raises ``UserError`` where there is none.
+
+    In a container of another user than its image knows there is none, until HOME says so.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        which = f"{setting}={path}" if setting else str(path)
+        raise UserError(f"{which}: there is no such home directory here (HOME is not set?); say a whole path") from None
 
 
 def groups(own: Path | None = None) -> dict[str, list[str]]:
@@ -27,17 +41,17 @@ def groups(own: Path | None = None) -> dict[str, list[str]]:
 
 def runs_dir() -> Path:
     """Where runs are without a setting, as ``configs/train.yaml`` has it too."""
-    return Path(os.environ.get("MIXERSWEEP_RUNS") or "runs").expanduser()
+    return expanded(os.environ.get("MIXERSWEEP_RUNS") or "runs", "MIXERSWEEP_RUNS")
 
 
-def data_dir() -> Path:
-    """Where data sets are without a setting, as ``configs/train.yaml`` has it too."""
-    return Path(os.environ.get("MIXERSWEEP_DATA") or _CACHE).expanduser()
+def data_dir(setting: str = "data_dir") -> Path:
+    """Where data sets are without a setting, as ``configs/train.yaml`` has it too; raises as ``expanded`` does."""
+    return expanded(os.environ.get("MIXERSWEEP_DATA") or _CACHE, setting)
 
 
 def cache_dir(kind: str) -> Path:
-    """Where what is compiled on this machine is kept between runs, by its kind."""
-    return Path(_CACHE).expanduser() / kind
+    """Where what is compiled on this machine is kept between runs, by its kind; raises as ``expanded`` does."""
+    return expanded(_CACHE) / kind
 
 
 def sweeps_dir(runs_dir: Path) -> Path:

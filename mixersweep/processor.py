@@ -1,17 +1,81 @@
-"""What this machine's processor has instructions for, without torch: Linux says it in a file."""
+"""What this machine's processor has instructions for, and how much of it this process may use, without torch."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import zlib
 from functools import cache
 from pathlib import Path
 
+from mixersweep.errors import UserError
+
 CPUINFO = Path("/proc/cpuinfo")
+
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 INSTRUCTIONS = {
     "bf16": {"avx512_bf16": "AVX512_BF16", "amx_bf16": "AMX", "bf16": "Arm's BF16"},
     "fp16": {"avx512_fp16": "AVX512_FP16", "amx_fp16": "AMX", "asimdhp": "Arm's FP16"},
 }
 """For each precision the flags of the instruction sets that multiply in it, any of which will do, and their names."""
+
+
+def of_torchrun(name: str, default: int) -> int:
+    """A number that torchrun sets, e.g. ``WORLD_SIZE``; empty is not set. Raises ``UserError`` for what is none."""
+    value = os.environ.get(name) or str(default)
+    if not value.strip().isdecimal():
+        raise UserError(f"{name}={value}: torchrun sets it to a whole number; unset it to train in one process")
+    return int(value)
+
+
+def cores() -> list[int]:
+    """The cores that this process may use: those it is bound to, and of them no more than its quota of their time.
+
+    A container may have a quota of two cores' time on a machine of 64, all of which it sees. Its two are then taken
+    from a place of its own, since its neighbours have quotas as well.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    bound = sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
+    allowed = quota(CGROUPS, OWN_CGROUPS)
+    if allowed is None or allowed >= len(bound):
+        return bound
+    count, first = max(1, int(allowed)), zlib.crc32(socket.gethostname().encode()) % len(bound)
+    return sorted(bound[(first + i) % len(bound)] for i in range(count))
+
+
+def quota(cgroups: Path, own: Path) -> float | None:
+    """The CPU time a second that the control groups of this process leave it, None where they do not limit it.
+
+    ``own`` names them. Of a group and those above it the smallest quota counts; a container sees its own as the root.
+    """
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return None
+    found = []
+    for _, controllers, group in (line for line in lines if len(line) == 3):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounted = [cgroups] if not controllers else [cgroups / controllers, cgroups / "cpu"]
+        for root in mounted:
+            place = root / group.strip("/")
+            for folder in (place, *place.parents):
+                if folder == cgroups.parent or not folder.is_relative_to(root):
+                    break
+                with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+                    found.append(_share(folder, is_second=not controllers))
+    return min((share for share in found if 0 < share < float("inf")), default=None)
+
+
+def _share(group: Path, *, is_second: bool) -> float:
+    """The quota of one group in cores; raises ``ValueError`` where it has none."""
+    if is_second:
+        most, period = (group / "cpu.max").read_text().split()
+    else:
+        most, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+    return float(most) / float(period) if most != "max" else float("inf")
 
 
 def slow(precision: str) -> str | None:

@@ -6,12 +6,10 @@ first text may be ``"--config-dir=DIR"``, which adds choices of one's own.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
-from pathlib import Path
 
+from mixersweep.config.spelling import spelled
 from mixersweep.errors import UserError
 
 
@@ -32,33 +30,7 @@ def overrides_of(texts: Sequence[str], keywords: Mapping[str, object], *, severa
         if several and isinstance(value, (list, tuple, range)):
             if not value:
                 raise UserError(f"{key}={value}: no value to sweep over")
-            overrides.append(f"{key}={','.join(_spelled(key, each) for each in value)}")
+            overrides.append(f"{key}={','.join(spelled(key, each) for each in value)}")
         else:
-            overrides.append(f"{key}={_spelled(key, value)}")
+            overrides.append(f"{key}={spelled(key, value)}")
     return overrides
-
-
-def _spelled(key: str, value: object) -> str:
-    """A value in Hydra's grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Integral):
-        return str(int(value))
-    if isinstance(value, Real):
-        return repr(float(value))
-    if isinstance(value, (str, Path)):
-        return _quoted(str(value))
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_quoted(str(name))}:{_spelled(key, each)}" for name, each in value.items()) + "}"
-    if isinstance(value, (list, tuple, range)):
-        return "[" + ",".join(_spelled(key, each) for each in value) + "]"
-    raise UserError(f"{key}={value!r}: no setting takes a {type(value).__name__}; a text, number, list or mapping")
-
-
-def _quoted(text: str) -> str:
-    """A text as it is where Hydra reads it so, else in quotes, within which quotes and what ends in one are escaped."""
-    if re.fullmatch(r"[A-Za-z0-9_./+*%@-]+", text):
-        return text
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"

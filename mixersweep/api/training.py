@@ -7,7 +7,6 @@ call again goes on from there. Afterwards handlers and torch's settings are as t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 
 from mixersweep.api.settings import overrides_of, say
 from mixersweep.errors import USER_MISTAKE, MixersweepError, UserError
+from mixersweep.paths import expanded
+from mixersweep.processor import of_torchrun
 from mixersweep.runs import RunDirectory
 from mixersweep.runs.directory import read_rows
 from mixersweep.runs.listing import Listed, read_listed
@@ -34,7 +35,7 @@ class TrainedRun:
     """A run that was trained, or begun, read from its directory each time it is asked."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = expanded(path).absolute()
 
     def __repr__(self) -> str:
         accuracy = self.record["test_accuracy"]
@@ -112,7 +113,7 @@ def train(*overrides: str, **settings: object) -> TrainedRun:
     and ``RunFailed`` where the run ended so, and ``RunStopped`` after a signal.
     """
     told = overrides_of(overrides, settings)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if of_torchrun("WORLD_SIZE", 1) > 1:
         raise UserError("WORLD_SIZE: only the command trains in several processes: torchrun -m mixersweep train ...")
     directory = _directory(told)
     end = ended(directory, say)

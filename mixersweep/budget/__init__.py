@@ -112,11 +112,17 @@ def _with_one_budget(request: Request) -> Request:
 
 
 def warnings(
-    architecture: Architecture, structure: Structure, classes: int, *, mask: str = "exact", pooled: bool = True
+    architecture: Architecture,
+    structure: Structure,
+    classes: int,
+    *,
+    pooled: bool = True,
+    share_without_input: float | None = None,
 ) -> list[str]:
     """Return the caveats about this network's accuracy that a reader must know, one sentence each.
 
-    ``mask`` is the kind of a sparse network's masks; ``pooled`` says that the head averages over tokens or patches.
+    ``pooled`` says that the head averages over tokens or patches. ``share_without_input`` is the share of units that
+    no connection reaches; by default that of uniformly random masks.
     """
     found = []
     if pooled and architecture.embedding_channels < classes:
@@ -127,9 +133,9 @@ def warnings(
         )
     if structure == "sparse" and architecture.mean_fan_in < 4:
         inputs = architecture.mean_fan_in / max(architecture.density, 1e-300)
-        fraction = math.exp(inputs * math.log1p(-min(architecture.density, 1 - 1e-12)))
-        if mask == "fixed_fan_in":  # every unit has the floor or the ceiling of the mean fan-in
-            fraction = max(0.0, 1 - architecture.mean_fan_in)
+        fraction = share_without_input
+        if fraction is None:
+            fraction = math.exp(inputs * math.log1p(-min(architecture.density, 1 - 1e-12)))
         found.append(
             f"mean fan-in {architecture.mean_fan_in:.3g} is below 4: about {fraction:.1%} of the units have no input"
         )

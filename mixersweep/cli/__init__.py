@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import errno
 import os
 import sys
 from typing import NoReturn
@@ -24,10 +25,25 @@ VERBS = (train, plan, status, report_verbs, wandb_verbs, analyze, data, bench)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb and return its exit code; a user's mistake is one line on stderr, never a traceback."""
+    _settle_streams()
     code = _exit_code(sys.argv[1:] if arguments is None else arguments)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if os.environ.get("WORLD_SIZE") not in (None, "", "1"):
         _leave(code)
     return code
+
+
+def _settle_streams() -> None:
+    """Open what was closed (``>&-``), else the next file would take its place; and have all be writable somehow."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+        elif descriptor and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _leave(code: int) -> NoReturn:
@@ -44,10 +60,13 @@ def _leave(code: int) -> NoReturn:
 
 
 def _exit_code(arguments: list[str]) -> int:
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's own backend may be missing here
     try:
         if arguments[:1] == ["train"] and "_ARGCOMPLETE" not in os.environ:
             return train.train(arguments[1:])  # everything behind it is Hydra's
-        return _parse_and_run(arguments)
+        code = _parse_and_run(arguments)
+        sys.stdout.flush()
+        return code
     except MixersweepError as error:
         return told(error)
     except KeyboardInterrupt:
@@ -56,6 +75,12 @@ def _exit_code(arguments: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+            raise
+        if error.filename is None and error.errno == errno.ENOSPC:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what it holds would be tried again at exit
+        return told(MixersweepError(f"{error.filename or 'stdout'}: cannot be written or read: {error.strerror}"))
 
 
 def completion(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report
 from mixersweep.errors import DONE
-from mixersweep.paths import data_dir
+from mixersweep.paths import data_dir, expanded
 
 
 def add(verbs: Any) -> None:
@@ -18,7 +18,7 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("data", help="list the data sets, or prepare one")
     actions = verb.add_subparsers(metavar="ACTION", required=True)
     directory = argparse.ArgumentParser(add_help=False)
-    directory.add_argument("--data-dir", type=Path, default=data_dir(), help="also MIXERSWEEP_DATA")
+    directory.add_argument("--data-dir", type=Path, metavar="DIR", help="also MIXERSWEEP_DATA")
     action = actions.add_parser("list", parents=[directory], help="what is ready, and where")
     action.set_defaults(run=data_list)
     action = actions.add_parser("prepare", parents=[directory], help="fetch, check and convert a data set")
@@ -31,8 +31,9 @@ def data_list(options: argparse.Namespace) -> int:
     """``data list``: which data sets are ready, where, and how large."""
     from mixersweep.data import listing
 
+    rows = listing(_directory(options.data_dir))
     print(f"{'data':18} {'ready':6} {'size':>9}  where")
-    for row in listing(options.data_dir):
+    for row in rows:
         print(f"{row.name:18} {'yes' if row.ready else 'no':6} {_size(row.size_bytes):>9}  {row.where}")
     return DONE
 
@@ -42,18 +43,20 @@ def data_prepare(options: argparse.Namespace) -> int:
 
     Prints the file, or for a folder the settings of ``train`` that name it.
     """
+    from mixersweep.config.spelling import spelled
     from mixersweep.data import Folder, find, folders, prepare
     from mixersweep.errors import UserError
 
     source = find(options.name)
     if isinstance(source, Folder):
-        root = folders.root_of(options.name, options.data_dir, options.root)
+        root = folders.root_of(options.name, Path() if options.root else _directory(options.data_dir), options.root)
         found = folders.prepare(options.name, source, root, report)
-        print(shlex.join(f"{key}={value}" for key, value in found.items()))
+        texts = {key: value.replace("${", r"\${") if isinstance(value, str) else value for key, value in found.items()}
+        print(shlex.join(f"{key}={spelled(key, text)}" for key, text in texts.items()))
         return DONE
     if options.root:
         raise UserError(f"--root {options.root}: {options.name} is no folder of images; --data-dir says where it goes")
-    print(prepare(options.name, options.data_dir, report))
+    print(prepare(options.name, _directory(options.data_dir), report))
     return DONE
 
 
@@ -61,3 +64,7 @@ def _size(count: int | None) -> str:
     if count is None:
         return "-"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _directory(asked: Path | None) -> Path:
+    return data_dir("--data-dir") if asked is None else expanded(asked, "--data-dir")

@@ -98,6 +98,7 @@ def _measure(expansion: Expansion, rows: list[Planned]) -> None:
         report("nothing to measure: completed runs tell how long each takes")
         return
     jobs, threads = at_once(expansion, rows)
+    times.calibration.add([])  # where nobody may write, that is told before minutes are spent
     report(f"measuring {jobs} at once, {threads} thread{'' if threads == 1 else 's'} each")
     for entry in measure(unknown, jobs, threads, report):
         times.calibration.add([entry])

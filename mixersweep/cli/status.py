@@ -101,11 +101,13 @@ def status(options: argparse.Namespace) -> int:
 
 def retry(options: argparse.Namespace) -> int:
     """``retry --state S,.. [RUNS_DIR ...]``: make runs planned again."""
+    from mixersweep.runs.status import watch
     from mixersweep.sweeps import mend
 
     states = [State(state) for state in _listed(options.state, "--state", mend.RETRIED)]
-    changed = []
-    for listed in _selected(options):
+    changed, selected = [], list(_selected(options))
+    watch([listed.path for listed in selected if listed.state in (State.LOST, State.CANCELLED)], report)
+    for listed in selected:
         done, text = mend.retry(listed.path, states, keep_checkpoint=options.keep_checkpoint)
         print(f"{listed.name}  {text}")
         if done:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mixersweep import completer
 from mixersweep.cli.terminal import report, told
 from mixersweep.errors import DIVERGED, DONE, FAILED, USER_MISTAKE, MixersweepError, RunFailed, UserError
+from mixersweep.processor import of_torchrun
 
 if TYPE_CHECKING:
     from mixersweep.compose import Invocation
@@ -52,7 +52,7 @@ def train(arguments: list[str]) -> int:
         return _by_hydra(invocation, signals)
     if not invocation.multirun:
         return _train_one(arguments, signals)[0]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if of_torchrun("WORLD_SIZE", 1) > 1:
         raise UserError("torchrun trains one run in several processes; start a sweep without it, on one GPU a run")
     from mixersweep.sweeps.sweeper import sweep
 
@@ -111,7 +111,7 @@ def _take_up(arguments: list[str], signals: StopSignals) -> int:
     paths = frozen(arguments)
     if len(paths) == 1:
         return _execute(lambda: RunDirectory.open(paths[0]), signals)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if of_torchrun("WORLD_SIZE", 1) > 1:
         raise UserError(f"run_dir={paths[1]}: torchrun trains one run in several processes; start it for each")
     return _train_pack([RunDirectory.open(path) for path in paths], signals)
 
@@ -141,7 +141,7 @@ def _train_pack(directories: list[RunDirectory], signals: StopSignals) -> int:
 
 def _execute(make: Callable[[], RunDirectory], signals: StopSignals) -> int:
     """Train what is left of a run; print the path of its result when it is completed."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if of_torchrun("WORLD_SIZE", 1) > 1:
         return _execute_together(make, signals)
     directory = make()
     code = _settled(directory)

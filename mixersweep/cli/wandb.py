@@ -161,10 +161,10 @@ def _sweep(runs_dir: Path, name: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a sweep, and what stands in its ``sweep.json``."""
     from mixersweep.runs.files import read_json
 
+    names = _sweeps(runs_dir)
     folder = paths.sweeps_dir(runs_dir) / name
-    stored = read_json(folder / "sweep.json")
+    stored = read_json(folder / "sweep.json") if name in names else None
     if not isinstance(stored, dict):
-        names = _sweeps(runs_dir)
         near = difflib.get_close_matches(name, names, 1)
         nearest = f"the nearest is {near[0]}" if near else f"there are {', '.join(names) or 'none'}"
         raise UserError(f"{name}: no such sweep in {runs_dir}; {nearest}")

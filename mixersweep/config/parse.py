@@ -5,6 +5,7 @@ Imports pydantic, which checks types and bounds, only when a mapping is parsed: 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -20,7 +21,7 @@ from mixersweep.config.images import check_facts, check_images
 from mixersweep.config.schema import SGD, VARIANTS, AnyOptim, Config
 from mixersweep.config.sweep import Search, Sweep
 from mixersweep.errors import Infeasible, UserError
-from mixersweep.kinds import Percentage
+from mixersweep.kinds import FromEnvironment, Percentage
 
 T = TypeVar("T")
 
@@ -195,9 +196,14 @@ def _validated(cls: type[T], values: Mapping[str, Any], prefix: str, parts: Mapp
         if dataclasses.is_dataclass(hints[name]):
             done[name] = _validated(typing.cast(type, hints[name]), plain[name], f"{prefix}{name}.")
             continue
+        adapter, value = _adapter(typing.cast(Any, cls), name), plain[name]
         try:
-            done[name] = _adapter(typing.cast(Any, cls), name).validate_python(_power(plain[name]))
+            done[name] = adapter.validate_python(_power(str(value) if isinstance(value, FromEnvironment) else value))
         except pydantic.ValidationError:
+            if isinstance(value, FromEnvironment):
+                with contextlib.suppress(ValueError):  # pydantic's error is one
+                    done[name] = adapter.validate_python(json.loads(value))
+                    continue
             raise UserError(_expects(f"{prefix}{name}", plain[name], hints[name])) from None
     return cls(**done)
 

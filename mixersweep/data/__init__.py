@@ -20,6 +20,7 @@ from mixersweep.data import cifar, digits, fashion_mnist, folders, mnist, stl10,
 from mixersweep.data.folders import Folder
 from mixersweep.data.source import Damaged, Fetch, Images, Report, Source, is_ready, is_whole, pair, read, write
 from mixersweep.errors import DataMissing, UserError
+from mixersweep.paths import expanded
 
 __all__ = ["REGISTRY", "Folder", "Images", "Row", "Source", "find", "listing", "load", "prepare"]
 
@@ -148,13 +149,15 @@ def _prepare(name: str, fetch: Fetch, path: Path, report: Report) -> None:
 
 def _file(name: str, source: Source, data_dir: Path) -> Path:
     """The file that a data set is loaded from."""
-    folder = data_dir.expanduser() if source.fetch else Path(__file__).parent
+    folder = expanded(data_dir, "data_dir") if source.fetch else Path(__file__).parent
     return folder / f"{name}.npz"
 
 
 def _command(name: str, data_dir: Path) -> str:
     """What to type to get a data set into ``data_dir``."""
-    folder = data_dir.expanduser()
-    return f"mixersweep data prepare {name}" + (
-        "" if folder == paths.data_dir() else f" --data-dir {shlex.quote(str(folder))}"
-    )
+    folder = expanded(data_dir, "data_dir")
+    try:
+        is_usual = folder == paths.data_dir()
+    except UserError:  # nobody is at home
+        is_usual = False
+    return f"mixersweep data prepare {name}" + ("" if is_usual else f" --data-dir {shlex.quote(str(folder))}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,10 @@ import yaml
 
 from mixersweep.data.source import Report
 from mixersweep.errors import DataMissing, UserError
-from mixersweep.paths import config_dir
+from mixersweep.paths import config_dir, expanded
+
+READ_OF_A_SIDE = 1000
+"""Files of a side that are read to tell a tree from another."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Tree:
 
 def root_of(name: str, data_dir: Path, root: str | None) -> Path:
     """Where a tree is: as set, or in the folder of its name in ``data_dir``."""
-    return Path(root).expanduser().absolute() if root else data_dir.expanduser().absolute() / name
+    return expanded(root, "data.root").absolute() if root else expanded(data_dir, "data_dir").absolute() / name
 
 
 def is_there(folder: Folder, root: Path) -> bool:
@@ -97,7 +101,27 @@ def read_tree(name: str, folder: Folder, root: Path) -> tuple[Tree, Tree]:
 
 
 def content(train: Tree, test: Tree) -> str:
-    """16 hex digits that tell this tree from others: a hash over the names of its files."""
+    """Two hashes of 16 hex digits that tell this tree from others: over its files' names, and over what is in them.
+
+    The second is over the size of each file, and over all bytes of a thousand a side, evenly spread, so that a large
+    tree is not read twice. Runs of earlier versions know the first alone (``names``). Raises ``UserError`` for a file
+    that cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for side in (train, test):
+            paths = [side.path(index) for index in range(len(side))]
+            digest.update(np.array([path.stat().st_size for path in paths], dtype="<i8").tobytes())
+            for path in paths[:: -(-len(paths) // READ_OF_A_SIDE)]:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); mend or remove it") from None
+    return f"{names(train, test)}-{digest.hexdigest()[:16]}"
+
+
+def names(train: Tree, test: Tree) -> str:
+    """16 hex digits over the names of the files."""
     digest = hashlib.sha256()
     for side in (train, test):
         digest.update(b"%d\n" % len(side) + b"\n".join(side.files.tolist()))
@@ -111,8 +135,11 @@ def settings(name: str, root: Path, train: Tree, test: Tree) -> dict[str, str | 
     sizes = set()
     first_of_class = np.unique(train.labels, return_index=True)[1]
     for index in first_of_class.tolist():
-        with Image.open(train.path(index)) as image:
-            sizes.add(image.size)
+        try:
+            with Image.open(train.path(index)) as image:
+                sizes.add(image.size)
+        except Exception as error:
+            raise unreadable(name, train.path(index), error) from error
     square = len(sizes) == 1 and len(set(sizes.copy().pop())) == 1
     facts: dict[str, str | int] = {
         "data": name,
@@ -132,20 +159,26 @@ def check(root: Path, facts: Mapping[str, Any], train: Tree, test: Tree) -> None
         "train_images": len(train),
         "test_images": len(test),
     }
-    if facts.get("content") is not None:
-        found["content"] = content(train, test)
+    if (said := facts.get("content")) is not None:
+        found["content"] = names(train, test) if re.fullmatch("[0-9a-f]{16}", said) else content(train, test)
     wrong = {fact: value for fact, value in found.items() if facts[fact] != value}
     if wrong:
-        said = ", ".join(f"data.{fact}={facts[fact]}" for fact in wrong)
+        told = ", ".join(f"data.{fact}={facts[fact]}" for fact in wrong)
         there = " ".join(f"data.{fact}={value}" for fact, value in wrong.items())
-        part = "" if "content" in found or facts.get("content") else "; for a part of it use data=image_folder"
-        raise UserError(f"{said}: {root} has {there}{part}")
+        part = "" if "content" in found else "; for a part of it use data=image_folder"
+        raise UserError(f"{told}: {root} has {there}{part}")
+
+
+def unreadable(name: str, path: Path, error: Exception) -> UserError:
+    """What is wrong with a picture, of which Pillow has many words; a picture that is far too large is none for it."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"data={name}: {path} cannot be read ({reason}); mend or remove it")
 
 
 @cache
 def shipped_facts(name: str) -> dict[str, Any]:
     """What ``configs/data`` says of a data set."""
-    facts = yaml.safe_load((config_dir() / "data" / f"{name}.yaml").read_text())
+    facts = yaml.safe_load((config_dir() / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
     assert isinstance(facts, dict)
     return facts
 
@@ -163,12 +196,22 @@ def prepare(name: str, folder: Folder, root: Path, report: Report) -> dict[str, 
 
 def _side(name: str, side: Path) -> tuple[Tree, list[str]]:
     """The files of one side in the order of torchvision's reader, and its classes."""
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import is_image_file, make_dataset
+
+    def is_shown(path: str) -> bool:
+        return is_image_file(path) and not any(map(_is_unseen, Path(path[len(str(side)) + 1 :]).parts))
 
     try:
-        images = ImageFolder(str(side))
+        classes = sorted(entry.name for entry in os.scandir(side) if entry.is_dir() and not _is_unseen(entry.name))
+        numbers = {name: number for number, name in enumerate(classes)}
+        samples = make_dataset(str(side), numbers or None, is_valid_file=is_shown)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"data={name}: {side} needs one folder of images a class ({reason})") from None
-    files = [os.fsencode(os.path.relpath(path, side)) for path, _ in images.samples]
-    return Tree(side, np.array(files), np.array(images.targets, dtype=np.int64)), list(images.classes)
+    files = [os.fsencode(os.path.relpath(path, side)) for path, _ in samples]
+    return Tree(side, np.array(files), np.array([number for _, number in samples], dtype=np.int64)), classes
+
+
+def _is_unseen(name: str) -> bool:
+    """Whether it is what file managers, archives and notebooks leave."""
+    return name.startswith(".") or name == "__MACOSX"

@@ -75,7 +75,7 @@ def share_splits(configs: Sequence[Config], device: torch.device) -> list[Splits
 
 def _read(config: Config) -> tuple[Images | Tree, Images | Tree]:
     """The training and the test images of a set, checked against the settings."""
-    source, data_dir = find(config.data.name), Path(config.data_dir).expanduser()
+    source, data_dir = find(config.data.name), Path(config.data_dir)
     train: Images | Tree
     test: Images | Tree
     if isinstance(source, Folder):

@@ -8,7 +8,6 @@ workers nor on the number of ranks. Normalisation and erasing are done on the de
 from __future__ import annotations
 
 import atexit
-import os
 import signal
 import threading
 import weakref
@@ -21,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mixersweep import processor
 from mixersweep.data.batches import Finish, epoch_order, shares
-from mixersweep.data.folders import Tree
+from mixersweep.data.folders import Tree, unreadable
 from mixersweep.data.source import Images
-from mixersweep.data.views import Picture, View, seeded
+from mixersweep.data.views import Picture, View, of_bytes, seeded
 from mixersweep.errors import MixersweepError, UserError
 from mixersweep.kinds import Auto
 from mixersweep.seeds import derive
@@ -64,10 +64,11 @@ class Side:
         path, size = self.images.path(index), self.view.data.native_size
         try:
             with Image.open(path) as opened:
-                picture = opened.convert("L" if self.view.grey else "RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # PIL raises each of them, by format
-            reason = " ".join(str(error).split())
-            raise UserError(f"data={self.name}: {path} cannot be read ({reason}); mend or remove it") from error
+                picture = of_bytes(opened).convert("L" if self.view.grey else "RGB")
+        except MemoryError:
+            raise
+        except Exception as error:  # PIL raises many, by format
+            raise unreadable(self.name, path, error) from error
         if size is not None and picture.size != (size, size):
             found = "x".join(map(str, picture.size))
             raise UserError(f"data.native_size={size}: {path} has {found} pixels; use null, and data.fit=crop")
@@ -182,9 +183,7 @@ def choose_workers(setting: int | Auto, processes: int = 1) -> int:
     """Worker processes for one of ``processes`` trainers on this machine: ``auto`` is one a core, shared among them."""
     if setting != "auto":
         return setting
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // processes))
+    return max(1, min(MOST_WORKERS, len(processor.cores()) // processes))
 
 
 class _Work(Dataset[Any]):

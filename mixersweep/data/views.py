@@ -69,6 +69,19 @@ class View:
         return torch.from_numpy(pixels[None] if self.grey else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
+def of_bytes(picture: Picture) -> Picture:
+    """A picture of at most 8 bits a channel; of 16 the upper 8, which is how Pillow reads colours of 16 bits.
+
+    Pillow's own ``convert`` would make all above 255 white. Raises ``ValueError`` where the range is not known: of 32
+    bits, and of floating point.
+    """
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are of mode {picture.mode}, whose range is not known; store 8 or 16 bits")
+    return picture
+
+
 def fit(image: Any, data: Data, image_size: int) -> Any:
     """A picture, or uint8 (..., size, size), brought to ``image_size`` as ``data.fit`` says."""
     from torchvision.transforms import InterpolationMode

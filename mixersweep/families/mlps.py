@@ -5,6 +5,7 @@ Hayase & Karakida 2024, section 3.4 and appendix A.2.5; their networks are in ``
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,15 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Le
 
 from mixersweep import budget
-from mixersweep.budget import Architecture
+from mixersweep.budget import Architecture, Request
 from mixersweep.budget.storage import sparse_is_faster
-from mixersweep.families.base import BlockFamily, FamilyLook
-from mixersweep.kinds import execution
+from mixersweep.errors import Infeasible
+from mixersweep.families.base import BlockFamily, FamilyLook, ImageFacts
+from mixersweep.kinds import Count, execution, neutral
 
 if TYPE_CHECKING:
     from torch import Generator
 
-    from mixersweep.layers import SparseMap
+    from mixersweep.layers import Plane, SparseMap
 
 FLOAT, INDICES = 4, 20
 """Bytes of a number in float32, and of the indices of a sparse weight (``layers.sparse``: three int32, one int64)."""
@@ -40,8 +42,11 @@ class MLPFamily(BlockFamily):
         return self.layers_per_block
 
     @abstractmethod
-    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator) -> SparseMap:
-        """One linear map of a mixing layer with so many nonzeros; what is random in it is drawn from ``generator``."""
+    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
+        """Build one linear map of a mixing layer with so many nonzeros.
+
+        What is random in its structure is drawn from ``generator``; ``plane`` says where its units lie on the image.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,27 +70,53 @@ class SWMLP(MaskedMLP):
     """MLP with static random sparse weights (section 3.4, appendix A.2.5)."""
 
     name: Literal["sw_mlp"]
-    mask: Literal["exact", "bernoulli", "fixed_fan_in"]
+    mask: Literal["exact", "bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local"]
+    mask_size: Count = neutral(4)
     rescale: Literal["init", "forward", "none"]
     look = FamilyLook("green", "^", "dots")
 
-    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator) -> SparseMap:
+    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
         """A matrix with a random mask."""
         from mixersweep.layers import SparseWeights, draw_mask
 
-        positions = draw_mask(outputs, inputs, connections, self.mask, generator)
+        positions = draw_mask(outputs, inputs, connections, self.mask, generator, size=self.mask_size, plane=plane)
         return SparseWeights(inputs, outputs, positions, bias=self.bias, rescale=self.rescale)
+
+    def solve(self, request: Request, images: ImageFacts) -> Architecture:
+        """Refuse groups that do not divide the inputs of a matrix."""
+        solved = super().solve(request, images)
+        for inputs in (solved.width, solved.hidden_width) if self.hidden else (solved.width,):
+            if self.mask == "n_of_m" and inputs % self.mask_size:
+                divisors = [size for size in range(2, inputs + 1) if inputs % size == 0]
+                near = min(divisors, key=lambda size: abs(size - self.mask_size))
+                raise Infeasible(
+                    f"model.mask_size={self.mask_size}: model.mask=n_of_m needs groups that divide the {inputs} inputs "
+                    f"of a matrix; the nearest is {near}",
+                    {"model.mask_size": near},
+                )
+        return solved
 
     def warnings(self, solved: Architecture, classes: int) -> list[str]:
         """With what the kind of its masks means for the fan-in and the connections."""
         pooled = self.head == "pool"
-        found = budget.warnings(solved, self.structure, classes, mask=self.mask, pooled=pooled)
+        unread = self._share_without_input(solved)
+        found = budget.warnings(solved, self.structure, classes, pooled=pooled, share_without_input=unread)
         if self.mask == "bernoulli":
             found.append(
                 f"model.mask=bernoulli draws how many connections there are: connections={solved.connections} is their "
                 "mean, and connections_drawn of the record what was drawn"
             )
         return found
+
+    def _share_without_input(self, a: Architecture) -> float:
+        """The share of units that no connection reaches, as expected of masks of this kind."""
+        if self.mask in ("fixed_fan_in", "degree_regular", "expansion"):  # all have the fan-in's floor or ceiling
+            return max(0.0, 1 - a.mean_fan_in)
+        inputs = a.mean_fan_in / a.density
+        if self.mask == "n_of_m":  # a group has none where its mean is below one, as often as that is
+            return math.pow(max(0.0, 1 - a.density * self.mask_size), inputs / self.mask_size)
+        drawn_at_once = self.mask_size if self.mask == "block" else 1
+        return math.pow(1 - a.density, inputs / drawn_at_once)
 
     def alone_for(self) -> str | None:
         """Masks of which each has another number of nonzeros have no axis of runs."""
@@ -100,9 +131,9 @@ class MLP(MLPFamily):
     structure = "dense"
     look = FamilyLook("grey", "*", "dots")
 
-    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator) -> SparseMap:
+    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
         """A matrix."""
         from mixersweep.layers import Dense
 
-        del connections, generator
+        del connections, generator, plane
         return Dense(inputs, outputs, bias=self.bias)

@@ -23,6 +23,7 @@ from mixersweep.layers.base import SparseMap
 from mixersweep.layers.convolution import SparseConv
 from mixersweep.layers.dense import Dense
 from mixersweep.layers.kronecker import PermutedKronecker, with_rows
+from mixersweep.layers.masks import Plane, draw_mask
 from mixersweep.layers.norm import ColumnNorm, RowNorm
 from mixersweep.layers.permutation import (
     Commutation,
@@ -33,7 +34,7 @@ from mixersweep.layers.permutation import (
     transposed,
 )
 from mixersweep.layers.readout import GroupReadout
-from mixersweep.layers.sparse import SparseWeights, draw_mask
+from mixersweep.layers.sparse import SparseWeights
 
 __all__ = [
     "ColumnNorm",
@@ -44,6 +45,7 @@ __all__ = [
     "IndexPermutation",
     "Permutation",
     "PermutedKronecker",
+    "Plane",
     "RandomPermutation",
     "RowNorm",
     "SparseConv",

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixersweep.errors import UserError
 from mixersweep.paths import cache_dir
 
 LANES = {"AVX512": 16, "AVX2": 8}
@@ -41,7 +42,7 @@ def library(name: str, **arguments: Sequence[Any]) -> ctypes.CDLL | str:
         return f"they need AVX2 or AVX-512, and this CPU has {capability}"
     try:
         loaded = ctypes.CDLL(str(_compiled(name, _compiler(), capability)))  # uses the OpenMP that torch has loaded
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+    except (OSError, UserError) as error:  # UserError: there is no home directory to keep them in
         return str(error)
     for name_of, types in arguments.items():
         function = getattr(loaded, name_of)  # an attribute is cached by ctypes, unlike an item
@@ -81,7 +82,7 @@ def _compiled(name: str, compiler: list[str], capability: str) -> Path:
     """Return the path of the compiled library; a cached one serves as long as source and command stay the same."""
     source = Path(__file__).with_name(f"{name}.c")
     command = [*compiler, *MADE, *FLAGS[capability], str(source)]
-    key = hashlib.sha256("\0".join([*command[:-1], source.read_text()]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([*command[:-1], source.read_text(encoding="utf-8")]).encode()).hexdigest()[:16]
     library = cache_dir("kernels") / f"{name}-{key}.so"
     if library.exists():
         return library

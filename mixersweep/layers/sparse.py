@@ -20,60 +20,7 @@ from mixersweep.layers.base import SparseMap
 from mixersweep.layers.pack import for_all_runs, is_packed
 from mixersweep.layers.product import column, linear, product
 
-Mask = Literal["exact", "bernoulli", "fixed_fan_in"]
 Rescale = Literal["init", "forward", "none"]
-
-
-def draw_mask(rows: int, columns: int, connections: int, kind: Mask, generator: torch.Generator) -> Tensor:
-    """Sorted flat positions (int64) of the nonzeros of a random (rows, columns) mask.
-
-    ``exact``: that many, uniform over all such masks. ``bernoulli``: each independently with the mean density.
-    ``fixed_fan_in``: floor or ceil of the mean in every row (which rows have one more is random), uniform within it.
-    """
-    size = rows * columns
-    if kind == "bernoulli":  # a binomial number of nonzeros, then uniform: the same law as independent entries
-        density = torch.tensor(connections / size, dtype=torch.float64)
-        count = torch.tensor(float(size), dtype=torch.float64)
-        connections = int(torch.binomial(count, density, generator=generator))
-    if kind != "fixed_fan_in":
-        return _subset(size, connections, generator)
-    fan_in, extra = divmod(connections, rows)
-    fewer = torch.ones(rows, dtype=torch.bool)
-    fewer[torch.randperm(rows, generator=generator)[:extra]] = False
-    chosen = _distinct_in_rows(rows, columns, min(fan_in + 1, columns), generator)
-    keep = torch.ones_like(chosen, dtype=torch.bool)
-    keep[fewer, fan_in:] = False
-    return (chosen + columns * torch.arange(rows)[:, None])[keep].sort().values
-
-
-def _distinct_in_rows(rows: int, columns: int, count: int, generator: torch.Generator) -> Tensor:
-    """(rows, count): in each row distinct columns in random order, uniform, in O(rows·count²) at most."""
-    if count**2 > columns:  # the largest of random keys, a few rows at a time
-        some = max(1, 2**22 // columns)
-        keys = (
-            torch.rand(min(some, rows - r), columns, generator=generator, dtype=torch.float64)
-            for r in range(0, rows, some)
-        )
-        return torch.cat([key.topk(count).indices for key in keys])
-    drawn = torch.randint(columns, (rows, count), generator=generator)
-    while True:  # a row with a column drawn twice is drawn anew as a whole
-        again = (drawn.sort().values.diff() == 0).any(1).nonzero().squeeze(1)
-        if not again.numel():
-            return drawn
-        drawn[again] = torch.randint(columns, (again.numel(), count), generator=generator)
-
-
-def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` of the first ``size`` integers, sorted, uniform over all subsets, in O(count) memory."""
-    if count > size // 2:
-        keep = torch.ones(size, dtype=torch.bool)
-        keep[_subset(size, size - count, generator)] = False
-        return keep.nonzero().squeeze(1)
-    drawn = torch.empty(0, dtype=torch.int64)
-    while drawn.numel() < count:  # distinct draws are a uniform subset of their own size
-        more = torch.randint(size, (count - drawn.numel() + count // 8 + 16,), generator=generator)
-        drawn = torch.cat([drawn, more]).unique()
-    return drawn[torch.randperm(drawn.numel(), generator=generator)[:count]].sort().values
 
 
 class SparseWeights(SparseMap):

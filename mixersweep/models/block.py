@@ -43,7 +43,7 @@ def mixing_block(
     if family not in with_blocks:
         reason = "its network is not made of square blocks" if family in networks else "no such family"
         raise UserError(f"family={family}: {reason}; there are {', '.join(with_blocks)}")
-    defaults = yaml.safe_load((config_dir() / "model" / f"{family}.yaml").read_text())
+    defaults = yaml.safe_load((config_dir() / "model" / f"{family}.yaml").read_text(encoding="utf-8"))
     model: Any = settings(FAMILIES[family], {**defaults["model"], **choices}, "")
     if model.structure == "dense" and connections is None:
         density = density or 1.0

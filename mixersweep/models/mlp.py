@@ -9,6 +9,8 @@ Between stem and head the features come first, (m, B), because products with spa
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ from mixersweep.budget import Architecture
 from mixersweep.budget.storage import sparse_is_faster
 from mixersweep.families.base import ImageFacts
 from mixersweep.families.mlps import MLPFamily
-from mixersweep.layers import ColumnNorm, SparseWeights, nonzeros
+from mixersweep.layers import ColumnNorm, Plane, SparseWeights, nonzeros
 from mixersweep.models.parts import (
     ACTIVATIONS,
     Block,
@@ -48,8 +50,9 @@ class MLPNetwork(nn.Module):
         self.embedding = PatchEmbedding(images.patch_size, images.patch_values, architecture.embedding_channels)
         self.entries = KeptEntries(architecture.patches, width, structure.generator("embedding.entries"))
         self.layers = nn.Sequential()
+        patch_of = self.entries.kept // self.entries.channels
         for layer in range(architecture.mixing_layers):
-            self.layers.append(MLPLayer(settings, architecture, f"layers.{layer}", structure))
+            self.layers.append(MLPLayer(settings, architecture, f"layers.{layer}", structure, patch_of))
         self.norm = ColumnNorm(width, eps=settings.norm_eps)
         self.head = readout(settings, architecture, width, images.classes, structure)
 
@@ -57,7 +60,10 @@ class MLPNetwork(nn.Module):
     def block_alone(cls, settings: MLPFamily, architecture: Architecture, structure: StructureSeed) -> nn.Module:
         """Its first block by itself: (B, m) to (B, m)."""
         count = architecture.mixing_layers // architecture.depth
-        return BlockAlone(MLPLayer(settings, architecture, f"layers.{layer}", structure) for layer in range(count))
+        patch_of = spread(architecture.width, architecture.patches)
+        return BlockAlone(
+            MLPLayer(settings, architecture, f"layers.{layer}", structure, patch_of) for layer in range(count)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, ch, H, W) to (B, classes)."""
@@ -91,15 +97,30 @@ class MLPLayer(Block):
 
     branches = ("mixing",)
 
-    def __init__(self, settings: MLPFamily, architecture: Architecture, name: str, structure: StructureSeed) -> None:
+    def __init__(
+        self,
+        settings: MLPFamily,
+        architecture: Architecture,
+        name: str,
+        structure: StructureSeed,
+        patch_of: Tensor,
+    ) -> None:
+        """``patch_of`` (m,) says which patch of the image each of the m features comes from."""
         super().__init__()
         width, hidden = architecture.width, architecture.hidden_width
         self.norm = ColumnNorm(width, eps=settings.norm_eps)
         activation = ACTIVATIONS[settings.activation]()
-        sizes = [(width, hidden), (hidden, width)] if settings.hidden else [(width, width)]
+        units = [patch_of, spread(hidden, architecture.patches), patch_of] if settings.hidden else [patch_of, patch_of]
+        side = math.isqrt(architecture.patches)
         maps = [
-            settings.linear_map(*size, int(architecture.connections), structure.generator(f"{name}.{index}"))
-            for index, size in enumerate(sizes)
+            settings.linear_map(
+                len(inputs),
+                len(outputs),
+                int(architecture.connections),
+                structure.generator(f"{name}.{index}"),
+                Plane(rows=outputs, columns=inputs, side=side),
+            )
+            for index, (inputs, outputs) in enumerate(itertools.pairwise(units))
         ]
         self.mixing = Mixing(maps[0], activation, *maps[1:], rows=width)
 
@@ -113,6 +134,11 @@ class MLPLayer(Block):
         reach = reach | walk.through(self.mixing, walk.normalised(reach, len(reach)))
         walk.see(f"{name}.mixing", reach)
         return reach
+
+
+def spread(units: int, patches: int) -> Tensor:
+    """A patch for each unit, (units,), so that all patches have equally many, or one more."""
+    return torch.arange(units) * patches // units
 
 
 def choose_storage(network: nn.Module, asked: str, device: torch.device, batch_size: int) -> str:

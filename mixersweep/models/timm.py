@@ -17,6 +17,8 @@ here it is ``model.token_expansion`` = 384/196, which the rule rounds back to 38
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import math
 import pickle
 import re
@@ -37,6 +39,11 @@ from mixersweep.runs.files import sha256_of
 State = dict[str, Tensor]
 
 NORM_EPS = 1e-6
+
+HOLDERS = ("state_dict", "model", "model_state_dict")
+"""Where training scripts keep a state dict among other things."""
+
+WRAPPERS = ("module.", "_orig_mod.", "model.")
 """Of every LayerNorm of timm's Mixers; it is in no checkpoint."""
 
 OUTER = {"stem.proj": "embedding.projection", "norm": "norm", "head": "head"}
@@ -107,14 +114,23 @@ def read_checkpoint(path: Path, sha256: str) -> State:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # in which timm's script keeps its arguments
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{named}: cannot be read as a checkpoint ({_first_line(error)})") from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]  # as timm's own training script saves it
+    if isinstance(content, dict):  # the first as timm's own training script saves it
+        content = next((content[key] for key in HOLDERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{named}: holds no state dict, a mapping of names to tensors")
-    return content
+    return _without_wrappers(content)
+
+
+def _without_wrappers(state: State) -> State:
+    """The same names without what DistributedDataParallel, compile and other wrappers put before all of them."""
+    for prefix in itertools.chain.from_iterable(itertools.repeat(WRAPPERS, len(WRAPPERS))):
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def start_from(network: nn.Module, settings: Family) -> list[str]:

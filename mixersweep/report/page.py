@@ -50,11 +50,11 @@ def page(table: Table, all_statistics: Sequence[Statistics], gallery: Gallery, c
         _reproduce(table, command),
     ]
     parts = files("mixersweep.report")
-    return Template((parts / "page.html").read_text()).substitute(
+    return Template((parts / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"mixersweep report: {main.comparison.name}"),
         colours=css(),
-        css=(parts / "page.css").read_text(),
-        js=(parts / "page.js").read_text(),
+        css=(parts / "page.css").read_text(encoding="utf-8"),
+        js=(parts / "page.js").read_text(encoding="utf-8"),
         body="\n".join(section for section in sections if section),
         data=_data(table, x, y),
     )
@@ -96,7 +96,7 @@ def _figures(gallery: Gallery) -> str:
 
 def _figure(figure: Figure, first: bool) -> str:
     """The SVG inside an image of its own, which turns dark with the page."""
-    svg = figure.paths["svg"].read_text()
+    svg = figure.paths["svg"].read_text(encoding="utf-8")
     rules = "".join(
         f'[style*="fill: {light}"]{{fill:{dark} !important}}[style*="stroke: {light}"]{{stroke:{dark} !important}}'
         for light, dark in DARKENED.items()

@@ -83,7 +83,7 @@ def held_otherwise(comparison: Comparison) -> str:
 @cache
 def curves() -> list[dict[str, str]]:
     """The rows of the file."""
-    text = (files("mixersweep.report") / "published_curves.csv").read_text()
+    text = (files("mixersweep.report") / "published_curves.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 

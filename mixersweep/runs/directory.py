@@ -15,6 +15,7 @@ runs/<readable name>-<16 hex of the fingerprint>/
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import secrets
@@ -31,6 +32,7 @@ from mixersweep.config import Config, architecture, parse
 from mixersweep.errors import UserError
 from mixersweep.families.base import Family
 from mixersweep.families.mixers import Pretrainable
+from mixersweep.paths import expanded
 from mixersweep.runs.experiment import executed_as, fingerprint
 from mixersweep.runs.files import read_json, sha256_of, write_json, write_text
 from mixersweep.runs.state import State
@@ -85,8 +87,15 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
         density="auto",
         expansion=sizes.expansion if config.expansion == "auto" else config.expansion,
         run_dir=None,
+        data=dataclasses.replace(config.data, root=config.data.root and _whole(config.data.root)),
+        data_dir=_whole(config.data_dir),
     )
     return Run(solved, sizes, origin or Origin(), fingerprint(solved, sizes))
+
+
+def _whole(path: str) -> str:
+    """A path that means the same wherever the run is taken up; one in somebody's home (~) is left to them."""
+    return path if path.startswith("~") else str(Path(path).absolute())
 
 
 def _with_content(model: Family) -> Family:
@@ -98,7 +107,7 @@ def _with_content(model: Family) -> Family:
         if expected is not None:
             raise UserError(f"model.pretrained_sha256={expected}: is of model.pretrained, which is null")
         return model
-    path = Path(model.pretrained).expanduser().absolute()
+    path = expanded(model.pretrained, "model.pretrained").absolute()
     content = sha256_of(path, "model.pretrained")
     if expected not in (None, content):
         raise UserError(f"model.pretrained_sha256={expected}: the sha256 of {path} is {content}")
@@ -137,7 +146,7 @@ class RunDirectory:
 
         The settings of where and how it runs are the new ones, since they are not part of the experiment.
         """
-        path = runs_dir.expanduser().absolute() / run.name
+        path = expanded(runs_dir, "runs_dir").absolute() / run.name
         if not (path / "config.yaml").exists():
             _make(path, run)
         stored = cls.open(path).run
@@ -277,6 +286,7 @@ def _make(path: Path, run: Run) -> None:
         temporary.rename(path)
     except OSError as error:
         if not (path / "config.yaml").exists():  # otherwise another process made it first
-            raise UserError(f"{path}: cannot be made ({error.strerror}); move away what is there") from None
+            remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "move away what is there"
+            raise UserError(f"{path}: cannot be made ({error.strerror}); {remedy}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

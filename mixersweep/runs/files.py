@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from mixersweep.errors import UserError
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from mixersweep.errors import MixersweepError, UserError
 
 
 @contextmanager
@@ -52,11 +55,41 @@ def overwrite_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The document at ``path``, or None where there is no file."""
+    """The document at ``path``, or None where there is no file; raises ``UserError`` for what is none."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}); mend or remove it") from None
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """The lock at ``path``, held: the system's, or, on a file system that has none, a file that is there meanwhile.
+
+    Raises ``MixersweepError`` where others hold it for longer than ``timeout`` seconds.
+    """
+    lock: BaseFileLock = FileLock(path, timeout=timeout)
+    try:
+        try:
+            lock.acquire()
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            lock = SoftFileLock(path.with_name(f"{path.name}.held"), timeout=timeout)
+            lock.acquire()
+    except Timeout:
+        raise MixersweepError(
+            f"{lock.lock_file}: held for {timeout:g} s by another process; where there is none, remove it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EIO)
 
 
 def sha256_of(path: Path, setting: str) -> str:

@@ -20,11 +20,11 @@ def find(named: str | Path, runs_dir: Path | None = None) -> Path:
     A whole name comes before beginnings, and those before what stands anywhere. Raises ``UserError`` where there is
     none, and where there are several.
     """
-    path = Path(named).expanduser()
+    path = paths.expanded(named)
     if path.exists():
         return path
     name = str(named)
-    runs_dir = paths.runs_dir() if runs_dir is None else runs_dir.expanduser()
+    runs_dir = paths.runs_dir() if runs_dir is None else paths.expanded(runs_dir)
     if "/" in name:
         raise UserError(f"{named}: no such directory; name a directory of runs, or a run in {runs_dir}")
     entries = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []

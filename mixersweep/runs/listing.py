@@ -24,6 +24,7 @@ import yaml
 from mixersweep.budget import Architecture
 from mixersweep.config import VARIANTS, keys
 from mixersweep.errors import UserError
+from mixersweep.paths import expanded
 from mixersweep.runs.experiment import flat
 from mixersweep.runs.record import KEYS, planned_of
 from mixersweep.runs.state import State
@@ -119,7 +120,7 @@ def listing(places: Iterable[Path]) -> Iterator[Listed]:
     """
     seen: set[str] = set()
     for place in places:
-        path = Path(place).expanduser().absolute()
+        path = expanded(place).absolute()
         try:
             found = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
         except OSError as error:
@@ -191,7 +192,7 @@ def _broken(path: str, reason: str) -> Listed:
 def _read(path: str, files: list[str]) -> Listed:
     if "config.yaml" not in files:
         raise _Unreadable("config.yaml is missing")
-    status = _status(path) if "status.json" in files else Status(State.PLANNED)
+    status = status_of(_content(f"{path}/status.json")) if "status.json" in files else Status(State.PLANNED)
     stored = _stored(path, files)
     if status.state is State.COMPLETED:
         if "result.json" not in files:
@@ -199,20 +200,6 @@ def _read(path: str, files: list[str]) -> Listed:
         return Listed(Path(path), State.COMPLETED, status, stored, result=_json(f"{path}/result.json"))
     rows = last_rows(f"{path}/metrics.jsonl") if "metrics.jsonl" in files else ()
     return Listed(Path(path), status.shown, status, stored, rows)
-
-
-def _status(path: str) -> Status:
-    try:
-        status = status_of(stored := _json(f"{path}/status.json"))
-    except TypeError as error:
-        raise _Unreadable(f"status.json: {str(error).partition(') ')[2] or error}") from None
-    except KeyError as error:
-        raise _Unreadable(f"status.json: has no {error}") from None
-    except ValueError:
-        raise _Unreadable(f"status.json: there is no state {stored['state']}") from None
-    if not status.state.is_stored:
-        raise _Unreadable(f"status.json: no run gives itself the state {status.state}")
-    return status
 
 
 def _stored(path: str, files: list[str]) -> Mapping[str, Any]:

@@ -1,7 +1,9 @@
 """The state of a run and who holds it: ``status.json``, read and changed under a lock.
 
 A process that trains a run *holds* it: its host, pid and heartbeat stand in the status. The hold of a process that
-is gone (seen at once on its own host, by its silent heartbeat from any other) is taken over. Who stores
+is gone (seen at once on its own host, by its silent heartbeat from any other) is taken over. Clocks of hosts differ:
+where the time of a heartbeat says that its process may be gone, who wants the run looks whether it changes (``watch``),
+and only that counts. A process whose run was taken over writes no more of it (``Hold.confirm``). Who stores
 ``cancelled`` over a running status ends the run: its holder sees it at its next heartbeat.
 """
 
@@ -10,27 +12,39 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock
 
 from mixersweep.errors import INTERRUPTED, RunCancelled, RunDiverged, RunHeld, RunStopped
-from mixersweep.runs.files import overwrite_json, read_json, write_json
+from mixersweep.runs.files import locked, overwrite_json, write_json
 from mixersweep.runs.state import State
 
 BEAT_EVERY = 10.0
 DEAD_AFTER = 60.0
 """Seconds between heartbeats, and of silence after which another host takes a run for lost."""
+
+_SEEN: dict[tuple[Any, ...], _Seen] = {}
+"""The heartbeats of other hosts' processes, as this process has seen them."""
+
+
+@dataclass
+class _Seen:
+    """A heartbeat; when it was first looked at, and when it was last seen to change, by this host's steady clock."""
+
+    heartbeat: float
+    first: float
+    changed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,34 @@ class Status:
             return False
         if self.host == this_host():
             return self.pid_started == _started(self.pid)
-        return time.time() - self.heartbeat < DEAD_AFTER
+        seen, now = self._seen(), time.monotonic()
+        if seen.changed is not None:
+            return now - seen.changed < DEAD_AFTER
+        return now - seen.first < DEAD_AFTER and not self._seems_silent
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether only a look at its heartbeat for a while tells if another host's process is there."""
+        if self.pid is None or self.heartbeat is None or self.host == this_host():
+            return False
+        if self.state not in (State.RUNNING, State.CANCELLED):
+            return False
+        seen = self._seen()
+        return seen.changed is None and self._seems_silent and time.monotonic() - seen.first < _beats(3)
+
+    @property
+    def _seems_silent(self) -> bool:
+        """Whether the heartbeat is old, or of a time to come, if both clocks are right."""
+        return not -BEAT_EVERY < time.time() - (self.heartbeat or 0) < DEAD_AFTER
+
+    def _seen(self) -> _Seen:
+        """What is known of the heartbeat, this look at it included."""
+        key, now = (self.host, self.pid, self.since), time.monotonic()
+        assert self.heartbeat is not None
+        seen = _SEEN.setdefault(key, _Seen(self.heartbeat, now))
+        if seen.heartbeat != self.heartbeat:
+            seen.heartbeat, seen.changed = self.heartbeat, now
+        return seen
 
     @property
     def shown(self) -> State:
@@ -75,7 +116,11 @@ class Status:
     def holder(self) -> str:
         """Who holds the run, in words."""
         since = datetime.fromtimestamp(self.since or 0, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        since += " by its clock, which is ahead" if (self.since or 0) > time.time() + BEAT_EVERY else ""
         return f"pid {self.pid} on {(self.host or '').partition('/')[0]} since {since}"
+
+
+_KEYS = frozenset(field.name for field in dataclasses.fields(Status))
 
 
 def this_host() -> str:
@@ -89,19 +134,68 @@ def this_host() -> str:
 
 def read_status(run_dir: Path) -> Status:
     """The stored status; a directory without one is ``planned``."""
-    stored = read_json(run_dir / "status.json")
-    return status_of(stored) if stored else Status(State.PLANNED)
+    try:
+        return status_of((run_dir / "status.json").read_bytes())
+    except FileNotFoundError:
+        return Status(State.PLANNED)
 
 
-def status_of(stored: Mapping[str, Any]) -> Status:
-    """A status as it is stored; raises ``ValueError`` where its state is none, ``TypeError`` for keys that are none."""
-    return Status(**{**stored, "state": State(stored["state"])})
+def status_of(content: bytes) -> Status:
+    """The status that a file holds, which another version may have written.
+
+    Where nobody can know it (a crash left the file empty, the state is none), the run counts as ``running``: as lost,
+    unless the process is there that the file names. The ``error`` says why.
+    """
+    try:
+        stored = json.loads(content)
+    except ValueError as error:
+        return Status(State.RUNNING, error=f"status.json cannot be read: {error}")
+    if not isinstance(stored, dict):
+        return Status(State.RUNNING, error="status.json cannot be read: it is no JSON object")
+    known = {name: value for name, value in stored.items() if name in _KEYS}
+    try:
+        state = State(known.pop("state"))
+        return Status(state if state.is_stored else State.RUNNING, **known)
+    except (KeyError, ValueError):
+        said = f"there is no state {stored['state']}" if "state" in stored else "it names no state"
+        return Status(State.RUNNING, **{**known, "error": f"status.json cannot be read: {said}"})
+
+
+def _foreign(path: Path) -> dict[str, Any]:
+    """What another version stored there that this one does not know."""
+    try:
+        stored = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {name: value for name, value in stored.items() if name not in _KEYS} if isinstance(stored, dict) else {}
+
+
+def watch(
+    run_dirs: Iterable[Path], tell: Callable[[str], None] = lambda _: None, check: Callable[[], None] = lambda: None
+) -> None:
+    """Look at the heartbeats of runs whose process on another host seems gone, until it is known; all at once.
+
+    Takes the time of three heartbeats at most, and none where there is no such run. ``check`` may end it by an error.
+    """
+    unsure = {run_dir: status for run_dir in run_dirs if (status := read_status(run_dir)).is_unsure}
+    if unsure:
+        first = next(iter(unsure.values()))
+        tell(f"{len(unsure)} of the runs may be lost ({first.holder}): looking for up to {_beats(3):g} s if it lives")
+    while unsure:
+        check()
+        time.sleep(min(0.2, BEAT_EVERY / 4))
+        unsure = {run_dir: status for run_dir in unsure if (status := read_status(run_dir)).is_unsure}
+
+
+def _beats(count: int) -> float:
+    return count * BEAT_EVERY
 
 
 def set_status(run_dir: Path, status: Status) -> None:
     """Replace the stored status; where the disk is full, in its own place."""
     assert status.state.is_stored, status.state
-    path, stored = run_dir / "status.json", dataclasses.asdict(status)
+    path = run_dir / "status.json"
+    stored = {**dataclasses.asdict(status), **_foreign(path)}
     try:
         write_json(path, stored)
     except OSError as error:
@@ -132,6 +226,17 @@ class Hold:
         if self._lost_to is not None:
             raise RunHeld(f"{self._run_dir}: taken over by {self._lost_to.holder} while this process was silent")
 
+    def confirm(self) -> None:
+        """Raise ``RunHeld`` where another process holds the run by now: before what it holds is written."""
+        stored = read_status(self._run_dir)
+        if not self._is_mine(stored):
+            self._lost_to = stored
+            self.check()
+
+    def _is_mine(self, stored: Status) -> bool:
+        mine = self._status
+        return (stored.host, stored.pid, stored.since) == (mine.host, mine.pid, mine.since)
+
     @property
     def cancelled(self) -> bool:
         """Whether somebody has cancelled the run, as its directory says now."""
@@ -147,7 +252,7 @@ class Hold:
     def _store(self, status: Status) -> None:
         with guard(self._run_dir):
             stored = read_status(self._run_dir)
-            if (stored.host, stored.pid, stored.since) != (status.host, status.pid, status.since):
+            if not self._is_mine(stored):
                 self._lost_to = stored
             elif stored.state is State.CANCELLED and status.state is not State.COMPLETED:
                 self._cancelled = True
@@ -169,6 +274,7 @@ def hold(run_dir: Path) -> Iterator[Hold]:
     Raises ``RunHeld`` where a live process holds it already, with host, pid and since when, and ``RunCancelled`` where
     somebody cancelled it: before, or while the block trains it.
     """
+    watch([run_dir])
     pid = os.getpid()
     now = time.time()
     mine = Status(State.RUNNING, this_host(), pid, _started(pid), since=now, heartbeat=now)
@@ -207,9 +313,9 @@ def hold(run_dir: Path) -> Iterator[Hold]:
         held._end(state, error)
 
 
-def guard(run_dir: Path) -> FileLock:
+def guard(run_dir: Path) -> AbstractContextManager[None]:
     """The lock under which a status is read and changed."""
-    return FileLock(run_dir / ".lock", timeout=30)
+    return locked(run_dir / ".lock", timeout=30)
 
 
 def _started(pid: int) -> float | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from mixersweep.compose import Composer, check_overrides, is_choice, leading, parsed_override, parsed_overrides, split
 from mixersweep.config import VARIANTS, Sweep, architecture, owners, parse_sweep
 from mixersweep.errors import Infeasible, UserError
-from mixersweep.paths import sweeps_dir
+from mixersweep.paths import expanded, sweeps_dir
 from mixersweep.runs import Origin, solve
 from mixersweep.runs.experiment import EXECUTION
 from mixersweep.sweeps.point import Point, with_settings
@@ -33,6 +33,9 @@ from mixersweep.sweeps.search import Search, searches_of
 
 Grid = dict[str, list[str]]
 """The overrides of each setting, by its key; a grid means all their combinations."""
+
+LONGEST_NAME = 200
+"""Bytes of a sweep's name: file systems take 255, of which some go to what is written beside its place."""
 
 ATTEMPTS = 4
 """How often ``infeasible=nearest`` follows what a refusal says would work, since one change may need another."""
@@ -68,7 +71,9 @@ def expand_one(arguments: Sequence[str], *, multirun: bool | None = None) -> Exp
     if several is not None:
         raise UserError(f"{several.input_line}: several values; mixersweep.sweep takes them, for many runs")
     if expansion.multirun:
-        raise UserError(f"experiment={expansion.experiment}: means many runs; mixersweep.sweep takes it")
+        launcher = f"hydra/launcher={expansion.launcher['name']}"
+        what = f"experiment={expansion.experiment}" if expansion.experiment else launcher
+        raise UserError(f"{what}: means many runs; mixersweep.sweep takes it")
     if not expansion.points:
         raise Infeasible("; ".join(expansion.notices))
     (point,) = expansion.points
@@ -89,12 +94,12 @@ def expand(arguments: Sequence[str], *, multirun: bool | None = None) -> Expansi
     task = [o for o in parsed_overrides(overrides) if not _is_of_the_sweep(o.key_or_group)]
     composer = Composer(overrides, own)
     head = composer.head
-    multirun = head.hydra.mode == RunMode.MULTIRUN if multirun is None else multirun
+    multirun = composer.means_many if multirun is None else multirun
     settings = parse_sweep(_plain(head.sweep))
     experiment = head.hydra.runtime.choices.get("experiment")
     grids = _grids(settings, task, own) if multirun else [grid_of(task)]
     _check_places(grids)
-    name = settings.name or experiment or _name(grids)
+    name = _checked_name(settings.name) or experiment or _name(grids)
     expanding = _Expanding(composer, settings, grids, Origin(experiment, name if multirun else None, leading(own)))
     # the last setting fastest, as in Hydra
     combinations = [product(*grid.values()) for grid in grids] if multirun else [product(*map(_values, task))]
@@ -161,7 +166,7 @@ class _Expanding:
         if known is None:
             shared = [grid[key][0] for grid in self._grids[:1] for key in ("experiment", "runs_dir") if key in grid]
             known = str(self._composer.values(shared)["runs_dir"])
-        return Path(known).expanduser().absolute()
+        return expanded(known, "runs_dir").absolute()
 
     def notices(self) -> list[str]:
         """What became of points that are not as they were asked for."""
@@ -320,6 +325,19 @@ def _name(grids: list[Grid]) -> str:
     content = [{key: sorted(values) for key, values in grid.items()} for grid in kept]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
     return "-".join([*list(keys)[:4], digest])
+
+
+def _checked_name(name: str | None) -> str | None:
+    """The name of a sweep, which is that of its folder; raises ``UserError`` for one that leads elsewhere."""
+    if name is not None and len(name.encode()) > LONGEST_NAME:
+        raise UserError(f"sweep.name={name[:20]}...: is of {len(name.encode())} bytes; at most {LONGEST_NAME}")
+    if name and (name.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", name)):
+        nearest = re.sub(r"[/\\\x00-\x1f\x7f]+", "-", name).strip(".-") or "mine"
+        raise UserError(
+            f"sweep.name={name!r}: names one folder in runs_dir, so no / and no . at its start; "
+            f"the nearest is {nearest}"
+        )
+    return name
 
 
 def _plain(node: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from typing import Any
 
+from mixersweep import processor
 from mixersweep.errors import MixersweepError, UserError
 from mixersweep.runs import Run
 from mixersweep.sweeps.times import shape_of
@@ -44,7 +45,7 @@ def measure(runs: Sequence[Run], at_once: int, threads: int, told: Callable[[str
 
 def _places(at_once: int, threads: int) -> list[list[int]]:
     """The cores of each of the processes."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = processor.cores()
     return [[cores[(i * threads + k) % len(cores)] for k in range(threads)] for i in range(at_once)]
 
 

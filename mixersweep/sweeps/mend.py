@@ -60,7 +60,8 @@ def cancel(path: Path) -> tuple[bool, str]:
         status = read_status(path)
         if status.state.is_over:
             return False, f"is {status.state}: left alone"
-        kept = status if status.alive else dataclasses.replace(status, pid=None, pid_started=None)
+        is_known = status.host in (None, this_host())  # of another host's process, its own look at the state tells
+        kept = status if status.alive or not is_known else dataclasses.replace(status, pid=None, pid_started=None)
         set_status(path, dataclasses.replace(kept, state=State.CANCELLED))
     if status.alive and status.host == this_host():
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -6,7 +6,6 @@ memory by arithmetic (``memory``) and its time by what is known of its shape (``
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -245,7 +244,7 @@ def at_once(expansion: Expansion, rows: Sequence[Planned]) -> tuple[int, int]:
         )
         cores, jobs = len(places[0].cores), len(places)
     else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = len(processor.cores())
         jobs = 1
     asked = runs[0].config.threads if runs else "auto"
     return jobs, asked if isinstance(asked, int) else cores

@@ -9,6 +9,7 @@ from pathlib import Path
 from mixersweep.budget import Architecture
 from mixersweep.compose import parsed_override
 from mixersweep.config import Config
+from mixersweep.paths import expanded
 from mixersweep.runs import Run
 
 
@@ -31,7 +32,7 @@ class Point:
         """The run directory, whether it is there yet or not."""
         if self.run is None:
             return None
-        return Path(self.run.config.runs_dir).expanduser().absolute() / self.run.name
+        return expanded(self.run.config.runs_dir, "runs_dir").absolute() / self.run.name
 
 
 def with_settings(overrides: Sequence[str], **values: object) -> list[str]:

@@ -11,12 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mixersweep.config import warnings
 from mixersweep.errors import DONE, FAILED, USER_MISTAKE, UserError
 from mixersweep.runs import RunDirectory, Status, read_status
-from mixersweep.runs.files import write_json
+from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
+from mixersweep.runs.status import watch
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.expand import Expansion, expand
 from mixersweep.sweeps.launchers import StopRequest, make
@@ -106,6 +108,7 @@ class _Carrying:
         left = {p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None and p.run is not None}
         left = {path: p for path, p in left.items() if path not in self._tried and not _state(p).is_over}
         queued = self._launcher.queued(list(left))
+        watch(set(left) - set(queued), self._report, self._stop.check)
         try:
             for path, point in left.items():
                 self._stop.check()
@@ -159,17 +162,21 @@ class _Carrying:
     def _write_down(self) -> None:
         """Keep what belongs to the sweep and to no single run: its command and runs, and what its searches found."""
         folder, searches = self.expansion.folder, self.expansion.searches
+        command = shlex.join(["mixersweep", "train", "-m", *self._arguments])
+        runs = [point.run.name for point in self.runs if point.run is not None]
+        searched = [point.run.name for point in self.searched if point.run is not None]
+        content: dict[str, Any] = {"name": self.expansion.name, "experiment": self.expansion.experiment}
+        content |= {"command": command, "runs": runs, "search_runs": searched}
+        stored = {"sweep.json": content, **({"search.json": [each.record() for each in searches]} if searches else {})}
+        changed = {name: value for name, value in stored.items() if _stored(folder / name) != value}
+        if not changed:  # as of a sweep that is done, which may lie where nobody writes
+            return
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"runs_dir={self.expansion.runs_dir}: cannot be written: {error.strerror}") from None
-        command = shlex.join(["mixersweep", "train", "-m", *self._arguments])
-        runs = [point.run.name for point in self.runs if point.run is not None]
-        searched = [point.run.name for point in self.searched if point.run is not None]
-        content = {"name": self.expansion.name, "experiment": self.expansion.experiment, "command": command}
-        write_json(folder / "sweep.json", {**content, "runs": runs, "search_runs": searched})
-        if searches:
-            write_json(folder / "search.json", [search.record() for search in searches])
+        for name, value in changed.items():
+            write_json(folder / name, value)
 
     def conclude(self) -> None:
         """Say what became of the runs, those that did not complete each with the reason."""
@@ -192,6 +199,14 @@ class _Carrying:
             first, expansion = completed[0].config, self.expansion
             assert first is not None
             report_sweep(expansion.name, expansion.runs_dir, first.tracking, self._stop.check, self._report)
+
+
+def _stored(path: Path) -> Any:
+    """What stands there; None for nothing, and for what cannot be read."""
+    try:
+        return read_json(path)
+    except UserError:
+        return None
 
 
 def _state(point: Point) -> State:

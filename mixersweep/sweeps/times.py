@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from mixersweep.errors import UserError
+from mixersweep.paths import expanded
 from mixersweep.runs import Run
 from mixersweep.runs.experiment import SIZES, Settings, experiment
-from mixersweep.runs.files import write_json
+from mixersweep.runs.files import locked, write_json
 from mixersweep.runs.listing import Listed, last_rows, read_listed
 
 CALIBRATION = ".calibration.json"
@@ -69,7 +68,7 @@ def shape_of(run: Run) -> str:
 
 def alike(run: Run) -> Iterator[Listed]:
     """The completed runs of the same shape that are in its directory of runs."""
-    folder, wanted, prefix = Path(run.config.runs_dir).expanduser(), shape_of(run), run.name.rpartition("-s")[0]
+    folder, wanted, prefix = expanded(run.config.runs_dir, "runs_dir"), shape_of(run), run.name.rpartition("-s")[0]
     for listed in _completed(folder, {prefix}):
         if shape(listed.config, listed.stored["architecture"]) == wanted:
             yield listed
@@ -160,7 +159,7 @@ class Calibration:
         def place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
             return (entry["shape"], entry["device_kind"], entry["threads"])
 
-        with FileLock(self.path.with_name(f"{CALIBRATION}.lock"), timeout=30):
+        with locked(self.path.with_name(f"{CALIBRATION}.lock"), timeout=30):
             merged = {place(entry): entry for entry in [*Calibration.read(self.path.parent).entries, *entries]}
             self.entries = list(merged.values())
             write_json(self.path, {"schema_version": 1, "entries": self.entries})

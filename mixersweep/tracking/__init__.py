@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -134,7 +135,7 @@ def report_sweep(name: str, runs_dir: Path, tracking: Tracking, check: Callable[
     """
     if tracking.name != "wandb" or not tracking.report:
         return
-    again = f"`mixersweep wandb report {name}` sends it"
+    again = f"`mixersweep wandb report {shlex.quote(name)}` sends it"
     command = [sys.executable, "-m", "mixersweep", "wandb", "report", name, f"--runs-dir={runs_dir}", "--where-online"]
     command += [f"--timeout={tracking.timeout}", f"--project={tracking.project}"]
     command += [f"--entity={tracking.entity}"] if tracking.entity else []

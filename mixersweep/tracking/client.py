@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import wandb
-from wandb.errors import CommError
+from pydantic import ValidationError
+from wandb.errors import CommError, UsageError
 
 from mixersweep.errors import DONE, FAILED, INTERRUPTED, PREEMPTED
 from mixersweep.runs import Run, RunDirectory, planned
@@ -259,6 +260,15 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if isinstance(value, int | float | str)}
 
 
+def lacks_key(error: UsageError) -> bool:
+    """Whether the client was not used wrongly, but has no key."""
+    return "api" in str(error).lower() and "key" in str(error).lower()
+
+
 def line(error: BaseException) -> str:
-    """An exception in one line."""
+    """An exception in one line; of a setting that the client refuses, the variable that has it."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        name = "_".join(["WANDB", *map(str, first["loc"][:1])]).upper()
+        return f"{name}={first['input']}: {first['msg']}"[:200]
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -25,6 +25,7 @@ def start(command: Sequence[str], log: Path, told: str = "") -> tuple[subprocess
     settle(environment)
     package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment["PYTHONSAFEPATH"] = "1"  # what lies in the working directory is no module of anybody's
     log.parent.mkdir(exist_ok=True)
     with log.open("ab") as file, tempfile.TemporaryFile("w+") as stdin:  # a pipe would wait for a reader
         stdin.write(told)

@@ -207,7 +207,7 @@ def _sent(job: _Job) -> _Outcome:
     import wandb
     from wandb.errors import CommError, UsageError
 
-    from mixersweep.tracking.client import TrainingRun, line
+    from mixersweep.tracking.client import TrainingRun, lacks_key, line
 
     directory = RunDirectory.open(job.run_dir)
     status = directory.status()
@@ -217,7 +217,9 @@ def _sent(job: _Job) -> _Outcome:
         mirrored = TrainingRun(directory, job.place, job.timeout, "online")
         mirrored.log(directory.rows())
         return _Outcome(mirrored.end(status.shown, with_checkpoint=job.with_checkpoint))
-    except UsageError:
+    except UsageError as error:
+        if not lacks_key(error):
+            return _Outcome(line(error), is_over=True)
         return _Outcome(NO_KEY, is_over=True, no_key=True)
     except CommError as error:
         wandb.teardown()

@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -44,8 +46,8 @@ def choose_threads(asked: int | str) -> int:
     """The CPU threads of torch; ``auto`` is the cores that this process may use."""
     if isinstance(asked, int):
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's, for processes of one run
+    processes = processor.of_torchrun("LOCAL_WORLD_SIZE", 1)
+    return max(1, len(processor.cores()) // processes)
 
 
 def keep_freed_memory() -> None:
@@ -73,8 +75,9 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
         report(f"note: {reason}")
     if config.compile:
         # What AVX-512 has compiled, torch loads where there is AVX2 alone, and all is NaN: machines may share a home.
-        kept = cache_dir("compiled") / torch.backends.cpu.get_cpu_capability().lower()
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
+        os.environ.setdefault(
+            "TORCHINDUCTOR_CACHE_DIR", str(_compiled() / torch.backends.cpu.get_cpu_capability().lower())
+        )
     if not config.deterministic or device.type != "cuda":
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -92,6 +95,19 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
             report(f"deterministic=true: {operation} has no deterministic way on a GPU")
 
     warnings.showwarning = tell
+
+
+def _compiled() -> Path:
+    """Where compiled networks are kept: in the cache, or for now where nobody is at home or a compiler cannot be.
+
+    The commands that torch has the compiler run do not quote its path.
+    """
+    try:
+        kept = cache_dir("compiled")
+    except UserError:
+        kept = Path()
+    is_fine = kept.is_absolute() and not re.search(r"\s", str(kept))
+    return kept if is_fine else Path(tempfile.gettempdir()) / f"mixersweep-compiled-{os.getuid()}"
 
 
 @contextlib.contextmanager
@@ -171,7 +187,8 @@ def git_commit() -> str | None:
         return None
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook has them
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=mine)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -14,6 +14,9 @@ from mixersweep.runs import RunDirectory
 from mixersweep.training.learner import Learner
 from mixersweep.training.parallel import World
 
+OF_COMPILING = ("InvalidCxxCompiler", "CppCompileError", "BackendCompilerFailed", "InductorError")
+"""Errors of torch's compiler, which has no one class for them and is imported only where it is used."""
+
 
 def explained(error: Exception, directory: RunDirectory, world: World, learner: Learner | None) -> Exception:
     """An error as a ``RunFailed`` that says what can be done about it, where that is known, else as it is.
@@ -31,6 +34,12 @@ def explained(error: Exception, directory: RunDirectory, world: World, learner: 
         for each in chain(error):
             traceback.clear_frames(each.__traceback__)  # which hold on to the tensors of the step
         return RunFailed(_out_of_memory(directory, world, learner))
+    if any(type(each).__name__ in OF_COMPILING for each in chain(error)):
+        reason = next(line for line in str(error).splitlines() if line.strip()).strip()
+        return RunFailed(
+            f"{directory.path}: compile=true: torch could not compile the network ({reason}); it takes a C++ compiler, "
+            "which CXX may name; compile=false trains without"
+        )
     if world.size > 1 and is_alone(error):
         return RunFailed("another process of this run has ended, and says why; the same command goes on")
     return error

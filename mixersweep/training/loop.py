@@ -433,6 +433,7 @@ class Training:
         state.sums = self.engine.sums_of(place) if self.step else None
         if not self.world.first:
             return
+        member.confirm_hold()
         if 0 < self.step < self.engine.steps:
             state.seconds = time.monotonic() - self.began
         self.engine.save_to(place, state)
@@ -504,6 +505,7 @@ class Training:
         def finish(member: Member) -> None:
             run, place = member.directory.run, self._place(member)
             if self.world.first:
+                member.confirm_hold()
                 with written_whole(member.directory.predictions) as file:
                     np.savez_compressed(file, **predictions[place])
                 images = self.splits[place].train

@@ -75,6 +75,7 @@ class Member:
 
     def tell(self) -> None:
         """Append the rows that ``metrics.jsonl`` has not yet."""
+        self.confirm_hold()
         self.directory.append_row(*self.state.rows[self.told :])
         self.told = len(self.state.rows)
 
@@ -82,6 +83,11 @@ class Member:
         """Raise where the run was cancelled, or taken over by another process."""
         if self.held is not None:
             self.held.check()
+
+    def confirm_hold(self) -> None:
+        """Raise where another process has taken the run over by now: it writes what comes next."""
+        if self.held is not None:
+            self.held.confirm()
 
     def end(self, error: BaseException | None) -> BaseException | None:
         """Let go of the run; how it ended becomes its state. Returns the error that this comes to."""

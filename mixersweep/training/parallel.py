@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mixersweep.errors import UserError
+from mixersweep.processor import of_torchrun
 
 T = TypeVar("T")
 
@@ -25,11 +26,17 @@ class World:
     """``size`` processes, of which this one has ``rank``; ``local_rank`` counts those on this machine."""
 
     def __init__(self) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.size = of_torchrun("WORLD_SIZE", 1)
+        self.rank = of_torchrun("RANK", 0)
+        self.local_rank = of_torchrun("LOCAL_RANK", 0)
+        self.local_size = of_torchrun("LOCAL_WORLD_SIZE", 1)
         if self.size > 1 and not dist.is_initialized():
+            missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+            if missing:
+                raise UserError(
+                    f"WORLD_SIZE={self.size}: {' and '.join(missing)} not set, which torchrun sets as well; "
+                    "unset WORLD_SIZE to train in one process"
+                )
             # values for the host go over gloo, so that asking the others never waits for a GPU
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT)

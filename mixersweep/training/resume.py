@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from mixersweep.config import warnings
 from mixersweep.errors import MixersweepError, RunCancelled, RunDiverged, RunStopped, UserError
+from mixersweep.paths import expanded
 from mixersweep.runs import Run, RunDirectory
 from mixersweep.runs.state import State
+from mixersweep.runs.status import watch
 from mixersweep.training.refusal import refuse
 from mixersweep.training.signals import StopSignals
 
@@ -31,7 +33,7 @@ def frozen(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         if not argument.startswith("run_dir="):
             raise UserError(f"{argument}: run_dir= takes up a run as it was frozen; leave out everything else")
-    return [Path(argument.partition("=")[2]).expanduser().absolute() for argument in dict.fromkeys(arguments)]
+    return [expanded(argument.partition("=")[2], "run_dir").absolute() for argument in dict.fromkeys(arguments)]
 
 
 def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | None:
@@ -39,17 +41,27 @@ def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | N
 
     What its mirror has not seen of it is sent there.
     """
+    watch([directory.path], report)
     status, name = directory.status(), directory.run.name
     if status.state in (State.COMPLETED, State.DIVERGED):
         from mixersweep.tracking import replay
 
         replay(directory, report)
     if status.state is State.COMPLETED:
-        report(f"already done: {name}")
+        report(f"already done: {name}{_elsewhere(directory)}")
         return directory.path / "result.json"
     if status.state is State.DIVERGED:
         return RunDiverged(f"{name}: diverged before ({status.error}); not taken up again")
     return RunCancelled(f"{name}: cancelled; not taken up again") if status.state is State.CANCELLED else None
+
+
+def _elsewhere(directory: RunDirectory) -> str:
+    """Where the images were that a run saw, where they are said to be elsewhere now."""
+    now, before = directory.run.config.data, RunDirectory.open(directory.path).run.config.data.root
+    if now.root == before:
+        return ""
+    alike = "" if "-" in (now.content or "-") else " of these names (data prepare tells their content too)"
+    return f"; it saw the images{alike} in {before or now.name}, not those in {now.root or now.name}"
 
 
 def resume(directory: RunDirectory, signals: StopSignals, report: Report, world: World | None = None) -> Path:

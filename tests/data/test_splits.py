@@ -282,7 +282,7 @@ def test_a_tree_that_is_not_what_was_planned_is_refused(tree: list[str], tmp_pat
     with pytest.raises(UserError, match=r"^data.train_images=31: .*/tree has data.train_images=30$"):
         opened(*tree, "data.train_images=31")
     (tmp_path / "tree/test/a/a_0.png").rename(tmp_path / "tree/test/a/new.png")
-    with pytest.raises(UserError, match=r"^data.content=[0-9a-f]{16}: .*/tree has data.content=[0-9a-f]{16}$"):
+    with pytest.raises(UserError, match=r"^data.content=[0-9a-f-]{33}: .*/tree has data.content=[0-9a-f-]{33}$"):
         opened(*tree)
     with pytest.raises(DataMissing, match="/nowhere is no folder with train/ and test/ or val/"):
         opened(*tree, "data.root=/nowhere")
@@ -294,7 +294,8 @@ def test_a_tree_that_is_not_what_was_planned_is_refused(tree: list[str], tmp_pat
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read_is_named(tree: list[str], tmp_path: Path, workers: int) -> None:
     (tmp_path / "tree/test/b/b_1.png").write_bytes(b"no image")
-    _, splits = opened(*tree, workers=workers)
+    names = folders.names(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, tmp_path / "tree"))
+    _, splits = opened(*tree, f"data.content={names}", workers=workers)
     with pytest.raises(UserError) as caught:
         epoch(splits.test)
     assert str(caught.value).startswith(f"data=image_folder: {tmp_path}/tree/test/b/b_1.png cannot be read (")

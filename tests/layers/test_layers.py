@@ -186,64 +186,6 @@ def test_the_gather_of_a_random_permutation_has_first_and_second_derivatives() -
     assert torch.autograd.gradgradcheck(lambda y: permutation(y) ** 2, x)
 
 
-@pytest.mark.parametrize("connections", [0, 1, 9, 40, 100, 142, 143])
-def test_an_exact_mask_has_exactly_its_connections(connections: int) -> None:
-    positions = draw_mask(11, 13, connections, "exact", seeded(connections))
-    assert positions.numel() == positions.unique().numel() == connections
-    assert bool((positions.sort().values == positions).all())
-    assert connections == 0 or (int(positions.min()) >= 0 and int(positions.max()) < 143)
-
-
-def test_an_exact_mask_is_uniform_over_positions_and_over_pairs() -> None:
-    rows, columns, connections, trials = 3, 4, 5, 6000
-    hits = torch.zeros(12, 12)
-    generator = seeded()
-    for _ in range(trials):
-        drawn = torch.zeros(12)
-        drawn[draw_mask(rows, columns, connections, "exact", generator)] = 1
-        hits += torch.outer(drawn, drawn)
-    singles = hits.diagonal() / trials
-    pairs = hits[~torch.eye(12, dtype=torch.bool)] / trials
-    assert (singles - 5 / 12).abs().max() < 5 * math.sqrt(5 / 12 * 7 / 12 / trials)
-    assert (pairs - 5 / 12 * 4 / 11).abs().max() < 5 * math.sqrt(0.15 * 0.85 / trials)
-
-
-def test_a_bernoulli_mask_has_a_binomial_number_of_connections() -> None:
-    generator = seeded()
-    counts = torch.tensor([draw_mask(20, 30, 120, "bernoulli", generator).numel() for _ in range(2000)]).double()
-    assert abs(counts.mean() - 120) < 5 * math.sqrt(96 / 2000)
-    assert abs(counts.var() / 96 - 1) < 0.2
-
-
-def test_a_fixed_fan_in_mask_gives_each_row_floor_or_ceil_and_the_exact_total() -> None:
-    positions = draw_mask(7, 10, 24, "fixed_fan_in", seeded())
-    per_row = torch.bincount(positions // 10, minlength=7)
-    assert sorted(per_row.tolist()) == [3, 3, 3, 3, 4, 4, 4]
-
-
-@pytest.mark.parametrize(("columns", "connections"), [(5, 12), (40, 12)])  # by random keys, by drawing anew
-def test_a_fixed_fan_in_mask_is_uniform_within_a_row(columns: int, connections: int) -> None:
-    trials = 4000
-    hits = torch.zeros(6, columns)
-    generator = seeded()
-    for _ in range(trials):
-        positions = draw_mask(6, columns, connections + 3, "fixed_fan_in", generator)
-        assert positions.unique().numel() == connections + 3
-        hits[positions // columns, positions % columns] += 1
-    share = (connections + 3) / (6 * columns)
-    assert (hits / trials - share).abs().max() < 5 * math.sqrt(share / trials)
-
-
-def test_masks_far_wider_than_memory_are_drawn_from_their_nonzeros_alone() -> None:
-    positions = draw_mask(2**20, 2**20, 1000, "exact", seeded())
-    layer = SparseWeights(2**20, 2**20, positions)
-    layer.initialize(seeded())
-    x = torch.randn(1, 2**20, generator=seeded())
-    y = layer(x)
-    expected = torch.zeros(2**20).index_add(0, positions // 2**20, layer.weight * x[0, positions % 2**20])
-    torch.testing.assert_close(y[0], expected)
-
-
 @pytest.mark.parametrize(("rescale", "std"), [("init", 1.0), ("forward", 1.0), ("none", math.sqrt(0.05))])
 def test_the_rescalings_give_the_output_variance_they_promise(rescale: str, std: float) -> None:
     width, connections = 400, 8000  # density 0.05

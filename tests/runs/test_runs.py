@@ -331,13 +331,17 @@ def test_a_live_holder_is_named_and_a_dead_one_is_replaced(directory: RunDirecto
         assert directory.status().pid == os.getpid()
 
 
-def test_a_holder_on_another_host_lives_as_long_as_its_heartbeat(directory: RunDirectory) -> None:
+def test_a_holder_on_another_host_lives_as_long_as_its_heartbeat(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "BEAT_EVERY", 0.05)
     now = time.time()
     elsewhere = Status(State.RUNNING, "far/away", 1, 0.0, since=now, heartbeat=now)
     set_status(directory.path, elsewhere)
     with pytest.raises(RunHeld, match="on far since"), hold(directory.path):
         pass
-    set_status(directory.path, dataclasses.replace(elsewhere, heartbeat=now - status.DEAD_AFTER - 1))
+    silent = dataclasses.replace(elsewhere, pid=2, heartbeat=now - status.DEAD_AFTER - 1)
+    set_status(directory.path, silent)
     assert read_status(directory.path).shown == "lost"
     with hold(directory.path):
         pass

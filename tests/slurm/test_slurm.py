@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +14,7 @@ import pytest
 
 from tests.slurm.cluster import frozen, job_log, listed, missing, preempt, slurm, status, until
 from tests.speed import HANGS, wall
-from tests.sweeps.commands import numbers, results, rows, run, start, states
+from tests.sweeps.commands import environment, numbers, results, rows, run, start, states
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
@@ -315,3 +317,14 @@ def test_a_setting_that_cannot_be(tmp_path: Path, tiny: list[str], arguments: li
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert set(states(tmp_path / "runs").values()) <= {"planned"}
+
+
+def test_a_sweep_started_inside_an_allocation_is_its_own_jobs(tmp_path: Path, tiny: list[str]) -> None:
+    """Slurm would pass on what it told the surrounding job: its tasks, and its memory for each CPU."""
+    command = [sys.executable, "-m", "mixersweep", *tiny, "epochs=1", *SLURM, "seed=0,1"]
+    surrounding = ["salloc", "--nodelist=n1", "--ntasks=3", "--cpus-per-task=1"]
+    done = subprocess.run(
+        [*surrounding, *command], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=HANGS
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(states(tmp_path / "runs").values()) == ["completed", "completed"]

@@ -33,13 +33,17 @@ FAMILIES = {
     "mlp": SMALL,
     "shallow_monarch": OWN_SHAPE,
     "shallow_kronecker": OWN_SHAPE,
+    **{
+        f"sw_mlp model.mask={mask}": SMALL
+        for mask in ("bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local")
+    },
 }
 
 
 def losses(family: str, *, compiled: bool = False, rounded: torch.Generator | None = None) -> list[float]:
     """Of 20 steps on the same 16 random images; ``rounded``, each weight is off by one rounding before each of them."""
     torch.set_num_threads(1)
-    run = solve(config_of([f"model={family}", *FAMILIES[family]]))
+    run = solve(config_of([*f"model={family}".split(), *FAMILIES[family]]))
     network = build(run.config, run.architecture)
     forward = torch.compile(network) if compiled else network
     choose_storage(network, "auto", torch.device("cpu"), 16)

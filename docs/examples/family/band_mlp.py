@@ -11,7 +11,7 @@ from mixersweep.families.mlps import MaskedMLP
 if TYPE_CHECKING:
     from torch import Generator
 
-    from mixersweep.layers import SparseMap
+    from mixersweep.layers import Plane, SparseMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +22,13 @@ class BandMLP(MaskedMLP):
     spread: bool
     look = FamilyLook("sky", "D", "long")
 
-    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator) -> SparseMap:
+    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
         """A matrix with a band; nothing in it is random but the weights."""
         import torch
 
         from mixersweep.layers import SparseWeights
 
-        del generator
+        del generator, plane
         each = -(-connections // outputs)  # the nonzeros of a row; of the last rows, perhaps one less
         step = inputs // each if self.spread else 1
         number = torch.arange(connections)

@@ -8,8 +8,10 @@ supervisor asks the runs to stop; where the supervisor dies, the system does.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -24,7 +26,7 @@ from typing import IO, Any, Literal
 
 import psutil
 
-from mixersweep import config
+from mixersweep import config, processor
 from mixersweep.errors import INTERRUPTED, RunStopped, UserError
 from mixersweep.kinds import Auto, Count, Whole
 from mixersweep.runs import RunDirectory, read_status
@@ -126,7 +128,7 @@ class Supervisor:
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},  # files here are no modules of anybody's
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -226,7 +228,7 @@ def _slots(settings: LocalSettings, jobs: Sequence[Path]) -> list[Slot]:
 
 def slots(settings: LocalSettings, run: config.Config, jobs: int) -> list[Slot]:
     """The places that this machine has for so many runs, which are executed as this one."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = processor.cores()
     threads = run.threads if isinstance(run.threads, int) else 1
     gpus = _gpus(settings.gpus, run.device)
     environments = [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(settings.runs_per_gpu) for gpu in gpus]
@@ -255,11 +257,17 @@ def _gpus(asked: int | str, device: str) -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = _all_gpus()
     if visible is not None:
-        found = [gpu.strip() for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
+        found = visible_gpus()
     wanted = asked if isinstance(asked, int) else len(found)
     if wanted > len(found):
         raise UserError(f"hydra.launcher.gpus={asked}: there are {len(found)} visible GPUs here")
     return found[:wanted]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: up to the first that is none (NoDevFiles, -1)."""
+    named = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return list(itertools.takewhile(re.compile(r"\d+$|(GPU|MIG)-[\w/-]+$").match, named))
 
 
 def gives_gpu(device: str, gpus: int | str) -> bool:

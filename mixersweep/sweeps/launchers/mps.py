@@ -52,7 +52,9 @@ def daemon(
         yield {}
         return
     report("runs share a GPU by an MPS daemon of their own")
-    command = [sys.executable, "-m", __name__, tool, str(folder)]
+    command = [sys.executable, "-P", "-m", __name__, tool, str(folder)]
+    known = filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")])
+    environment["PYTHONPATH"] = os.pathsep.join(known)
     pipe = subprocess.PIPE
     # In a session of its own, Ctrl-C does not reach it.
     with subprocess.Popen(

@@ -5,11 +5,11 @@ Shared by the launchers whose scheduler decides where and when (``slurm_job``, `
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from mixersweep import processor
 from mixersweep.errors import HELD, PREEMPTED
 from mixersweep.sweeps.launchers import StopRequest
 from mixersweep.sweeps.launchers.local import Slot, Supervisor
@@ -44,14 +44,9 @@ def slots(count: int, cpus: int | None, gpus: Sequence[str], first: int = 0) -> 
     Where the scheduler does not bind a job to its cores, it takes those from the ``first`` times ``cpus``-th on, so
     that neighbours, which count on, take others.
     """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = processor.cores()
     if cpus is not None and cpus < len(cores):
         cores = [cores[(first * cpus + i) % len(cores)] for i in range(cpus)]
     share = max(1, len(cores) // count)
     own = [tuple(sorted({cores[(i * share + k) % len(cores)] for k in range(share)})) for i in range(count)]
     return [Slot(own[i], {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(count)]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that the scheduler gave this process."""
-    return [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip().isalnum()]

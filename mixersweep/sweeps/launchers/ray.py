@@ -24,7 +24,8 @@ from mixersweep.runs import RunDirectory, read_status
 from mixersweep.runs.state import State
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import LOG, StopRequest
-from mixersweep.sweeps.launchers.node import execute, slots, visible_gpus
+from mixersweep.sweeps.launchers.local import visible_gpus
+from mixersweep.sweeps.launchers.node import execute, slots
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import Pack, packs, summary
 
@@ -160,7 +161,8 @@ def _connected(address: str | None) -> Any:
     except ImportError:
         raise UserError("hydra/launcher=ray: needs Ray; pip install 'mixersweep[ray]'") from None
     known = [str(Path(__file__).parents[3]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, known)))}}
+    path = os.pathsep.join(dict.fromkeys(filter(None, known)))
+    environment = {"env_vars": {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}}
     handlers = _handlers()
     own = {"include_dashboard": False} if address is None else {}
     try:

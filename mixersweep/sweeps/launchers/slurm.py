@@ -8,6 +8,7 @@ a run stands in its directory; Slurm is only asked whether it still knows the jo
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -168,7 +169,8 @@ class Slurm:
             executor = submitit.SlurmExecutor(record.parent)
             executor.update_parameters(**self._parameters(name, jobs[0]))
             try:
-                submitted = executor.map_array(execute_pack, [str(record)] * len(part), range(len(part)))
+                with outside_of_a_job():
+                    submitted = executor.map_array(execute_pack, [str(record)] * len(part), range(len(part)))
             except (FailedJobError, FailedSubmissionError) as error:
                 record.unlink()
                 raise UserError(f"hydra/launcher=slurm: {_refusal(str(error))}") from None
@@ -193,7 +195,7 @@ class Slurm:
             "signal_delay_s": own.grace,
             "array_parallelism": own.array_parallelism or 10**9,
             "stderr_to_stdout": True,
-            "setup": [f"export PYTHONPATH={shlex.quote(path)}"],
+            "setup": [f"export PYTHONPATH={shlex.quote(path)}", "export PYTHONSAFEPATH=1"],
             "srun_args": [f"--cpus-per-task={own.cpus}"] if own.cpus else [],  # srun no longer takes it from sbatch
             "additional_parameters": {key: value for key, value in asked.items() if value not in (None, False)},
         }
@@ -221,6 +223,24 @@ class Slurm:
             while self._waiting and time.monotonic() < pause:
                 stop.check()
                 time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def outside_of_a_job() -> Iterator[None]:
+    """Within this, the environment says nothing of the job that this process may be in: sbatch would pass it on.
+
+    What says where the cluster is stays, and so do a person's own settings of sbatch (``SBATCH_*``).
+    """
+    of_a_job = [name for name in os.environ if name.startswith(_OF_JOB) and name not in _OF_CLUSTER]
+    before = {name: os.environ.pop(name) for name in of_a_job}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+_OF_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
+_OF_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT")
 
 
 def gpus_of_a_job(settings: SlurmSettings, device: str) -> int:

@@ -25,10 +25,11 @@ from mixersweep.errors import DONE, FAILED, PREEMPTED, RunStopped
 from mixersweep.kinds import Auto
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.state import State
-from mixersweep.runs.status import guard, this_host
+from mixersweep.runs.status import guard, this_host, watch
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import LOG, StopRequest, mps
-from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots, visible_gpus
+from mixersweep.sweeps.launchers.local import visible_gpus
+from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import packs
 
@@ -125,6 +126,7 @@ class _Job:
         process holds are not.
         """
         claimed, held = [], list(run_dirs)
+        watch(held, _say, self.check)
         while held:
             claims = {run_dir: self._claim(run_dir) for run_dir in held}
             claimed += [run_dir for run_dir, claim in claims.items() if claim]

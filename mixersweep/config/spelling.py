@@ -1,0 +1,36 @@
+"""Values as overrides spell them: in Hydra's grammar, in which some characters mean something."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
+
+from mixersweep.errors import UserError
+
+
+def spelled(key: str, value: object) -> str:
+    """A value in Hydra's grammar; raises ``UserError`` for one that no setting can have."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Real):
+        return repr(float(value))
+    if isinstance(value, (str, Path)):
+        return _quoted(str(value))
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_quoted(str(name))}:{spelled(key, each)}" for name, each in value.items()) + "}"
+    if isinstance(value, (list, tuple, range)):
+        return "[" + ",".join(spelled(key, each) for each in value) + "]"
+    raise UserError(f"{key}={value!r}: no setting takes a {type(value).__name__}; a text, number, list or mapping")
+
+
+def _quoted(text: str) -> str:
+    """A text as it is where Hydra reads it so, else in quotes, within which quotes and what ends in one are escaped."""
+    if re.fullmatch(r"[A-Za-z0-9_./+*%@-]+", text):
+        return text
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
