@@ -79,7 +79,7 @@ def by_indices(network: nn.Module) -> nn.Module:
                 transposed = isinstance(fast, Commutation)
                 explicit = transposing(fast.rows, fast.columns) if transposed else transposing(1, fast.width)
                 setattr(layer, place, explicit)
-            layer._rows = partial(with_images_first, layer)
+            layer._map_features_first = partial(with_images_first, layer)
     return slow
 
 
