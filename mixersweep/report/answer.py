@@ -6,7 +6,7 @@ Each verdict is no stronger than its test. The terminal, the page, Markdown and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mixersweep.report import verdicts
@@ -27,11 +27,20 @@ class Question:
     asked: str
     verdicts: list[Verdict]
     unanswered: str = ""
+    judged: str = "claims"
+
+    @property
+    def shown(self) -> list[Verdict]:
+        """The verdicts to show, one line each, or a single one for all ``judged`` where none could be tested."""
+        several = len(self.verdicts) > 1
+        if several and all(verdict.finding is Finding.UNTESTED for verdict in self.verdicts):
+            return [replace(self.verdicts[0], subject=f"all {len(self.verdicts)} {self.judged}")]
+        return self.verdicts
 
     @property
     def lines(self) -> list[str]:
-        """The answers, one line per verdict."""
-        return [verdict.line for verdict in self.verdicts] or [self.unanswered]
+        """The answers, one line per verdict that is shown."""
+        return [verdict.line for verdict in self.shown] or [self.unanswered]
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ def _width_question(statistics: Statistics) -> Question:
         "Is wider better?",
         [verdicts.judge_trend(trend, statistics.claims) for trend in statistics.trends],
         "No model was trained at two widths, so there is no answer on width.",
+        judged="models",
     )
 
 
@@ -100,6 +110,7 @@ def _structure_question(statistics: Statistics) -> Question:
         f"Which model is better, {_describe_matching(pairs)}?" if pairs else "Which model is better?",
         [verdicts.judge_pair(pair, statistics.claims) for pair in pairs],
         "No two models have runs of equal target width and budget, shape and seed, so no structures are compared.",
+        judged="pairs of models",
     )
 
 

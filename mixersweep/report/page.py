@@ -76,7 +76,7 @@ def _question(question: Question, level: str = "h2") -> str:
             * bool(verdict.explanation)
         )
         + "</li>"
-        for verdict in question.verdicts
+        for verdict in question.shown
     )
     body = f'<ul class="verdicts">{lines}</ul>' if lines else f"<p>{escape(question.unanswered)}</p>"
     return f"<{level}>{escape(question.asked)}</{level}>{body}"

@@ -65,7 +65,7 @@ def _show_answer(console: Console, summary: Answer) -> None:
         console.print()
         console.print(question.asked, style="bold", markup=False)
         grid = Table.grid(padding=(0, 1))
-        for verdict in question.verdicts:
+        for verdict in question.shown:
             mark, style = MARKS[verdict.finding]
             grid.add_row(
                 Text(mark, style), Text(f"{verdict.subject}:"), Text(verdict.statement, style), verdict.explanation

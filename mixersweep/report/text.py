@@ -121,7 +121,7 @@ def _markdown_verdicts(summary: Answer, level: str) -> list[str]:
         lines += [f"{level} {question.asked}", ""]
         lines += [
             f"- {verdict.subject}: **{verdict.statement}**{', ' * bool(verdict.explanation)}{verdict.explanation}"
-            for verdict in question.verdicts
+            for verdict in question.shown
         ] or [question.unanswered]
         lines.append("")
     return lines
@@ -161,7 +161,7 @@ def latex(table: Table, all_statistics: Sequence[Statistics], command: str) -> s
     lines += _latex_items(map(_tex, summary.first))
     for question in summary.questions:
         lines += [rf"\paragraph{{{_tex(question.asked)}}}"]
-        lines += _latex_items(map(_latex_verdict, question.verdicts)) or [_tex(question.unanswered), ""]
+        lines += _latex_items(map(_latex_verdict, question.shown)) or [_tex(question.unanswered), ""]
     if summary.numbers.rows:
         lines += _latex_table(
             summary.numbers, f"{summary.numbers.title}: {summary.name}. {summary.numbers.note}", here=True

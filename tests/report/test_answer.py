@@ -4,6 +4,7 @@ import html
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,3 +89,14 @@ def test_a_verdict_is_what_the_test_says_and_why_in_few_words(made: Report) -> N
 def test_what_is_claimed_has_an_effect() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Claim()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_one_seed_cannot_decide_is_one_line_for_all(tmp_path: Path, form: str) -> None:
+    write_sweep(tmp_path / "runs", lambda *_: 0.7, models=("s_mixer", "rp_s_mixer", "sw_mlp"), seeds=(0,))
+    once = build([tmp_path / "runs"], out=tmp_path / "out")
+    text = words(FORMS[form](once))
+    assert words("all 3 pairs of models: one seed decides nothing") in text
+    assert words("all 3 models: one seed decides nothing") in text
+    assert text.count("one seed decides nothing") == 2
+    assert words("s_mixer minus sw_mlp") in text, "the numbers are all there"
