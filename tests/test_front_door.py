@@ -303,8 +303,8 @@ def test_a_block_is_the_first_of_a_run_with_its_seed() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"family": "s_mixxer"}, "family=s_mixxer: no such family; there are pk, s_mixer"),
-        ({"family": "s_fc"}, "family=s_fc: its network is not made of square blocks; there are pk"),
+        ({"family": "s_mixxer"}, "family=s_mixxer: no such family; there are s_mixer, rp_s_mixer"),
+        ({"family": "s_fc"}, "family=s_fc: its network is not made of square blocks; there are s_mixer"),
         ({"family": "s_mixer", "tokens": 5, "width": 12}, "width=12: not a multiple of tokens=5"),
         ({"family": "sw_mlp", "width": 8, "connections": 100}, "connections=100 do not fit into its 8×8 weights"),
         ({"family": "pk", "tokens": 4, "channels": 4, "tide": True}, "tide=true: no such setting; the nearest is tied"),
@@ -550,7 +550,7 @@ def test_a_comparison_is_the_report(
         assert one.read_bytes() == other.read_bytes()
     with pytest.raises(mixersweep.UserError, match="widht"):
         mixersweep.compare(runs, x="widht")
-    with pytest.raises(mixersweep.UserError, match="--by seed: makes no lines"):
+    with pytest.raises(mixersweep.UserError, match="--by seed: cannot separate lines"):
         mixersweep.compare(runs, by=["seed"])
     assert "matplotlib.pyplot" not in sys.modules
 

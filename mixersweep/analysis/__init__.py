@@ -1,5 +1,5 @@
-"""Looking inside networks: what ``mixersweep analyze`` does, a module a verb.
+"""Analyse networks: the verbs of ``mixersweep analyze``, one module each.
 
-Each verb reads run directories, or builds networks from settings where it needs no trained ones; it computes plain
-numbers, and leaves ``<verb>.json``, a table and a figure.
+Each verb reads run directories, or builds networks from settings where it needs no trained ones. It computes plain
+numbers and writes ``<verb>.json``, a table and a figure.
 """

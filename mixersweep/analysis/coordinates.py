@@ -1,14 +1,14 @@
-"""``analyze coordinates``: the coordinate check, how far features move in a few steps over the width of the network.
+"""``analyze coordinates``: the coordinate check, how the change of features in a few steps scales with the width.
 
-Yang et al. 2022 (Tensor Programs V, 2203.03466, appendix D.1). A parametrisation under which a learning rate holds for
-every width keeps the size of features, and how far a step moves them, the same at every width, and so those of the
-logits; under another they grow or vanish as a power of it. Networks are drawn and trained for a few steps on one fixed
-batch at the constant ``optim.lr``, each at several widths and seeds, and no run is needed. The size of a layer is the
-root mean square of its features over images and units, and what is fitted is the slope of log2 size over log2 width.
+Yang et al. 2022 (Tensor Programs V, arXiv 2203.03466, appendix D.1). Under a parametrisation whose best learning rate
+is the same for every width, the size of features and logits, and how far a step moves them, do not depend on the width;
+under others they grow or vanish as a power of it. Networks are initialised and trained for a few steps on one fixed
+batch at the constant ``optim.lr``, at several widths and seeds; no run is needed. The size of a layer is the root mean
+square of its features over images and units, and the slope of log2 size over log2 width is fitted.
 
-Theory's exponents are those of S and C, multiples of 1/2, and S and C are about a square root of the width: 1/4 is the
-least that it knows. So a slope nearer to 0 than to 1/4 is ``flat``, and ``grows`` or ``vanishes`` is one that is not;
-where it is closer to that bound than the spread over seeds can tell, it is ``unclear``.
+In theory the exponents in S and C are multiples of 1/2, and S and C grow about as the square root of the width, so the
+smallest exponent of the width is 1/4. A slope nearer to 0 than to 1/4 is therefore ``flat``, any other ``grows`` or
+``vanishes``; a slope closer to the bound between them than its uncertainty over seeds is ``unclear``.
 """
 
 from __future__ import annotations
@@ -43,33 +43,30 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 STEPS, SEEDS, IMAGES, SIZES = (1, 2, 4, 8), 3, 64, (8, 16, 32, 64)
-"""The default: after which steps, from how many seeds, on how many images, and S = C of what names no shape."""
+"""The defaults: the steps to measure after, the seeds, the images, and S = C where no shape is given."""
 
 FLAT = 1 / 8
-"""The slope halfway from 0 to the least that theory knows."""
+"""The largest slope that is flat: half the smallest exponent of theory."""
 
 OVER = {"width": ("connections", "density", "channels", "tokens"), "density": ("width", "connections")}
-"""What sizes may be drawn against, and what is held fixed, the first of these, where several networks have it."""
+"""The x axes and, where several networks share an x, the sizes to hold fixed: the first that gives curves is taken."""
 
 DEFAULT = (
     ("model=s_mixer,rp_s_mixer", "model.skip_layer=always", "optim=sgd,adamw", "optim.lr_scaling=none,mup,mup_tied"),
     ("model=pk", "model.tied=false", "model.skip_layer=always", "optim=sgd,adamw", "optim.lr_scaling=none,mup"),
     ("model=sw_mlp", "match=mixer", "optim=sgd,adamw", "optim.lr_scaling=none,mup"),
 )
-"""What is checked where nothing is set, with ``SMALL`` and ``SIZES``; each with the same layers at every width."""
+"""The settings checked by default, with ``SMALL`` and ``SIZES``; each has the same layers at every width."""
 
 SMALL = ("depth=2", "model.head=signed_groups", "model.readout_dimension=16", "augment=none")
 
 
-ENDS = ("embedding", "logits")
+NOT_MIXING = ("embedding", "logits")
 """The layers that do not mix."""
 
 
 class Watched:
-    """The features of a network's stem and branches, and its logits, by name: each (B, features).
-
-    A context; ``of(learner, images)`` is one forward pass in evaluation.
-    """
+    """A context that records the features of a network's stem and branches, and its logits, by name."""
 
     def __init__(self, network: nn.Module) -> None:
         self._features = Features(network)
@@ -89,7 +86,7 @@ class Watched:
             hook.remove()
 
     def of(self, learner: Learner, images: Tensor) -> dict[str, Tensor]:
-        """The features now, in float64."""
+        """The features (B, features) of each layer on these images, in float64, from a forward pass in evaluation."""
         self._kept = []
         logits = learner.logits(images)
         learner.train()
@@ -99,7 +96,7 @@ class Watched:
 
 
 def check(run: Run, device: torch.device, images: Tensor, labels: Tensor, steps: Sequence[int]) -> list[Row]:
-    """The sizes of the features of each layer at the start, step 0, and of their change from there after ``steps``."""
+    """Measure the size of each layer's features at initialisation (step 0), and of their change after ``steps``."""
     learner = Learner(run, device, World(), getattr(run.config.model, "storage", "auto"))
     learner.train()
     rate, rows = run.config.optim.lr, []
@@ -120,10 +117,11 @@ def _rms(value: Tensor) -> float:
 
 
 def slope(x: Sequence[float], sizes: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
-    """The slope of log2 size over log2 ``x``, and half its 95% interval; ``sizes`` are those of the seeds at each x.
+    """Fit the slope of log2 size over log2 ``x``; returns it and half the width of its 95% interval.
 
-    The interval is from the spread over seeds at equal x alone: what a straight line does not fit is no noise. None is
-    for what has no logarithm, and for the interval of one seed.
+    ``sizes`` has the sizes of all seeds at each x. The interval comes from the spread over seeds at equal x, not from
+    deviations from a straight line. Both are None where a size is not positive and finite; the interval also for one
+    seed.
     """
     from scipy.stats import t
 
@@ -141,19 +139,19 @@ def slope(x: Sequence[float], sizes: Sequence[Sequence[float]]) -> tuple[float |
 
 
 def verdict(found: float | None, tolerance: float | None) -> str:
-    """``flat``, ``grows`` or ``vanishes``; ``unclear`` where the tolerance reaches over the bound between them.
+    """Classify a slope as ``flat``, ``grows`` or ``vanishes``, or as ``unclear`` within ``tolerance`` of the bound.
 
-    A slope that is None is of sizes that are zero or not finite: ``none``.
+    The verdict is ``none`` where there is no slope, since sizes are zero or not finite.
     """
     if found is None:
         return "none"
-    said = "flat" if abs(found) <= FLAT else "grows" if found > 0 else "vanishes"
-    return said if abs(abs(found) - FLAT) > (tolerance or 0.0) else "unclear"
+    clear = "flat" if abs(found) <= FLAT else "grows" if found > 0 else "vanishes"
+    return clear if abs(abs(found) - FLAT) > (tolerance or 0.0) else "unclear"
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Runs that differ in the width alone, or in what else is drawn against: (x, run), x rising."""
+    """Runs that differ only in the quantity on the x axis, with its values: ``points`` (x, run), in order of x."""
 
     family: str
     optimizer: str
@@ -162,12 +160,12 @@ class Curve:
 
     @property
     def name(self) -> Row:
-        """What tells it from the others."""
+        """The columns that identify the curve."""
         return {"family": self.family, "optimizer": self.optimizer, "rule": self.rule}
 
 
 def curves(runs: Sequence[Run], over: str = "width") -> list[Curve]:
-    """The runs by what they have in common; raises ``UserError`` where that is not one curve over several values."""
+    """Group runs into curves; raises ``UserError`` where a group has one x value, or several networks at one."""
     settings = [settings_of(run.config) for run in runs]
     alike: dict[str, list[Run]] = {}
     for run, mine in zip(runs, settings, strict=True):
@@ -178,18 +176,18 @@ def curves(runs: Sequence[Run], over: str = "width") -> list[Curve]:
         family, optimizer = (_label(mine, settings, part) for part in ("model", "optim"))
         optim = group[0].config.optim
         rule = optim.lr_scaling if isinstance(optim, WidthScaled) else "none"
-        for fixed, some in _apart(group, over, f"{family}, {optimizer}").items():
+        for fixed, some in _split_by_size(group, over, f"{family}, {optimizer}").items():
             points = sorted(((_size(run, over), run) for run in some), key=lambda point: point[0])
             found.append(Curve(" ".join([family, *fixed.split()]), optimizer, rule, points))
     return found
 
 
-def _apart(runs: list[Run], over: str, said: str) -> dict[str, list[Run]]:
-    """Runs that differ in their sizes alone, in curves along which what is held fixed, named by the key, is equal."""
+def _split_by_size(runs: list[Run], over: str, name: str) -> dict[str, list[Run]]:
+    """Split runs that differ only in their sizes into curves along which another size, named by the key, is fixed."""
     xs = sorted(_size(run, over) for run in runs)
     if len(set(xs)) < 2:
         example = f"{over}={xs[0]:g},{4 * xs[0] if over == 'width' else xs[0] / 4:g}"
-        raise UserError(f"{over}={xs[0]:g}: the only one of {said}; a slope needs several, e.g. {example}")
+        raise UserError(f"{over}={xs[0]:g}: the only one of {name}; a slope needs several, e.g. {example}")
     if len(set(xs)) == len(xs):
         return {"": runs}
     for fixed in OVER[over]:
@@ -201,7 +199,7 @@ def _apart(runs: list[Run], over: str, said: str) -> dict[str, list[Run]]:
             return found
     twice = next(x for x in xs if xs.count(x) > 1)
     raise UserError(
-        f"{over}={twice:g}: {xs.count(twice)} networks of {said} have it, and with none of {', '.join(OVER[over])} "
+        f"{over}={twice:g}: {xs.count(twice)} networks of {name} have it, and with none of {', '.join(OVER[over])} "
         f"fixed they make curves over {over}; check them one curve at a time"
     )
 
@@ -221,10 +219,10 @@ def _label(mine: Row, every: Sequence[Row], part: str) -> str:
         return not key.startswith("optim.")
 
     varied = [key for key in mine if belongs(key) and len({str(settings.get(key)) for settings in alike}) > 1]
-    said = [f"{key.removeprefix(f'{part}.')}={mine[key]}" for key in varied]
+    words = [f"{key.removeprefix(f'{part}.')}={mine[key]}" for key in varied]
     if part == "model" and "tied" not in varied and mine.get("model.tied") is False:
-        said.append("untied")
-    return " ".join([str(name), *said])
+        words.append("untied")
+    return " ".join([str(name), *words])
 
 
 def analyze(
@@ -236,8 +234,10 @@ def analyze(
     seeds: int = SEEDS,
     images: int = IMAGES,
 ) -> tuple[dict[str, Any], list[Row]]:
-    """``coordinates.json``: ``sizes`` (curve, x, seed, layer, step), and ``layers``, the table: a row for each layer of
-    each curve, with the slope of its size at the start, those of its change after each step, and the verdicts.
+    """Check all curves over several seeds; returns the document and its table.
+
+    ``sizes`` of the document are by curve, x, seed, layer and step. ``layers``, the table, has a row for each layer of
+    each curve: the slope of its size at initialisation, those of its change after each step, and the verdicts.
     """
     found = curves(runs, over)
     batches: dict[str, tuple[Tensor, Tensor]] = {}
@@ -256,12 +256,12 @@ def analyze(
 
 
 def _plain(row: Row) -> Row:
-    """What is not finite, of networks that diverge, is no JSON."""
+    """Replace a size that is not finite, of a network that diverged, by None, which JSON has."""
     return {**row, "size": row["size"] if math.isfinite(row["size"]) else None}
 
 
 def _batch(config: Config, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The first training images without augmentation, (n, ch, H, W), and their labels."""
+    """The first training images without augmentation (n, channels, H, W), and their labels (n,)."""
     splits = open_splits(config, device)
     try:
         if len(splits.train) < count:
@@ -289,8 +289,9 @@ def _table(curve: Curve, sizes: Sequence[Row], over: str, steps: Sequence[int]) 
 
 
 def brief(document: Mapping[str, Any]) -> list[Row]:
-    """A line for each curve: after the first and the last step, the slope of the mixing layer that is the farthest from
-    flat and that of the logits, with what they are.
+    """Summarise each curve in a row: the steepest slope of a mixing layer and that of the logits, with verdicts.
+
+    Both are given after the first and after the last step.
     """
     lines: dict[tuple[str, ...], list[Row]] = {}
     for row in document["layers"]:
@@ -299,19 +300,22 @@ def brief(document: Mapping[str, Any]) -> list[Row]:
     for (family, optimizer, rule), rows in lines.items():
         line: Row = {"family": family, "optimizer": optimizer, "rule": rule}
         for step in sorted({document["steps"][0], document["steps"][-1]}):
-            for what, some in (("features", [row for row in rows if row["layer"] not in ENDS]), ("logits", rows[-1:])):
+            for what, some in (
+                ("features", [row for row in rows if row["layer"] not in NOT_MIXING]),
+                ("logits", rows[-1:]),
+            ):
                 worst = max(
                     some, key=lambda row: math.inf if row[f"change_{step}"] is None else abs(row[f"change_{step}"])
                 )
-                said = worst[f"change_{step}_verdict"]
+                judged = worst[f"change_{step}_verdict"]
                 number = worst[f"change_{step}"]
-                line[f"{what} after {step}"] = said if number is None else f"{number:+.2f} {said}"
+                line[f"{what} after {step}"] = judged if number is None else f"{number:+.2f} {judged}"
         found.append(line)
     return found
 
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """How far each layer's features and the logits have moved after the last step: a panel for each curve."""
+    """Draw how far each layer's features and the logits move until the last step, a panel for each curve."""
     from mixersweep.figures import draw_panels
 
     rows, last = document["sizes"], document["steps"][-1]
@@ -322,8 +326,8 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     def panel(optimizer: str, rule: str, family: str) -> Any:
         name = {"optimizer": optimizer, "rule": rule, "family": family}
         mine = [row for row in rows if all(row[key] == value for key, value in name.items()) and row["step"] == last]
-        said = [line for line in brief(document) if all(line[key] == value for key, value in name.items())]
-        return lambda axes: _panel(axes, mine, document, f"{family}, {optimizer}, {rule}", said[0])
+        (summary,) = [line for line in brief(document) if all(line[key] == value for key, value in name.items())]
+        return lambda axes: _panel(axes, mine, document, f"{family}, {optimizer}, {rule}", summary)
 
     panels = [
         panel(*way, family) if (*way, family) in named else lambda axes: axes.set_axis_off()
@@ -334,7 +338,7 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     return draw_panels(out, "coordinates", title, panels, wide=3.1, high=2.7, columns=len(families))
 
 
-def _panel(axes: Axes, rows: Sequence[Row], document: Mapping[str, Any], title: str, said: Row) -> None:
+def _panel(axes: Axes, rows: Sequence[Row], document: Mapping[str, Any], title: str, summary: Row) -> None:
     from matplotlib import colormaps
 
     from mixersweep.figures import INK, log_axis
@@ -354,5 +358,5 @@ def _panel(axes: Axes, rows: Sequence[Row], document: Mapping[str, Any], title: 
     log_axis(axes, xs)
     log_axis(axes, [row["size"] for row in rows if row["size"]], "y")
     axes.set_xlabel("effective width m" if over == "width" else over)
-    verdicts = "; ".join(f"{what} {said[f'{what} after {last}']}" for what in ("features", "logits"))
+    verdicts = "; ".join(f"{what} {summary[f'{what} after {last}']}" for what in ("features", "logits"))
     axes.set_title(f"{title}\n{verdicts}", fontsize=8, loc="left")

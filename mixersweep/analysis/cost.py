@@ -1,9 +1,8 @@
-"""``analyze cost``: what networks cost (Hayase & Karakida 2024, Table S.3), as counted and as measured here.
+"""``analyze cost``: memory, FLOPs and training time of networks (Hayase & Karakida 2024, Table S.3).
 
-Memory of the weights as they are stored (nonzeros, and the indices and permutations of their structure) stands beside
-that of the same network with masked dense matrices, a mask as large as the weights, which is how the paper's SW-MLP was
-stored. Seconds are those of an epoch's training steps, as the trainer takes them on the run's own images
-(``training/timing.py``).
+Memory is counted as the weights are stored (nonzeros, and the indices and permutations of their structure), and as
+masked dense matrices would take it, each with a mask of its size, which is how the paper stores its SW-MLPs. Time is
+that of an epoch's training steps, measured by the trainer on the run's own images (``training/timing.py``).
 """
 
 from __future__ import annotations
@@ -34,34 +33,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = dict[str, Any]
-FLOAT = 4
+FLOAT_BYTES = 4
 
 
 def stored_bytes(network: nn.Module) -> tuple[int, int]:
-    """Of trainable parameters, and of the structure that goes with them: indices and permutations."""
+    """The bytes of a network's parameters, and of its structure: indices and permutations."""
     parameters = sum(p.numel() * p.element_size() for p in network.parameters())
     return parameters, sum(b.numel() * b.element_size() for b in network.buffers())
 
 
 def masked_dense_bytes(network: nn.Module) -> int:
-    """Of the same parameters with every map of a mixing layer written out and a mask of its size beside it."""
+    """The bytes of a network's parameters in float32 if each sparse map were a dense matrix with a mask of its size."""
     total = sum(p.numel() for p in network.parameters())
     for layer in network.modules():
         if isinstance(layer, SparseMap):
             entries = layer.in_width * layer.out_width
             if layer.connections < entries or isinstance(layer, SparseWeights):
                 total += 2 * entries - layer.weight.numel()
-    return total * FLOAT
+    return total * FLOAT_BYTES
 
 
 @dataclass(frozen=True)
 class Training:
-    """Training steps of a run on its own data; called with a device, it returns one step to be timed."""
+    """The training steps of a run on its own data, to be timed."""
 
     run: Run
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
-        """Set it up."""
+        """Set up training on a device and return a function that does one step."""
         steps, learner = self._parts(device)
         endless = itertools.chain.from_iterable(steps.epoch(epoch) for epoch in itertools.count(1))
         return lambda: learner.step(next(endless))
@@ -78,7 +77,10 @@ class Training:
 def analyze(
     runs: Mapping[str, Run], device: torch.device, *, measured: bool = True
 ) -> tuple[dict[str, Any], list[Row]]:
-    """``cost.json``: a row for each named run; without ``measured`` what needs no training step."""
+    """Count and measure the cost of each named run, one row each; returns the document and the rows.
+
+    Without ``measured`` no training step is run, and there are only the counted values.
+    """
     rows: list[Row] = []
     alike: Row = {"compile": False, "engine": "eager", "device": str(device), "threads": torch.get_num_threads()}
     for name, given in tracked(list(runs.items()), "cost"):
@@ -113,28 +115,28 @@ def analyze(
 
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """Bars of what is stored against masked dense, FLOPs, and seconds where they were measured."""
+    """Draw bars of stored bytes beside masked dense, FLOPs and, where measured, time and memory; returns the paths."""
     from mixersweep.figures import GREY, draw_panels, looks, ticked
 
     rows = document["networks"]
     names = [row["network"] for row in rows]
     look = looks([(name, name.split()[0]) for name in names])
-    places = list(range(len(rows)))[::-1]
+    positions = list(range(len(rows)))[::-1]
 
     def bars(key: str, label: str, scale: float, second: str | None = None) -> Any:
         def panel(axes: Axes) -> None:
-            for place, row in zip(places, rows, strict=True):
+            for y, row in zip(positions, rows, strict=True):
                 value = row[key] / scale
-                axes.barh(place, value, height=0.6, color=look[row["network"]].colour)
+                axes.barh(y, value, height=0.6, color=look[row["network"]].colour)
                 text = ticked(float(f"{value:.3g}"))
                 if second is not None:
                     other = row[second] / scale
-                    axes.plot([value, other], [place, place], color=GREY, linewidth=1, zorder=0)
-                    axes.plot([other], [place], marker="|", markersize=12, color=GREY)
+                    axes.plot([value, other], [y, y], color=GREY, linewidth=1, zorder=0)
+                    axes.plot([other], [y], marker="|", markersize=12, color=GREY)
                     text += f", masked dense {ticked(float(f'{other:.3g}'))}"
-                axes.annotate(text, (0.99, place + 0.33), xycoords=("axes fraction", "data"), ha="right", fontsize=7)
+                axes.annotate(text, (0.99, y + 0.33), xycoords=("axes fraction", "data"), ha="right", fontsize=7)
             axes.set_xscale("log")
-            axes.set_yticks(places, names, fontsize=8)
+            axes.set_yticks(positions, names, fontsize=8)
             axes.set_ylim(-0.6, len(rows) - 0.3)
             axes.set_xlabel(label)
             axes.grid(False, axis="y")
@@ -151,7 +153,7 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
 
 
 def named(runs: Sequence[tuple[str, Run]]) -> dict[str, Run]:
-    """Runs under distinct labels."""
+    """Give runs distinct labels, with a number where a label repeats."""
     found: dict[str, Run] = {}
     for label, run in runs:
         name, number = label, 2

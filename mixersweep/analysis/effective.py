@@ -1,7 +1,7 @@
-"""``analyze effective``: the patterns of effective weight matrices (Hayase & Karakida 2024, Fig. S.9), and counts.
+"""``analyze effective``: patterns and sizes of effective weight matrices (Hayase & Karakida 2024, Fig. S.9).
 
-Every matrix is written as a scipy sparse ``.npz`` of the weights at the end of training, or as drawn where a run is not
-completed; the figure shows which weights are equal by their colour.
+Every matrix is written as a scipy sparse ``.npz``, with the weights at the end of training, or at initialisation where
+a run is not completed. The figure shows by colour which weights are equal.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 LARGEST = 1024
-"""The largest side of a matrix that is drawn entry by entry; larger ones are drawn at their upper left corner."""
+"""The largest side of a matrix that is drawn; of larger ones, the upper left corner is drawn."""
 
 MOST_PANELS = 8
 
 
 def analyze(networks: Mapping[str, nn.Module], out: Path | None = None) -> tuple[dict[str, Any], list[Row]]:
-    """A row for each effective matrix of named networks; with ``out``, each matrix as ``out/name/layer.npz``."""
+    """Count connections, fan-in and rank of each effective matrix of named networks, one row each.
+
+    With ``out``, each matrix is written to ``out/name/layer.npz``. Returns the document and the rows.
+    """
     rows: list[Row] = []
     for name, network in tracked(list(networks.items()), "effective"):
         folder = None if out is None else out / name
@@ -62,7 +65,7 @@ def analyze(networks: Mapping[str, nn.Module], out: Path | None = None) -> tuple
 
 
 def rank(layer: SparseMap) -> int | None:
-    """Of the effective matrix, numerically; None where a sparse map is too large for a decomposition."""
+    """The numerical rank of the effective matrix; None where a sparse map is too large for a decomposition."""
     if isinstance(layer, SparseWeights) and min(layer.in_width, layer.out_width) > 4 * DENSE_SIDE:
         return None
     values = singular_values(layer)
@@ -71,7 +74,7 @@ def rank(layer: SparseMap) -> int | None:
 
 
 def draw(networks: Mapping[str, nn.Module], out: Path) -> list[Path]:
-    """Two matrices of each network, token mixing and channel mixing where there are such."""
+    """Draw two matrices of each network, of token and channel mixing where it has these; returns the paths."""
     from mixersweep.figures import draw_panels
 
     panels: list[Any] = []
@@ -82,7 +85,7 @@ def draw(networks: Mapping[str, nn.Module], out: Path) -> list[Path]:
 
 
 def _shown(network: nn.Module) -> list[tuple[str, SparseMap]]:
-    """The first two square maps, which leaves out one from patches to tokens, or the first two."""
+    """The first two square maps, which skips a map from patches to tokens; else the first two maps."""
     maps = list(mixing_maps(network).items())
     square = [(name, layer) for name, layer in maps if layer.in_width == layer.out_width]
     chosen = square if len(square) >= 2 else maps
@@ -91,13 +94,13 @@ def _shown(network: nn.Module) -> list[tuple[str, SparseMap]]:
 
 def _panel(title: str, layer: SparseMap) -> Any:
     def panel(axes: Axes) -> None:
-        matrix, which = to_sparse(layer), shared_as(layer)
+        matrix, weight_ids = to_sparse(layer), shared_weights(layer)
         rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         inside = (rows < LARGEST) & (matrix.indices < LARGEST)
         axes.grid(False)
         side = min(max(matrix.shape), LARGEST)
         size = max(0.15, min(40.0, (190 / side) ** 2))
-        axes.scatter(matrix.indices[inside], rows[inside], s=size, c=which[inside] % 997 / 997, cmap="turbo",
+        axes.scatter(matrix.indices[inside], rows[inside], s=size, c=weight_ids[inside] % 997 / 997, cmap="turbo",
                      marker="s", linewidths=0, rasterized=True)  # fmt: skip
         axes.set_xlim(-0.5, min(matrix.shape[1], LARGEST) - 0.5)
         axes.set_ylim(min(matrix.shape[0], LARGEST) - 0.5, -0.5)
@@ -109,8 +112,11 @@ def _panel(title: str, layer: SparseMap) -> Any:
     return panel
 
 
-def shared_as(layer: SparseMap) -> NDArray[np.int64]:
-    """For each entry of ``to_sparse``, in its order, which trainable weight it is, scattered over the integers."""
+def shared_weights(layer: SparseMap) -> NDArray[np.int64]:
+    """An integer for each entry of ``to_sparse``, in its order, that is equal for entries of the same weight.
+
+    The integers are scattered, so that neighbouring weights get different colours.
+    """
     if isinstance(layer, PermutedKronecker):
         numbered = PermutedKronecker(
             layer.blocks,
@@ -133,7 +139,7 @@ def shared_as(layer: SparseMap) -> NDArray[np.int64]:
 
 
 def names_of(labels: Sequence[str]) -> list[str]:
-    """Distinct names for files out of labels."""
+    """Make distinct file names from labels."""
     found: list[str] = []
     for label in labels:
         name = "".join(c if c.isalnum() or c in "._-=" else "-" for c in label).strip("-") or "network"

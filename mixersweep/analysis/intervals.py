@@ -1,4 +1,4 @@
-"""Intervals over seeds, and over seeds and batches of images together."""
+"""95% intervals over seeds, and the parts of bootstrap intervals over seeds and batches of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 
 def over_seeds(values: Sequence[float]) -> Interval | None:
-    """Student's interval of a mean; None for fewer than two values."""
+    """Student's 95% interval of the mean of values, one per seed; None for fewer than two."""
     from scipy.stats import t
 
     n = len(values)
@@ -26,12 +26,12 @@ def over_seeds(values: Sequence[float]) -> Interval | None:
 
 
 def percentiles(draws: Floats) -> Interval:
-    """The middle 95% of draws."""
+    """The interval that contains the middle 95% of draws."""
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def student_scale(generator: np.random.Generator, n: int, draws: int) -> Floats:
-    """Factors (draws,) that make deviations of resampled means of n as wide as Student's t has them."""
+    """Factors (draws,) that give deviations of resampled means of n values the width of Student's t."""
     factors: Floats = np.sqrt(n / generator.chisquare(n - 1, size=draws))
     return factors

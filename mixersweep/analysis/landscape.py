@@ -1,9 +1,9 @@
-"""``analyze landscape``: training and test loss at the end of training under perturbed weights, against width.
+"""``analyze landscape``: loss under perturbed weights at the end of training, against width, as a measure of sharpness.
 
-A cheap measure of sharpness. A perturbation of relative size ε adds to the weights of each layer a random direction of
-ε times their norm (layer-normalised; or filter by filter, after Li et al. 2018). The same draw serves every ε, and the
-mixing layers alone are perturbed: stem and head differ in size between families. Where weights are shared, so is
-the perturbation, which keeps its relative size in the effective matrix.
+A perturbation of relative size ε adds to the weights of each layer a random direction of ε times their norm, per layer
+or, after Li et al. 2018, per filter. The same directions serve every ε. Only mixing layers are perturbed, since stem
+and head differ in size between families. Where weights are shared, so is the perturbation, so that it has the same
+relative size in the effective matrix.
 """
 
 from __future__ import annotations
@@ -31,13 +31,16 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 EPSILONS = (0.03, 0.1, 0.2, 0.4)
 SHOWN = 0.2
-"""The ε of the panel over widths."""
+"""The ε of the panels over widths."""
 
 BATCH = 500
 
 
 def direction(layer: SparseMap, seed: int, normalise: Literal["layer", "filter"] = "layer") -> Tensor:
-    """A random direction as large as the layer's weights, or row by row of its effective matrix as they are."""
+    """Draw a random direction with the norm of the layer's weights, or with ``filter`` the norm of each of their rows.
+
+    The rows are those of the stored weights, for sparse weights those of the matrix. Shape and dtype are the weights'.
+    """
     weight = layer.weight.detach()
     drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)).to(weight)
     if normalise == "layer":
@@ -53,7 +56,7 @@ def direction(layer: SparseMap, seed: int, normalise: Literal["layer", "filter"]
 
 @contextmanager
 def perturbed(layers: Mapping[str, SparseMap], directions: Mapping[str, Tensor], epsilon: float) -> Iterator[None]:
-    """Within, the weights of these layers are moved; afterwards they are bit for bit as before."""
+    """Add ``epsilon`` times the directions to these layers' weights inside the block; then restore them exactly."""
     before = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     try:
         with torch.no_grad():
@@ -68,7 +71,7 @@ def perturbed(layers: Mapping[str, SparseMap], directions: Mapping[str, Tensor],
 
 @torch.no_grad()
 def loss(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Mean cross-entropy in evaluation mode."""
+    """The mean cross-entropy of a network in evaluation mode, in nats."""
     total = 0.0
     for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
         total += float(F.cross_entropy(network(x).float(), y, reduction="sum"))
@@ -84,16 +87,19 @@ def analyze(
     by_layer: bool = False,
     epsilons: Sequence[float] = EPSILONS,
 ) -> tuple[dict[str, Any], list[Row]]:
-    """``landscape.json``: ``rows`` (run, layer, ε; layer ``all`` is all at once) of mean losses over ``draws``
-    directions, and ``groups``, the table: mean rise of the losses over seeds with intervals.
+    """Measure the losses under perturbed weights; returns the document and its table.
+
+    ``rows`` of the document are mean losses over ``draws`` directions for each run, layer and ε (layer ``all`` perturbs
+    all at once); ``groups``, the table, are means over seeds of the losses and their rise, with intervals. ``images``
+    is the number of images of each split.
     """
     label_of = {id(run): label for label, runs in groups(subjects).items() for run in runs}
     rows: list[Row] = []
     for subject in tracked(subjects, "landscape"):
         network = subject.network(None, device)
         layers = mixing_maps(network)
-        sets = {split: _some(subject, split, images, device) for split in ("train", "test")}
-        still = {split: loss(network, *some) for split, some in sets.items()}
+        sets = {split: _first_images(subject, split, images, device) for split in ("train", "test")}
+        unperturbed = {split: loss(network, *some) for split, some in sets.items()}
         chosen = {"all": layers, **({name: {name: layer} for name, layer in layers.items()} if by_layer else {})}
         for which, some_layers in chosen.items():
             risen: dict[float, dict[str, list[float]]] = {e: {"train": [], "test": []} for e in epsilons}
@@ -107,7 +113,7 @@ def analyze(
                         for split, some in sets.items():
                             risen[epsilon][split].append(loss(network, *some))
             for epsilon in (0.0, *epsilons):
-                losses = {s: still[s] if not epsilon else float(np.mean(risen[epsilon][s])) for s in sets}
+                losses = {s: unperturbed[s] if not epsilon else float(np.mean(risen[epsilon][s])) for s in sets}
                 rows.append(
                     {
                         "run": subject.name,
@@ -119,8 +125,8 @@ def analyze(
                         "epsilon": epsilon,
                         "train_loss": losses["train"],
                         "test_loss": losses["test"],
-                        "train_rise": losses["train"] - still["train"],
-                        "test_rise": losses["test"] - still["test"],
+                        "train_rise": losses["train"] - unperturbed["train"],
+                        "test_rise": losses["test"] - unperturbed["test"],
                         "test_spread": float(np.std(risen[epsilon]["test"])) if epsilon else 0.0,
                     }
                 )
@@ -128,8 +134,8 @@ def analyze(
     return {"rows": rows, "groups": table, "draws": draws, "images": images}, table
 
 
-def _some(subject: Subject, split: str, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The first images of a split, without augmentation: (n, ch, H, W) and labels."""
+def _first_images(subject: Subject, split: str, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first ``count`` images of a split without augmentation (n, channels, H, W), and their labels (n,)."""
     splits = open_splits(subject.config, device)
     try:
         x: list[Tensor] = []
@@ -159,7 +165,7 @@ def _table(rows: Sequence[Row]) -> list[Row]:
 
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """The rise of both losses over ε at the widest of each model, and at one ε over widths."""
+    """Draw test loss over ε at each model's widest, and the rise of both losses over widths at one ε."""
     from mixersweep.figures import band, draw_panels, log_axis, looks_of
 
     rows = [row for row in document["groups"] if row["layer"] == "all"]
@@ -167,9 +173,9 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
     epsilons = sorted({row["epsilon"] for row in rows if row["epsilon"]})
     at = min(epsilons, key=lambda epsilon: abs(epsilon - SHOWN))
 
-    def ends(some: Sequence[Row], key: str) -> tuple[Any, Any]:
+    def bounds(some: Sequence[Row], key: str) -> tuple[Any, Any]:
         intervals = [row[f"{key}_interval"] for row in some]
-        return tuple([None if i is None else i[end] for i in intervals] for end in (0, 1))  # type: ignore[return-value]
+        return tuple([None if i is None else i[side] for i in intervals] for side in (0, 1))  # type: ignore[return-value]
 
     def widths(key: str, label: str) -> Any:
         def panel(axes: Axes) -> None:
@@ -177,7 +183,7 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
                 some = [row for row in rows if row["model"] == model and row["epsilon"] == at]
                 some.sort(key=lambda row: int(row["width"]))
                 x = [row["width"] for row in some]
-                band(axes, x, [row[key] for row in some], *ends(some, key), looks[model], model)
+                band(axes, x, [row[key] for row in some], *bounds(some, key), looks[model], model)
             log_axis(axes, [row["width"] for row in rows])
             axes.set_xlabel("effective width m")
             axes.set_ylabel(label)
@@ -185,16 +191,16 @@ def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
 
         return panel
 
-    def course(axes: Axes) -> None:
+    def over_epsilon(axes: Axes) -> None:
         for model in looks:
             widest = max((row for row in rows if row["model"] == model), key=lambda row: int(row["width"]))["group"]
             some = sorted((row for row in rows if row["group"] == widest), key=lambda row: float(row["epsilon"]))
             x = [row["epsilon"] for row in some]
-            band(axes, x, [row["test_loss"] for row in some], *ends(some, "test_loss"), looks[model], model)
+            band(axes, x, [row["test_loss"] for row in some], *bounds(some, "test_loss"), looks[model], model)
         axes.set_xlabel("relative size ε of the perturbation")
         axes.set_ylabel("test loss in nats")
         axes.set_title("the widest of each model", fontsize=9, loc="left")
 
-    panels = [course, widths("train_rise", "rise of the training loss in nats")]
+    panels = [over_epsilon, widths("train_rise", "rise of the training loss in nats")]
     panels.append(widths("test_rise", "rise of the test loss in nats"))
     return draw_panels(out, "landscape", "Loss under perturbed mixing weights", panels)

@@ -1,4 +1,4 @@
-"""What every verb leaves behind: a JSON document, the same as a table, a figure; and how far it is, on stderr."""
+"""Write the output of an analysis as JSON, CSV and Markdown, and show its progress on stderr."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mixersweep.runs.files import write_json, write_text
 T = TypeVar("T")
 
 EVERY = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress where stderr is no terminal."""
 
 
 def tracked(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items, with a bar on a terminal and a line every few seconds elsewhere."""
+    """Yield the items while showing progress: a bar on a terminal, else a line every few seconds."""
     from rich.console import Console
     from rich.progress import track
 
@@ -28,18 +28,18 @@ def tracked(items: Sequence[T], what: str) -> Iterator[T]:
     if console.is_terminal:
         yield from track(items, description=what, console=console, transient=True)
         return
-    told = began = time.monotonic()
+    printed = began = time.monotonic()
     for number, item in enumerate(items):
         now = time.monotonic()
-        if number and now - told > EVERY:
+        if number and now - printed > EVERY:
             left = (now - began) / number * (len(items) - number)
             print(f"mixersweep: {what}: {number} of {len(items)}, {left:.0f} s left", file=sys.stderr, flush=True)
-            told = now
+            printed = now
         yield item
 
 
 def folder(out: Path) -> Path:
-    """Make it; raises ``UserError`` where it cannot be."""
+    """Create the output directory ``out``; raises ``UserError`` where that fails."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,7 +48,10 @@ def folder(out: Path) -> Path:
 
 
 def write(out: Path, verb: str, document: Any, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """``verb.json``, ``verb.csv`` and ``verb.md``, each whole; the path of the first."""
+    """Write ``document`` to ``verb.json`` and ``rows`` to ``verb.csv`` and ``verb.md``; returns the path of the JSON.
+
+    Raises ``UserError`` where a file cannot be written.
+    """
     try:
         write_json(out / f"{verb}.json", document)
         write_text(out / f"{verb}.csv", _csv(rows))
@@ -59,7 +62,7 @@ def write(out: Path, verb: str, document: Any, rows: Sequence[Mapping[str, Any]]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table."""
+    """Format rows as a Markdown table."""
     names = _names(rows)
     lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
     lines += [f"| {' | '.join(shown(row.get(name)) for name in names)} |" for row in rows]
@@ -67,7 +70,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as people read it."""
+    """Format a value for a table: a dash for None, four digits for floats, ``a to b`` for pairs."""
     if value is None:
         return "–"
     if isinstance(value, bool):

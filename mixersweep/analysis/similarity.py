@@ -1,4 +1,4 @@
-"""How alike hidden features are: the estimator behind ``analyze cka`` (``cka``).
+"""The similarity of hidden features, by linear CKA: the estimator behind ``analyze cka`` (``cka``).
 
 Linear CKA with the unbiased estimator of HSIC over minibatches (Song et al. 2012; Nguyen et al. 2021, section 3.1):
 for features X, Y of n images, with K = X Xᵀ and L = Y Yᵀ without their diagonals,
@@ -7,8 +7,8 @@ for features X, Y of n images, with K = X Xᵀ and L = Y Yᵀ without their diag
     CKA = Σ_b HSIC₁(K_b, L_b) / sqrt( Σ_b HSIC₁(K_b, K_b) · Σ_b HSIC₁(L_b, L_b) ),
 
 numerators and denominators summed over the batches b. HSIC₁ is an inner product of Gram matrices that are centred so
-that their rows sum to 0 without their diagonals (Székely & Rizzo 2014), so that all pairs of all layers of all runs
-are one matrix product a batch. Images are the test set's, without augmentation; features those just before a skip.
+that their rows sum to 0 without the diagonal (Székely & Rizzo 2014). So all pairs of all layers of all runs take one
+matrix product per batch. Images are those of the test set, without augmentation; features are those just before a skip.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from mixersweep.errors import UserError
 from mixersweep.seeds import derive
 
 BATCH, FEWEST = 256, 4
-"""Images of a batch; the estimator needs four."""
+"""The images of a batch, and the fewest that the estimator allows."""
 
 DRAWS = 2000
 MOST_FEATURES = 4000
-"""Layers of all runs together: the table of all their pairs has this many rows and columns a batch."""
+"""The most layers of all runs together; for each batch there is an HSIC matrix of all their pairs."""
 
 Floats = NDArray[np.float64]
 
 
 def centred_gram(features: Tensor) -> Tensor:
-    """(n, features) to the flat (n²,) float64 Gram matrix of which inner products are n(n-3)·HSIC₁."""
+    """The centred Gram matrix of features (n, features), flat (n²,) in float64; inner products are n(n-3)·HSIC₁."""
     x = features.double()
-    x = x - x.mean(0)  # changes nothing but the rounding
+    x = x - x.mean(0)  # reduces rounding errors, and changes nothing else
     n = len(x)
     gram = (x @ x.t()).fill_diagonal_(0)
     rows = gram.sum(0) / (n - 2)
@@ -52,14 +52,14 @@ def centred_gram(features: Tensor) -> Tensor:
 
 
 def products(features: Iterable[Tensor]) -> Tensor:
-    """HSIC₁ of all pairs of F feature matrices (n, any): (F, F), float64; n is at least 4."""
+    """HSIC₁ (F, F) in float64 of all pairs of F feature matrices (n, any); n is at least 4."""
     grams = torch.stack([centred_gram(x) for x in features])
     n = math.isqrt(grams.shape[1])
     return grams @ grams.t() / (n * (n - 3))
 
 
 def cka(sums: Floats, one: Sequence[int], other: Sequence[int]) -> Floats:
-    """CKA (len(one), len(other)) of layers out of summed HSIC₁ (..., F, F); a layer that is constant has NaN."""
+    """CKA (..., len(one), len(other)) between layers, from summed HSIC₁ (..., F, F); NaN for a constant layer."""
     scale = np.sqrt(np.maximum(np.diagonal(sums, axis1=-2, axis2=-1), 0))
     part = sums[..., one, :][..., other]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -69,7 +69,7 @@ def cka(sums: Floats, one: Sequence[int], other: Sequence[int]) -> Floats:
 
 @dataclass(frozen=True)
 class Member:
-    """One network of the table: whose, trained or not, and which columns of the table are its layers."""
+    """One network: the run it belongs to, whether it is trained, and the rows of the HSIC matrix of its layers."""
 
     subject: Subject
     trained: bool
@@ -79,19 +79,22 @@ class Member:
 
 @dataclass(frozen=True)
 class Similarities:
-    """``hsic`` (batches, F, F) of all layers of all members."""
+    """HSIC₁ of all pairs of layers of all members: ``hsic`` (batches, F, F), from so many ``images``."""
 
     members: list[Member]
     hsic: Floats
     images: int
 
     def of(self, subject: Subject, *, trained: bool = True) -> Member:
-        """The member of a run."""
+        """The member of a run, trained or at initialisation."""
         return next(m for m in self.members if m.subject is subject and m.trained == trained)
 
 
 def similarities(subjects: Sequence[Subject], device: torch.device, *, untrained: bool = True) -> Similarities:
-    """The table of these runs at the end of training and, with ``untrained``, as their seeds drew them."""
+    """Compute the HSIC matrices of runs at the end of training and, with ``untrained``, also at initialisation.
+
+    Raises ``UserError`` for runs on different data, and for more than ``MOST_FEATURES`` layers in all.
+    """
     same_data(subjects)
     plan = [(subject, trained) for trained in (True, False) if trained or untrained for subject in subjects]
     networks: list[tuple[Subject, bool, nn.Module]] = []
@@ -117,7 +120,7 @@ def similarities(subjects: Sequence[Subject], device: torch.device, *, untrained
 
 
 def _hidden(every: Sequence[Features], images: Tensor) -> Iterator[Tensor]:
-    """The hidden features of all networks, held for one of them at a time."""
+    """Yield the hidden features of all networks, keeping those of one network at a time."""
     for features in every:
         with features:
             yield from features.of(images)
@@ -135,10 +138,11 @@ def _test_batches(subject: Subject, device: torch.device) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """CKA of two groups of runs: ``matrix`` (layers, layers) is the mean over pairs of runs.
+    """CKA between two groups of runs: ``matrix`` (layers, layers) is the mean over pairs of runs.
 
-    Pairs are of runs of equal seed where both groups have the same seeds, else all. ``diagonals`` (draws,) are
-    bootstrap draws of the diagonal mean, None with one pair of runs and one batch.
+    Pairs have equal seeds where both groups have the same seeds (``paired``), else they are all pairs. ``diagonals``
+    (draws,) are bootstrap draws of the diagonal mean, None for one pair of runs and one batch. The diagonal means are
+    None where the numbers of layers differ.
     """
 
     one: list[Subject]
@@ -152,11 +156,11 @@ class Comparison:
 
     @property
     def interval(self) -> Interval | None:
-        """95%, of the diagonal mean, over seeds and batches of images; over batches alone where there is one pair."""
+        """The 95% interval of the diagonal mean, over seeds and batches of images; over batches alone for one pair."""
         return None if self.diagonals is None else percentiles(self.diagonals)
 
     def brief(self) -> dict[str, Any]:
-        """Without the matrix."""
+        """The means and the interval, without the matrix."""
         return {
             "diagonal_mean": self.diagonal_mean,
             "off_diagonal_mean": self.off_diagonal_mean,
@@ -172,9 +176,9 @@ def compare(
     trained: tuple[bool, bool] = (True, True),
     draws: int = DRAWS,
 ) -> Comparison:
-    """Two groups of runs of the table, which may be the same group: then a run is not compared with itself.
+    """Compare two groups of runs; in a group compared with itself, no run is compared with itself.
 
-    The diagonal means are of networks with as many layers; else they are None.
+    ``trained`` says for each group whether its networks are the trained ones or those at initialisation.
     """
     mine = [table.of(subject, trained=trained[0]) for subject in one]
     theirs = [table.of(subject, trained=trained[1]) for subject in other]
@@ -209,14 +213,14 @@ def compare(
         counts = generator.multinomial(batches, np.full(batches, 1 / batches), size=draws)
         scale = student_scale(generator, batches, draws)
         kept = sorted({column for member in (*mine, *theirs) for column in member.columns})
-        place = {column: number for number, column in enumerate(kept)}
+        index = {column: number for number, column in enumerate(kept)}
         flat = table.hsic[:, kept][:, :, kept].reshape(batches, -1)
         for first in range(0, draws, 250):
             some = slice(first, first + 250)
             sums = (counts[some] @ flat).reshape(-1, len(kept), len(kept))
             drawn = np.zeros(len(sums))
             for i, j in pairs:
-                a, b = ([place[c] for c in member.columns] for member in (mine[i], theirs[j]))
+                a, b = ([index[c] for c in member.columns] for member in (mine[i], theirs[j]))
                 drawn += np.trace(cka(sums, a, b), axis1=1, axis2=2) / size / len(pairs)
             deviations[some] += (drawn - diagonal) * scale[some]
     return Comparison(*made, diagonal, off, None if deviations is None else diagonal + deviations)
@@ -225,7 +229,7 @@ def compare(
 def _seed_deviations(
     values: Floats, pairs: list[tuple[int, int]], one: int, other: int, *, within: bool, paired: bool, draws: int
 ) -> Floats | None:
-    """How the mean over pairs moves when the runs of each group are drawn anew; None with one run a group."""
+    """Draws (draws,) of the deviation of the mean over pairs when runs are resampled; None for one run per group."""
     grid = np.full((one, other), np.nan)
     for (i, j), value in zip(pairs, values, strict=True):
         grid[i, j] = value

@@ -20,7 +20,7 @@ from mixersweep.analysis.output import tracked
 from mixersweep.analysis.subjects import Subject, groups, mixing_maps
 from mixersweep.figures import framed
 from mixersweep.layers import PermutedKronecker
-from mixersweep.layers.effective import Ends, bulk_edge, ends, ends_of_product, expected_largest
+from mixersweep.layers.effective import Extremes, bulk_edge, expected_largest, extremes, extremes_of_product
 from mixersweep.models.parts import Mixing
 
 if TYPE_CHECKING:
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def spectra(network: nn.Module) -> dict[str, tuple[Ends, float | None]]:
+def spectra(network: nn.Module) -> dict[str, tuple[Extremes, float | None]]:
     """Both ends of the spectrum of each effective matrix by name, with what theory expects of fresh weights.
 
     The product of a Monarch matrix's two factors is one more, ``blocks.0.mixing``, where nothing stands between them.
     """
-    found = {name: (ends(layer), expected_largest(layer)) for name, layer in mixing_maps(network).items()}
+    found = {name: (extremes(layer), expected_largest(layer)) for name, layer in mixing_maps(network).items()}
     for name, right, left in _products(network):
         theory = None
         if right.tied and left.tied:
             theory = bulk_edge(right.out_size, right.in_size) * bulk_edge(left.out_size, left.in_size)
-        found[name] = (ends_of_product(left, right), theory)
+        found[name] = (extremes_of_product(left, right), theory)
     return found
 
 

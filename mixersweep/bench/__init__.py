@@ -1,4 +1,7 @@
-"""Speed as a ratio to a named alternative in the same run: ``mixersweep bench layers|step|loader|train|pack``."""
+"""Measure speed as a ratio to a named alternative on the same machine: ``mixersweep bench SUITE``.
+
+The suites are layers, step, loader, train and pack; each yields the cases (``Case``) that ``measure`` compares.
+"""
 
 from mixersweep.bench.harness import Case, measure, verdict
 from mixersweep.bench.layers import layer_cases

@@ -1,8 +1,8 @@
-"""Measuring two ways of doing the same: in turns, warmed up, by their medians.
+"""Measure two ways of doing the same work: alternating, warmed up, compared by their medians.
 
-Machines are noisy and each has its own speed, so nothing here is an absolute claim: subject and reference alternate in
-one process, each after an untimed run of its own where that is short, as a training repeats itself too, and what counts
-is the ratio of their medians. Peak memory is taken in a fresh process for each, since nothing else tells a CPU's.
+Machines are noisy and each has its own speed, so the result is no absolute time but the ratio of two medians. Subject
+and reference alternate in one process. Short ones run once untimed before each timing, so that they find warm caches,
+as in a training. On a CPU each peak memory is measured in a fresh process, the only way to tell them apart.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ from mixersweep.training.environment import keep_freed_memory
 from mixersweep.training.timing import seconds_of
 
 Make = Callable[[torch.device], Callable[[], object]]
-"""Sets something up on a device and returns what is to be timed."""
+"""A function that prepares a task on a device and returns the callable to time."""
 
 REPETITIONS, FEWEST, LONG_SECONDS, SHORT_SECONDS = 10, 3, 3.0, 0.1
 MOST, BRIEF_SECONDS = 100, 0.5
-"""What is brief is repeated more often, up to so many times in so long, for whatever else the machine does disturbs it
-more.
+"""The most repetitions of a task below ``SHORT_SECONDS``, and the seconds after which they stop: other work on the
+machine disturbs short tasks more.
 """
 
 NOTABLE = 0.95
-"""The ratio below which a path counts as slower than torch's own: a call of ours has its own few microseconds."""
+"""The ratio below which code counts as slower than torch's own: a call of ours costs a few microseconds more."""
 
-SURE = 0.95
-"""The probability that the median of what is repeated lies in the interval that is told of it, at least."""
+CONFIDENCE = 0.95
+"""The least probability with which ``interval`` contains the median."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. ``sizes`` name it; ``scale`` turns the reference's seconds into those of the same work.
+    """One comparison of a subject with a reference.
 
-    ``once``: both are whole commands, which begin anew each time, and are timed once. ``torchs_own``: the reference is
-    what torch itself has for the very same, so that nobody should be worse off with ours (``verdict``).
+    ``sizes`` and ``extra`` are copied into its record. ``scale`` multiplies the reference's seconds, so that they count
+    the same work. With ``once`` both are whole commands, timed once. ``torchs_own`` marks a reference that is torch's
+    own way to the same result, which ours should not be slower than (``verdict``).
     """
 
     benchmark: str
@@ -62,7 +63,10 @@ class Case:
 
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
-    """The flat record of one comparison; ``ratio`` is reference over subject, above 1 where the subject is faster."""
+    """Run one comparison and return its flat record, times in seconds and memory in bytes.
+
+    ``ratio`` is the reference's time over the subject's, above 1 where the subject is faster.
+    """
     keep_freed_memory()
     both = [case.subject(device), case.reference(device)]
     times = [[seconds_of(run, device)] for run in both] if case.once else _in_turns(both, device)
@@ -89,12 +93,14 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
-    """Bounds of the median of what these are drawn from: two of them, by rank, whatever the law (David and Nagaraja,
-    "Order Statistics", 7.1). They are ``SURE``, or of too few ratios the smallest and the largest.
+    """Return a distribution-free confidence interval of the median, at least at ``CONFIDENCE``.
+
+    Its bounds are two of the ratios, chosen by rank (David and Nagaraja, "Order Statistics", section 7.1); of too few
+    ratios they are the smallest and the largest.
     """
     n, rank = len(ratios), 0
     outside = 2.0 * math.comb(n, 0) / 2**n
-    while rank + 1 < n / 2 and outside + 2.0 * math.comb(n, rank + 1) / 2**n <= 1 - SURE:
+    while rank + 1 < n / 2 and outside + 2.0 * math.comb(n, rank + 1) / 2**n <= 1 - CONFIDENCE:
         rank += 1
         outside += 2.0 * math.comb(n, rank) / 2**n
     ordered = sorted(ratios)
@@ -102,10 +108,10 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 
 
 def verdict(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Whether a path was slower here than torch's own, of those that are compared with it; None where none is.
+    """Summarise the comparisons with torch's own code: which were slower here. None where there are none.
 
-    ``slower`` are those whose ratio lies below ``NOTABLE`` with its whole interval; with only the ratio itself below,
-    one is ``unsure``: the machine was too busy to tell.
+    A record is ``slower`` where its ratio and the whole interval lie below ``NOTABLE``, and ``unsure`` where only the
+    ratio does: the machine was too busy to tell.
     """
     compared = [record for record in records if record["torchs_own"]]
     if not compared:
@@ -121,9 +127,9 @@ def verdict(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _in_turns(both: list[Callable[[], object]], device: torch.device) -> list[list[float]]:
-    """The seconds of each, warmed up, in turns."""
+    """Time both alternately after a warm-up; return the seconds of each."""
     for run in both:
-        seconds_of(run, device)  # what is allocated, compiled or drawn once
+        seconds_of(run, device)  # allocates, compiles and draws what is needed once
     takes = [seconds_of(run, device) for run in both]
     counts = [FEWEST if seconds > LONG_SECONDS else REPETITIONS for seconds in takes]
     times: list[list[float]] = [[], []]
@@ -134,26 +140,26 @@ def _in_turns(both: list[Callable[[], object]], device: torch.device) -> list[li
         for mine, run, count, seconds in zip(times, both, counts, takes, strict=True):
             if number < count or number >= max(counts):
                 if seconds < SHORT_SECONDS:
-                    run()  # so that it finds the caches as it leaves them, not as the other one did
+                    run()  # fills the caches again after the other one
                 mine.append(seconds_of(run, device))
     return times
 
 
 def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """On a GPU the same as a CUDA graph, which takes the time of its kernels and not that of launching them."""
+    """Return ``run`` as a CUDA graph on a GPU, whose time is that of its kernels without their launches."""
     if device.type != "cuda":
         return run
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
-        run()  # what is compiled or allocated once
+        run()  # compiles and allocates what is needed once
     torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = run()
 
     def replay(reads: object = run) -> object:
-        """The graph reads the tensors of ``run`` where they lie, so they have to stay: with this function."""
+        """Replay the graph; the default argument keeps alive the tensors of ``run`` that it reads."""
         del reads
         graph.replay()
         return results
@@ -162,7 +168,7 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
 
 
 def peak_bytes(make: Make, device: torch.device) -> int:
-    """The most memory that setting up and running twice takes beyond what torch takes by itself."""
+    """Return the peak memory in bytes of preparing a task and running it twice, beyond what torch itself takes."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run = make(device)
@@ -181,7 +187,7 @@ def peak_bytes(make: Make, device: torch.device) -> int:
 
 def _peak_of_a_process(make: Make, threads: int, sending: Any) -> None:
     torch.set_num_threads(threads)
-    warnings.simplefilter("ignore")  # torch's, of CSR's being in beta
+    warnings.simplefilter("ignore")  # torch warns that CSR is in beta
     x = torch.ones(64, 64, requires_grad=True)
     torch.sparse.sampled_addmm(x.detach().to_sparse_csr(), x @ x, x).sum().backward()  # loads the kernels' code
     before = psutil.Process().memory_info().rss
@@ -192,8 +198,8 @@ def _peak_of_a_process(make: Make, threads: int, sending: Any) -> None:
 
 
 def _most_memory() -> int:
-    """The most memory that this process has had, bytes."""
-    with contextlib.suppress(OSError):  # Linux's ru_maxrss would be the parent's, which a process starts from
+    """Return the peak resident memory of this process, in bytes."""
+    with contextlib.suppress(OSError):  # on Linux ru_maxrss would start from the parent's
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024

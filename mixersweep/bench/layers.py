@@ -1,4 +1,4 @@
-"""Layers and blocks, forward and backward: sparse against masked dense weights, Mixer blocks against GEMM and timm."""
+"""Benchmarks of layers and blocks, forward and backward, against masked dense weights, torch, GEMM and timm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixersweep.bench.harness import Case, captured
 from mixersweep.budget import Architecture
 from mixersweep.compose import config_of
-from mixersweep.layers import SparseWeights, draw_mask, nonzeros, product, tables
+from mixersweep.layers import SparseWeights, draw_mask, layouts, nonzeros, product
 from mixersweep.layers.product import linear
 from mixersweep.models import initialize
 from mixersweep.models.mixer import MixerBlock
@@ -25,13 +25,13 @@ BATCH = 128
 SPARSE_SIZES = [(1024, 2**16), (4096, 2**18), (16384, 2**18)]
 WIDE_SIZES = [(65536, 2**18), (262144, 2**18)]
 PRODUCT_SIZES = [(32, 4096), (64, 8192), (128, 8192), (1024, 128)]
-"""Width and rows of a Mixer's products, with all images of a batch at once, and of a dense MLP's."""
-TABLE_SIZES = [(32, 32), (64, 64), (226, 64)]
+"""The width and the number of rows of a Mixer's products, for all images of a batch at once, and of a dense MLP's."""
+MATRIX_SIZES = [(32, 32), (64, 64), (226, 64)]
 MIXER_SIZES = [(64, 64), (128, 128), (226, 64)]
 
 
 def layer_cases(everything: bool) -> Iterator[Case]:
-    """All comparisons of layers and blocks; ``everything`` adds sizes that take minutes."""
+    """Yield all comparisons of layers and blocks; ``everything`` adds sizes that take minutes."""
     for width, connections in SPARSE_SIZES:
         sizes = {"model": "sw_mlp", "width": width, "connections": connections, "batch_size": BATCH}
         sparse, dense = SparseLayer(width, connections, "sparse"), MaskedDense(width, connections)
@@ -39,10 +39,10 @@ def layer_cases(everything: bool) -> Iterator[Case]:
     yield from _nonzeros_cases(*SPARSE_SIZES[0])
     yield from _nonzeros_cases(*SPARSE_SIZES[0], batch_size=100)
     yield from _product_cases()
-    for tokens, channels in TABLE_SIZES:
+    for tokens, channels in MATRIX_SIZES:
         sizes = {"model": None, "width": tokens * channels, "connections": tokens * channels, "batch_size": BATCH}
         for to in ("features", "table"):
-            own, torchs = (Table(tokens, channels, to, by) for by in ("own", "torch"))
+            own, torchs = (LayoutConversion(tokens, channels, to, by) for by in ("own", "torch"))
             yield Case(f"permuted_to_{to}_vs_torch", sizes, own, torchs, torchs_own=True)
     for family in ("s_mixer", "mixer"):
         for tokens, channels in MIXER_SIZES:
@@ -62,7 +62,7 @@ def layer_cases(everything: bool) -> Iterator[Case]:
 
 
 def _nonzeros_cases(width: int, connections: int, batch_size: int = BATCH, runs: int = 1) -> Iterator[Case]:
-    """Products with nonzeros against torch's, and against those of a masked matrix where that is small."""
+    """Yield products with nonzeros against torch's, and against a masked dense matrix where that is small."""
     sizes = {"model": "sw_mlp", "width": width, "connections": connections, "batch_size": batch_size, "runs": runs}
     for of in ("product", "gradients"):
         own = Nonzeros(width, connections, batch_size, runs, of)
@@ -73,7 +73,7 @@ def _nonzeros_cases(width: int, connections: int, batch_size: int = BATCH, runs:
 
 
 def _product_cases() -> Iterator[Case]:
-    """Dense products as layers call them against torch's; and oneDNN's, wherever it is to be had, for comparison."""
+    """Yield the dense products that layers call against torch's, and oneDNN's too where it is available."""
     for width, rows in PRODUCT_SIZES:
         sizes = {"model": None, "width": width, "connections": width**2, "batch_size": rows}
         torchs = DenseLayer(width, rows, F.linear)
@@ -89,14 +89,14 @@ def _block_cases(family: str, tokens: int, channels: int, compiled: bool) -> Ite
     sizes = {"model": family, "width": tokens * channels, "connections": block.connections}
     sizes |= {"tokens": tokens, "channels": channels, "batch_size": BATCH}
     mode = "compiled" if compiled else "eager"
-    multiply_adds = block.multiply_adds * BATCH * 3  # forward, and backward to inputs and weights
+    multiply_adds = block.multiply_adds * BATCH * 3  # forward, and backward for inputs and weights
     yield Case("mixer_vs_gemm", sizes, block, gemm, mode, scale=multiply_adds / GEMM_SIZE**3)
     if family == "mixer":
         yield Case("mixer_vs_timm", sizes, block, TimmBlock(tokens, channels, compiled), mode)
 
 
 def _addmm(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
-    """``product`` by torch's own."""
+    """Compute ``product`` by torch."""
     return torch.addmm(bias, a, b)
 
 
@@ -104,16 +104,16 @@ GEMM_SIZE = 1024
 
 
 def gemm(device: torch.device) -> Callable[[], object]:
-    """One square matrix product, by whose rate this machine is judged."""
+    """Prepare one square matrix product, whose rate stands for the speed of this machine."""
     a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, device=device) for _ in range(2))
     return lambda: a @ b
 
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """Forward and both backward products of a dense layer on so many rows, by some ``F.linear``.
+    """The forward and both backward products of a dense layer on ``rows`` rows, by ``linear`` in place of ``F.linear``.
 
-    ``routine`` is what multiplies in it, without one whatever is in use.
+    ``routine`` is the routine of ``layers.product`` that multiplies, by default the one in use.
     """
 
     width: int
@@ -126,12 +126,12 @@ class DenseLayer:
         layer = nn.Linear(self.width, self.width, device=device)
         x = torch.randn(self.rows, self.width, device=device)
         run = _forward_and_backward(layer, x, lambda x: self.linear(x, layer.weight, layer.bias))
-        return run if self.routine is None else partial(_by, self.routine, run)
+        return run if self.routine is None else partial(_run_with, self.routine, run)
 
 
 @dataclass(frozen=True)
 class LeftProduct:
-    """The same from the left: a weight times so many columns, as tokens are mixed."""
+    """The forward and both backward products of a weight times ``columns`` columns, as in token mixing."""
 
     width: int
     columns: int
@@ -145,8 +145,8 @@ class LeftProduct:
 
 
 @dataclass(frozen=True)
-class Table:
-    """The features of a table permuted on their way out of it or into it."""
+class LayoutConversion:
+    """Features permuted on the way between the layouts (rows, B, columns) and (features, B)."""
 
     tokens: int
     channels: int
@@ -155,20 +155,20 @@ class Table:
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
         """Set it up on a device."""
-        place = torch.randperm(self.tokens * self.channels, generator=torch.Generator().manual_seed(0)).to(device)
-        feature_at = place.argsort()
+        position = torch.randperm(self.tokens * self.channels, generator=torch.Generator().manual_seed(0)).to(device)
+        feature_at = position.argsort()
         if self.to == "features":
             x_sbc = torch.randn(self.tokens, BATCH, self.channels, device=device)
             if self.by == "own":
-                return captured(lambda: tables.from_table(x_sbc, place, feature_at), device)
-            return captured(lambda: tables.torch_from_table(x_sbc, feature_at), device)
+                return captured(lambda: layouts.rbc_to_mb(x_sbc, position, feature_at), device)
+            return captured(lambda: layouts.torch_rbc_to_mb(x_sbc, feature_at), device)
         x = torch.randn(self.tokens * self.channels, BATCH, device=device)
         if self.by == "own":
-            return captured(lambda: tables.to_table(x, place, feature_at, self.tokens), device)
-        return captured(lambda: tables.torch_to_table(x, place, self.tokens), device)
+            return captured(lambda: layouts.mb_to_rbc(x, position, feature_at, self.tokens), device)
+        return captured(lambda: layouts.torch_mb_to_rbc(x, position, self.tokens), device)
 
 
-def _by(routine: product.Routine, run: Callable[[], object]) -> object:
+def _run_with(routine: product.Routine, run: Callable[[], object]) -> object:
     before = product.routine()
     product.use(routine)
     try:
@@ -179,7 +179,7 @@ def _by(routine: product.Routine, run: Callable[[], object]) -> object:
 
 @dataclass(frozen=True)
 class SparseLayer:
-    """Forward and both backward products of a sparse-weight layer."""
+    """The forward and both backward products of a sparse-weight layer."""
 
     width: int
     connections: int
@@ -200,7 +200,7 @@ class SparseLayer:
 
 @dataclass(frozen=True)
 class Nonzeros:
-    """A x, or both of its gradients, of the sparse matrices of some runs at once; on a GPU without its launches."""
+    """A x, or both of its gradients, for the sparse matrices of several runs at once; on a GPU without launch times."""
 
     width: int
     connections: int
@@ -211,7 +211,7 @@ class Nonzeros:
 
     @property
     def read_bytes(self) -> int:
-        """What must come from some cache: a row of x, or of its gradient, and two or three numbers a nonzero."""
+        """The bytes read from some cache: per nonzero a row of x or of its gradient, and two or three numbers."""
         numbers = 2 if self.of == "product" else 3
         return self.runs * self.connections * 4 * (self.batch_size + numbers)
 
@@ -224,7 +224,7 @@ class Nonzeros:
         x, gradient = (torch.randn(self.runs * self.width, self.batch_size, device=device) for _ in range(2))
         if self.by == "masked":
             return captured(self._masked(masks, values, x, gradient), device)
-        structure = nonzeros.stacked(nonzeros.side_by_side([layer.structure for layer in layers]))
+        structure = nonzeros.block_diagonal(nonzeros.stack_structures([layer.structure for layer in layers]))
         if self.of == "product":
             by_row = structure.row_starts, structure.column_of
             product = nonzeros.product if self.by == "own" else nonzeros.torch_product
@@ -247,7 +247,7 @@ class Nonzeros:
 
 @dataclass(frozen=True)
 class MaskedDense:
-    """What everybody else does: ``linear(x, W * mask)``."""
+    """The usual implementation of sparse weights, ``F.linear(x, W * mask)``."""
 
     width: int
     connections: int
@@ -274,7 +274,7 @@ class _Masked(nn.Module):
 
 @dataclass(frozen=True)
 class Block:
-    """A Mixer block of this program, square."""
+    """A Mixer block of mixersweep, forward and backward."""
 
     family: str
     tokens: int
@@ -283,12 +283,12 @@ class Block:
 
     @property
     def connections(self) -> int:
-        """Per matrix."""
+        """The connections of each matrix."""
         return int(self._architecture().connections)
 
     @property
     def multiply_adds(self) -> int:
-        """Of one image forward."""
+        """The multiply-adds of one image's forward pass."""
         return self._architecture().total_connections
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
@@ -317,7 +317,7 @@ class Block:
 
 @dataclass(frozen=True)
 class TimmBlock:
-    """timm's ``MixerBlock`` of the same sizes."""
+    """timm's ``MixerBlock`` of the same sizes, forward and backward."""
 
     tokens: int
     channels: int
@@ -327,7 +327,7 @@ class TimmBlock:
         """Set it up on a device."""
         from timm.models.mlp_mixer import MixerBlock as TimmMixerBlock
 
-        ratios = (2 * self.tokens / self.channels, 2.0)  # timm sizes the hidden tokens by the channels
+        ratios = (2 * self.tokens / self.channels, 2.0)  # timm gives the hidden tokens as a multiple of the channels
         block = TimmMixerBlock(self.channels, self.tokens, mlp_ratio=ratios).to(device)
         x = torch.randn(BATCH, self.tokens, self.channels, device=device)
         return _forward_and_backward(block, x, torch.compile(block) if self.compiled else None)
@@ -336,8 +336,9 @@ class TimmBlock:
 def _forward_and_backward(
     layer: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[], object]:
-    """Both, of a layer or of another way into it; what is timed returns the gradients of the input and of all
-    parameters.
+    """Return a function that runs ``forward``, by default the layer itself, and its backward pass.
+
+    It returns the gradients of the input and of all parameters.
     """
     forward = layer if forward is None else forward
     x.requires_grad_()

@@ -1,7 +1,7 @@
-"""Loading alone: an epoch of batches against torchvision's usual way, a DataLoader with transforms on PIL images.
+"""Benchmarks of loading alone: an epoch of batches against a DataLoader with torchvision's transforms on PIL images.
 
-Both get the same images in memory, CIFAR's shape and noise for content, and hand over the same kind of batch; the
-DataLoader has a worker a core, which it keeps over the epochs.
+Both get the same images in memory, noise in the shape of CIFAR-10, and return the same kind of batch. The DataLoader
+has one worker per core and keeps them over the epochs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH, SIZE, CHANNELS = 128, 32, 3
 
 @dataclass(frozen=True)
 class Ours:
-    """An epoch of ``images`` images as the trainer takes it."""
+    """An epoch of ``images`` images from mixersweep's own loader."""
 
     images: int
     augment: str
@@ -48,7 +48,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class Theirs:
-    """The same epoch by a DataLoader."""
+    """The same epoch from a DataLoader."""
 
     images: int
     augment: str
@@ -66,13 +66,13 @@ class Theirs:
 
 
 def loader_cases(everything: bool) -> Iterator[Case]:
-    """Crop and flip, then AutoAugment; ``everything`` takes an epoch of CIFAR's size."""
+    """Yield the comparisons for crop and flip and for AutoAugment; ``everything`` takes epochs of CIFAR-10's size."""
     for name, augment, images in [
         ("loader_vs_dataloader", "crop_flip", 50_000 if everything else 12_800),
         ("stream_vs_dataloader", "auto_augment", 50_000 if everything else 3_840),
     ]:
         sizes = {
-            **dict.fromkeys(("model", "width", "connections")),  # there is no network
+            **dict.fromkeys(("model", "width", "connections")),  # no network is involved
             "augment": augment,
             "images": images,
             "image_size": SIZE,
@@ -84,20 +84,20 @@ def loader_cases(everything: bool) -> Iterator[Case]:
 
 
 def cifar_config(augment: str) -> Config:
-    """A run on CIFAR-10."""
+    """Return the config of a run on CIFAR-10."""
     return config_of(["data=cifar10", f"augment={augment}"])
 
 
 @cache
 def some_images(count: int) -> Images:
-    """Noise in the shape of CIFAR-10."""
+    """Return ``count`` images of noise in the shape of CIFAR-10."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (count, CHANNELS, SIZE, SIZE), dtype=np.uint8)
     return Images(pixels, generator.integers(0, 10, count))
 
 
 def dataloader(images: Images, config: Config, device: torch.device) -> DataLoader[Any]:
-    """What a training script with torchvision has: shuffled, a worker a core, transforms on PIL images."""
+    """Return the DataLoader of a usual training script: shuffled, one worker per core, transforms on PIL images."""
     augment, data = config.augment, config.data
     chain: list[Any] = [transforms.RandomCrop(config.image_size, padding=augment.crop_padding)]
     chain += [transforms.RandomHorizontalFlip()] if augment.flip else []
@@ -114,7 +114,7 @@ def dataloader(images: Images, config: Config, device: torch.device) -> DataLoad
 
 
 class _Pictures(Dataset[Any]):
-    """As torchvision's CIFAR10 holds and gives its images."""
+    """Images held and returned as torchvision's ``CIFAR10`` does."""
 
     def __init__(self, images: Images, transform: Any) -> None:
         self._images = np.ascontiguousarray(images.images.transpose(0, 2, 3, 1))

@@ -1,16 +1,16 @@
-"""Packs of runs: a step and a whole short sweep against one run after another, and against what bounds them.
+"""Benchmarks of packs: a training step and a short sweep against one run after another, and against their bounds.
 
-A step is as the loop drives it: its images gathered, cropped and flipped, forward, backward, update, sums of loss and
-accuracy. What bounds a pack of R runs is, first, the same multiply-adds in dense matrices, of an MLP's of as many
-connections, stacked R high; then this machine's own rates of multiply-adds (one large product) and of bytes (a copy):
+A step is what the training loop does: gather, crop and flip the images, forward, backward, update, sums of loss and
+accuracy. The bounds of a pack of R runs are the same multiply-adds in R stacked dense MLPs of as many connections, and
+this machine's rates of multiply-adds (one large product) and of bytes (a copy):
 
     multiply-adds of a step   3 R B F               B images, F multiply-adds of an image's forward pass
-    bytes of a step           R (2 A + 28 P)        A bytes of activations that are kept, each written and read once;
-                                                    P parameters of 4 bytes, each, with its gradient and its momentum,
-                                                    read and written, and read for the forward and backward passes
+    bytes of a step           R (2 A + 28 P)        A bytes of kept activations, each written and read once; P
+                                                    parameters of 4 bytes, each read and written with its gradient and
+                                                    momentum, and read once more for the forward and backward passes
 
-A sweep is the command itself, from its start to its end: as one pack, as one run after another, as many processes as
-runs, and where there is a GPU with NVIDIA's MPS, those through it.
+A sweep is the whole command: as one pack, as one run after another, as one process per run, and on a GPU with NVIDIA's
+MPS also as processes that share it through MPS.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ from mixersweep.training.parallel import World
 
 MODELS = ("s_mixer", "rp_s_mixer", "sw_mlp")
 COPIED = 2**28
-"""Bytes that a copy reads, and writes, to tell the rate of the machine."""
+"""The bytes that ``copy`` reads and writes."""
 
 
 @dataclass(frozen=True)
 class PackStep:
-    """A step of ``runs`` runs of a family's default size as the packed engine trains them."""
+    """A training step of ``runs`` runs of a family's default size by the packed engine."""
 
     model: str
     runs: int
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
-        """Set it up on a device, or go on with the one that was the last."""
+        """Set it up on a device, or reuse the pack of the last call if it is the same."""
         return _pack_steps(self, device)
 
 
 @dataclass(frozen=True)
 class EagerStep:
-    """A step of one such run as the eager engine trains it."""
+    """A training step of one such run by the eager engine."""
 
     model: str
 
@@ -70,7 +70,7 @@ class EagerStep:
 
 @dataclass(frozen=True)
 class StackedDense:
-    """Forward and both backward products of the mixing layers of ``runs`` dense MLPs of this width, stacked."""
+    """The forward and both backward products of the mixing layers of ``runs`` dense MLPs, as batched products."""
 
     runs: int
     width: int
@@ -79,11 +79,11 @@ class StackedDense:
 
     @property
     def multiply_adds(self) -> int:
-        """Of all of it."""
+        """The multiply-adds of all products."""
         return 3 * self.runs * self.layers * self.batch * self.width**2
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
-        """Set it up on a device; there, one graph, as a pack's step is one."""
+        """Set it up on a device, on a GPU as one CUDA graph, like a pack's step."""
         stacks = self.runs, self.layers
         weights = torch.randn(*stacks, self.width, self.width, device=device).unbind(1)
         x, g = (torch.randn(self.runs, self.batch, self.width, device=device) for _ in range(2))
@@ -97,7 +97,7 @@ class StackedDense:
 
 
 def copy(device: torch.device) -> Callable[[], object]:
-    """One copy of much memory, by whose rate this machine is judged."""
+    """Prepare one copy of ``COPIED`` bytes, whose rate stands for the memory bandwidth of this machine."""
     one = torch.zeros(COPIED, dtype=torch.uint8, device=device)
     other = torch.empty_like(one)
     return lambda: other.copy_(one)
@@ -105,14 +105,14 @@ def copy(device: torch.device) -> Callable[[], object]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The command that trains so many seeds of the default S-Mixer, with what chooses how."""
+    """The command that trains ``runs`` seeds of the default S-Mixer; ``how`` are settings of engine and launcher."""
 
     runs: int
     epochs: int
     how: tuple[str, ...]
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
-        """Ready to be started in a folder of its own, each time as if for the first."""
+        """Return a function that runs the command in a new temporary folder."""
         what = (f"seed=range({self.runs})", f"epochs={self.epochs}", "tracking=none", f"device={device.type}")
         command = [sys.executable, "-m", "mixersweep", "train", "-m", "model=s_mixer", *what, *self.how]
 
@@ -126,7 +126,7 @@ class Sweep:
 
 
 def pack_cases(everything: bool) -> Iterator[Case]:
-    """All comparisons of packs; ``everything`` takes, without a GPU too, packs as large as on one."""
+    """Yield all comparisons of packs; ``everything`` takes the pack sizes of a GPU on a CPU, too."""
     large = everything or torch.cuda.is_available()
     for model, runs in itertools.product(MODELS, (1, 8, 32, 64) if large else (2,)):
         yield from step_cases(model, runs)
@@ -134,7 +134,7 @@ def pack_cases(everything: bool) -> Iterator[Case]:
 
 
 def step_cases(model: str, runs: int) -> Iterator[Case]:
-    """A step of a pack against one run after another, and against what bounds it."""
+    """Yield a step of a pack against one run after another, and against its bounds."""
     run = run_of(model)
     config, a = run.config, run.architecture
     sizes = {"model": model, "width": a.width, "connections": a.connections}
@@ -143,16 +143,16 @@ def step_cases(model: str, runs: int) -> Iterator[Case]:
     dense = StackedDense(runs, math.isqrt(int(a.connections)), a.mixing_layers, config.batch_size)
     multiply_adds = 3 * runs * config.batch_size * a.flops_per_image // 2
     moved = runs * (2 * activation_bytes(config, a) + 28 * a.parameters)
-    told = {"multiply_adds": multiply_adds, "bytes": moved}
+    extra = {"multiply_adds": multiply_adds, "bytes": moved}
     yield Case("pack_vs_one_after_another", sizes, step, EagerStep(model), "packed", scale=runs)
     scale = multiply_adds / dense.multiply_adds
     yield Case("pack_vs_stacked_dense", sizes, step, dense, "packed", scale=scale)
-    yield Case("pack_vs_multiply_adds", sizes, step, gemm, "packed", scale=multiply_adds / GEMM_SIZE**3, extra=told)
-    yield Case("pack_vs_bytes", sizes, step, copy, "packed", scale=moved / (2 * COPIED), extra=told)
+    yield Case("pack_vs_multiply_adds", sizes, step, gemm, "packed", scale=multiply_adds / GEMM_SIZE**3, extra=extra)
+    yield Case("pack_vs_bytes", sizes, step, copy, "packed", scale=moved / (2 * COPIED), extra=extra)
 
 
 def sweep_cases(runs: int, epochs: int) -> Iterator[Case]:
-    """A sweep as one pack against the same in other ways."""
+    """Yield a sweep as one pack against the same sweep launched in other ways."""
     run = run_of("s_mixer")
     sizes = {"model": "s_mixer", "width": run.architecture.width, "connections": run.architecture.connections}
     sizes |= {"batch_size": run.config.batch_size, "runs": runs, "epochs": epochs}
@@ -170,13 +170,13 @@ def sweep_cases(runs: int, epochs: int) -> Iterator[Case]:
 
 
 def run_of(model: str) -> Run:
-    """The default run of a family."""
+    """Return the default run of a family."""
     return solve(config_of([f"model={model}"]))
 
 
 @lru_cache(maxsize=1)
 def _pack_steps(step: PackStep, device: torch.device) -> Callable[[], object]:
-    """Of one pack for all that it is compared with, since setting up a large one takes longer than to time it."""
+    """Prepare a pack once for all its comparisons, as preparing a large one takes longer than timing it."""
     first = run_of(step.model)
     runs = [_seeded(first, seed) for seed in range(step.runs)]
     splits = share_splits([run.config for run in runs], device)
@@ -189,6 +189,6 @@ def _seeded(run: Run, seed: int) -> Run:
 
 
 def _steps(engine: Engine) -> Callable[[], object]:
-    """The next step of an engine, epoch after epoch."""
+    """Return a function that takes the next training step of an engine, epoch after epoch."""
     steps = itertools.chain.from_iterable(engine.epoch(epoch, 0, [None] * engine.count) for epoch in itertools.count(1))
     return lambda: next(steps)

@@ -1,4 +1,7 @@
-"""Whole training steps: families against each other at the sizes of the paper's Table S.3, and very wide SW-MLPs."""
+"""Benchmarks of whole training steps: families against each other, and very wide SW-MLPs.
+
+The families have the sizes of Table S.3 of Hayase & Karakida 2024.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ TABLE_S3 = ("tokens=64", "channels=48", "depth=3", "expansion=2")
 
 @dataclass(frozen=True)
 class Step:
-    """A training step as the trainer takes it: forward, loss, backward, update."""
+    """A training step: forward, loss, backward and update."""
 
     overrides: tuple[str, ...]
     compiled: bool = False
 
     @property
     def run(self) -> Run:
-        """The run that it is a step of."""
+        """The run whose step it is."""
         return solve(config_of(list(self.overrides)))
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
@@ -54,8 +57,9 @@ class Step:
 
 
 def step_cases(everything: bool) -> Iterator[Case]:
-    """All comparisons of steps; ``everything`` adds the widest and, on a GPU, whose compiler takes its time, compiled
-    networks.
+    """Yield all comparisons of steps.
+
+    ``everything`` adds the widest network and, on a GPU, where compiling takes minutes, compiled ones.
     """
     for compiled in (False, True) if everything or not torch.cuda.is_available() else (False,):
         mixer = Step(("model=mixer", *TABLE_S3), compiled)

@@ -1,10 +1,10 @@
-"""Training as a whole: the program's own loop against a usual one, against its model alone, and its start.
+"""Benchmarks of training as a whole: mixersweep's loop against a usual one and against its model alone, and start-up.
 
-The loop is that of a run with everything in it: batches, steps, metrics, heed of signals and of the run's holder, looks
-for what is not finite, checkpoint, row and progress. Model time is forward, backward and update of the same batches;
-what the loop takes beyond it is overhead. Evaluation is neither: there are no validation images, and so few for testing
-that they hardly count. Start-up is from the command, a process of its own, to the checkpoint after its first step, on a
-data set of CIFAR-10's size; its reference is the import of torch.
+The loop is that of a complete run: batches, steps, metrics, polling for signals and for the run's lock, checks for
+values that are not finite, checkpoint, metrics row and progress. Model time is forward, backward and update on the same
+batches; whatever the loop takes beyond it is overhead. Evaluation hardly counts: there are no validation images and few
+test images. Start-up is the time from launching the command to the checkpoint after its first step, on a data set of
+CIFAR-10's size; its reference is the import of torch.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ TEST_IMAGES = 128
 
 @dataclass(frozen=True)
 class Ours:
-    """An epoch of a run over ``images`` images, from a data set on disk as far as to its row."""
+    """An epoch of a run over ``images`` images, from a data set on disk to the epoch's metrics row."""
 
     images: int
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
-        """Set it up on a device, in the first epoch."""
+        """Set it up on a device, during the first epoch."""
         epochs = self._epochs(device)
 
         def epoch() -> None:
-            with redirect_stderr(io.StringIO()):  # the progress
+            with redirect_stderr(io.StringIO()):  # progress
                 next(epochs)
 
         return epoch
@@ -68,13 +68,13 @@ class Ours:
 
 @dataclass(frozen=True)
 class Theirs:
-    """The same epoch as a script has it: a DataLoader with PIL transforms, and metrics summed up on the host."""
+    """The same epoch in a usual script: a DataLoader with PIL transforms, and metrics summed on the host."""
 
     images: int
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
         """Set it up on a device."""
-        run = the_run()
+        run = cifar_run()
         loader = dataloader(some_images(self.images), run.config, device)
         network = build(run.config, run.architecture).to(device)
         settings = run.config.optim
@@ -104,13 +104,13 @@ class Theirs:
 
 @dataclass(frozen=True)
 class ModelAlone:
-    """Forward, backward and update of the batches of such an epoch, which are there already."""
+    """Forward, backward and update on the batches of such an epoch, loaded in advance."""
 
     images: int
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
         """Set it up on a device."""
-        run = the_run()
+        run = cifar_run()
         batches = list(batches_of(run.config, some_images(self.images), device).batches(BATCH, 0, 0))
         network = build(run.config, run.architecture).to(device)
         optimizer = make_optimizer(network, run.config.optim)
@@ -127,12 +127,12 @@ class ModelAlone:
 
 @dataclass(frozen=True)
 class FirstStep:
-    """A command of its own, until there is the checkpoint after its first step."""
+    """The ``train`` command in a new process, up to the checkpoint after its first step."""
 
     images: int
 
     def __call__(self, device: torch.device) -> Callable[[], object]:
-        """Ready for the first start, which puts the data in place."""
+        """Return a function that starts the command; its first call also writes the data set."""
         starts = self._starts(device)
         return lambda: next(starts)
 
@@ -153,26 +153,26 @@ class FirstStep:
 
 
 def import_torch(device: torch.device) -> Callable[[], object]:
-    """A process that does nothing but import torch."""
+    """Return a function that starts a process which only imports torch."""
     del device
     return lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)
 
 
 def train_cases(everything: bool) -> Iterator[Case]:
-    """The loop against a DataLoader's and against its model alone, and start-up; ``everything`` takes CIFAR's epoch."""
+    """Yield the comparisons of the loop and of start-up; ``everything`` takes an epoch of CIFAR-10's size."""
     images = 50_000 if everything else 25_600
     yield Case("train_vs_dataloader_loop", _sizes(images), Ours(images), Theirs(images))
     yield Case("train_overhead", _sizes(images), Ours(images), ModelAlone(images))
     yield Case("start_up", _sizes(50_000), FirstStep(50_000), import_torch)
 
 
-def the_run() -> Run:
-    """The run whose model is trained, without a data set of its own."""
+def cifar_run() -> Run:
+    """Return the run whose model is trained, on CIFAR-10 itself."""
     return solve(config_of([*MODEL]))
 
 
 def write_data(folder: Path, train: int, test: int) -> list[str]:
-    """A data set of CIFAR-10's kind and these numbers of images, as ``data prepare`` leaves it, and what chooses it."""
+    """Write a data set in the form of CIFAR-10, as ``data prepare`` does; return the overrides that choose it."""
     arrays: Arrays = {}
     for part, count in (("train", train), ("test", test)):
         images = some_images(count)
@@ -183,7 +183,7 @@ def write_data(folder: Path, train: int, test: int) -> list[str]:
 
 
 def _sizes(images: int) -> dict[str, object]:
-    run = the_run()
+    run = cifar_run()
     a = run.architecture
     sizes = {"tokens": a.tokens, "channels": a.channels, "batch_size": BATCH, "images": images}
     return {"model": run.config.model.name, "width": a.width, "connections": a.connections, **sizes}

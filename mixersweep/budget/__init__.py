@@ -1,21 +1,20 @@
-"""The rule: a fixed number of connections, and the network shape that follows from it.
+"""The budget rule: from a fixed number of connections to the sizes of a network.
 
-Pure integer and rational arithmetic on *structures* (how the effective weight matrix is sparse); it imports
-nothing of the program's own but its errors. With S tokens, C channels and expansion factors g_t, g_c, a Mixer
-has effective width m = S·C and, per effective weight matrix,
+It is integer and rational arithmetic on *structures* (how the effective weight matrix is sparse), and imports nothing
+else of mixersweep but its errors. With S tokens, C channels and expansion factors g_t, g_c, a Mixer has effective width
+m = S·C and, per effective weight matrix,
 
     Omega = C·S·(h_t + h_c) / 2        h_t = max(1, round(g_t·S)),  h_c = max(1, round(g_c·C))
 
-connections (Hayase & Karakida 2024, section 4.1, eqs 13-15; a single-layer Mixer has h_t = S, h_c = C). Its
-width is at most (Omega / g)^(2/3), reached at S = C. A sparse-weight MLP has Omega nonzeros in each of its
-matrices and any width from sqrt(Omega / g) on; a dense MLP has the one width sqrt(Omega / g). Networks that are a
-list of layers, of unequal sizes, have a rule of their own (``layered``, ``solve_layered``).
+connections (Hayase & Karakida 2024, section 4.1, eqs 13-15; a single-layer Mixer has h_t = S, h_c = C). Its width is at
+most (Omega / g)^(2/3), reached at S = C. A sparse-weight MLP has Omega nonzeros in each of its matrices and any width
+from sqrt(Omega / g) on; a dense MLP can only have the width sqrt(Omega / g). Networks whose layers have unequal sizes
+follow another rule (``layered``, ``solve_layered``).
 
-``budget=parameters`` holds the trainable weights fixed instead, as Golubeva et al. (2021) do: (S·h_t + C·h_c) / 2
-behind a Mixer's shared matrices, so that its width is at most Pi / g; elsewhere they are the connections.
-
-``count=real`` holds what is really there instead of the formula's square layers, and ``budget=flops`` the FLOPs of an
-image (``rules``).
+``budget=parameters`` fixes the trainable weights instead, as Golubeva et al. (2021) do. A Mixer has (S·h_t + C·h_c) / 2
+weights per matrix, because its blocks share them, so that Pi weights allow a width of at most Pi / g; in other
+structures the weights are the connections. ``budget=flops`` fixes the FLOPs of an image, and ``count=real`` counts the
+layers as they are built instead of the formula's square ones (``rules``).
 
 ``solve`` turns a ``Request`` into an ``Architecture`` or raises a ``UserError`` that says what would fit.
 """
@@ -61,10 +60,10 @@ __all__ = [
 
 
 def solve(request: Request) -> Architecture:
-    """The network that the request means, with every size and count (``Architecture``).
+    """Solve a request: return the sizes and counts of its network.
 
-    Raises ``UserError`` for a contradictory or insufficient request, and for one that no integer sizes meet
-    within 2%; the message names the settings and the nearest that works.
+    Raises ``UserError`` for a contradictory or insufficient request, and for one that no integer sizes meet within 2%;
+    the message names the settings and the nearest ones that work.
     """
     request = _with_one_budget(request)
     expansion = expansion_of(request)
@@ -80,7 +79,10 @@ def solve(request: Request) -> Architecture:
 
 
 def _with_one_budget(request: Request) -> Request:
-    """One of connections, weights and FLOPs; where no weights are shared, a number of weights is one of connections."""
+    """Check that the request gives only the quantity that its budget fixes; return it with weights as connections.
+
+    Where blocks share their weights, weights are not connections, and the request is returned as it is.
+    """
     own = {"connections": "connections", "parameters": "weights", "flops": "flops"}[request.budget]
     fixes = {"weights": "the trainable weights of a mixing layer", "flops": "the FLOPs of an image"}
     budgets = {"weights": "parameters", "flops": "flops"}
@@ -104,7 +106,7 @@ def _with_one_budget(request: Request) -> Request:
             )
     if own == "flops" or request.structure == "kronecker":
         return request
-    if request.structure == "block_diagonal" and request.count == "real":  # whose skip shares its weights
+    if request.structure == "block_diagonal" and request.count == "real":  # its skip shares weights
         return request
     return dataclasses.replace(request, connections=request.weights)
 
@@ -117,7 +119,7 @@ def warnings(
     pooled: bool = True,
     share_without_input: float | None = None,
 ) -> list[str]:
-    """What a reader of this network's accuracy has to know, one sentence each.
+    """Return the caveats about this network's accuracy that a reader must know, one sentence each.
 
     ``pooled`` says that the head averages over tokens or patches. ``share_without_input`` is the share of units that
     no connection reaches; by default that of uniformly random masks.
@@ -131,10 +133,10 @@ def warnings(
         )
     if structure == "sparse" and architecture.mean_fan_in < 4:
         inputs = architecture.mean_fan_in / max(architecture.density, 1e-300)
-        share = share_without_input
-        if share is None:
-            share = math.exp(inputs * math.log1p(-min(architecture.density, 1 - 1e-12)))
+        fraction = share_without_input
+        if fraction is None:
+            fraction = math.exp(inputs * math.log1p(-min(architecture.density, 1 - 1e-12)))
         found.append(
-            f"mean fan-in {architecture.mean_fan_in:.3g} is below 4: about {share:.1%} of the units have no input"
+            f"mean fan-in {architecture.mean_fan_in:.3g} is below 4: about {fraction:.1%} of the units have no input"
         )
     return found

@@ -1,17 +1,17 @@
-"""What a network of a given shape has: nonzeros, trainable weights and multiply-adds, part by part."""
+"""Count the nonzeros, trainable weights and multiply-adds of a network of a given shape, part by part."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from typing import NamedTuple
 
-from mixersweep.budget.readout import read_by_head
+from mixersweep.budget.readout import head_features
 from mixersweep.budget.terms import Architecture, Request, Shape
 from mixersweep.errors import UserError
 
 
 class Matrix(NamedTuple):
-    """One effective weight matrix: its nonzeros, the trainable weights behind them, its trainable biases."""
+    """The counts of one effective weight matrix: its nonzeros, its trainable weights and its trainable biases."""
 
     connections: int
     weights: int
@@ -19,7 +19,7 @@ class Matrix(NamedTuple):
 
 
 def mixer_matrices(request: Request, shape: Shape) -> list[Matrix]:
-    """The effective matrices of all blocks of a Mixer, the first of which maps patches to tokens."""
+    """Return the effective matrices of all blocks of a Mixer; the first one maps patches to tokens."""
     tokens, channels = shape.tokens, shape.channels
     tied = request.structure == "kronecker"
 
@@ -43,7 +43,7 @@ def mixer_matrices(request: Request, shape: Shape) -> list[Matrix]:
 
 
 def mlp_matrices(request: Request, shape: Shape) -> list[Matrix]:
-    """The matrices of all mixing layers of an MLP."""
+    """Return the matrices of all mixing layers of an MLP."""
     connections = int(shape.connections)
     layer = [Matrix(connections, connections, shape.width)]
     if request.hidden:
@@ -52,7 +52,10 @@ def mlp_matrices(request: Request, shape: Shape) -> list[Matrix]:
 
 
 def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_channels: int) -> Architecture:
-    """Add up the parts of a network with these mixing matrices; every number of an ``Architecture``."""
+    """Add up the parts of a network with these mixing matrices to an ``Architecture``.
+
+    Raises ``UserError`` where ``skip_layer=never`` does not fit the tokens.
+    """
     mixer = shape.tokens > 0
     embedded = request.stem != "none"
     resized = mixer and request.stem == "resize"
@@ -62,7 +65,7 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
 
     stem = request.patch_values * embedding_channels
     resize = shape.tokens * request.patches
-    features = read_by_head(request, shape.width, embedding_channels)
+    features = head_features(request, shape.width, embedding_channels)
     head = features * request.classes
     total = sum(matrix.connections for matrix in matrices)
     weights = sum(matrix.weights for matrix in matrices)
@@ -71,7 +74,7 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
     biases = embedding_channels * embedded + request.classes
     biases += sum(matrix.biases for matrix in matrices) if request.bias else 0
     before_layers = request.layers_per_block if request.norms_per_block is None else request.norms_per_block
-    norms = norm_size * (before_layers * request.depth + embedded + skip)  # the last one, the skip layer's
+    norms = norm_size * (before_layers * request.depth + embedded + skip)  # the skip layer has one too
     connections = behind = shape.connections
     if request.structure == "kronecker":
         behind = Fraction(shape.tokens * shape.token_hidden + shape.channels * shape.channel_hidden, 2)
@@ -111,7 +114,7 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
 
 
 def _targets(request: Request, shape: Shape) -> dict[str, int | None]:
-    """The target of the budget, where that is not the formula's connections, by its name in an ``Architecture``."""
+    """Return the target of the budget by its name in ``Architecture``, where it is not the formula's connections."""
     real = "_real" if request.count == "real" else ""
     if request.budget == "flops":
         return {"flops_target": request.flops}
@@ -121,7 +124,7 @@ def _targets(request: Request, shape: Shape) -> dict[str, int | None]:
 
 
 def _density(shape: Shape, mixer: bool) -> float:
-    """p = Omega / (g·m²); for an MLP with the hidden size that integers gave."""
+    """Return the density p = Omega / (g·m²); for an MLP with the rounded hidden size in place of g·m."""
     if mixer:
         return float(shape.connections / (Fraction(shape.expansion) * shape.width**2))
     return float(shape.connections / (shape.width * shape.hidden_width))

@@ -1,4 +1,4 @@
-"""Expansion factors: hidden size over size in two-layer blocks, and what density says of the other sizes."""
+"""Expansion factors, the hidden size over the size in two-layer blocks, and sizes from a density."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from mixersweep.errors import UserError
 
 
 class Expansion(NamedTuple):
-    """The two expansion factors of a Mixer, exact, and whether its blocks have a hidden layer at all."""
+    """The exact expansion factors of token and channel mixing, and whether blocks have a hidden layer at all."""
 
     token: Fraction
     channel: Fraction
     hidden: bool
 
     def sizes(self, tokens: int, channels: int) -> tuple[int, int]:
-        """(h_t, h_c)."""
+        """Return the hidden sizes (h_t, h_c), rounded; without a hidden layer (tokens, channels)."""
         if not self.hidden:
             return tokens, channels
         return scaled(self.token, tokens), scaled(self.channel, channels)
 
     def unrounded(self, tokens: float, channels: float) -> tuple[float, float]:
-        """The same without rounding, for sizes that are not whole."""
+        """Return ``sizes`` without rounding, for real-valued tokens and channels."""
         return (float(self.token) * tokens, float(self.channel) * channels) if self.hidden else (tokens, channels)
 
     def twice_connections(self, tokens: int, channels: int) -> int:
-        """2·Omega, which is always whole (Omega itself may be a half)."""
+        """Return 2·Omega, which is always an integer (Omega itself may be half an integer)."""
         token_hidden, channel_hidden = self.sizes(tokens, channels)
         return tokens * channels * (token_hidden + channel_hidden)
 
     def twice_weights(self, tokens: int, channels: int) -> int:
-        """Two times the mean trainable weights of a matrix whose blocks share theirs: S·h_t + C·h_c."""
+        """Return twice the mean trainable weights of a matrix whose blocks share them, S·h_t + C·h_c."""
         token_hidden, channel_hidden = self.sizes(tokens, channels)
         return tokens * token_hidden + channels * channel_hidden
 
@@ -44,7 +44,10 @@ class Expansion(NamedTuple):
 
 
 def expansion_of(request: Request) -> Expansion | None:
-    """The expansion factors, or None where they are to follow from tokens, channels and connections."""
+    """Return the expansion factors, or None where they follow from tokens, channels and connections.
+
+    Raises ``UserError`` for a factor other than 1 where blocks have no hidden layer.
+    """
     if not request.hidden:
         for name in ("expansion", "token_expansion", "channel_expansion"):
             value = getattr(request, name)
@@ -62,7 +65,10 @@ def expansion_of(request: Request) -> Expansion | None:
 
 
 def expansion_from_shape(request: Request) -> Expansion:
-    """g from (tokens, channels, connections): 2·Omega / (C·S·(S + C)) (paper, appendix D.3)."""
+    """Return g = 2·Omega / (C·S·(S + C)) from tokens, channels and connections (Hayase & Karakida 2024, appendix D.3).
+
+    Raises ``UserError`` where one of the three is missing.
+    """
     tokens, channels, connections = request.tokens, request.channels, request.connections
     if tokens is None or channels is None or connections is None:
         missing = [k for k in ("tokens", "channels", "connections") if getattr(request, k) is None]
@@ -75,7 +81,10 @@ def expansion_from_shape(request: Request) -> Expansion:
 
 
 def without_density(request: Request, expansion: Expansion) -> Request:
-    """The request with its density p = Omega / (g·m²) turned into the width or the connections it fixes."""
+    """Replace the density p = Omega / (g·m²) of a request by the width or the connections that it fixes.
+
+    Raises ``UserError`` where both were given and contradict it.
+    """
     if request.density is None:
         return request
     factor = exact(request.density) * (expansion.token + expansion.channel) / 2

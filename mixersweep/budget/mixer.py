@@ -1,4 +1,7 @@
-"""The shape of a Mixer: the integer pair (tokens, channels) that meets a width and a budget."""
+"""Solve for the shape of a Mixer: the integer pair (tokens, channels) that meets a width and a budget.
+
+The larger number of a pair is the long side, the smaller the narrow side; ``branch`` says which one the tokens are.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,17 @@ from mixersweep.errors import Infeasible, UserError
 
 
 def widest(connections: int, token_expansion: float = 1.0, channel_expansion: float = 1.0) -> int:
-    """The largest effective width of a Mixer: round(Omega^(2/3) / (g_t·g_c)^(1/3)), in exact arithmetic."""
+    """Return the largest effective width of a Mixer, round(Omega^(2/3) / (g_t·g_c)^(1/3)), in exact arithmetic."""
     expansion = Expansion(exact(token_expansion), exact(channel_expansion), hidden=True)
     return Formula("connections", expansion).widest(connections)
 
 
 def with_sizes(request: Request, expansion: Expansion | None) -> Request:
-    """The request with its shares of the widest Mixer turned into sizes.
+    """Replace a request's shares of the widest Mixer by sizes.
 
-    That Mixer is the same for every structure, so that equal shares are equal sizes; only where weights are fixed and
-    not shared between blocks is it narrower. A share of its tokens or channels is a ratio C/S, whatever the budget.
+    That Mixer is the same for every structure, so equal shares are equal sizes; it is narrower only where weights are
+    fixed and not shared between blocks. A share of its tokens or channels fixes the ratio C/S, whatever the budget.
+    Raises ``UserError`` where another size is given beside a share, or no expansion is.
     """
     asked = ", ".join(f"{name}={float(100 * share):g}%" for name, share in request.shares.items())
     if expansion is None:
@@ -37,19 +41,22 @@ def with_sizes(request: Request, expansion: Expansion | None) -> Request:
         if value is not None:
             raise UserError(f"{asked}: is a share of the widest mixer, where {name}={value:g} is fixed; leave one out")
     rule = rule_of(request, expansion)
-    target = asked_of(request, rule) or DEFAULT_CONNECTIONS
+    target = given_target(request, rule) or DEFAULT_CONNECTIONS
     sizes: dict[str, Any] = {name: rule.share_of_widest(name, share, target) for name, share in request.shares.items()}
     return dataclasses.replace(request, **sizes, shares={})
 
 
-def asked_of(request: Request, rule: Rule) -> int | None:
-    """The target of a rule, where one was given."""
+def given_target(request: Request, rule: Rule) -> int | None:
+    """Return the target that the request gives for what the rule counts, or None."""
     asked: int | None = getattr(request, rule.counts)
     return asked
 
 
 def mixer_shape(request: Request, expansion: Expansion | None) -> Shape:
-    """Solve a request for a Mixer, tied or not; raises ``UserError`` where no integer pair comes within 2%."""
+    """Solve a request for a Mixer, tied or not.
+
+    Raises ``UserError`` where settings contradict each other, or no integer pair comes within 2%.
+    """
     if expansion is None:
         expansion = expansion_from_shape(request)
     rule = rule_of(request, expansion)
@@ -66,13 +73,13 @@ def mixer_shape(request: Request, expansion: Expansion | None) -> Shape:
             text = f"width={request.width}: not a multiple of {given}={known}; the nearest that is: {nearest}"
             raise Infeasible(text, {"width": nearest})
         tokens, channels = (known, other) if given == "tokens" else (other, known)
-    asked = asked_of(request, rule)
+    asked = given_target(request, rule)
     if tokens is not None and channels is not None:
         _check_agreement(request, rule, asked, tokens, channels)
         return _shape_of(rule, tokens, channels, request.width, asked)
-    target = asked or DEFAULT_CONNECTIONS  # weights and FLOPs have no default: without them it is refused before
+    target = asked or DEFAULT_CONNECTIONS  # weights and FLOPs are always given here
     if tokens is not None or channels is not None:
-        tokens, channels = _complete(rule, target, tokens, channels)
+        tokens, channels = _complete_pair(rule, target, tokens, channels)
         return _shape_of(rule, tokens, channels, None, target)
     limit = rule.widest(target)
     width = request.width or limit
@@ -85,11 +92,11 @@ def mixer_shape(request: Request, expansion: Expansion | None) -> Shape:
             {"width": best[0] * best[1] if best else limit},
         )
     pair = _solve_pair(width, target, rule, request.branch)
-    if request.width is None and isinstance(rule, Real):  # the widest lies on the branch that it lies on
+    if request.width is None and isinstance(rule, Real):  # the widest pair decides its own branch
         pair = rule.widest_pair(target)
         pair = pair if relative(rule.count(*pair), rule.scale * target) <= TOLERANCE else None
     if pair is None:
-        raise _no_pair(request, width, target, rule)
+        raise _no_pair_error(request, width, target, rule)
     return _shape_of(rule, *pair, width, target)
 
 
@@ -99,7 +106,7 @@ def _shape_of(rule: Rule, tokens: int, channels: int, width_target: int | None, 
     connections = Fraction(expansion.twice_connections(tokens, channels), 2)
     hidden_width = max(channels * token_hidden, tokens * channel_hidden) if expansion.hidden else tokens * channels
     factor = float(expansion.token)
-    if expansion.token != expansion.channel:  # the one factor that gives the same formula with gamma·(S + C)
+    if expansion.token != expansion.channel:  # the factor g for which g·(S + C) gives the same connections
         factor = float((expansion.token * tokens + expansion.channel * channels) / (tokens + channels))
     return Shape(
         width=tokens * channels,
@@ -118,7 +125,7 @@ def _shape_of(rule: Rule, tokens: int, channels: int, width_target: int | None, 
 
 
 def _refuse_density(request: Request, rule: Rule) -> None:
-    """A density is one of the formula's square layers."""
+    """Refuse a density where the rule is not the formula, whose square layers define it."""
     if request.density is not None and not rule.is_formula:
         how = "budget=flops" if rule.counts == "flops" else "count=real"
         raise UserError(
@@ -140,11 +147,14 @@ def _check_agreement(request: Request, rule: Rule, asked: int | None, tokens: in
         )
 
 
-def _complete(rule: Rule, target: int, tokens: int | None, channels: int | None) -> tuple[int, int]:
-    """The pair with the missing one of tokens and channels, or the refusal that names the nearest that has one."""
+def _complete_pair(rule: Rule, target: int, tokens: int | None, channels: int | None) -> tuple[int, int]:
+    """Complete the pair by the missing one of tokens and channels.
+
+    Raises ``Infeasible``, with the nearest given side that has a partner, where none comes within 2%.
+    """
     name, known = ("tokens", tokens) if tokens is not None else ("channels", channels)
     assert known is not None
-    pair = _completed(rule, target, name, known)
+    pair = _pair_with(rule, target, name, known)
     if pair is not None:
         return pair
     nearest = _nearest_side(rule, target, name, known)
@@ -155,8 +165,8 @@ def _complete(rule: Rule, target: int, tokens: int | None, channels: int | None)
     )
 
 
-def _completed(rule: Rule, target: int, name: str, known: int) -> tuple[int, int] | None:
-    """The pair with the other side that the rule gives; None where it is off by over 2%."""
+def _pair_with(rule: Rule, target: int, name: str, known: int) -> tuple[int, int] | None:
+    """Return the pair of ``known`` and the other side by the rule, or None where it is off by more than 2%."""
     other = rule.completed(target, name, known)
     pair = (known, other) if name == "tokens" else (other, known)
     if (
@@ -169,22 +179,22 @@ def _completed(rule: Rule, target: int, name: str, known: int) -> tuple[int, int
 
 
 def _nearest_side(rule: Rule, target: int, name: str, known: int) -> int | None:
-    """The value of tokens or channels nearest to ``known`` for which such a Mixer exists."""
+    """Return the tokens or channels nearest to ``known`` for which a Mixer with the target exists, or None."""
     sides = set()
     for branch in ("tall", "wide"):
         for tokens, channels in _pairs_near(target, rule, branch):
             sides.add(tokens if name == "tokens" else channels)
     by_distance = sorted(sides, key=lambda side: (abs(side - known), side))
-    return next((side for side in by_distance if _completed(rule, target, name, side)), None)
+    return next((side for side in by_distance if _pair_with(rule, target, name, side)), None)
 
 
 def _sides(branch: str, narrow: int, long: int) -> tuple[int, int]:
-    """(tokens, channels) of a tall (tokens >= channels) or wide pair."""
+    """Return (tokens, channels) of a tall (tokens >= channels) or a wide pair."""
     return (long, narrow) if branch == "tall" else (narrow, long)
 
 
-def _near(target: int, rule: Rule, branch: str, narrow: int, longs: range) -> range:
-    """Those of the long sides at which the rule's count lies within 2% of the target, as it rises with the side."""
+def _longs_near(target: int, rule: Rule, branch: str, narrow: int, longs: range) -> range:
+    """Return those long sides whose count, which rises with the side, lies within 2% of the target."""
 
     def rising(long: int) -> int:
         return rule.rising(long, narrow) if branch == "tall" else rule.count(narrow, long)
@@ -195,28 +205,28 @@ def _near(target: int, rule: Rule, branch: str, narrow: int, longs: range) -> ra
 
 
 def _pairs_near(target: int, rule: Rule, branch: str) -> Iterator[tuple[int, int]]:
-    """Every pair of the branch whose count lies within 2% of the target."""
+    """Yield every pair of the branch whose count lies within 2% of the target."""
     high = math.floor(rule.scale * target * (1 + TOLERANCE))
     for narrow in itertools.count(1):
         if rule.count(narrow, narrow) > high and narrow > (rule.special or 0):
             return
         longs = range(narrow, high + 1)
-        for long in (*_near(target, rule, branch, narrow, longs), *_specials(rule, branch, longs)):
+        for long in (*_longs_near(target, rule, branch, narrow, longs), *_special_longs(rule, branch, longs)):
             pair = _sides(branch, narrow, long)
             if pair[1] >= rule.least_channels and relative(rule.count(*pair), rule.scale * target) <= TOLERANCE:
                 yield pair
 
 
-def _specials(rule: Rule, branch: str, longs: range) -> list[int]:
-    """The long side whose count is out of the order of its neighbours', if it is there."""
+def _special_longs(rule: Rule, branch: str, longs: range) -> list[int]:
+    """Return the long sides, one at most, whose count breaks the rising order (``Rule.special``)."""
     return [rule.special] if branch == "tall" and rule.special is not None and rule.special in longs else []
 
 
 @lru_cache(maxsize=4096)
 def _solve_pair(width: int, target: int, rule: Rule, branch: str) -> tuple[int, int] | None:
-    """The integer pair with the smallest larger relative error, of S·C against width and of the count against target.
+    """Return the integer pair that minimises the larger of two relative errors, of S·C against width and of the count.
 
-    Ties go to the smaller error of the count, then to the smaller |S - C|. None where that error exceeds 2%.
+    Ties go to the smaller error of the count, then to the smaller |S - C|. None where the larger error exceeds 2%.
     """
 
     def errors(pair: tuple[int, int], count: Callable[[int, int], int]) -> tuple[Fraction, Fraction, int]:
@@ -229,15 +239,15 @@ def _solve_pair(width: int, target: int, rule: Rule, branch: str) -> tuple[int, 
     low, high = width * (1 - TOLERANCE), width * (1 + TOLERANCE)
     for narrow in range(1, math.isqrt(math.floor(high)) + 1):
         within = range(max(narrow, math.ceil(low / narrow)), math.floor(high / narrow) + 1)
-        longs = _near(target, rule, branch, narrow, within)
+        longs = _longs_near(target, rule, branch, narrow, within)
 
         def rises(long: int, narrow: int = narrow) -> bool:
             here, there = (errors(_sides(branch, narrow, at), rule.rising)[0] for at in (long, long + 1))
             return here <= there
 
-        # each error falls and then rises with the long side, and so does the larger: two sides at most share its least
+        # Each error falls, then rises with the long side, and so does the larger: at most two sides share its minimum.
         turn = bisect_left(longs[:-1], True, key=rises)
-        for long in (*longs[max(0, turn - 1) : turn + 3], *_specials(rule, branch, within)):
+        for long in (*longs[max(0, turn - 1) : turn + 3], *_special_longs(rule, branch, within)):
             pair = _sides(branch, narrow, long)
             found = errors(pair, rule.count)
             fits = found[0] <= TOLERANCE and pair[1] >= rule.least_channels
@@ -246,8 +256,8 @@ def _solve_pair(width: int, target: int, rule: Rule, branch: str) -> tuple[int, 
     return best
 
 
-def _no_pair(request: Request, width: int, target: int, rule: Rule) -> UserError:
-    """The refusal where no pair lies within 2%, with the nearest width or the nearest budget that has one."""
+def _no_pair_error(request: Request, width: int, target: int, rule: Rule) -> UserError:
+    """Return the error for a width without a pair within 2%, with the nearest width or budget that has one."""
     limit = rule.widest(target)
     near = [(s, c) for s, c in _pairs_near(target, rule, request.branch) if s * c <= limit]
     asked = f"width={width}" if request.width is not None else f"{rule.counts}={target}"
@@ -267,9 +277,9 @@ def _no_pair(request: Request, width: int, target: int, rule: Rule) -> UserError
 
 
 def _nearest_target(request: Request, target: int, rule: Rule) -> int | None:
-    """The budget nearest to the one asked for at which a Mixer of the asked width (or the widest) exists.
+    """Return the budget nearest to the target at which a Mixer of the requested width (or the widest) exists, or None.
 
-    Only small networks leave the 2% around some budget empty, so a few small pairs are all that can be near.
+    Only for small networks can the 2% around a budget be empty, so a few small pairs are all that can be near.
     """
     found = set()
     for narrow in range(1, 33):

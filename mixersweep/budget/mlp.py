@@ -1,4 +1,4 @@
-"""The shape of an MLP, sparse or dense: one width, or the width and connections of the Mixer it is compared with."""
+"""Solve for the shape of an MLP, sparse or dense: its own width, or that of the Mixer that it is compared with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from mixersweep.errors import Infeasible, UserError
 
 
 def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
-    """Solve a request for an MLP; raises ``UserError`` where its matrices cannot hold the connections."""
+    """Solve a request for an MLP.
+
+    Raises ``UserError`` where its matrices cannot hold the connections, or a dense one cannot have the width.
+    """
     if expansion is None:
         expansion = expansion_from_shape(request)
     factor = (expansion.token + expansion.channel) / 2
@@ -69,14 +72,14 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
 
 
 def _widest_sparse(request: Request, target: int) -> int:
-    """The width of a mean fan-in of 4."""
+    """Return the width at which the mean fan-in is 4, the default of a sparse MLP."""
     if request.budget != "flops":
         return target // 4
     return bisect_left(range(target), True, key=lambda m: m > 0 and _flops_left(request, m, target) < 4 * m) - 1
 
 
 def _dense_width(request: Request, factor: Fraction, target: int) -> int:
-    """The one width whose dense matrices have the target, the nearest; of two FLOPs as near, the narrower."""
+    """Return the width whose dense matrices come nearest to the target; of two equally near, the narrower."""
     if request.budget != "flops":
         return max(1, rounded_root(target / factor, 2))
 
@@ -89,7 +92,10 @@ def _dense_width(request: Request, factor: Fraction, target: int) -> int:
 
 
 def _within_flops(request: Request, width: int, flops: Fraction) -> int:
-    """The connections of each matrix that come nearest to the FLOPs of an image."""
+    """Return the connections of each matrix for which the FLOPs of an image come nearest to ``flops``.
+
+    Raises ``Infeasible`` where stem and head alone take more.
+    """
     connections = round(_flops_left(request, width, flops))
     if connections < 1:
         fixed = _fixed_flops(request, width)
@@ -104,12 +110,12 @@ def _within_flops(request: Request, width: int, flops: Fraction) -> int:
 
 
 def _flops_left(request: Request, width: int, flops: int | Fraction) -> Fraction:
-    """What stem and head leave of the FLOPs for each matrix, in multiply-adds."""
+    """Return the multiply-adds that stem and head leave for each matrix."""
     return Fraction(flops - _fixed_flops(request, width)) / (2 * _matrices(request))
 
 
 def _fixed_flops(request: Request, width: int) -> int:
-    """Of stem and head."""
+    """Return the FLOPs of stem and head for one image."""
     embedded = -(-width // request.patches)
     features = {"pool": embedded, "linear": width}.get(request.head, request.readout_dimension)
     return 2 * (request.patches * request.patch_values * embedded + features * request.classes)
@@ -125,13 +131,13 @@ def _least_width(connections: int, factor: Fraction) -> int:
 
 
 def _reference_mixer(request: Request, expansion: Expansion) -> Shape | None:
-    """The Mixer whose width and connections an MLP takes over, or None where it stands on its own.
+    """Return the Mixer whose width and connections an MLP takes over, or None where it takes its own.
 
-    It does where a Mixer's own sizes were given (both and a density fix its width alone), where neither width nor
-    density was, and with ``match=mixer`` wherever a Mixer of the asked width exists.
+    It takes a Mixer's where tokens or channels are given (both with a density fix only the width), where neither width
+    nor density is, and with ``match=mixer`` wherever a Mixer of the requested width exists.
     """
     if request.tokens is not None and request.channels is not None and request.density is not None:
-        return None  # its width, but a density of its own
+        return None  # the MLP has the Mixer's width, but its own density
     if request.tokens is not None or request.channels is not None:
         return mixer_shape(request, expansion)
     if request.structure == "dense" or request.budget == "parameters":

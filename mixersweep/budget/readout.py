@@ -1,4 +1,4 @@
-"""What a head reads, and the heads that no network can be trained through."""
+"""The number of features that a head reads, and checks for heads through which nothing can be trained."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from mixersweep.budget.terms import DEFAULT_READOUT, Architecture, Request
 from mixersweep.errors import Infeasible, UserError
 
 
-def read_by_head(request: Request, width: int, embedding_channels: int) -> int:
-    """The features that the head reads of a network of this width."""
+def head_features(request: Request, width: int, embedding_channels: int) -> int:
+    """Return the number of features that the head of a network of this width reads."""
     if request.head == "pool":
         return embedding_channels
     return width if request.head == "linear" else request.readout_dimension
 
 
 def check_readout(request: Request, solved: Architecture) -> None:
-    """Refuse a head whose input would be constant at the start, and one of more groups than there are units.
+    """Check that the head's input is not constant at initialisation, and that it has no more groups than units.
 
     Raises ``UserError`` with the setting that works.
     """

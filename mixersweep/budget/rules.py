@@ -1,9 +1,9 @@
-"""What a Mixer has a fixed number of, as a function of its tokens and channels alone.
+"""The rules that a budget can follow: what is counted in a Mixer, as a function of its tokens and channels alone.
 
-The formula's rules count square layers: C·S·(h_t + h_c) / 2 nonzeros or (S·h_t + C·h_c) / 2 trainable weights per
-effective matrix, and their widest Mixer is known in closed form. The others count what is really there (``count=real``:
-the first layer, which maps patches, and the skip beside it), or the FLOPs of an image. All are exact integers: a rule
-gives ``count(S, C)``, which is to be ``scale`` times the target.
+``Formula`` counts square layers, C·S·(h_t + h_c) / 2 nonzeros or (S·h_t + C·h_c) / 2 trainable weights per effective
+matrix; its widest Mixer has a closed form. ``Real`` counts the layers as they are built (``count=real``: the first
+layer maps patches, and has a skip beside it), or the FLOPs of an image. All counts are exact integers: a network meets
+its target where ``count(S, C)`` is ``scale`` times the target.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ N = TypeVar("N", int, float)
 
 
 def rule_of(request: Request, expansion: Expansion) -> Rule:
-    """The rule of a request for a Mixer, or for the Mixer whose sizes an MLP takes: that one has its skip layer."""
+    """Return the rule of a request for a Mixer, or for the Mixer whose sizes an MLP takes over.
+
+    The latter has the skip layer that its tokens need.
+    """
     mixer = request.structure in ("kronecker", "block_diagonal")
     tied = request.structure != "block_diagonal"
     counts: Counted = "connections"
@@ -44,55 +47,56 @@ def rule_of(request: Request, expansion: Expansion) -> Rule:
 
 @dataclass(frozen=True)
 class Formula:
-    """Square layers: ``connections``, or ``weights``, the rule of Golubeva et al. (2021) for shared weights."""
+    """The rule that counts square layers: their connections, or their shared weights as in Golubeva et al. (2021)."""
 
     counts: Counted
     expansion: Expansion
 
     @property
     def is_formula(self) -> bool:
-        """Yes."""
+        """True: this rule counts the formula's square layers."""
         return True
 
     @property
     def least_channels(self) -> int:
-        """One: the formula knows of no norms."""
+        """The fewest channels, 1: the formula ignores norms."""
         return 1
 
     @property
     def scale(self) -> int:
-        """Counts are doubled, since a mean over two kinds of layers may be a half."""
+        """The factor of counts, 2: the mean over two kinds of layers may be half an integer."""
         return 2
 
     @property
     def special(self) -> None:
-        """No number of tokens is counted otherwise than its neighbours."""
+        """None: no number of tokens is an exception to the order of counts."""
         return None
 
     def count(self, tokens: int, channels: int) -> int:
-        """Two times the mean of a matrix, which is always whole; it rises with tokens and with channels."""
+        """Return twice the mean count of a matrix, an integer that rises with tokens and with channels."""
         if self.counts == "connections":
             return self.expansion.twice_connections(tokens, channels)
         return self.expansion.twice_weights(tokens, channels)
 
     def rising(self, tokens: int, channels: int) -> int:
-        """The same."""
+        """Return ``count``, which has no exceptions."""
         return self.count(tokens, channels)
 
     def smooth(self, tokens: float, channels: float) -> float:
-        """What is to be the target, for sizes that are not whole, and without the rounding of hidden ones."""
+        """Return the count of a matrix for real-valued sizes, without rounding hidden ones: the target, if met."""
         token_hidden, channel_hidden = self.expansion.unrounded(tokens, channels)
         if self.counts == "connections":
             return tokens * channels * (token_hidden + channel_hidden) / 2
         return (tokens * token_hidden + channels * channel_hidden) / 2
 
     def widest(self, target: int) -> int:
-        """The largest effective width: at S = C with equal expansions."""
+        """Return the largest effective width, which equal expansions reach at S = C."""
         return self.share_of_widest("width", Fraction(1), target)
 
     def share_of_widest(self, name: str, share: Fraction, target: int) -> int:
-        """A share of the width, tokens or channels of the widest Mixer, the one with g_t·S = g_c·C for connections
-        and g_t·S² = g_c·C² for weights; rounded, at least 1.
+        """Return a share of the width, tokens or channels of the widest Mixer, rounded, at least 1.
+
+        The widest has g_t·S = g_c·C for connections, and g_t·S² = g_c·C² for weights.
         """
         token, channel = self.expansion.token, self.expansion.channel
         own, other = (token, channel) if name == "tokens" else (channel, token)
@@ -104,7 +108,7 @@ class Formula:
         return max(1, rounded_root(share**degree * power, degree))
 
     def completed(self, target: int, name: str, known: int) -> int:
-        """The other side of a pair: the rounded root of the formula without the rounding of hidden sizes."""
+        """Return the other side of a pair: the rounded root of the formula with unrounded hidden sizes."""
         least = min(self.expansion.token, self.expansion.channel)
         root, beyond = -1, 2 + math.isqrt(math.floor(2 * target / least))
         while beyond - root > 1:  # the root is rounded up to x where the formula still fits at x - 1/2
@@ -116,7 +120,7 @@ class Formula:
         return root
 
     def _unrounded(self, side: str, known: int, other: Fraction) -> Fraction:
-        """``count`` without the rounding of hidden sizes, with ``side`` (tokens or channels) known."""
+        """Return ``count`` with unrounded hidden sizes, for one known ``side`` (tokens or channels) and the other."""
         own, free = self.expansion.channel, self.expansion.token
         if side == "tokens":
             own, free = free, own
@@ -135,10 +139,10 @@ class Formula:
 
 @dataclass(frozen=True)
 class Real:
-    """What is there: all mixing layers with the first and the skip, per matrix of the mixing layers; or all FLOPs.
+    """The rule that counts layers as they are built: mixing layers and the skip, as a mean per matrix; or all FLOPs.
 
-    ``skips`` says when the first layer has a linear skip, as ``model.skip_layer`` does; ``readout`` is how many
-    features the head reads, 0 for the channels and -1 for all.
+    ``skips`` says when the first layer has a linear skip, as ``model.skip_layer`` does; ``readout`` is the number of
+    features that the head reads, 0 for the channels and -1 for all.
     """
 
     counts: Counted
@@ -154,35 +158,35 @@ class Real:
 
     @property
     def is_formula(self) -> bool:
-        """No."""
+        """False: this rule counts layers as they are built."""
         return False
 
     @property
     def least_channels(self) -> int:
-        """Two where there are norms, which make zero of a single channel."""
+        """The fewest channels: 2 where there are norms, which turn a single channel into zeros."""
         return 1 if self.stem == "none" else 2
 
     @property
     def scale(self) -> int:
-        """The matrices that a mean is over; the FLOPs of a network are no mean."""
+        """The factor of counts: the number of matrices that a mean is over; 1 for FLOPs, which are no mean."""
         return 1 if self.counts == "flops" else (4 if self.expansion.hidden else 2) * self.depth
 
     @property
     def special(self) -> int | None:
-        """The tokens at which alone there is no skip, so that they count less than their neighbours."""
+        """The one number of tokens without a skip layer, and so an exception to the order of counts; or None."""
         return self.patches if self.skips == "auto" else None
 
     def count(self, tokens: int, channels: int) -> int:
-        """Of the network of these sizes."""
+        """Return the count of the network of these sizes, times ``scale`` where it is a mean."""
         sizes = self.expansion.sizes(tokens, channels)
         return self._count(tokens, channels, sizes, skip=self.skips != "never" and tokens != self.special)
 
     def rising(self, tokens: int, channels: int) -> int:
-        """The same but for ``special``, which gets a skip too: rises with tokens and with channels."""
+        """Return ``count`` as if ``special`` tokens had a skip too, so that it rises with tokens and with channels."""
         return self._count(tokens, channels, self.expansion.sizes(tokens, channels), skip=self.skips != "never")
 
     def smooth(self, tokens: float, channels: float) -> float:
-        """What is to be the target, for sizes that are not whole, and as ``rising`` for those that are."""
+        """Return ``rising`` / ``scale`` for real-valued sizes, without rounding hidden ones: the target, if met."""
         hidden = self.expansion.unrounded(tokens, channels)
         return self._count(tokens, channels, hidden, skip=self.skips != "never") / self.scale
 
@@ -192,7 +196,7 @@ class Real:
         total = self._mixing(tokens, channels, hidden, channels, tokens)
         if self.counts == "weights":
             return total + skip * tokens * self.patches
-        mapped = channels * tokens * self.patches  # of the skip, or of the stem that resizes
+        mapped = channels * tokens * self.patches  # by the skip, or by the stem that resizes
         if self.counts == "connections":
             return total + skip * mapped
         embedded = self.patches * self.patch_values * channels * (self.stem != "none")
@@ -200,7 +204,7 @@ class Real:
         return 2 * (embedded + (skip or self.stem == "resize") * mapped + total + read * self.classes)
 
     def _mixing(self, tokens: N, channels: N, hidden: tuple[N, N], token_blocks: N, channel_blocks: N) -> N:
-        """The entries of all mixing layers with so many blocks of token and of channel mixing."""
+        """Return the entries of all mixing layers with so many blocks of token and of channel mixing."""
         inputs = self.patches if self.stem == "patch" else tokens
         token_hidden, channel_hidden = hidden
         if not self.expansion.hidden:
@@ -210,22 +214,22 @@ class Real:
         return token_blocks * of_tokens + 2 * self.depth * channel_blocks * channels * channel_hidden
 
     def widest(self, target: int) -> int:
-        """The largest effective width of those that have the target, or at most 2% less."""
+        """Return the largest effective width with the target, or at most 2% less."""
         tokens, channels = self.widest_pair(target)
         return tokens * channels
 
     def widest_pair(self, target: int) -> tuple[int, int]:
-        """Its tokens and channels."""
+        """Return the tokens and channels of the widest Mixer."""
         return _widest_pair(self, target)
 
     def share_of_widest(self, name: str, share: Fraction, target: int) -> int:
-        """A share of the width, tokens or channels of the widest Mixer, rounded, at least 1."""
+        """Return a share of the width, tokens or channels of the widest Mixer, rounded, at least 1."""
         tokens, channels = self.widest_pair(target)
         size = {"width": tokens * channels, "tokens": tokens, "channels": channels}[name]
         return max(1, rounded_root(share * size, 1))
 
     def completed(self, target: int, name: str, known: int) -> int:
-        """The other side of a pair: that which comes nearest to the target, of two the smaller."""
+        """Return the other side of a pair, which comes nearest to the target; of two equally near, the smaller."""
 
         def count(other: int) -> int:
             return self.count(*(known, other) if name == "tokens" else (other, known))
@@ -252,9 +256,9 @@ Rule = Formula | Real
 
 @lru_cache(maxsize=256)
 def _widest_pair(rule: Real, target: int) -> tuple[int, int]:
-    """(tokens, channels) of the widest Mixer that has the target or up to 2% less; of several the most square.
+    """Return (tokens, channels) of the widest Mixer with the target or up to 2% less; of several the most square.
 
-    Where integers leave none so near, the widest with less.
+    Where integers allow none so near, return the widest with less.
     """
     most, least = rule.scale * target, rule.least_channels
 

@@ -1,15 +1,15 @@
-"""How sparse weights are best multiplied: as their nonzeros, or as a matrix (``model.storage=auto``)."""
+"""Choose how sparse weights are multiplied, as nonzeros or as a dense matrix (``model.storage=auto``)."""
 
 from __future__ import annotations
 
 
 def sparse_is_faster(in_width: int, out_width: int, connections: int, batch_size: int, device_kind: str) -> bool:
-    """Whether sums over the nonzeros take less time than writing them into a matrix and multiplying by that.
+    """Whether sums over the nonzeros are faster than scattering them into a matrix and multiplying by that.
 
-    On a CPU: forward and both gradients in nanoseconds, as `bench layers --all` fits them (2 cores, fp32, widths 256
-    and 1,024, batches 32 to 512; kernels of our own against oneDNN's product). On a GPU it is a guess that nobody has
-    tested: fewer than one entry in twenty, where cuSPARSE is usually said to catch up with the dense product.
-    `bench layers --all` measures both there; ``model.storage=sparse|dense`` overrides.
+    On a CPU this compares nanoseconds of forward and both gradients, fitted to ``bench layers --all`` (2 cores, fp32,
+    widths 256 and 1,024, batches of 32 to 512; kernels of our own against oneDNN's product). On a GPU it is an untested
+    guess: fewer than one entry in twenty, where cuSPARSE is usually said to catch up with the dense product.
+    ``bench layers --all`` measures both there; ``model.storage=sparse|dense`` overrides the choice.
     """
     entries = in_width * out_width
     if device_kind != "cpu":

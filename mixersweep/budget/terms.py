@@ -1,4 +1,4 @@
-"""The words of the rule: what is asked for, what comes out, and the exact arithmetic between them."""
+"""The data types of the budget rule, from a ``Request`` to an ``Architecture``, and its exact arithmetic."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Literal
 
 DEFAULT_CONNECTIONS = 2**15
 TOLERANCE = Fraction(2, 100)
-"""How far what integers allow may lie from what was asked, for width and connections alike."""
+"""The largest relative error of integer sizes, for width and connections (or what else the budget fixes) alike."""
 
 DEFAULT_READOUT = 64
-"""Groups of units that a head of groups reads, where nothing else is said."""
+"""The default number of groups of units that a head of groups reads."""
 
 Structure = Literal["kronecker", "block_diagonal", "sparse", "dense", "layered"]
 Head = Literal["pool", "linear", "groups", "signed_groups"]
@@ -20,10 +20,10 @@ Head = Literal["pool", "linear", "groups", "signed_groups"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for (None: left open), and the facts of data and wiring that the counts depend on.
+    """The settings that a network must meet (None: free), and the facts of data and wiring that its counts depend on.
 
-    ``shares`` are a width, tokens or channels said as a share of what the widest Mixer of the budget has, whatever the
-    structure; of networks with layers of unequal sizes, a width as a share of the narrowest.
+    ``shares`` give a width, tokens or channels as a fraction of those of the budget's widest Mixer, whatever the
+    structure; for networks with layers of unequal sizes, a width as a multiple of the narrowest.
     """
 
     structure: Structure
@@ -58,13 +58,13 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Integer sizes and counts of one network; the keys of ``result.json`` that are known before training.
+    """The integer sizes and counts of one network: the keys of ``result.json`` that are known before training.
 
-    ``connections`` is the rule's formula for square layers, ``connections_counted`` the mean over the matrices
-    that are really there, and ``connections_real``, ``weights_real`` that mean with the skip beside the first matrix
-    counted too. ``*_parameters`` are trainable weights of that part; ``parameters`` is all that is
-    trainable, biases and norms included. ``readout_dimension`` is how many features the head reads. Sizes that a
-    structure does not have are None.
+    ``connections`` follows the formula for square layers, ``connections_counted`` is the mean over the matrices as they
+    are built, and ``connections_real`` and ``weights_real`` are that mean with the skip beside the first matrix.
+    ``*_parameters`` are the trainable weights of a part; ``parameters`` are all trainable numbers, biases and norms
+    included. ``readout_dimension`` is the number of features that the head reads. Sizes that a structure lacks are
+    None.
     """
 
     width: int
@@ -103,7 +103,7 @@ class Architecture:
 
     @property
     def residual(self) -> float:
-        """The larger relative distance of width and connections, or what else was the budget, from their targets."""
+        """The larger relative error of width and connections (or what else the budget fixes) from their targets."""
         has, target = next(
             (getattr(self, size), getattr(self, name))
             for name, size in TARGETS.items()
@@ -119,14 +119,14 @@ TARGETS = {
     "weights_target": "weights",
     "connections_target": "connections",
 }
-"""What a budget fixes: the target and the size that is to meet it, the first that a network has a target for."""
+"""The fields that a budget may fix: target and size. A network's budget is the first whose target is not None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes of a network, before its parts are counted; zero where a structure has no such size.
+    """The sizes of a network before its parts are counted; 0 where a structure has no such size.
 
-    ``target`` is that of the budget, whatever it counts, and ``counted`` what the rule counts for it.
+    ``target`` is the target of the budget, in the units of its rule, and ``counted`` what the rule counts.
     """
 
     width: int
@@ -144,17 +144,17 @@ class Shape:
 
 
 def exact(number: float) -> Fraction:
-    """The decimal as it was written: 4.1 is 41/10."""
+    """Return a float as the exact decimal that it was written as: 4.1 is 41/10."""
     return Fraction(repr(number))
 
 
 def scaled(factor: Fraction, size: int) -> int:
-    """max(1, round(factor·size)), halves to the even neighbour as Python's round."""
+    """Return max(1, round(factor·size)); halves are rounded to even, as by Python's round."""
     return max(1, round(Fraction(factor.numerator * size, factor.denominator)))
 
 
 def rounded_root(value: Fraction, degree: int) -> int:
-    """round(value^(1/degree)) exactly: the integer n with (n - 1/2)^degree <= value < (n + 1/2)^degree."""
+    """Return round(value^(1/degree)) exactly: the integer n with (n - 1/2)^degree <= value < (n + 1/2)^degree."""
     guess: int = max(0, round(float(value) ** (1 / degree)))
     while guess and Fraction(2 * guess - 1, 2) ** degree > value:
         guess -= 1
@@ -164,5 +164,5 @@ def rounded_root(value: Fraction, degree: int) -> int:
 
 
 def relative(achieved: int | Fraction, target: int | Fraction) -> Fraction:
-    """|achieved / target - 1|, exact."""
+    """Return the relative error |achieved / target - 1|, exactly."""
     return Fraction(abs(Fraction(achieved) / Fraction(target) - 1))

@@ -64,10 +64,10 @@ def report(options: argparse.Namespace) -> int:
     elif printed:
         print(made.markdown if options.markdown else made.latex, flush=True)
     else:
-        from mixersweep.report.text import counted
+        from mixersweep.report.text import count_runs
 
         say(made.answer)
-        say(counted(made.table, made.all_statistics))
+        say(count_runs(made.table, made.all_statistics))
         for name, reason in made.left_out.items():
             say(f"{name}: not drawn, {reason}")
         print(made.page, flush=True)

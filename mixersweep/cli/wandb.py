@@ -15,7 +15,7 @@ from mixersweep.errors import DONE, FAILED, MixersweepError, UserError
 from mixersweep.runs.state import State
 
 if TYPE_CHECKING:
-    from mixersweep.tracking.identity import Place
+    from mixersweep.tracking.identity import Destination
 
 
 def add(verbs: Any) -> None:
@@ -57,7 +57,7 @@ def sync(options: argparse.Namespace) -> int:
     from mixersweep.runs.find import find_all
     from mixersweep.runs.listing import listing
     from mixersweep.runs.where import parse_where
-    from mixersweep.tracking.upload import Wish, sync
+    from mixersweep.tracking.upload import SyncOptions, sync
 
     if options.jobs < 1 or options.timeout <= 0:
         raise UserError(f"--jobs {options.jobs} --timeout {options.timeout:g}: both are above 0")
@@ -71,11 +71,11 @@ def sync(options: argparse.Namespace) -> int:
         else:
             say(f"{run_dir.name}: not uploaded, {problem}")
 
-    wish = Wish(options.project, options.entity, options.again, options.timeout, options.jobs)
-    synced = sync(runs, wish, told)
+    wanted = SyncOptions(options.project, options.entity, options.again, options.timeout, options.jobs)
+    synced = sync(runs, wanted, told)
     parts = [
         f"{len(synced.uploaded)} uploaded",
-        f"{len(synced.there)} there already",
+        f"{len(synced.already_there)} there already",
         f"{len(synced.failed)} not uploaded",
     ]
     parts += [f"{len(synced.training)} in training, mirrored meanwhile"] if synced.training else []
@@ -87,7 +87,7 @@ def sync(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     """``wandb report``: the URL of the report's run on stdout."""
     from mixersweep.runs.listing import listing
-    from mixersweep.tracking.identity import Place
+    from mixersweep.tracking.identity import Destination
 
     runs_dir = options.runs_dir or paths.runs_dir()
     folder, sweep = _sweep(runs_dir, options.sweep)
@@ -97,15 +97,15 @@ def report(options: argparse.Namespace) -> int:
     if not completed:
         raise MixersweepError(f"{options.sweep}: none of its {len(runs)} runs in {runs_dir} is completed")
     settings = completed[0].config["tracking"]
-    place = Place(options.project or settings["project"], options.entity or settings["entity"])
-    url = _send(folder, {**sweep, "runs": len(runs)}, [run.path for run in runs], place, options)
+    destination = Destination(options.project or settings["project"], options.entity or settings["entity"])
+    url = _send(folder, {**sweep, "runs": len(runs)}, [run.path for run in runs], destination, options)
     if url is not None:
         print(url, flush=True)
     return DONE
 
 
 def _send(
-    folder: Path, sweep: dict[str, Any], runs: list[Path], place: Place, options: argparse.Namespace
+    folder: Path, sweep: dict[str, Any], runs: list[Path], destination: Destination, options: argparse.Namespace
 ) -> str | None:
     """Build the report and upload it; its URL, or None where it was only asked for online."""
     from mixersweep.report.build import build, write
@@ -114,18 +114,18 @@ def _send(
     if options.where_online and os.environ.get("WANDB_MODE", "online") not in ("online", "run"):
         return None
     leave_agent()
-    processes.settle(os.environ)
+    processes.prepare_environment(os.environ)
 
     from wandb.errors import CommError, UsageError
 
     from mixersweep.report.to_wandb import open_run, send
-    from mixersweep.tracking.client import is_refused, line, saying_to
+    from mixersweep.tracking.client import append_output_to, first_line, is_refused
     from mixersweep.tracking.identity import NO_KEY
 
     code = FAILED
     try:
-        with saying_to(folder / "wandb" / REPORT_LOG):
-            run = open_run(folder, sweep, place, options.timeout)
+        with append_output_to(folder / "wandb" / REPORT_LOG):
+            run = open_run(folder, sweep, destination, options.timeout)
             try:
                 built = dataclasses.replace(build(runs), command=f"mixersweep wandb report {sweep['name']}")
                 send(run, write(built, folder / "report", "width", "accuracy", published=False), options.timeout)
@@ -139,16 +139,18 @@ def _send(
             return None
         raise UserError(NO_KEY) from None
     except (CommError, TimeoutError, ValueError) as error:  # the last is what an artifact's failure is
-        raise MixersweepError(f"W&B: {line(error)}") from None
+        raise MixersweepError(f"W&B: {first_line(error)}") from None
     return str(run.url)
 
 
 def workspace(options: argparse.Namespace) -> int:
     """``wandb workspace``: the URL of the view on stdout."""
-    from mixersweep.tracking.identity import Place
+    from mixersweep.tracking.identity import Destination
     from mixersweep.tracking.workspace import save
 
-    print(save(Place(options.project or "mixersweep", options.entity), options.experiment, options.view), flush=True)
+    print(
+        save(Destination(options.project or "mixersweep", options.entity), options.experiment, options.view), flush=True
+    )
     return DONE
 
 

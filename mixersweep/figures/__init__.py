@@ -1,6 +1,7 @@
-"""How a figure is drawn, for report, analysis and plan alike: colours, frame, axes, and how it comes to disk.
+"""Draw figures in one style for report, analysis and plan: colours, frame, axes and saving.
 
-``palette`` knows no matplotlib, so that the page takes its colours there too; the others import it when they draw.
+``palette`` does not use matplotlib, since the report's page takes its colours there too; the other modules import
+matplotlib only when they draw.
 """
 
 from mixersweep.figures.axes import band, counted, framed, log_axis, scaled, ticked

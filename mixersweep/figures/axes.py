@@ -1,4 +1,4 @@
-"""The axes of a figure: ticks as people write them, logarithmic sizes, whole numbers, means with their intervals."""
+"""Set up the axes of a figure: readable ticks, logarithmic scales, whole numbers, means with their intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def ticked(value: float, _: object = None) -> str:
-    """A number at an axis, as people write it."""
+    """Format a number for a tick: ``0.05``, ``1,024``, ``2·10⁶``."""
     if value == 0:
         return "0"
     if abs(value) >= 1e6 or abs(value) < 1e-3:
@@ -27,7 +27,11 @@ def ticked(value: float, _: object = None) -> str:
 
 
 def scaled(axes: Axes, label: str, values: Sequence[float], log: int = 0, whole: bool = False) -> None:
-    """Label and space an x axis, with ticks at round numbers; logarithmic to base ``log`` where values span enough."""
+    """Label an x axis and scale it, with ticks at round numbers.
+
+    It is logarithmic to base ``log`` (0 for linear) where all values are positive and span more than a factor of 1.5;
+    a linear axis has only whole ticks with ``whole``.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     positive = [value for value in values if value > 0]
@@ -49,7 +53,7 @@ def scaled(axes: Axes, label: str, values: Sequence[float], log: int = 0, whole:
 
 
 def log_axis(axes: Axes, values: Sequence[float], which: str = "x", base: int = 2) -> None:
-    """A logarithmic axis with a tick at each value, or at round numbers where those would crowd."""
+    """Make an axis logarithmic, with a tick at each value, or at powers of ``base`` where those would crowd."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -64,21 +68,24 @@ def log_axis(axes: Axes, values: Sequence[float], which: str = "x", base: int = 
 
 
 def counted(axes: Axes) -> None:
-    """An x axis of whole numbers: epochs, layers."""
+    """Put ticks of the x axis at whole numbers only: epochs, layers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def framed(axes: Axes, values: Sequence[float]) -> None:
-    """Let the runs set the frame of the y axis; a band of few seeds may reach out of it."""
+    """Set the range of the y axis to the values with a margin; the band of few seeds may reach beyond it."""
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.5
     axes.set_ylim(low - margin, high + margin)
 
 
 def band(axes: Axes, x: Sequence[float], middle: Sequence[float], low: Any, high: Any, look: Look, label: str) -> None:
-    """A line of means with its interval behind it, or at a single point with a bar; None draws no interval."""
+    """Draw a line of means with its intervals as a band, or a single point with an error bar.
+
+    No interval is drawn where ``low`` or ``high`` is None or contains None.
+    """
     axes.plot(x, middle, label=label, **look.line())
     if low is None or high is None or None in (*low, *high):
         return

@@ -1,6 +1,6 @@
-"""The frame that figures are drawn in, panels side by side, and how they come to disk.
+"""Create figures in one style, with panels side by side, and save them.
 
-Every figure is one of its own, outside pyplot, so that nothing global is touched and no display is needed.
+Figures are created without pyplot, so no global state changes and no display is needed.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ STYLE: dict[str, Any] = {
 }
 
 UNDATED = {"svg": "Date", "pdf": "CreationDate"}
-"""The metadata that would set apart two files of the same numbers."""
+"""The metadata, by format, that would make two files of the same numbers differ."""
 
 
 @contextmanager
 def frame(name: str, wide: float, high: float) -> Iterator[Figure]:
-    """An empty figure in the house style, of a size in inches; to be drawn and saved inside the block.
+    """Create an empty figure in the common style, to be drawn and saved inside the block; sizes are in inches.
 
     ``name`` makes the identifiers inside an SVG the same each time.
     """
@@ -62,9 +62,10 @@ def frame(name: str, wide: float, high: float) -> Iterator[Figure]:
 
 
 def save(drawing: Figure, title: str, paths: Sequence[Path], dpi: int = 200) -> None:
-    """Write a figure to each path in the format of its suffix, whole, and the same bytes for the same numbers.
+    """Write a figure to each path, in the format of its suffix; the same numbers give the same bytes.
 
-    The layout is found once for all. Raises ``OSError`` where it cannot be written.
+    A file appears completely or not at all. The layout is computed once for all formats. Raises ``OSError`` where a
+    file cannot be written.
     """
     drawing.draw_without_rendering()
     drawing.set_layout_engine("none")
@@ -86,8 +87,10 @@ def draw_panels(
     columns: int = 3,
     one_legend: bool = True,
 ) -> list[Path]:
-    """Draw panels in as few rows of ``columns`` or fewer as take them, with one legend for all or one in each; write
-    ``name.svg`` and ``name.png``.
+    """Draw panels in a grid of at most ``columns`` columns and write ``name.svg`` and ``name.png`` into ``out``.
+
+    ``wide`` and ``high`` are the inches of one panel. There is one legend for all panels, or one in each. Returns the
+    paths; raises ``UserError`` where they cannot be written.
     """
     rows = -(-len(drawn) // columns)
     across = -(-len(drawn) // rows)

@@ -1,7 +1,7 @@
-"""The colours and markers of figures and page: each model has one look in all of them, told apart in grey as well.
+"""The colours and markers of figures and page: each model looks the same in all of them.
 
-Colours are Okabe and Ito's (2008), chosen so that people with any colour vision tell them apart, and of different
-lightness. Dashed lines are left to published curves.
+The colours are those of Okabe & Ito (2008), which people with any colour vision can tell apart; they also differ in
+lightness, so that lines stay distinct in grey. Dashed lines are reserved for published curves.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ DARK = {
     "better": "#7cc4f5",
     "worse": "#ff9d5c",
 }
-"""The colours of the page by day and by night; each is read against its ``paper`` and ``tint``."""
+"""The colours of the page in the light and dark scheme; text is readable on both ``paper`` and ``tint``."""
 
 DARKENED = {INK: DARK["ink"], PAPER: DARK["paper"], FAINT: "#4a5056"}
-"""What a figure's own colours become on a dark page."""
+"""The colours that replace a figure's own on a dark page."""
 
 BLUE, ORANGE, GREEN, PINK, SKY, GOLD, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#777777"
 VIOLET = "#8c6bb1"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, GOLD, VIOLET, GREY)
-"""What the page paints with where a line is no model's."""
+"""The colours of the page for anything other than models."""
 
 Dash = str | tuple[int, tuple[float, ...]]
 LONG: Dash = (0, (8, 1.5, 1.5, 1.5))
@@ -60,24 +60,24 @@ COLOURS: dict[str, str] = {
     "grey": GREY,
 }
 DASHES: dict[str, Dash] = {"solid": "-", "long": LONG, "dots": DOTS}
-"""What the families' looks are said in (``families.base``)."""
+"""The names of dashes, and above of colours, that families use for their looks (``families.base``)."""
 
 _COLOURS = (SKY, GOLD, PINK, GREY, BLUE, ORANGE, GREEN)
 _SHAPES: tuple[tuple[str, Dash], ...] = (("v", LONG), ("<", DOTS), (">", "-"), ("d", LONG), ("p", "-"), ("H", DOTS))
 SPARE = [(_COLOURS[number % len(_COLOURS)], *_SHAPES[number % len(_SHAPES)]) for number in range(42)]
-"""All of both, each differing from the one before it in colour and in shape."""
+"""The looks of further variants: all pairs of the two lists above, neighbours differing in colour and in shape."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """Of one line."""
+    """The look of one line: colour, marker, and dashes as matplotlib takes them."""
 
     colour: str
     marker: str
     dash: Dash
 
     def line(self, hollow: bool = False, published: bool = False) -> dict[str, Any]:
-        """Arguments of matplotlib's ``plot``; ``hollow`` marks the wide branch of a Mixer."""
+        """Keyword arguments for matplotlib's ``plot``; ``hollow`` markers are for the wide branch of a Mixer."""
         return {
             "color": self.colour,
             "marker": self.marker,
@@ -92,7 +92,7 @@ class Look:
 
 
 def looks(variants: Iterable[tuple[str, str]]) -> dict[str, Look]:
-    """The look of each (label, model): a model's own for its first variant, spare ones for further variants."""
+    """Assign a look to each (label, model): a model's own to its first variant, spare ones to further variants."""
     found: dict[str, Look] = {}
     spare = iter(SPARE * 100)
     taken: set[str] = set()
@@ -107,7 +107,7 @@ def looks(variants: Iterable[tuple[str, str]]) -> dict[str, Look]:
 
 
 def looks_of(models: Iterable[str]) -> dict[str, Look]:
-    """A look for each model name."""
+    """Assign a look to each model name."""
     return looks([(model, model) for model in dict.fromkeys(models)])
 
 
@@ -127,10 +127,10 @@ SHAPES = {
     "H": "M6,0L3,5.2L-3,5.2L-6,0L-3,-5.2L3,-5.2Z",
     "*": "M0,-6.8L1.6,-2.3L6.5,-2.1L2.7,0.9L4,5.5L0,2.8L-4,5.5L-2.7,0.9L-6.5,-2.1L-1.6,-2.3Z",
 }
-"""Each marker as the path of an SVG, for the page's script."""
+"""Each marker as an SVG path, for the page's script."""
 
 
 def css() -> str:
-    """The colours of the page as properties of CSS; paper is always light."""
+    """The colours of the page as CSS custom properties; printed pages are always light."""
     light, dark = (" ".join(f"--{name}: {colour};" for name, colour in own.items()) for own in (LIGHT, DARK))
     return f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"

@@ -1,4 +1,4 @@
-"""What all layers have in common."""
+"""The base class of all sparse linear maps."""
 
 from __future__ import annotations
 
@@ -11,48 +11,50 @@ from torch import Tensor, nn
 
 
 class SparseMap(nn.Module, ABC):
-    """y = M x + b on the last axis, M of shape (out_width, in_width) and mostly zero.
+    """A linear map y = M x + b on the last axis, whose matrix M (out_width, in_width) is mostly zero.
 
-    Called with ``features_first=True`` it is the same map in the layout between a network's stem and head, where the
-    batch comes after the features: (in_width, batch) to (out_width, batch), or where the map ``takes_tables`` one table
-    of features that are stored row by row to another, (rows, batch, columns).
+    With ``features_first=True`` the same map takes (in_width, B) to (out_width, B), or, where it ``takes_rbc``,
+    (rows, B, columns) to (rows, B, columns). ``mixersweep.layers`` describes these layouts.
     """
 
     in_width: int
     out_width: int
     weight: nn.Parameter
     bias: nn.Parameter | None
-    takes_tables: bool = False
+    takes_rbc: bool = False
     distribution: Literal["normal", "uniform"] = "normal"
-    """Of fresh weights; ``uniform`` is PyTorch's own, for biases too, at the effective fan-in (Golubeva et al.)."""
+    """The distribution that weights are initialised from; ``uniform`` is PyTorch's default with the effective fan-in in
+    place of in_width, for biases too (Golubeva et al. 2021).
+    """
 
     @property
     @abstractmethod
     def connections(self) -> int:
-        """Nonzeros of the effective matrix, counting structural ones whatever their value."""
+        """The number of structural nonzeros of the effective matrix: entries that may be nonzero."""
 
     @property
     def weights(self) -> int:
-        """Trainable weights behind the connections; biases are not counted."""
+        """The number of trainable weights behind the connections, without biases."""
         return self.weight.numel()
 
     @abstractmethod
     def to_dense(self) -> Tensor:
-        """The effective matrix (out_width, in_width)."""
+        """Return the effective matrix (out_width, in_width), differentiable in the weights."""
 
     @abstractmethod
     def dense_bias(self) -> Tensor:
-        """The effective bias (out_width,), zero where there is none."""
+        """Return the effective bias (out_width,), zeros where the map has none."""
 
     @property
     def weight_std(self) -> float:
-        """Standard deviation of a fresh weight: 1/sqrt(mean effective fan-in)."""
+        """The standard deviation that weights are initialised with: 1/sqrt(mean effective fan-in)."""
         return math.sqrt(self.out_width / max(1, self.connections))
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw weights from N(0, weight_std²) on the CPU, so that every device starts from the same; biases 0.
+        """Draw the weights from N(0, weight_std²) and set the biases to 0.
 
-        With a uniform distribution both come from ±1/sqrt(mean effective fan-in).
+        With ``distribution="uniform"`` both are drawn from U(-a, a), a = 1/sqrt(mean effective fan-in). The generator
+        is the CPU's, so that every device starts from the same numbers.
         """
         with torch.no_grad():
             if self.distribution == "uniform":

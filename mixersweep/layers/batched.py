@@ -1,14 +1,14 @@
-"""Products of matrices run by run, (R, n, k) by (R, k, m), by kernels of our own on a GPU.
+"""Batched matrix products of R runs, (R, n, k) by (R, k, m), by Triton kernels of our own on a GPU.
 
-torch's batched product takes another routine, with other last digits, for another number of runs, and few programs for
-a long contraction. Here what one run gets depends neither on R, nor on its place, nor on its neighbours, to the bit:
-tiles, and the parts that a long contraction is split into, follow from (n, k, m) alone, and parts are added up in their
-order. Factors are read as they lie, transposed or with runs far apart, and never copied.
+torch's batched product chooses its routine, and so its last digits, by the number of runs, and uses few programs for a
+long contraction. Here the result of a run depends neither on R, nor on its position, nor on its neighbours, to the bit:
+the tiles, and the parts that a long contraction is split into, follow from (n, k, m) alone, and the parts are added in
+a fixed order. Factors are read in the order in which they are stored, transposed or with runs far apart.
 
-Products that are larger in all directions are torch's (``is_ours``): compute bounds them, and cuBLAS is the faster.
-Their last digits may differ with R.
+Products that are large in all directions are torch's (``is_ours``): they are bound by compute, where cuBLAS is faster.
+Their last digits may depend on R.
 
-The first product of some sizes compiles it, so it has to come before a CUDA graph is captured.
+The first product of given sizes compiles its kernel, so it must come before a CUDA graph is captured.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from mixersweep.layers.fused import is_for
 Sums = Literal["none", "a", "b"]
 
 WIDEST = 64
-"""Rows and columns of the largest tile of a product."""
+"""The most rows, and columns, of a tile of a product."""
 STEP = 32
-"""Of a contraction, what a program multiplies at once."""
+"""The length of a contraction that a program multiplies at once."""
 PART = 128
-"""The shortest part of a contraction, where it is split."""
+"""The least length of a part of a split contraction."""
 ENOUGH_PROGRAMS = 128
-"""Beyond so many for one product, its contraction is split no further: a large GPU has as many processors."""
+"""The number of programs beyond which a contraction is split no further: a large GPU has as many processors."""
 NUMBERS_A_THREAD = 16
-"""Of a tile of a product: 4 by 4, for which a thread reads 8 numbers a step. More where there are too few threads."""
+"""The numbers of a tile that a thread computes: 4 by 4, for which it reads 8 numbers a step; more in a large tile."""
 MOST_WARPS = 4
 STAGES = 3
-"""Steps whose factors are under way at once."""
+"""The number of steps whose factors are loaded ahead (Triton's ``num_stages``)."""
 MOST_REUSE = 80
-"""The multiply-adds for each number that is read or written, beyond which a product is torch's."""
+"""The multiply-adds per number read or written beyond which torch computes the product."""
 HALVES = (torch.float16, torch.bfloat16)
 
 
 def products(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a b + bias of each run: (R, n, k), (R, k, m), a column (R, n, 1) or a row (R, 1, m) to (R, n, m).
+    """Return a b + bias (R, n, m) of each run, for a (R, n, k), b (R, k, m) and a bias (R, n, 1) or (R, 1, m).
 
-    Each may have a second axis of blocks after that of runs, (R, blocks, ...). As with ``torch.bmm``, tf32 rounds the
-    factors where torch is told so, and under autocast factors and result are halves, and sums fp32.
+    All may have a second axis of blocks after that of runs, (R, blocks, ...). As with ``torch.bmm``, factors are
+    rounded to tf32 where torch allows it; under autocast factors and result are half precision, and sums fp32.
     """
     assert a.dim() == b.dim() and a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2], (a.shape, b.shape)
     n, k, m = *a.shape[-2:], b.shape[-1]
@@ -59,39 +59,39 @@ def products(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         dtype = torch.get_autocast_dtype(a.device.type)
     if is_for(a) and is_ours(n, k, m) and dtype in (torch.float32, *HALVES):
         return multiplied(a, b, bias, dtype)
-    return _torchs(a, b, bias)
+    return _torch_products(a, b, bias)
 
 
 def is_ours(n: int, k: int, m: int) -> bool:
-    """Whether a product of such sizes is done by the kernels here: if two of its sizes are small enough together.
+    """Whether the kernels here compute a product of these sizes: where it is bound by memory, not by compute.
 
-    With s and t the smaller two, it has st/(s + t) multiply-adds for each number that moves, whatever the third.
+    With s and t the smaller two sizes, it has st/(s + t) multiply-adds per number read or written, whatever the third.
     """
     s, t, _ = sorted((n, k, m))
     return 0 < s * t <= MOST_REUSE * (s + t)
 
 
 def multiplied(a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``products`` by the kernels here, whatever the sizes, its factors rounded to a dtype."""
+    """Compute ``products`` by the kernels here, whatever the sizes, with factors rounded to ``dtype``."""
     y: Tensor = _Products.apply(a, b, bias, dtype)
     return y
 
 
-def _torchs(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+def _torch_products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     if a.dim() == 4:
         one_bias = None if bias is None else bias.flatten(0, 1)
-        y: Tensor = _torchs(a.flatten(0, 1), b.flatten(0, 1), one_bias).unflatten(0, a.shape[:2])
+        y: Tensor = _torch_products(a.flatten(0, 1), b.flatten(0, 1), one_bias).unflatten(0, a.shape[:2])
         return y
     return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)
 
 
 class _Products(torch.autograd.Function):
-    """The gradient of a factor is a product, stored as the factor is; the bias's comes with that of the weight."""
+    """The product, whose gradients are products stored like their factors; one also sums the bias's gradient."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(a, b)
-        ctx.dtype, ctx.bias = dtype, None if bias is None else (_along(bias, b.shape[-1]), bias.dtype)
+        ctx.dtype, ctx.bias = dtype, None if bias is None else (_bias_axis(bias, b.shape[-1]), bias.dtype)
         return _product(a, b, dtype, dtype, bias=bias)[0]
 
     @staticmethod
@@ -100,7 +100,7 @@ class _Products(torch.autograd.Function):
         a, b = ctx.saved_tensors
         needs_a, needs_b, needs_bias, _ = ctx.needs_input_grad
         along = ctx.bias[0] if needs_bias else None
-        g = _whole(g)
+        g = _aligned(g)
         of_a = of_b = sums = None
         if needs_a or along == "rows":
             of_a, summed = _gradient(g, b.mT, "a" if along == "rows" else "none", ctx.dtype, a)
@@ -114,16 +114,16 @@ class _Products(torch.autograd.Function):
 
 
 def _gradient(a: Tensor, b: Tensor, sums: Sums, dtype: torch.dtype, like: Tensor) -> tuple[Tensor, Tensor | None]:
-    """a b, in the dtype and the order of another tensor, and sums of a's rows or b's columns."""
-    if not _by_columns(like):
+    """Return a b with the dtype and memory order of ``like``, and the sums of a's rows or b's columns, or None."""
+    if not _is_by_columns(like):
         return _product(a, b, dtype, like.dtype, sums=sums)
-    turned: dict[Sums, Sums] = {"none": "none", "a": "b", "b": "a"}
-    y, summed = _product(b.mT, a.mT, dtype, like.dtype, sums=turned[sums])
+    swapped: dict[Sums, Sums] = {"none": "none", "a": "b", "b": "a"}
+    y, summed = _product(b.mT, a.mT, dtype, like.dtype, sums=swapped[sums])
     return y.mT, summed
 
 
 class _Factor(NamedTuple):
-    """A batch of matrices as a kernel reads it."""
+    """A batch of matrices with the strides by which a kernel reads it."""
 
     tensor: Tensor
     by_columns: bool
@@ -135,23 +135,23 @@ class _Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a product of (n, k) by (k, m) is done, whoever else is in the batch."""
+    """How a product of (n, k) by (k, m) is divided among programs: tiles of (n, m), contracted k numbers at a time."""
 
     n: int
     k: int
     m: int
     parts: int
     steps: int
-    """Of ``k`` each, in a part."""
+    """The number of steps, of ``k`` numbers each, in a part of the contraction."""
     tiles: int
     warps: int
 
 
 @cache
 def tiles_of(n: int, k: int, m: int) -> Tiles:
-    """Tiles as large as a product is or as they get; a contraction is split if that leaves processors without work."""
-    block_n, block_m = (min(max(_power(length), 16), WIDEST) for length in (n, m))
-    block_k = min(max(_power(k), 16), STEP)
+    """Choose the tiles of a product; its contraction is split where its tiles alone would leave processors idle."""
+    block_n, block_m = (min(max(_next_power_of_two(length), 16), WIDEST) for length in (n, m))
+    block_k = min(max(_next_power_of_two(k), 16), STEP)
     tiles = math.ceil(n / block_n) * math.ceil(m / block_m)
     steps = math.ceil(k / block_k)
     if k >= 4 * PART and tiles < ENOUGH_PROGRAMS:
@@ -164,9 +164,9 @@ def tiles_of(n: int, k: int, m: int) -> Tiles:
 def _product(
     a: Tensor, b: Tensor, dtype: torch.dtype, out: torch.dtype, bias: Tensor | None = None, sums: Sums = "none"
 ) -> tuple[Tensor, Tensor | None]:
-    """a b + bias of factors rounded to ``dtype``, in the dtype ``out``, and sums of a's rows or b's columns in fp32.
+    """Return a b + bias in the dtype ``out``, with factors rounded to ``dtype``, and the fp32 sums or None.
 
-    What is summed has to be ``_whole``.
+    ``sums`` asks for the sums of a's rows ("a") or b's columns ("b"); that factor must be ``_aligned``.
     """
     batch, (n, k), m = a.shape[:-2], a.shape[-2:], b.shape[-1]
     how = tiles_of(n, k, m)
@@ -181,8 +181,8 @@ def _product(
         sums_into = into.flatten()[n * m :]
         y_stride = sums_stride = n * m + count
     one, other = _factor(a), _factor(b)
-    along = "none" if bias is None else _along(bias, m)
-    of_bias = (y, 0, 0) if bias is None else _vectors(bias, along)
+    along = "none" if bias is None else _bias_axis(bias, m)
+    of_bias = (y, 0, 0) if bias is None else _bias_strides(bias, along)
     kernels = _kernels()
     with fused.on_device_of(y):
         kernels.multiply[(how.tiles * matrices, how.parts)](
@@ -229,8 +229,8 @@ def _product(
 
 
 def _factor(x: Tensor) -> _Factor:
-    """In rows or in columns as it is, if numbers of either are one after another; else a copy."""
-    columns = _by_columns(x)
+    """Describe a factor that is stored by rows or by columns; one with gaps in both is copied first."""
+    columns = _is_by_columns(x)
     if not columns and x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
     outer = x.stride(0) if x.shape[0] > 1 else 0
@@ -241,36 +241,36 @@ def _factor(x: Tensor) -> _Factor:
     return _Factor(x, columns, leading, outer, inner, all(each % 16 == 0 for each in bytes_apart))
 
 
-def _by_columns(x: Tensor) -> bool:
-    """Whether a run's matrix is stored as its transpose is."""
+def _is_by_columns(x: Tensor) -> bool:
+    """Whether the matrix of a run is stored by columns."""
     return x.stride(-1) != 1 and x.stride(-2) == 1
 
 
-def _whole(g: Tensor) -> Tensor:
-    """Contiguous, or its transpose is, from an address that four numbers can be read from: as it lies in any pack.
+def _aligned(g: Tensor) -> Tensor:
+    """Return g stored by rows or by columns without gaps from a multiple of 16 bytes, so that all packs store it alike.
 
-    How numbers are read gives the order in which a kernel sums them for a bias, unlike that of a product.
+    A kernel sums rows or columns for a bias in the order in which it reads them, which depends on the storage.
     """
     if not (g.is_contiguous() or g.mT.is_contiguous()):
         g = g.contiguous()
     return g if g.data_ptr() % 16 == 0 else g.clone()
 
 
-def _along(bias: Tensor, columns: int) -> str:
-    """Whether it is a row, one number for each of the columns, or a column with one for each row."""
+def _bias_axis(bias: Tensor, columns: int) -> str:
+    """Return "columns" for a bias with one number for each column, (..., 1, m), else "rows"."""
     return "columns" if bias.shape[-2:] == (1, columns) else "rows"
 
 
-def _vectors(bias: Tensor, along: str) -> tuple[Tensor, int, int]:
-    """A bias with one number after another, and how far apart are those of two runs and two blocks."""
+def _bias_strides(bias: Tensor, along: str) -> tuple[Tensor, int, int]:
+    """Return a bias without gaps within a block, and the strides between two runs and between two blocks."""
     flat = bias.squeeze(-2 if along == "columns" else -1)
     if flat.stride(-1) != 1 and flat.shape[-1] != 1:
         flat = flat.contiguous()
     return flat, flat.stride(0), flat.stride(1) if flat.dim() == 3 else 0
 
 
-def _power(length: int) -> int:
-    """The next power of two."""
+def _next_power_of_two(length: int) -> int:
+    """Return the least power of two that is at least ``length``."""
     return 1 << max(length - 1, 0).bit_length()
 
 

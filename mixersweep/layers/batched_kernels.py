@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
-"""The Triton kernels behind ``batched.py``, imported at the first product, never by who has no Triton.
+"""The Triton kernels behind ``batched.py``, imported at the first product, so that Triton is needed only there.
 
-A program belongs to one matrix of the batch. A number is a chain of fused multiply-adds along the contraction, in
-order, within a part of it, and then the sum of the parts, which are as long as the sizes of one matrix say. How a
-factor lies in memory changes how it is read and no bit, so what can differ between a pack and a run alone, where
-parameters lie and how far apart, is not specialised, but told by ``ALIGNED``: four numbers can be read at once.
+A program works on one matrix of the batch. Each number is a chain of fused multiply-adds along a part of the
+contraction, in order, and then the sum of the parts, whose lengths follow from the sizes of one matrix. How a factor is
+stored changes how it is read, but no bit. Addresses and strides can differ between a pack and a run alone, so Triton
+must not specialise on them; ``ALIGNED`` says whether four numbers can be read at once.
 """
 
 import torch
@@ -15,15 +15,15 @@ DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 
 @triton.jit
-def _tile(base, lines, places, leading, inside, COLUMNS: tl.constexpr):
-    """Numbers of a matrix at (lines, places), stored row by row or column by column."""
-    at = lines[:, None] + places[None, :] * leading if COLUMNS else lines[:, None] * leading + places[None, :]
+def _tile(base, rows, columns, leading, inside, COLUMNS: tl.constexpr):
+    """Load the entries (rows, columns) of a matrix that is stored row by row, or with COLUMNS column by column."""
+    at = rows[:, None] + columns[None, :] * leading if COLUMNS else rows[:, None] * leading + columns[None, :]
     return tl.load(base + at, mask=inside, other=0.0)
 
 
 @triton.jit
 def _start(ptr, matrix, inner, outer_stride, inner_stride, ALIGNED: tl.constexpr):
-    """Where a matrix of the batch begins."""
+    """Return the address at which a matrix of the batch begins."""
     base = ptr + (matrix // inner) * outer_stride + (matrix % inner) * inner_stride
     if ALIGNED:
         base = tl.multiple_of(base, 16)
@@ -43,7 +43,7 @@ def multiply(
     BIAS: tl.constexpr, SUMS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, ONCE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """A tile of a part of a b, (N, K) by (K, M), plus a bias; SUMS: a's rows, or b's columns, are summed as well."""
+    """Compute a tile of a part of a b, (N, K) by (K, M), plus a bias; SUMS also sums a's rows or b's columns."""
     across = tl.cdiv(M, BLOCK_M)
     tiles = tl.cdiv(N, BLOCK_N) * across
     tile = tl.program_id(0) % tiles
@@ -89,9 +89,9 @@ def multiply(
         else:
             total += tl.load(bias_base + columns, mask=real_columns, other=0.0).to(tl.float32)[None, :]
     live = real_rows[:, None] & real_columns[None, :]
-    place = rows[:, None] * M + columns[None, :]
+    position = rows[:, None] * M + columns[None, :]
     which = matrix * parts + part
-    tl.store(y_ptr + which * y_stride + place, total.to(y_ptr.dtype.element_ty), mask=live)
+    tl.store(y_ptr + which * y_stride + position, total.to(y_ptr.dtype.element_ty), mask=live)
     if SUMS == "a":
         row_sums = tl.sum(a_total, axis=1)
         tl.store(sums_ptr + which * sums_stride + rows, row_sums, mask=real_rows & (tile % across == 0))
@@ -105,25 +105,25 @@ def add_parts(
     parts_ptr, bias_ptr, y_ptr, sums_ptr, inner, bias_outer, bias_inner, parts, N, M, sums,
     BIAS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    """(matrices, parts, N M + sums) to the sum of the parts, in their order: (matrices, N, M) and (matrices, sums)."""
+    """Add the parts (matrices, parts, N M + sums), in their order, into (matrices, N, M) and (matrices, sums)."""
     length = N * M + sums
     blocks = tl.cdiv(length, BLOCK_L)
     matrix = (tl.program_id(0) // blocks).to(tl.int64)
-    places = (tl.program_id(0) % blocks) * BLOCK_L + tl.arange(0, BLOCK_L)
-    known = places < length
+    positions = (tl.program_id(0) % blocks) * BLOCK_L + tl.arange(0, BLOCK_L)
+    known = positions < length
     total = tl.zeros((BLOCK_P, BLOCK_L), tl.float32)
     for first in range(0, parts, BLOCK_P):
         each = first + tl.arange(0, BLOCK_P)
-        at = each[:, None] * length + places[None, :]
+        at = each[:, None] * length + positions[None, :]
         live = (each < parts)[:, None] & known[None, :]
         total += tl.load(parts_ptr + matrix * parts * length + at, mask=live, other=0.0)
     y = tl.sum(total, axis=0)
-    of_y = places < N * M
+    of_y = positions < N * M
     if BIAS != "none":
         bias_base = _start(bias_ptr, matrix, inner, bias_outer, bias_inner, False)
         if BIAS == "rows":
-            y += tl.load(bias_base + places // M, mask=of_y, other=0.0).to(tl.float32)
+            y += tl.load(bias_base + positions // M, mask=of_y, other=0.0).to(tl.float32)
         else:
-            y += tl.load(bias_base + places % M, mask=of_y, other=0.0).to(tl.float32)
-    tl.store(y_ptr + matrix * N * M + places, y.to(y_ptr.dtype.element_ty), mask=of_y)
-    tl.store(sums_ptr + matrix * sums + places - N * M, y, mask=known & (places >= N * M))
+            y += tl.load(bias_base + positions % M, mask=of_y, other=0.0).to(tl.float32)
+    tl.store(y_ptr + matrix * N * M + positions, y.to(y_ptr.dtype.element_ty), mask=of_y)
+    tl.store(sums_ptr + matrix * sums + positions - N * M, y, mask=known & (positions >= N * M))

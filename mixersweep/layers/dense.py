@@ -1,4 +1,4 @@
-"""The dense matrix: stems, heads, skip layers and the dense MLP."""
+"""The dense linear map of stems, heads, skip layers and the dense MLP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mixersweep.layers.product import column, linear, product
 
 
 class Dense(SparseMap):
-    """A plain linear map, which draws nothing from the global random state when it is made."""
+    """``nn.Linear`` with weights of zero until ``initialize``, so that it leaves the global random state alone."""
 
     def __init__(self, in_width: int, out_width: int, *, bias: bool = True) -> None:
         super().__init__()
@@ -20,19 +20,19 @@ class Dense(SparseMap):
 
     @property
     def connections(self) -> int:
-        """All of them."""
+        """The number of entries of the weight matrix."""
         return self.weight.numel()
 
     def to_dense(self) -> Tensor:
-        """The weight."""
+        """Return the weight itself, (out_width, in_width)."""
         return self.weight
 
     def dense_bias(self) -> Tensor:
-        """The bias."""
+        """Return the bias (out_width,), zeros where there is none."""
         return self.weight.new_zeros(self.out_width) if self.bias is None else self.bias
 
     def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
-        """(..., in_width) to (..., out_width), or (in_width, batch) to (out_width, batch)."""
+        """Map (..., in_width) to (..., out_width); with ``features_first`` (in_width, B) to (out_width, B)."""
         if not features_first:
             return linear(x, self.weight, self.bias)
         return product(self.weight, x, column(self.bias))

@@ -1,8 +1,8 @@
-"""What the effective matrix of a layer is, without writing it out: its sparse form and its singular values.
+"""The sparse form and the singular values of a layer's effective matrix, without writing the matrix out.
 
-A permuted-Kronecker map J2 (I x W) J1 has the singular values of W, each as often as there are blocks, since
-permutations are orthogonal; untied, those of all blocks together. A sparse map is a sparse operator: Lanczos
-iterations find the ends of its spectrum from products with vectors, where it is too large for a dense decomposition.
+A permuted-Kronecker map J2 (I ⊗ W) J1 has the singular values of W, each as often as there are blocks, since
+permutations are orthogonal; untied, it has those of all blocks together. For a sparse map that is too large for a
+dense decomposition, Lanczos iterations find the extreme singular values from products with vectors.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from mixersweep.layers.sparse import SparseWeights
 Floats = NDArray[np.float64]
 
 DENSE_SIDE = 768
-"""Up to this smaller side a sparse map is decomposed as a dense matrix: under a second, and exact."""
+"""The smaller side up to which a sparse map is decomposed as a dense matrix: under a second, and exact."""
 
 SMALL_SIDE = 128
-"""Up to this smaller side a dense decomposition costs less than Lanczos iterations."""
+"""The smaller side up to which a dense decomposition costs less than Lanczos iterations."""
 
 FACTORED_SIDE = 6144
-"""Up to this side the smallest singular value of a square sparse map is sought, by a factorisation that fills in."""
+"""The side up to which the smallest singular value of a sparse map is computed: its factorisation fills in."""
 
 
 @dataclass(frozen=True)
-class Ends:
-    """The largest and the smallest of the min(rows, columns) singular values; ``smallest`` is None where the matrix is
-    too large for it to be found, ``condition`` is None too where the smallest is 0.
+class Extremes:
+    """The largest and the smallest of the min(rows, columns) singular values of a matrix.
+
+    ``smallest`` is None where the matrix is too large to find it, ``condition`` also where the smallest is 0.
     """
 
     largest: float
@@ -43,14 +44,14 @@ class Ends:
 
     @property
     def condition(self) -> float | None:
-        """Largest over smallest."""
+        """The condition number, largest over smallest, or None."""
         if self.smallest is None or self.smallest <= self.largest * 1e-13:
             return None
         return self.largest / self.smallest
 
 
 def to_sparse(layer: SparseMap) -> sp.csr_array:
-    """The effective matrix (out_width, in_width), float64, with an entry for each connection, zeros included."""
+    """Return the effective matrix (out_width, in_width) in float64, with an entry for each connection, even zeros."""
     if isinstance(layer, PermutedKronecker):
         out, size = layer.out_size, layer.in_size
         middle = layer.after.indices().numpy()  # row i of the product is row middle[i] of the blocks
@@ -73,9 +74,10 @@ def to_sparse(layer: SparseMap) -> sp.csr_array:
 
 
 def singular_values(layer: SparseMap) -> Floats:
-    """All min(out_width, in_width) singular values, descending; from the small factors where there are such.
+    """Return all min(out_width, in_width) singular values in descending order, float64.
 
-    A sparse map costs a dense decomposition here: ``ends`` is for wide ones.
+    A permuted-Kronecker map costs a decomposition of its blocks; any other map that of a dense matrix, so that
+    ``extremes`` is better for wide sparse ones.
     """
     if isinstance(layer, PermutedKronecker):
         of_blocks = torch.linalg.svdvals(layer.weight.detach().double().cpu()).numpy()
@@ -85,39 +87,39 @@ def singular_values(layer: SparseMap) -> Floats:
     return values
 
 
-def ends(layer: SparseMap) -> Ends:
-    """Both ends of the spectrum of the effective matrix."""
+def extremes(layer: SparseMap) -> Extremes:
+    """Return the largest and the smallest singular value of a layer's effective matrix."""
     if isinstance(layer, SparseWeights) and min(layer.in_width, layer.out_width) > DENSE_SIDE:
-        return ends_of(to_sparse(layer))
+        return extremes_of(to_sparse(layer))
     if isinstance(layer, PermutedKronecker):
         values = torch.linalg.svdvals(layer.weight.detach().double().cpu())
-        return Ends(float(values.max()), float(values.min()))
+        return Extremes(float(values.max()), float(values.min()))
     values = singular_values(layer)
-    return Ends(float(values[0]), float(values[-1]))
+    return Extremes(float(values[0]), float(values[-1]))
 
 
-def ends_of_product(left: PermutedKronecker, right: PermutedKronecker) -> Ends:
-    """Of the product left · right of two factors, such as a Monarch matrix J_cᵀ L J_c R.
+def extremes_of_product(left: PermutedKronecker, right: PermutedKronecker) -> Extremes:
+    """Return the extreme singular values of the product left · right, such as a Monarch matrix J_cᵀ L J_c R.
 
-    Where both are tied and make a Kronecker product, its singular values are all products of theirs; untied ones are
-    multiplied as sparse matrices.
+    Two tied factors that form a Kronecker product have as singular values all products of one of each; untied factors
+    are multiplied as sparse matrices.
     """
     if left.tied and right.tied and right.mixes_rows and left.in_size == right.blocks:
         one, other = (torch.linalg.svdvals(factor.weight.detach().double().cpu()) for factor in (left, right))
-        return Ends(float(one.max() * other.max()), float(one.min() * other.min()))
+        return Extremes(float(one.max() * other.max()), float(one.min() * other.min()))
     product = (to_sparse(left) @ to_sparse(right)).tocsr()
     if min(product.shape) <= DENSE_SIDE:
         values = np.linalg.svd(product.toarray(), compute_uv=False)
-        return Ends(float(values[0]), float(values[-1]))
-    return ends_of(product)
+        return Extremes(float(values[0]), float(values[-1]))
+    return extremes_of(product)
 
 
-def ends_of(matrix: Any) -> Ends:
-    """Of a sparse matrix, by Lanczos iterations; neither side of it is ever squared in memory for the largest.
+def extremes_of(matrix: Any) -> Extremes:
+    """Return the extreme singular values of a sparse matrix, by Lanczos iterations on products with vectors.
 
-    The smallest of a square one is the inverse's largest, from a sparse factorisation; of a rectangular one, whose
-    spectrum keeps off 0, it comes from the same iterations at the other end. An empty row (of the shorter side) makes
-    it exactly 0.
+    The smallest of a square matrix is one over the largest of its inverse, by a sparse factorisation. For a rectangular
+    matrix, whose spectrum stays away from 0, it comes from the same iterations at the other end of the spectrum. Where
+    a row of the shorter side is empty, it is exactly 0.
     """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, splu
 
@@ -127,9 +129,9 @@ def ends_of(matrix: Any) -> Ends:
     rows, columns = matrix.shape
     if columns > FACTORED_SIDE:
         empty = int((np.diff(matrix.tocsc().indptr) == 0).sum())
-        return Ends(largest, 0.0 if empty else None)
+        return Extremes(largest, 0.0 if empty else None)
     if sp.csgraph.structural_rank(sp.csr_matrix(matrix)) < columns:
-        return Ends(largest, 0.0)
+        return Extremes(largest, 0.0)
     try:
         if rows == columns:
             factors = splu(sp.csc_matrix(matrix))
@@ -140,23 +142,24 @@ def ends_of(matrix: Any) -> Ends:
 
             operator = LinearOperator((columns, columns), matvec=inverse_gram, dtype=np.float64)
             top = eigsh(operator, k=1, which="LA", return_eigenvectors=False, v0=start, tol=1e-8)
-            return Ends(largest, float(1 / math.sqrt(top[0])))
+            return Extremes(largest, float(1 / math.sqrt(top[0])))
         gram = LinearOperator((columns, columns), matvec=lambda x: matrix.T @ (matrix @ x), dtype=np.float64)
         low = eigsh(gram, k=1, which="SA", return_eigenvectors=False, v0=start, tol=1e-8, ncv=80, maxiter=4000)
-        return Ends(largest, math.sqrt(max(0.0, float(low[0]))))
+        return Extremes(largest, math.sqrt(max(0.0, float(low[0]))))
     except RuntimeError as error:  # an exactly singular factor
         if isinstance(error, ArpackNoConvergence):
-            return Ends(largest, None)
-        return Ends(largest, 0.0)
+            return Extremes(largest, None)
+        return Extremes(largest, 0.0)
 
 
 def largest(layer: SparseMap, tolerance: float = 1e-5) -> float | None:
-    """The largest singular value alone: exact where that is cheap, else at the cost of some dozens of products with a
-    vector, whatever the layer's size; None where the iterations do not converge.
+    """Return the largest singular value of a layer's effective matrix, None where the iterations do not converge.
+
+    It is exact where that is cheap; otherwise it costs some dozens of products with a vector.
     """
     if isinstance(layer, PermutedKronecker) or min(layer.in_width, layer.out_width) <= SMALL_SIDE:
-        return ends(layer).largest
-    from scipy.sparse.linalg import ArpackNoConvergence  # some time to import
+        return extremes(layer).largest
+    from scipy.sparse.linalg import ArpackNoConvergence  # slow to import
 
     sparse = isinstance(layer, SparseWeights)
     matrix = to_sparse(layer) if sparse else layer.to_dense().detach().double().cpu().numpy()
@@ -167,7 +170,7 @@ def largest(layer: SparseMap, tolerance: float = 1e-5) -> float | None:
 
 
 def largest_of(matrix: Any, tolerance: float = 1e-10) -> float:
-    """The largest singular value of a matrix, by Lanczos iterations; 0 of one without entries."""
+    """Return the largest singular value of a matrix, by Lanczos iterations; 0 where all entries are 0."""
     from scipy.sparse.linalg import svds
 
     if not np.any(matrix.data if sp.issparse(matrix) else matrix):
@@ -177,18 +180,22 @@ def largest_of(matrix: Any, tolerance: float = 1e-10) -> float:
 
 
 def bulk_edge(rows: float, columns: float) -> float:
-    """Largest singular value of a large dense matrix with independent entries of variance 1/columns: 1 + sqrt(γ)."""
+    """The expected largest singular value of a large dense matrix with independent entries of variance 1/columns.
+
+    It is 1 + √γ with γ = rows/columns, the edge of the Marchenko-Pastur law.
+    """
     return 1 + math.sqrt(rows / columns)
 
 
 def sparse_edge(rows: float, columns: float, density: float, kurtosis: float = 3.0) -> float:
-    """The same of a sparse one: entries that are there with probability p have variance 1/(p·columns).
+    """The expected largest singular value of a large sparse matrix, to first order in 1/(p·columns).
 
-    The square is L₊ = c² (1 + ξ/√γ) with c = 1 + √γ, γ = rows/columns and ξ = (kurtosis - 3p) / (p·columns), the
-    entries' fourth cumulant: for normal weights c² + 3c²(1 - p)/(√γ q²) with q² = p·columns. To first order in 1/q²
-    (Hwang, Lee & Schnelli 2019, theorem 2.9, whose variance is 1/rows; section 4.3 of Hayase & Karakida prints √γ as a
-    factor, which is the same at γ = 1 alone). It is the edge of the bulk: below a fan-in of about 32 single
-    draws have rows so heavy that their norm lies above it (``heaviest_row``).
+    Entries are nonzero with probability p = ``density`` and then have variance 1/(p·columns). The square of the value
+    is L₊ = c² (1 + ξ/√γ) with c = 1 + √γ, γ = rows/columns and ξ = (kurtosis - 3p) / (p·columns), the entries' fourth
+    cumulant; for normal weights L₊ = c² + 3c²(1 - p)/(√γ q²) with q² = p·columns (Hwang, Lee & Schnelli 2019, theorem
+    2.9, whose variance is 1/rows; Hayase & Karakida 2024, section 4.3, print √γ as a factor, which agrees only at
+    γ = 1). This is the edge of the bulk: below a fan-in of about 32, a drawn matrix can have a row so heavy that the
+    largest singular value lies above it.
     """
     gamma = rows / columns
     excess = (kurtosis - 3 * density) / (density * columns)
@@ -196,7 +203,7 @@ def sparse_edge(rows: float, columns: float, density: float, kurtosis: float = 3
 
 
 def expected_largest(layer: SparseMap) -> float | None:
-    """The largest singular value that theory expects of fresh weights; None for what is no random matrix."""
+    """The largest singular value that theory expects at initialisation, or None for a layer without connections."""
     kurtosis = 3.0 if layer.distribution == "normal" else 1.8
     spread = 1.0 if layer.distribution == "normal" else 1 / math.sqrt(3)
     if isinstance(layer, PermutedKronecker):

@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
-"""The Triton kernels behind ``fused.py``, imported at the first pass, never by who has no Triton.
+"""The Triton kernels behind ``fused.py``, imported at the first pass, so that Triton is needed only there.
 
-A program belongs to one run, on the grid's last axis, and computes in fp32. Which numbers it adds up, and in which
-order, follows from the sizes of one run and the blocks alone. Triton makes a kernel anew for an argument that 16
-divides, in another layout, which changes the order of a sum: an argument that can differ between a pack and a run alone
-(where parameters lie, and how far apart those of two runs) is therefore never specialised.
+A program works on one run, the grid's last axis, and computes in fp32. Which numbers it sums, and in which order,
+follows from the sizes of one run and the blocks alone. By default Triton compiles another kernel for arguments that 16
+divides, with another layout and so another order of sums. Arguments that can differ between a pack and a run alone (the
+address of parameters, and the stride between two runs) are therefore never specialised on.
 """
 
 import triton
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def sum_parts(parts_ptr, sum_ptr, parts, length, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr):
-    """(Q, parts, length) to (Q, length), in the order of the parts."""
+    """Sum (Q, parts, length) over the parts, in their order, to (Q, length)."""
     q = tl.program_id(1).to(tl.int64)
     columns = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
     total = tl.zeros((BLOCK_P, BLOCK_L), tl.float32)
@@ -30,7 +30,7 @@ def layer_norm_forward(
     x_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, weight_stride, bias_stride, N, C, eps,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A tile of whole rows of x (R, N, C) to y; the statistics (R, N) are kept."""
+    """Normalise a tile of whole rows of x (R, N, C), and keep their statistics (R, N)."""
     run = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_C)
@@ -54,7 +54,7 @@ def layer_norm_backward(
     x_ptr, g_ptr, weight_ptr, mean_ptr, rstd_ptr, gx_ptr, parts_ptr, weight_stride, N, C, tiles,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Some tiles of whole rows: the gradient of x, and what they add to those of weight and bias: (2, R, parts, C)."""
+    """For tiles of whole rows, compute the gradient of x and a part of those of weight and bias, (2, R, parts, C)."""
     part = tl.program_id(0)
     parts = tl.num_programs(0)
     run = tl.program_id(1).to(tl.int64)
@@ -89,7 +89,7 @@ def column_norm_forward(
     x_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, weight_stride, bias_stride, M, B, eps,
     BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """Some whole columns of x (R, m, B) to y; the statistics (R, B) are kept."""
+    """Normalise some whole columns of x (R, m, B), and keep their statistics (R, B)."""
     run = tl.program_id(1).to(tl.int64)
     rows = tl.arange(0, BLOCK_M)
     columns = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -113,7 +113,7 @@ def column_norm_backward(
     x_ptr, g_ptr, weight_ptr, mean_ptr, rstd_ptr, gx_ptr, parts_ptr, weight_stride, M, B,
     BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """Some whole columns: the gradient of x, and what they add to those of weight and bias: (2, R, parts, m)."""
+    """For some whole columns, compute the gradient of x and a part of those of weight and bias, (2, R, parts, m)."""
     part = tl.program_id(0)
     parts = tl.num_programs(0)
     run = tl.program_id(1).to(tl.int64)
@@ -140,7 +140,7 @@ def column_norm_backward(
 
 @triton.jit
 def column_statistics(x_ptr, parts_ptr, M, B, tiles, BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr):
-    """The mean of a part of some columns, and the sum of squares around it: (2, R, parts, B); Chan et al. 1979."""
+    """Compute mean and sum of squared deviations of a part of some columns, (2, R, parts, B); Chan et al. 1979."""
     part = tl.program_id(1)
     parts = tl.num_programs(1)
     run = tl.program_id(2).to(tl.int64)
@@ -159,9 +159,9 @@ def column_statistics(x_ptr, parts_ptr, M, B, tiles, BLOCK_M: tl.constexpr, BLOC
         mean_new = tl.sum(x, axis=0) / tl.maximum(new, 1.0)
         centred = tl.where(live, x - mean_new[None, :], 0.0)
         apart = mean_new - mean
-        share = new / tl.maximum(seen + new, 1.0)
-        squares += tl.sum(centred * centred, axis=0) + apart * apart * seen * share
-        mean += apart * share
+        fraction = new / tl.maximum(seen + new, 1.0)
+        squares += tl.sum(centred * centred, axis=0) + apart * apart * seen * fraction
+        mean += apart * fraction
         seen += new
     tl.store(parts_ptr + (run * parts + part) * B + columns, mean, mask=real)
     tl.store(parts_ptr + ((runs + run) * parts + part) * B + columns, squares, mask=real)
@@ -172,7 +172,7 @@ def column_apply(
     x_ptr, weight_ptr, bias_ptr, y_ptr, mean_ptr, rstd_ptr, parts_ptr, weight_stride, bias_stride, M, B, eps, tiles,
     BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """A part of some columns of x to y, by the statistics of all parts."""
+    """Normalise a part of some columns of x by the combined statistics of all parts."""
     part = tl.program_id(1)
     parts = tl.num_programs(1)
     run = tl.program_id(2).to(tl.int64)
@@ -206,7 +206,7 @@ def column_sums(
     x_ptr, g_ptr, weight_ptr, mean_ptr, rstd_ptr, rows_ptr, columns_ptr, weight_stride, M, B, tiles,
     BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """What the backward pass sums: along rows, (2, R, blocks of columns, m), and along columns, (2, R, parts, B)."""
+    """Compute the backward pass's sums along rows, (2, R, blocks of columns, m), and columns, (2, R, parts, B)."""
     block = tl.program_id(0)
     blocks = tl.num_programs(0)
     part = tl.program_id(1)
@@ -240,7 +240,7 @@ def column_gradient(
     x_ptr, g_ptr, weight_ptr, mean_ptr, rstd_ptr, gx_ptr, columns_ptr, weight_stride, M, B, tiles,
     BLOCK_M: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a part of some columns of x, by the sums of all parts."""
+    """Compute the gradient of a part of some columns of x from the sums of all parts."""
     part = tl.program_id(1)
     parts = tl.num_programs(1)
     run = tl.program_id(2).to(tl.int64)
@@ -272,7 +272,7 @@ def sgd(
     buffer_stride, P, NESTEROV: tl.constexpr, BUFFER: tl.constexpr, DECAY: tl.constexpr, DECAYS: tl.constexpr,
     RATES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A step of ``torch.optim.SGD`` for a block of one run's parameters."""
+    """Take a step of ``torch.optim.SGD`` for a block of one run's parameters."""
     run = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = at < P

@@ -1,4 +1,4 @@
-"""Features moved by their indices: a gather there, and a gather by the inverse for the gradient."""
+"""Permute features by a gather whose gradient is a gather by the inverse permutation, instead of a scatter."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 from mixersweep.layers import fused, moves
-from mixersweep.layers.pack import is_packed, stacked
+from mixersweep.layers.pack import for_all_runs, is_packed
 
 
 def gathered(x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
-    """The entries of x along an axis by their indices, int64, of which ``inverse`` is the inverse permutation."""
+    """Return ``x.index_select(axis, indices)`` for a permutation; ``inverse`` is its inverse, both (n,) int64."""
     if is_packed():
-        return stacked(_along, x, indices, inverse, axis % x.dim())
+        return for_all_runs(_along, x, indices, inverse, axis % x.dim())
     y: Tensor = _Gather.apply(x, indices, inverse, axis)
     return y
 
 
 class _Gather(torch.autograd.Function):
-    """The entries of x along an axis by their indices; its gradient is a gather by the inverse, not a scatter.
+    """A gather along an axis whose gradient is the gather by the inverse permutation.
 
-    A compiler sees it as it is: fused with the change of layout before or after, it would move single numbers.
+    For ``torch.compile`` it is opaque: fused with the change of layout before or after, it would move single numbers.
     """
 
     @staticmethod
@@ -36,8 +36,8 @@ class _Gather(torch.autograd.Function):
         return _Gather.apply(gradient, ctx.inverse, ctx.indices, ctx.axis), None, None, None
 
 
-def gathered_of_runs(x: Tensor, indices: Tensor, inverse: Tensor) -> Tensor:
-    """The features of R runs, each by indices of its own: (R, n, ...), (R, n) and (R, n)."""
+def gather_runs(x: Tensor, indices: Tensor, inverse: Tensor) -> Tensor:
+    """Gather the n features of each of R runs by that run's indices: x is (R, n, ...), indices and inverse (R, n)."""
     if fused.is_for(x):
         return moves.gathered(x, indices, inverse)
     runs, n = indices.shape
@@ -47,7 +47,7 @@ def gathered_of_runs(x: Tensor, indices: Tensor, inverse: Tensor) -> Tensor:
 
 
 def _along(x: Tensor, indices: Tensor, inverse: Tensor, axis: int) -> Tensor:
-    return gathered_of_runs(x.movedim(axis + 1, 1), indices, inverse).movedim(1, axis + 1)
+    return gather_runs(x.movedim(axis + 1, 1), indices, inverse).movedim(1, axis + 1)
 
 
 def _gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""The permuted-Kronecker map J2 (I_n1 x W) J1 (paper, section 5.1), tied or with a matrix for each block."""
+"""The permuted-Kronecker map J2 (I ⊗ W) J1, tied or with a matrix for each block.
+
+Hayase & Karakida 2024, section 5.1.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
 from mixersweep.layers.batched import products
-from mixersweep.layers.pack import is_packed, stacked
-from mixersweep.layers.permutation import Commutation, Identity, Permutation, turned
+from mixersweep.layers.pack import for_all_runs, is_packed
+from mixersweep.layers.permutation import Commutation, Identity, Permutation, transposed
 from mixersweep.layers.product import column, linear, product
 
 
 class PermutedKronecker(SparseMap):
-    """``blocks`` blocks of in_size features each, mapped to out_size features, between two permutations.
+    """Permute the features by J1, map each of ``blocks`` blocks of in_size features to out_size, and permute by J2.
 
-    Tied: one W (out_size, in_size) and one bias (out_size,) serve all blocks. Untied: W (blocks, out_size, in_size),
-    bias (blocks, out_size).
+    Tied, all blocks share one W (out_size, in_size) and one bias (out_size,). Untied, W is (blocks, out_size, in_size)
+    and the bias (blocks, out_size).
     """
 
     def __init__(
@@ -39,10 +42,10 @@ class PermutedKronecker(SparseMap):
         self.bias = nn.Parameter(torch.zeros(*copies, out_size)) if bias else None
 
     def permute(self, before: Permutation, after: Permutation) -> None:
-        """Take these as J1 and J2."""
+        """Set the permutations J1 and J2."""
         assert (before.width, after.width) == (self.in_width, self.out_width)
         self.before, self.after = before, after
-        # Where one W serves all blocks: from there to the blocks as columns, (in_size, blocks), and back.
+        # A tied W multiplies the blocks as columns (in_size, blocks): merge J1 and J2 with the transposes around it.
         self.to_columns = self.from_columns = None
         if self.tied and type(before) is not Identity:
             self.to_columns = before.then(Commutation(self.blocks, self.in_size))
@@ -51,24 +54,24 @@ class PermutedKronecker(SparseMap):
 
     @property
     def connections(self) -> int:
-        """blocks·out_size·in_size."""
+        """The number of structural nonzeros, blocks·out_size·in_size."""
         return self.blocks * self.out_size * self.in_size
 
     def to_dense(self) -> Tensor:
-        """J2 (I x W) J1, written out from its definition."""
+        """Return J2 (I ⊗ W) J1 (out_width, in_width), written out from its definition."""
         blocks = self.weight.expand(self.blocks, self.out_size, self.in_size)
         middle: Tensor = torch.block_diag(*blocks)
         return self.after.to_dense().to(middle) @ middle @ self.before.to_dense().to(middle)
 
     def dense_bias(self) -> Tensor:
-        """J2 applied to the biases of the blocks."""
+        """Return the biases of all blocks, permuted by J2: (out_width,)."""
         if self.bias is None:
             return self.weight.new_zeros(self.out_width)
         return self.bias.expand(self.blocks, self.out_size).reshape(-1)[self.after.indices().to(self.bias.device)]
 
     @property
     def mixes_rows(self) -> bool:
-        """Whether it is J_cᵀ (I x W) J_c, which multiplies the matrix of features by W from the left."""
+        """Whether the map is J_cᵀ (I ⊗ W) J_c: W times the (rows, columns) matrix of features."""
         before, after = self.before, self.after
         if not (isinstance(before, Commutation) and isinstance(after, Commutation)):
             return False
@@ -76,20 +79,22 @@ class PermutedKronecker(SparseMap):
 
     @property
     def mixes_columns(self) -> bool:
-        """Whether it is I x W, which multiplies the matrix of features by Wᵀ from the right."""
+        """Whether the map is I ⊗ W: the (rows, columns) matrix of features times Wᵀ."""
         return type(self.before) is Identity and type(self.after) is Identity
 
     @property
-    def takes_tables(self) -> bool:  # type: ignore[override]
-        """Whether tables are multiplied as they are. Else it is (in_width, batch) to (out_width, batch), and either
-        may be (rows, columns, batch) instead, in any order in memory.
+    def takes_rbc(self) -> bool:  # type: ignore[override]
+        """Whether features-first calls map (rows, B, columns) to (rows, B, columns), as they need no permutation.
+
+        Otherwise they map (in_width, B) to (out_width, B), and input and output may also be (rows, columns, B), stored
+        in any order.
         """
         return self.mixes_rows or self.mixes_columns
 
     def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
-        """(batch, in_width) to (batch, out_width), or what ``takes_tables`` says."""
+        """Map (B, in_width) to (B, out_width); with ``features_first`` the layouts are those of ``takes_rbc``."""
         if features_first:
-            return self._tables(x) if self.takes_tables else self._rows(x)
+            return self._map_rbc(x) if self.takes_rbc else self._map_features_first(x)
         x_bni = self.before(x).view(-1, self.blocks, self.in_size)
         if self.tied:
             y = linear(x_bni, self.weight, self.bias)
@@ -100,28 +105,28 @@ class PermutedKronecker(SparseMap):
                 y = y + self.bias
         return self.after(y.reshape(-1, self.out_width))
 
-    def _tables(self, x_rbc: Tensor) -> Tensor:
-        """(rows, batch, columns) to (out_size, batch, blocks) where rows are mixed, else to (blocks, batch, out_size).
+    def _map_rbc(self, x_rbc: Tensor) -> Tensor:
+        """Map (rows, B, columns) to (out_size, B, blocks) where rows are mixed, else to (blocks, B, out_size).
 
-        From either side it is one matrix product, and so is each gradient. Nothing is copied but what untied matrices
-        multiply from the left.
+        Forward and each gradient are one matrix product. Only the input of untied matrices that multiply from the left
+        is copied.
         """
         batch = x_rbc.shape[1]
         if self.mixes_rows:
-            x_ibn = table(x_rbc, self.in_size)
+            x_ibn = with_rows(x_rbc, self.in_size)
             if self.tied:
                 y = product(self.weight, x_ibn.flatten(1), column(self.bias))
                 return y.view(self.out_size, batch, self.blocks)
-            x_nib = turned(x_ibn.flatten(0, 1)).view(self.blocks, self.in_size, batch)
+            x_nib = transposed(x_ibn.flatten(0, 1)).view(self.blocks, self.in_size, batch)
             y_nob = _products(self.weight, x_nib, column(self.bias))
             return y_nob.flatten(1).t().view(self.out_size, batch, self.blocks)
-        x_nbi = table(x_rbc, self.blocks)
+        x_nbi = with_rows(x_rbc, self.blocks)
         if self.tied:
             return linear(x_nbi, self.weight, self.bias)
         return _products(x_nbi, self.weight.mT, None if self.bias is None else self.bias[:, None])
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """Permuted by whole rows of the batch, in place of single numbers."""
+    def _map_features_first(self, x: Tensor) -> Tensor:
+        """Map (in_width, B) to (out_width, B); permutations move whole rows of B numbers."""
         batch = x.shape[-1]
         if not self.tied:
             x_nib = self.before(x, features_first=True).reshape(self.blocks, self.in_size, batch)
@@ -137,15 +142,15 @@ class PermutedKronecker(SparseMap):
         return y_om.view(self.out_size, self.blocks, batch).transpose(0, 1)
 
 
-def table(x_rbc: Tensor, rows: int) -> Tensor:
-    """The same features, stored row by row, in a table of so many rows: (rows, batch, columns)."""
+def with_rows(x_rbc: Tensor, rows: int) -> Tensor:
+    """Reshape the (rows, columns) matrix of each example to another number of rows: (rows, B, columns)."""
     if x_rbc.shape[0] == rows:
         return x_rbc
     return x_rbc.transpose(0, 1).reshape(x_rbc.shape[1], rows, -1).transpose(0, 1)
 
 
 def _products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    """a b + bias of each block."""
+    """Return a b + bias of each block: a (blocks, n, k), b (blocks, k, m), bias (blocks, n, 1) or (blocks, 1, m)."""
     if is_packed():
-        return stacked(products, a, b, bias)
+        return for_all_runs(products, a, b, bias)
     return torch.bmm(a, b) if bias is None else torch.baddbmm(bias, a, b)

@@ -1,6 +1,6 @@
-"""Features of R runs moved, by indices of their own or turned, in one pass over memory by kernels of our own on a GPU.
+"""Permute, transpose and convert features of R runs in one pass over memory, by Triton kernels of our own on a GPU.
 
-Each move has the move back by the inverse for its gradient. They copy: what comes out are the same bits.
+The gradient of each move is the inverse move. Moves only copy numbers, so every bit is kept.
 """
 
 from __future__ import annotations
@@ -16,100 +16,100 @@ from torch import Tensor
 from mixersweep.layers import fused
 
 MOVED = 2048
-"""Numbers that a program moves; 4 warps are 16 a thread."""
+"""The numbers that a program moves: with 4 warps, 16 a thread."""
 WIDEST = 32
-"""Columns of the largest tile of a table: a row of fp32 is 128 bytes, what a warp reads at once."""
+"""The most columns of a tile: a row of fp32 is then 128 bytes, what a warp reads at once."""
 LONGEST = 256
-"""Numbers of a row that a program takes at once, where rows move as a whole."""
+"""The most numbers of a row that a program of ``gathered`` moves at once."""
 
 
-def from_tables(x_rsbc: Tensor, place: Tensor) -> Tensor:
-    """(R, rows, B, columns) to (R, rows·columns, B): of each run, feature f becomes row place[f]; (R, features)."""
-    y: Tensor = _FromTables.apply(x_rsbc, place)
+def rbc_to_mb(x_rsbc: Tensor, position: Tensor) -> Tensor:
+    """Convert (R, rows, B, columns) to (R, rows·columns, B): feature f of run r becomes its row position[r, f]."""
+    y: Tensor = _RbcToMb.apply(x_rsbc, position)
     return y
 
 
-def to_tables(x_rmb: Tensor, place: Tensor, rows: int) -> Tensor:
-    """(R, rows·columns, B) to (R, rows, B, columns): the way back."""
-    y: Tensor = _ToTables.apply(x_rmb, place, rows)
+def mb_to_rbc(x_rmb: Tensor, position: Tensor, rows: int) -> Tensor:
+    """Convert (R, rows·columns, B) to (R, rows, B, columns), the inverse of ``rbc_to_mb``."""
+    y: Tensor = _MbToRbc.apply(x_rmb, position, rows)
     return y
 
 
 def gathered(x: Tensor, indices: Tensor, inverse: Tensor) -> Tensor:
-    """Rows of each run by its indices, of which ``inverse`` is the inverse permutation: (R, n, ...), (R, n) twice."""
+    """Permute the rows of x (R, n, ...) by the indices (R, n) of each run; ``inverse`` is their inverse, (R, n)."""
     y: Tensor = _Gathered.apply(x, indices, inverse)
     return y
 
 
-def turned(x_rnm: Tensor) -> Tensor:
-    """The transpose of each run's matrix, contiguous, as is its gradient: (R, n, m) to (R, m, n)."""
-    y: Tensor = _Turned.apply(x_rnm)
+def transposed(x_rnm: Tensor) -> Tensor:
+    """Return the contiguous transpose (R, m, n) of each run's matrix (R, n, m); its gradient is contiguous too."""
+    y: Tensor = _Transposed.apply(x_rnm)
     return y
 
 
-class _FromTables(torch.autograd.Function):
+class _RbcToMb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
-        ctx.place, ctx.rows = place, x.shape[1]
-        x, place = _runs_apart(x), _runs_apart(place)
+    def forward(ctx: Any, x: Tensor, position: Tensor) -> Tensor:
+        ctx.position, ctx.rows = position, x.shape[1]
+        x, position = _contiguous_per_run(x), _contiguous_per_run(position)
         R, rows, B, C = x.shape
         y = x.new_empty(R, rows * C, B)
-        _moved(_kernels().from_table, x, place, y, rows, B, C)
+        _launch(_kernels().rbc_to_mb, x, position, y, rows, B, C)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (g,) = gradients
-        return to_tables(g, ctx.place, ctx.rows), None
+        return mb_to_rbc(g, ctx.position, ctx.rows), None
 
 
-class _ToTables(torch.autograd.Function):
+class _MbToRbc(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, place: Tensor, rows: int) -> Tensor:
-        ctx.place = place
-        x, place = _runs_apart(x), _runs_apart(place)
+    def forward(ctx: Any, x: Tensor, position: Tensor, rows: int) -> Tensor:
+        ctx.position = position
+        x, position = _contiguous_per_run(x), _contiguous_per_run(position)
         R, features, B = x.shape
         y = x.new_empty(R, rows, B, features // rows)
-        _moved(_kernels().to_table, x, place, y, rows, B, features // rows)
+        _launch(_kernels().mb_to_rbc, x, position, y, rows, B, features // rows)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (g,) = gradients
-        return from_tables(g, ctx.place), None, None
+        return rbc_to_mb(g, ctx.position), None, None
 
 
-class _Turned(torch.autograd.Function):
+class _Transposed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         del ctx
-        x = _runs_apart(x)
+        x = _contiguous_per_run(x)
         R, n, m = x.shape
         y = x.new_empty(R, m, n)
-        _moved(_kernels().from_table, x, None, y, 1, n, m)
+        _launch(_kernels().rbc_to_mb, x, None, y, 1, n, m)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         del ctx
         (g,) = gradients
-        return turned(g)
+        return transposed(g)
 
 
-def _moved(kernel: Any, x: Tensor, place: Tensor | None, y: Tensor, rows: int, B: int, C: int) -> None:
-    columns = min(_power(C), WIDEST)
-    images = min(_power(B), MOVED // columns)
+def _launch(kernel: Any, x: Tensor, position: Tensor | None, y: Tensor, rows: int, B: int, C: int) -> None:
+    columns = min(_next_power_of_two(C), WIDEST)
+    images = min(_next_power_of_two(B), MOVED // columns)
     if y.numel():
         with fused.on_device_of(x):
             kernel[(rows * math.ceil(B / images) * math.ceil(C / columns), len(x))](
                 x,
-                place,
+                position,
                 y,
                 rows,
                 B,
                 C,
-                _apart(x),
-                0 if place is None else _apart(place),
+                _run_stride(x),
+                0 if position is None else _run_stride(position),
                 BLOCK_B=images,
                 BLOCK_C=columns,
             )
@@ -119,16 +119,16 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, indices: Tensor, inverse: Tensor) -> Tensor:
         ctx.indices, ctx.inverse = indices, inverse
-        x, indices = _runs_apart(x), _runs_apart(indices)
+        x, indices = _contiguous_per_run(x), _contiguous_per_run(indices)
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         R, rows = indices.shape
         length = math.prod(x.shape[2:])
-        columns = min(_power(length), LONGEST)
+        columns = min(_next_power_of_two(length), LONGEST)
         block = MOVED // columns
         if y.numel():
             with fused.on_device_of(x):
                 _kernels().gather[(math.ceil(rows / block) * math.ceil(length / columns), R)](
-                    x, indices, y, rows, length, _apart(x), _apart(indices), BLOCK_N=block, BLOCK_L=columns
+                    x, indices, y, rows, length, _run_stride(x), _run_stride(indices), BLOCK_N=block, BLOCK_L=columns
                 )
         return y
 
@@ -138,17 +138,17 @@ class _Gathered(torch.autograd.Function):
         return gathered(g, ctx.inverse, ctx.indices), None, None
 
 
-def _runs_apart(x: Tensor) -> Tensor:
-    """What is of one run contiguous, the runs as far apart as they are."""
+def _contiguous_per_run(x: Tensor) -> Tensor:
+    """Return x with the numbers of each run contiguous; runs may stay far apart."""
     return x if x[0].is_contiguous() else x.contiguous()
 
 
-def _apart(x: Tensor) -> int:
+def _run_stride(x: Tensor) -> int:
     return x.stride(0) if len(x) > 1 else 0
 
 
-def _power(length: int) -> int:
-    """The next power of two."""
+def _next_power_of_two(length: int) -> int:
+    """Return the least power of two that is at least ``length``."""
     return 1 << max(length - 1, 0).bit_length()
 
 

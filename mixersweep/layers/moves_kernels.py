@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
-"""The Triton kernels behind ``moves.py``, imported at the first move, never by who has no Triton.
+"""The Triton kernels behind ``moves.py``, imported at the first move, so that Triton is needed only there.
 
-They copy bits. Memory is read and written in whole rows, or in stretches of them that a warp takes at once.
+They only copy. Memory is read and written in whole rows, or in stretches of rows that a warp moves at once.
 """
 
 import triton
@@ -9,26 +9,28 @@ import triton.language as tl
 
 
 @triton.jit
-def from_table(
-    x_ptr, place_ptr, y_ptr, rows, B, C, x_stride, place_stride, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr
+def rbc_to_mb(
+    x_ptr, position_ptr, y_ptr, rows, B, C, x_stride, position_stride, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """A tile of x (R, rows, B, C) to y (R, rows C, B): feature f goes to the row place[f], or stays in order."""
+    """Copy a tile of x (R, rows, B, C) to y (R, rows C, B): feature f to row position[f], or f without positions."""
     run, row, images, columns, live = _cell(B, C, BLOCK_B, BLOCK_C)
     at = (row * B + images[:, None]) * C + columns[None, :]
     tile = tl.load(x_ptr + run * x_stride + at, mask=live)
-    place = row * C + columns
-    if place_ptr is not None:
-        place = tl.load(place_ptr + run * place_stride + place, mask=columns < C, other=0)
-    to = place[:, None] * B + images[None, :]
+    position = row * C + columns
+    if position_ptr is not None:
+        position = tl.load(position_ptr + run * position_stride + position, mask=columns < C, other=0)
+    to = position[:, None] * B + images[None, :]
     tl.store(y_ptr + run * rows * B * C + to, tl.trans(tile), mask=tl.trans(live))
 
 
 @triton.jit
-def to_table(x_ptr, place_ptr, y_ptr, rows, B, C, x_stride, place_stride, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr):
-    """A tile of y (R, rows, B, C) from x (R, rows C, B): feature f comes from the row place[f]."""
+def mb_to_rbc(
+    x_ptr, position_ptr, y_ptr, rows, B, C, x_stride, position_stride, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Copy a tile of y (R, rows, B, C) from x (R, rows C, B): feature f from row position[f]."""
     run, row, images, columns, live = _cell(B, C, BLOCK_B, BLOCK_C)
-    place = tl.load(place_ptr + run * place_stride + row * C + columns, mask=columns < C, other=0)
-    at = place[:, None] * B + images[None, :]
+    position = tl.load(position_ptr + run * position_stride + row * C + columns, mask=columns < C, other=0)
+    at = position[:, None] * B + images[None, :]
     tile = tl.load(x_ptr + run * x_stride + at, mask=tl.trans(live))
     to = (row * B + images[:, None]) * C + columns[None, :]
     tl.store(y_ptr + run * rows * B * C + to, tl.trans(tile), mask=live)
@@ -36,7 +38,7 @@ def to_table(x_ptr, place_ptr, y_ptr, rows, B, C, x_stride, place_stride, BLOCK_
 
 @triton.jit
 def _cell(B, C, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Which run, row, images and columns a program moves."""
+    """Return the run, row, images and columns that a program moves, and which of them exist."""
     across = tl.cdiv(C, BLOCK_C)
     cells = tl.cdiv(B, BLOCK_B) * across
     cell = tl.program_id(0) % cells
@@ -50,7 +52,7 @@ def _cell(B, C, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr):
 def gather(
     x_ptr, indices_ptr, y_ptr, rows, length, x_stride, indices_stride, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr
 ):
-    """Some rows of y (R, rows, length): row i is x's row indices[i]."""
+    """Copy some rows of y (R, rows, length): row i is row indices[i] of x."""
     across = tl.cdiv(length, BLOCK_L)
     run = tl.program_id(1).to(tl.int64)
     row = (tl.program_id(0) // across) * BLOCK_N + tl.arange(0, BLOCK_N)

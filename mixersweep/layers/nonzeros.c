@@ -1,8 +1,8 @@
-/* Products with a sparse matrix in CSR form, of features that come first: x is (columns, batch), in fp32.
+/* Products of a sparse matrix in CSR form with features-first x, (columns, batch), in fp32.
 
-   What bounds them is reading rows of x, one for each nonzero, mostly from the second-level cache. So a stretch of the
-   batch is summed in registers over all nonzeros of a row, and then written once, and the row of x of a nonzero AHEAD is
-   asked for early. Each number is summed by one thread in one order: it does not depend on how many threads there are.
+   They are bound by reading rows of x, one for each nonzero, mostly from the second-level cache. So a stretch of the
+   batch is summed in registers over all nonzeros of a row, then written once, and the row of x for the nonzero AHEAD is
+   prefetched. Each number is summed by one thread in a fixed order, so it does not depend on the number of threads.
    A batch has at least LANES images. */
 
 #include <stdint.h>
@@ -21,8 +21,8 @@ typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias
 typedef float eight __attribute__((vector_size(32)));
 typedef float four __attribute__((vector_size(16)));
 
-/* A stretch of the batch of 8, 4, 2 or 1 vectors. The last one ends with the batch, and may so begin before the end of
-   the stretch before it: that many of its lanes were `seen`. */
+/* A stretch of the batch of 8, 4, 2 or 1 vectors. The last one ends with the batch, and may overlap the stretch before
+   it: its first `seen` lanes were done there. */
 struct stretch {
     int64_t from;
     int vectors, seen;
@@ -43,22 +43,22 @@ static struct stretch stretch_from(int64_t from, int64_t batch)
     for (struct stretch s = stretch_from(0, batch); s.vectors; \
          s = s.from + s.vectors * LANES < batch ? stretch_from(s.from + s.vectors * LANES, batch) : (struct stretch){0})
 
-/* The stretch of a row of x that nonzero k of `count` meets. `in_pairs`: of two lines ahead one is asked for. */
-INLINE const lanes *entries_at(int32_t k, int32_t count, const int vectors, const int32_t *place, const float *x,
+/* The stretch of the row of x that nonzero k of `count` multiplies. `in_pairs`: prefetch only one of two cache lines. */
+INLINE const lanes *entries_at(int32_t k, int32_t count, const int vectors, const int32_t *row_of, const float *x,
                                int64_t batch, const int in_pairs)
 {
     if (k + AHEAD < count) {
-        const float *ahead = x + place[k + AHEAD] * batch;
+        const float *ahead = x + row_of[k + AHEAD] * batch;
         for (int i = 0; i < vectors * LANES; i += 2 * LINE)
             __builtin_prefetch(ahead + i);
         if (!in_pairs)
             for (int i = LINE; i < vectors * LANES; i += 2 * LINE)
                 __builtin_prefetch(ahead + i);
     }
-    return (const lanes *)(x + place[k] * batch);
+    return (const lanes *)(x + row_of[k] * batch);
 }
 
-/* A call with a constant number of vectors, which the compiler then keeps in registers. */
+/* Call with a constant number of vectors, so that the compiler keeps them in registers. */
 #define WITH_CONSTANT(vectors, CALL) \
     switch (vectors) { \
     case 8: CALL(8); break; \
@@ -78,8 +78,9 @@ INLINE const lanes *entries_at(int32_t k, int32_t count, const int vectors, cons
     default: CALL(1); \
     }
 
-/* Processors fetch lines in pairs, which rows of whole pairs are made of. It pays here, and not beside the gradients'
-   other work. The last vector is `last` floats after the first: less than the others are apart where it ends with the batch. */
+/* One stretch of y = A x + bias for one row of A. Processors fetch cache lines in pairs, so where rows of x consist of
+   whole pairs, one prefetch serves two lines; that pays here, but not for the gradients. The last vector begins `last`
+   floats after the first; it ends with the batch, and so may overlap the vector before it. */
 INLINE void weighted_sum(const int vectors, int64_t last, int32_t from, int32_t to, int32_t count, const int32_t *column_of,
                          const float *values, float bias, const float *x, int64_t batch, float *y)
 {
@@ -163,9 +164,9 @@ INLINE void column_gradients(const int vectors, int seen, int is_first, int32_t 
         ((lanes *)of_x)[i] = sum[i];
 }
 
-/* Aᵀ gradient, (columns, batch), and gradient xᵀ at the nonzeros: of x and of the values, of a gradient (rows, batch).
-   Both in one pass, for they read the same rows. The nonzeros come by columns: those of a column from starts[column]
-   on; the k-th is in row_of[k], and order[k] is its place in values and of_values. */
+/* The gradients for a gradient (rows, batch) of the product: of_x = Aᵀ gradient, (columns, batch), and of_values =
+   gradient xᵀ at the nonzeros. One pass computes both, because they read the same rows. The nonzeros are listed by
+   columns, those of a column from starts[column] on; the k-th is in row_of[k], with its value at values[order[k]]. */
 void mixersweep_gradients(int64_t columns, int64_t batch, int threads, const int32_t *starts,
                           const int32_t *row_of, const int32_t *order, const float *values, const float *x,
                           const float *gradient, float *of_x, float *of_values)

@@ -1,10 +1,10 @@
-"""Products with the nonzeros of a sparse matrix, in CSR form, of features that come first: (width, batch).
+"""Products of a sparse matrix in CSR form with features-first x, (width, B).
 
-On a CPU with AVX2 or AVX-512 they are ``nonzeros.c``'s, which the machine's C compiler makes ready in half a second,
-once; on a GPU those of ``nonzeros_triton.py``. Both sum each number in an order that its own row or column gives, so
-that it is the same in every run, and in a matrix of many along a diagonal (``stacked``) the same as in its own. Where
-neither can be had they are torch's: an embedding bag, whose rows are weighted sums of rows of x, and MKL's sampled
-product on a CPU; cuSPARSE's on a GPU, whose gradients differ from run to run in their last digits.
+On a CPU with AVX2 or AVX-512 they are computed by ``nonzeros.c``, on a GPU by ``nonzeros_triton.py``. Both sum each
+number in an order that depends only on its own row or column, so it is the same in every run, and the same when
+the matrix is a block of a ``block_diagonal`` one. Where neither is available, torch computes them: on a CPU by an
+embedding bag, whose rows are weighted sums of rows of x, and MKL's sampled product; on a GPU by cuSPARSE, whose
+gradients differ from run to run in their last digits.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Structure:
-    """Where the nonzeros of a matrix are, row by row and column by column."""
+    """The positions of a matrix's nonzeros, by rows (CSR) and by columns (CSC); int32, or int64 where sizes need it."""
 
     row_starts: Tensor
     column_of: Tensor
     column_starts: Tensor
     rows_by_column: Tensor
     by_column: Tensor
-    """The places in ``column_of``, and so in the values, of the nonzeros taken column by column."""
+    """For the nonzeros in the order of the columns, their indices into ``column_of`` and the values."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """The number of rows and of columns."""
         return self.row_starts.numel() - 1, self.column_starts.numel() - 1
 
     def product(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """A x + bias, of (nonzeros,) values, (columns, batch) and (rows,)."""
+        """Return A x + bias (rows, B), for (nonzeros,) values, x (columns, B) and a (rows,) bias."""
         return product(self.row_starts, self.column_of, values, x, bias)
 
     def gradients(self, values: Tensor, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of x and of the values, for a (rows, batch) gradient of the product."""
+        """Return the gradients of x and of the values, for a (rows, B) gradient of the product."""
         return gradients(self.column_starts, self.rows_by_column, self.by_column, values, x, gradient)
 
 
-def side_by_side(structures: Sequence[Structure]) -> Structure:
-    """The structures of R runs, of one shape and number of nonzeros, with the runs in front: (R, ...)."""
+def stack_structures(structures: Sequence[Structure]) -> Structure:
+    """Stack the structures of R runs, equal in shape and number of nonzeros, along a leading axis: (R, ...)."""
     return Structure(*(torch.stack([getattr(each, f.name) for each in structures]) for f in fields(Structure)))
 
 
-def stacked(structure: Structure) -> Structure:
-    """One matrix with those of R runs along its diagonal, whose values are theirs, one after another.
+def block_diagonal(structure: Structure) -> Structure:
+    """Join the stacked structures (R, ...) of R runs into one block-diagonal matrix.
 
-    ``structure`` has the runs in front, (R, ...). Features of one are rows of x after those of the one before. Every
-    product is, to the bit, that of each alone, with kernels of our own and at a batch that they take.
+    Its values, and the rows of its x, are those of the runs one after another. With kernels of our own, and a batch
+    that they take, every product equals that of each run alone to the bit.
     """
     runs, nonzeros = structure.column_of.shape
     rows, columns = structure.row_starts.shape[1] - 1, structure.column_starts.shape[1] - 1
@@ -68,7 +68,7 @@ def stacked(structure: Structure) -> Structure:
     run = torch.arange(runs, device=structure.column_of.device, dtype=kind)[:, None]
 
     def joined(starts: Tensor) -> Tensor:
-        """Where one ends the next begins, which is said once."""
+        """Concatenate the row starts of all runs; the end of one run is the start of the next."""
         first = (starts[:, :-1] + nonzeros * run).flatten()
         return torch.cat([first, first.new_full((1,), runs * nonzeros)])
 
@@ -82,7 +82,7 @@ def stacked(structure: Structure) -> Structure:
 
 
 def product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A x + bias: (rows + 1,) starts, (nonzeros,) columns and values, (columns, batch) to (rows, batch)."""
+    """Return A x + bias (rows, B) for starts (rows + 1,), column_of and values (nonzeros,), and x (columns, B)."""
     chosen = _opaque_product if torch.compiler.is_compiling() else _product
     y: Tensor = chosen(starts, column_of, values, x, bias)
     return y
@@ -91,22 +91,23 @@ def product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias: 
 def gradients(
     starts: Tensor, row_of: Tensor, order: Tensor, values: Tensor, x: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Aᵀ gradient and (gradient xᵀ) at the nonzeros: those of x and of the values in ``product``.
+    """Return the gradients of x, Aᵀ gradient, and of the values, gradient xᵀ at the nonzeros, in ``product``.
 
-    The nonzeros come by columns, with (columns + 1,) starts and their rows; ``order`` says where their values are.
+    The nonzeros are listed by columns, with (columns + 1,) starts and their rows; ``order`` are the indices of their
+    values.
     """
     chosen = _opaque_gradients if torch.compiler.is_compiling() else _gradients
     of_x, of_values = chosen(starts, row_of, order, values, x, gradient)
     return of_x, of_values
 
 
-def whose(device: torch.device) -> str:
-    """Whose products these are on a device, ``own`` or ``torch``: their last digits differ."""
+def implementation(device: torch.device) -> str:
+    """Return which implementation computes the products on a device, ``own`` or ``torch``; last digits differ."""
     return "own" if why_not_own(device) is None else "torch"
 
 
 def why_not_own(device: torch.device = CPU) -> str | None:
-    """What stands in the way of the kernels of our own on a device."""
+    """Return the reason why the kernels of our own are unavailable on a device, None where they are available."""
     if device.type not in ("cpu", "cuda"):
         return f"there are none for {device.type}"
     made = _library() if device.type == "cpu" else _triton(device)
@@ -144,7 +145,7 @@ def _gradients(
 
 
 def torch_product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    """``product`` by torch's kernels, of contiguous x."""
+    """Compute ``product`` by torch's kernels, for a contiguous x."""
     if x.is_cpu:
         y = F.embedding_bag(
             column_of, x.detach(), starts, mode="sum", per_sample_weights=values.detach(), include_last_offset=True
@@ -159,7 +160,7 @@ def torch_product(starts: Tensor, column_of: Tensor, values: Tensor, x: Tensor, 
 def torch_gradients(
     starts: Tensor, row_of: Tensor, order: Tensor, values: Tensor, x: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``gradients`` by torch's kernels, of a contiguous x and gradient."""
+    """Compute ``gradients`` by torch's kernels, for a contiguous x and gradient."""
     of_x = torch_product(starts, row_of, values.index_select(0, order), gradient, None)
     by_column = torch.zeros_like(values)
     matrix = _csr(starts, row_of, by_column, (x.shape[0], gradient.shape[0]))  # shares the memory: written in place
@@ -174,15 +175,18 @@ _opaque_gradients.register_fake(lambda _s, _r, _o, values, x, _g: (x.new_empty(x
 
 
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():  # said once a process by torch, of a format that it has had since 1.10
+    with warnings.catch_warnings():  # torch warns once per process about a format that it has had since 1.10
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        # 2.11 and 2.12 look at the state of the process before the argument that says what it would.
+        # torch 2.11 and 2.12 warn about the default although check_invariants is given.
         warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
         return torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
 
 
 def _library_for(x: Tensor, values: Tensor, starts: Tensor) -> ctypes.CDLL | ModuleType | None:
-    """The kernels of our own, for what they take: fp32, positions below 2^31, on a CPU a vector's width of images."""
+    """Return the kernels of our own, or None where they do not take these tensors.
+
+    They take fp32 and positions below 2^31, and on a CPU a batch of at least one vector of images.
+    """
     if not (x.dtype == values.dtype == torch.float32 and starts.dtype == torch.int32):
         return None
     if x.is_cuda:
@@ -193,27 +197,27 @@ def _library_for(x: Tensor, values: Tensor, starts: Tensor) -> ctypes.CDLL | Mod
 
 
 def _triton(device: torch.device) -> ModuleType | str:
-    """``nonzeros_triton.py``, or why there is none."""
-    return _tried(torch.cuda.current_device() if device.index is None else device.index)
+    """Return ``nonzeros_triton.py``, or the reason why it is unavailable."""
+    return _load_triton(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @cache
-def _tried(index: int) -> ModuleType | str:
-    """It is tried on that GPU once, for Triton needs a driver and a C compiler too."""
+def _load_triton(index: int) -> ModuleType | str:
+    """Import ``nonzeros_triton.py`` and try it once on that GPU, as Triton also needs a driver and a C compiler."""
     try:
         from mixersweep.layers import nonzeros_triton
 
-        starts, place = (torch.tensor(numbers, dtype=torch.int32, device=index) for numbers in ([0, 1], [0]))
+        starts, column_of = (torch.tensor(numbers, dtype=torch.int32, device=index) for numbers in ([0, 1], [0]))
         x = torch.ones(1, 1, device=index)
-        found = nonzeros_triton.product(starts, place, x[0], x).item()
+        found = nonzeros_triton.product(starts, column_of, x[0], x).item()
         return nonzeros_triton if found == 1 else f"Triton's product of 1 and 1 is {found}"
-    except Exception as error:  # whatever Triton, the driver or the compiler may raise: torch's kernels serve
+    except Exception as error:  # whatever Triton, driver or compiler raise, torch's kernels take over
         return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
 
 
 @cache
 def _library() -> ctypes.CDLL | str:
-    """``nonzeros.c``, or why there is none."""
+    """Return ``nonzeros.c``, compiled and loaded, or the reason why it is unavailable."""
     sizes_and_threads = [*[ctypes.c_int64] * 2, ctypes.c_int]
     return kernels.library(
         "nonzeros",

@@ -1,15 +1,15 @@
-"""Products with the nonzeros of a sparse matrix on a GPU: the kernels of ``nonzeros.c``, in Triton.
+"""Products of a sparse matrix in CSR form on a GPU: the kernels of ``nonzeros.c``, in Triton.
 
 **Each number depends on its own row alone.** An entry of A x is one chain of fused multiply-adds in one thread, from
-the first nonzero of its row to the last, and then the bias; an entry of Aᵀ g likewise, down its column. A gradient of a
-value is the product of two rows summed over the batch, a stretch at a time, in an order that the size of the batch
-gives. There are no atomic operations. So the same numbers come out bit by bit in every run, and whatever else is in the
-matrix: many matrices set along a diagonal (``stacked``) are multiplied as each would be alone. How the rows are shared
-out among programs (``Schedule``) changes the time and no bit.
+the first nonzero of its row to the last, and then the bias; an entry of Aᵀ g likewise, down its column. The gradient of
+a value is the product of two rows summed over the batch, a stretch at a time, in an order that depends only on the size
+of the batch. There are no atomic operations. So every run computes the same bits, whatever else is in the matrix:
+blocks of a block-diagonal matrix are multiplied as each would be alone. How rows are divided among programs
+(``Schedule``) changes the time, but no bit.
 
-What bounds them is reading rows of x, one for each nonzero, mostly from the second-level cache. So a warp takes whole
-rows of 128 images, four a thread, with several nonzeros under way at once; and both gradients come from one pass over
-the columns, for they read the same rows.
+The kernels are bound by reading rows of x, one for each nonzero, mostly from the second-level cache. So a warp reads
+whole rows of 128 images, four a thread, for several nonzeros at once; and one pass over the columns computes both
+gradients, because they read the same rows.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ import triton.language as tl
 from torch import Tensor
 
 STRETCH = 512
-"""Images of a batch whose products are summed at once. Part of the arithmetic: another number, other last digits."""
+"""The images of a batch whose products are summed at once. Another number gives other last digits."""
 
 SUMS = 512
-"""Gradients of values that a program puts together from those of the stretches."""
+"""The number of values whose gradients a program adds up over the stretches."""
 
 FOUR = 4
-"""Numbers that a thread reads at once. A schedule of gradients leaves each warp as many for each of its threads, as it
-would for one column alone: then each column's sums over the batch are in the same threads whatever the schedule."""
+"""The numbers that a thread reads at once. Every schedule of the gradients gives each thread of a warp that many, as
+for a single column, so that the same threads sum each column over the batch whatever the schedule.
+"""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How rows are shared out: a program does ``rows`` of them side by side, ``groups`` times one after another."""
+    """How rows are divided among programs: a program computes ``rows`` of them at a time, ``groups`` times."""
 
     rows: int
     warps: int = 1
     groups: int = 1
     tile: int = 128
-    """Images of a batch that a program of A x does; those of the gradients do a stretch."""
+    """The images of a batch that a program of A x computes; a program of the gradients computes a stretch."""
     turn: int = 8
-    """Nonzeros of a row that are under way at once, in A x."""
+    """The nonzeros of a row that are read at once, in A x."""
 
 
-def schedule(lines: int, nonzeros: int, batch: int) -> Schedule:
-    """For a matrix of so many rows: several short ones to a program, so that eight nonzeros are under way."""
+def schedule(rows: int, nonzeros: int, batch: int) -> Schedule:
+    """Choose a schedule of A x; short rows share a program, so that it reads eight nonzeros at once."""
     tile = _tile(batch, 128)
-    mean = nonzeros / max(lines, 1)
+    mean = nonzeros / max(rows, 1)
     turn = 8 if mean > 4 else 4 if mean > 2 else 2
     return Schedule(rows=max(8 // turn, 32 * FOUR // tile), tile=tile, turn=turn)
 
@@ -61,7 +62,7 @@ def product(
     bias: Tensor | None = None,
     how: Schedule | None = None,
 ) -> Tensor:
-    """A x + bias: (rows + 1,) starts, (nonzeros,) columns and values, (columns, batch) to (rows, batch)."""
+    """Return A x + bias (rows, B) for starts (rows + 1,), column_of and values (nonzeros,), and x (columns, B)."""
     rows, batch = starts.numel() - 1, x.shape[1]
     x, values, y = _aligned(x), values.contiguous(), x.new_empty(rows, batch)
     bias = None if bias is None else bias.contiguous()
@@ -98,9 +99,10 @@ def gradients(
     how: Schedule | None = None,
     stretch: int = STRETCH,
 ) -> tuple[Tensor, Tensor]:
-    """Aᵀ gradient and (gradient xᵀ) at the nonzeros: those of x and of the values in ``product``.
+    """Return the gradients of x, Aᵀ gradient, and of the values, gradient xᵀ at the nonzeros, in ``product``.
 
-    The nonzeros come by columns, with (columns + 1,) starts and their rows; ``order`` says where their values are.
+    The nonzeros are listed by columns, with (columns + 1,) starts and their rows; ``order`` are the indices of their
+    values.
     """
     (columns, batch), count = x.shape, values.numel()
     x, gradient, values = _aligned(x), _aligned(gradient), values.contiguous()
@@ -137,17 +139,17 @@ def gradients(
 
 
 def gradient_schedule(tile: int) -> Schedule:
-    """Of the gradients: four nonzeros of a column are always under way, and a warp has a column, if it is full."""
+    """Choose a schedule of the gradients: a full warp has one column, and reads four of its nonzeros at once."""
     return Schedule(rows=max(1, 32 * FOUR // tile), tile=tile)
 
 
 def _tile(batch: int, most: int) -> int:
-    """The power of two that holds a batch, or the most of it that is done at once."""
+    """Return the power of two, 16 at least, that holds a batch, or ``most`` if that is less."""
     return min(max(16, 1 << (batch - 1).bit_length()), most)
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """Contiguous from an address that four numbers can be read from: how they are read gives the order of a sum."""
+    """Return x contiguous from a multiple of 16 bytes: how numbers are read decides the order of a sum."""
     x = x.contiguous()
     return x if x.data_ptr() % (4 * FOUR) == 0 else x.clone()
 
@@ -181,8 +183,8 @@ def _product(
                 is_nonzero = at < end
                 column = tl.load(column_of + at, mask=is_nonzero, other=0)
                 value = tl.load(values + at, mask=is_nonzero, other=0.0)
-                places = column.to(tl.int64)[:, None] * batch + image[None, :]
-                entries = tl.load(x + places, mask=is_nonzero[:, None] & there[None, :], other=0.0)
+                positions = column.to(tl.int64)[:, None] * batch + image[None, :]
+                entries = tl.load(x + positions, mask=is_nonzero[:, None] & there[None, :], other=0.0)
                 total = tl.fma(tl.broadcast_to(value[:, None], [ROWS, TILE]), entries, total)
         if bias is not None:
             total += tl.load(bias + row, mask=is_row, other=0.0)[:, None]
@@ -206,7 +208,7 @@ def _gradients(
     GROUPS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """A stretch of the batch. Without an ``order``, values and their gradients are in that of the columns."""
+    """Compute a stretch of the batch. Without an ``order``, values and their gradients are listed by columns."""
     image = tl.program_id(1) * TILE + tl.arange(0, TILE)
     sums += tl.program_id(1).to(tl.int64) * count
     there = image < batch
@@ -216,11 +218,11 @@ def _gradients(
         is_column = column < columns
         begin = tl.load(starts + column, mask=is_column, other=0)
         end = tl.load(starts + column + 1, mask=is_column, other=0)
-        places = column.to(tl.int64)[:, None] * batch + image[None, :]
-        is_place = is_column[:, None] & there[None, :]
-        entries = tl.load(x + places, mask=is_place & (begin < end)[:, None], other=0.0)
+        positions = column.to(tl.int64)[:, None] * batch + image[None, :]
+        is_live = is_column[:, None] & there[None, :]
+        entries = tl.load(x + positions, mask=is_live & (begin < end)[:, None], other=0.0)
         total = tl.zeros([COLUMNS, TILE], tl.float32)
-        # For all that a compiler knows, what is stored is what is read next: so four nonzeros are read, then stored.
+        # The compiler cannot know that stores do not overlap the next loads, so load four nonzeros before storing them.
         for first in range(0, tl.max(end - begin, 0), 4):
             at = begin + first
             value_0, row_0 = _nonzero(at, end, row_of, order, values, gradient, batch, image, there)
@@ -236,30 +238,30 @@ def _gradients(
             inner = tl.reshape(tl.join(inner_02, inner_13), [COLUMNS, 4])
             at_four = at[:, None] + four[None, :]
             is_nonzero = at_four < end[:, None]
-            place = at_four
+            position = at_four
             if order is not None:
-                place = tl.load(order + at_four, mask=is_nonzero, other=0)
-            tl.store(sums + place, inner, mask=is_nonzero)
-        tl.store(of_x + places, total, mask=is_place)
+                position = tl.load(order + at_four, mask=is_nonzero, other=0)
+            tl.store(sums + position, inner, mask=is_nonzero)
+        tl.store(of_x + positions, total, mask=is_live)
 
 
 @triton.jit
 def _nonzero(at, end, row_of, order, values, gradient, batch, image, there):
-    """Of one nonzero of each column: its value, spread out, and the row of the gradient that it meets."""
+    """Load one nonzero of each column: its value, broadcast, and the row of the gradient that it multiplies."""
     is_nonzero = at < end
     row = tl.load(row_of + at, mask=is_nonzero, other=0)
-    place = at
+    position = at
     if order is not None:
-        place = tl.load(order + at, mask=is_nonzero, other=0)
-    value = tl.load(values + place, mask=is_nonzero, other=0.0)
-    places = row.to(tl.int64)[:, None] * batch + image[None, :]
-    entries = tl.load(gradient + places, mask=is_nonzero[:, None] & there[None, :], other=0.0)
+        position = tl.load(order + at, mask=is_nonzero, other=0)
+    value = tl.load(values + position, mask=is_nonzero, other=0.0)
+    positions = row.to(tl.int64)[:, None] * batch + image[None, :]
+    entries = tl.load(gradient + positions, mask=is_nonzero[:, None] & there[None, :], other=0.0)
     return tl.broadcast_to(value[:, None], entries.shape), entries
 
 
 @triton.jit(do_not_specialize=["count", "stretches"])
 def _total(sums, order, of_values, count, stretches, BLOCK: tl.constexpr):
-    """Add the gradients of the values of all stretches, the first first, and put them where the values are."""
+    """Sum the gradients of the values over the stretches, in their order, and store them in the values' order."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_nonzero = at < count
     total = tl.zeros([BLOCK], tl.float32)

@@ -1,4 +1,4 @@
-"""LayerNorm, for features that come last and for those that come first, as products with sparse matrices want them."""
+"""LayerNorm for the features-last and the features-first layouts (``mixersweep.layers``)."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mixersweep.layers import fused
-from mixersweep.layers.pack import is_packed, stacked
+from mixersweep.layers.pack import for_all_runs, is_packed
 
 
 class RowNorm(nn.LayerNorm):
-    """``nn.LayerNorm(width)`` on rows: (..., width) to the same shape."""
+    """``nn.LayerNorm(width)`` over the last axis: (..., width) to the same shape."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each row, then scale and shift each column."""
-        return stacked(_row_norms, x, self.weight, self.bias, self.eps) if is_packed() else super().forward(x)
+        """Normalise over the last axis, then scale and shift each feature."""
+        if is_packed():
+            return for_all_runs(_row_norm_of_runs, x, self.weight, self.bias, self.eps)
+        return super().forward(x)
 
 
-def _row_norms(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Of R runs: (R, ..., width), (R, width), (R, width) to (R, ..., width)."""
+def _row_norm_of_runs(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise x (R, ..., width) of R runs, with the weights and biases (R, width) of each."""
     if fused.is_for(x):
         return fused.layer_norm(x.flatten(1, -2), weight, bias, eps, weight.dtype).view(x.shape)
     between = (1,) * (x.dim() - 2)
@@ -33,22 +35,22 @@ def _row_norms(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 class ColumnNorm(nn.LayerNorm):
-    """The same numbers as ``nn.LayerNorm(width)``, on columns: (width, batch) to (width, batch)."""
+    """``nn.LayerNorm(width)`` over the first axis: (width, B) to the same shape."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__(width, eps=eps)
 
     def forward(self, x_mb: Tensor) -> Tensor:
-        """Normalise each column, then scale and shift each row."""
+        """Normalise each column, then scale and shift each feature, which is a row."""
         if is_packed():
-            return stacked(_column_norms, x_mb, self.weight, self.bias, self.eps)
+            return for_all_runs(_column_norm_of_runs, x_mb, self.weight, self.bias, self.eps)
         with torch.autocast(x_mb.device.type, enabled=False):  # in fp32, as torch's LayerNorm is under autocast
             y_mb: Tensor = _ColumnNorm.apply(x_mb.to(self.weight.dtype), self.weight, self.bias, self.eps)
         return y_mb
 
 
 class _ColumnNorm(torch.autograd.Function):
-    """Few passes over (width, batch): a column is normalised as BatchNorm does a feature of ``width`` examples."""
+    """LayerNorm of columns by torch's BatchNorm kernel, to which a column is one channel of ``width`` examples."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -70,8 +72,8 @@ class _ColumnNorm(torch.autograd.Function):
         return of_x, of_weight, of_bias, None
 
 
-def _column_norms(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Of R runs: (R, width, batch), (R, width), (R, width) to (R, width, batch)."""
+def _column_norm_of_runs(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise x (R, width, B) of R runs, with the weights and biases (R, width) of each."""
     if fused.is_for(x):
         return fused.column_norm(x, weight, bias, eps, weight.dtype)
     with torch.autocast(x.device.type, enabled=False):

@@ -1,8 +1,8 @@
-"""Packs: the layers of R networks of one architecture computed as one program, run by run to the last bit.
+"""Compute the layers of a pack: R networks of one architecture in one program, each bit by bit as if it were alone.
 
-A pack calls its network inside ``torch.func.vmap``, where a layer sees the tensors of one run. Most operations need
-nothing for that. Where vmap's own rule is slow, or its result would depend on the other runs, a layer hands over to
-``stacked``: a function of the tensors of all runs, each with the runs in front, (R, ...), and ordinary torch beyond.
+A pack calls its network inside ``torch.func.vmap``, where a layer sees the tensors of one run. Most operations work
+there as they are. Where vmap's batching rule is slow, or its result would depend on the other runs, a layer calls
+``for_all_runs`` with a function of the tensors of all runs, each (R, ...), in ordinary torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ACTIVE: list[bool] = []
 
 @contextmanager
 def in_pack() -> Iterator[None]:
-    """Within, layers compute for a pack; ``call`` and nobody else enters it."""
+    """Context in which layers compute for a pack; only ``call`` enters it."""
     _ACTIVE.append(True)
     try:
         yield
@@ -28,12 +28,12 @@ def in_pack() -> Iterator[None]:
 
 
 def is_packed() -> bool:
-    """Whether the tensors that a layer sees are those of one run of a pack."""
+    """Whether a layer is called inside a pack, and so sees the tensors of one of its runs."""
     return bool(_ACTIVE)
 
 
 def call(function: Callable[..., Any], *arguments: Any, in_dims: Any = 0) -> Any:
-    """``function`` of the tensors of one run, called for all runs: arguments and results have the runs in front.
+    """Call ``function``, written for the tensors of one run, for all runs; arguments and results are (R, ...).
 
     An argument whose ``in_dims`` is None is the same for all runs.
     """
@@ -41,17 +41,18 @@ def call(function: Callable[..., Any], *arguments: Any, in_dims: Any = 0) -> Any
         return torch.func.vmap(function, in_dims=in_dims)(*arguments)
 
 
-def stacked(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """``function`` of the tensors of all runs, (R, ...) each, called with those of one; other arguments as they are.
+def for_all_runs(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Call ``function``, written for the tensors of all runs, from a layer that sees only those of one run.
 
-    ``function`` is differentiated as it stands: it is built of operations that have gradients.
+    Each tensor among ``arguments`` reaches ``function`` with its axis of runs in front, (R, ...); others are passed on
+    unchanged. Autograd differentiates ``function`` itself, so its operations need gradients.
     """
-    y: Tensor = _Stacked.apply(function, *arguments)
+    y: Tensor = _ForAllRuns.apply(function, *arguments)
     return y
 
 
-class _Stacked(torch.autograd.Function):
-    """The door out of vmap: its rule is called with the tensors of all runs."""
+class _ForAllRuns(torch.autograd.Function):
+    """Leaves vmap: torch calls the ``vmap`` rule with the tensors of all runs."""
 
     @staticmethod
     def forward(*_: Any) -> Tensor:
@@ -59,7 +60,7 @@ class _Stacked(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing: it is never differentiated itself."""
+        """Save nothing: this function is never differentiated itself."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], function: Callable[..., Tensor], *arguments: Any) -> Any:

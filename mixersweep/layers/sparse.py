@@ -1,10 +1,10 @@
-"""The sparse-weight map M o A with a static random mask M (paper, section 3.4), as wide as its nonzeros allow.
+"""The sparse-weight map M ⊙ A with a static random mask M (Hayase & Karakida 2024, section 3.4).
 
-The trainable parameter is the vector of nonzeros, row by row: masked weights do not exist, so that nothing can
-revive them, and a checkpoint is O(connections) whatever way the product is computed. That way is ``storage``:
+The trainable parameter is the vector of nonzeros, row by row: masked weights do not exist, so no optimiser can revive
+them, and a checkpoint takes O(connections). ``storage`` says how the product is computed:
 
 - ``sparse``: sums over the nonzeros, O(batch·connections) time and no (out_width, in_width) tensor anywhere;
-- ``dense``: the nonzeros are written into a matrix at each step; faster where the mask is dense.
+- ``dense``: the nonzeros are scattered into a matrix at each step; faster where the mask is dense.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from torch import Tensor, nn
 
 from mixersweep.layers import nonzeros
 from mixersweep.layers.base import SparseMap
-from mixersweep.layers.pack import is_packed, stacked
+from mixersweep.layers.pack import for_all_runs, is_packed
 from mixersweep.layers.product import column, linear, product
 
 Rescale = Literal["init", "forward", "none"]
 
 
 class SparseWeights(SparseMap):
-    """y = (M o A) x + b with the nonzeros of M at ``positions``."""
+    """The map y = (M ⊙ A) x + b with the nonzeros of M at ``positions``, sorted flat indices (int64).
+
+    ``rescale`` puts the factor for the mean fan-in into the initial weights (``init``), into each forward pass
+    (``forward``), or nowhere (``none``); Hayase & Karakida 2024, section 4.3.
+    """
 
     row_of: Tensor
     column_of: Tensor
@@ -49,7 +53,7 @@ class SparseWeights(SparseMap):
         rows, columns = positions // in_width, positions % in_width
         by_column = torch.argsort(columns, stable=True)
         kind = torch.int32 if max(positions.numel(), in_width, out_width) < 2**31 else torch.int64
-        # structure is drawn anew from its seed, never stored: not part of the state dict
+        # not in the state dict: the seed redraws the structure
         for name, indices in (
             ("row_of", rows),
             ("column_of", columns),
@@ -64,72 +68,79 @@ class SparseWeights(SparseMap):
 
     @property
     def connections(self) -> int:
-        """The nonzeros of the mask."""
+        """The number of nonzeros of the mask."""
         return self.weight.numel()
 
     @property
     def density(self) -> float:
-        """p, as drawn."""
+        """The fraction p of nonzeros in the mask as drawn."""
         return self.connections / (self.in_width * self.out_width)
 
     @property
     def weight_std(self) -> float:
-        """``init``: 1/sqrt(mean fan-in); ``forward`` and ``none``: 1/sqrt(in_width) (section 4.3)."""
+        """The standard deviation that weights are initialised with.
+
+        With ``rescale=init`` 1/sqrt(mean fan-in), with ``forward`` and ``none`` 1/sqrt(in_width) (section 4.3).
+        """
         return super().weight_std if self.rescale == "init" else 1 / math.sqrt(self.in_width)
 
     @property
     def structure(self) -> nonzeros.Structure:
-        """Where the nonzeros are."""
-        return nonzeros.Structure(*self._places())
+        """The positions of the nonzeros, by rows and by columns."""
+        return nonzeros.Structure(*self._index_tensors())
 
-    def _places(self) -> tuple[Tensor, ...]:
+    def _index_tensors(self) -> tuple[Tensor, ...]:
         return self.row_starts, self.column_of, self.column_starts, self.rows_by_column, self.by_column
 
     def values(self) -> Tensor:
-        """The nonzeros as they act: with ``rescale=forward`` divided by sqrt(density)."""
+        """Return the (connections,) nonzeros of the effective matrix: weights, rescaled with ``rescale=forward``."""
         return self.weight / math.sqrt(self.density) if self.rescale == "forward" else self.weight
 
     def to_dense(self) -> Tensor:
-        """The effective matrix, zeros and all."""
+        """Return the effective matrix (out_width, in_width)."""
         matrix = self.weight.new_zeros(self.out_width, self.in_width)
         return matrix.index_put((self.row_of.long(), self.column_of.long()), self.values())
 
     def dense_bias(self) -> Tensor:
-        """The bias."""
+        """Return the bias (out_width,), zeros where there is none."""
         return self.weight.new_zeros(self.out_width) if self.bias is None else self.bias
 
     def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
-        """(batch, in_width) to (batch, out_width), or (in_width, batch) to (out_width, batch)."""
+        """Map (B, in_width) to (B, out_width), or with ``features_first`` (in_width, B) to (out_width, B)."""
         if features_first:
-            return self._columns(x)
+            return self._multiply_features_first(x)
         if self.storage == "dense":
             return linear(x, self.to_dense(), self.bias)
-        return self._columns(x.t().contiguous()).t()
+        return self._multiply_features_first(x.t().contiguous()).t()
 
-    def _columns(self, x_mb: Tensor) -> Tensor:
-        """The layout that the CSR kernels want."""
+    def _multiply_features_first(self, x_mb: Tensor) -> Tensor:
+        """Map (in_width, B) to (out_width, B), the layout of the CSR kernels."""
         if self.storage == "dense":
             return product(self.to_dense(), x_mb, column(self.bias))
-        with torch.autocast(x_mb.device.type, enabled=False):  # the kernels for nonzeros are fp32's
+        with torch.autocast(x_mb.device.type, enabled=False):  # the kernels for nonzeros take fp32
             x_mb, values = x_mb.to(self.weight.dtype), self.values()
             if is_packed():
-                return stacked(_products, x_mb, values, self.bias, *self._places())
+                return for_all_runs(_products_of_runs, x_mb, values, self.bias, *self._index_tensors())
             y_mb: Tensor = _SparseProduct.apply(x_mb, values, self.bias, self.structure)
         return y_mb
 
 
-def _products(x_rmb: Tensor, values: Tensor, bias: Tensor | None, *structure: Tensor) -> Tensor:
-    """Of R runs, as one matrix: (R, in_width, batch), (R, nonzeros), (R, out_width) or None; places are (R, ...)."""
-    whole = nonzeros.stacked(nonzeros.Structure(*structure))
+def _products_of_runs(x_rmb: Tensor, values: Tensor, bias: Tensor | None, *structure: Tensor) -> Tensor:
+    """Multiply the stacked inputs of R runs by their sparse matrices, joined into one block-diagonal matrix.
+
+    x is (R, in_width, B), values (R, nonzeros), the bias (R, out_width) or None, each tensor of the structure (R, ...);
+    returns (R, out_width, B).
+    """
+    whole = nonzeros.block_diagonal(nonzeros.Structure(*structure))
     flat = None if bias is None else bias.flatten()
     y: Tensor = _SparseProduct.apply(x_rmb.flatten(0, 1), values.flatten(), flat, whole)
     return y.view(len(x_rmb), -1, x_rmb.shape[2])
 
 
 class _SparseProduct(torch.autograd.Function):
-    """The sparse matrix times x (in_width, batch), plus a bias; all gradients in O(batch·connections).
+    """The product of a sparse matrix and x (in_width, B), plus a bias; all gradients take O(B·connections).
 
-    A compiler sees the two kernels as they are: it knows no CSR, and its own loops over nonzeros are slower.
+    The kernels are opaque to ``torch.compile``: it knows no CSR, and its own loops over nonzeros are slower.
     """
 
     @staticmethod
@@ -146,7 +157,7 @@ class _SparseProduct(torch.autograd.Function):
         return of_x, of_values, gradient.sum(1) if ctx.needs_input_grad[2] else None, None
 
 
-def _starts(sorted_or_not: Tensor, size: int) -> Tensor:
-    """Where each row begins: cumulated counts, (size + 1,)."""
-    counts = torch.bincount(sorted_or_not, minlength=size)
+def _starts(rows: Tensor, size: int) -> Tensor:
+    """Return where each row begins among the nonzeros: cumulated counts, (size + 1,)."""
+    counts = torch.bincount(rows, minlength=size)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -1,4 +1,7 @@
-"""How sparse weights are in fact, whatever their structure allows."""
+"""Measures of how sparse the values of weights are, whatever zeros their structure has.
+
+Hurley & Rickard 2009 compare such measures; Hoyer 2004 is the source of ``hoyer``.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,17 @@ from mixersweep.layers.sparse import SparseWeights
 Floats = NDArray[np.float64]
 
 THRESHOLDS = (0.01, 0.1, 0.5)
-"""Of the root mean square of the weights."""
+"""Fractions of the root mean square, below which a weight counts as small."""
 
 
 def measures(layer: SparseMap) -> dict[str, Any]:
-    """Of one layer; ``nuclear_norm`` is None where a sparse map is too large for all its singular values."""
+    """Measure the sparsity of one layer's weights; the keys are columns of ``analyze sparsity``.
+
+    ``nuclear_norm`` is None where a sparse map is too large for all its singular values.
+    """
     values = layer.values() if isinstance(layer, SparseWeights) else layer.weight
     weights: Floats = values.detach().double().cpu().numpy().ravel()
-    copies = layer.connections / max(1, weights.size)  # how often each weight acts
+    copies = layer.connections / max(1, weights.size)  # how often each weight occurs in the effective matrix
     norm, total = float(np.linalg.norm(weights)) * copies**0.5, float(np.abs(weights).sum()) * copies
     entries = layer.in_width * layer.out_width
     root = float(np.sqrt(np.mean(weights**2))) if weights.size else 0.0
@@ -35,7 +41,7 @@ def measures(layer: SparseMap) -> dict[str, Any]:
         "l1_over_l2": l1_over_l2(weights),
         "hoyer": hoyer(weights),
         "hoyer_matrix": (entries**0.5 - total / norm) / (entries**0.5 - 1) if norm and entries > 1 else None,
-        **{f"below_{share:g}": float(np.mean(np.abs(weights) < share * root)) for share in THRESHOLDS},
+        **{f"below_{part:g}": float(np.mean(np.abs(weights) < part * root)) for part in THRESHOLDS},
         "nuclear_norm": nuclear,
         "nuclear_over_frobenius": nuclear / (norm * side**0.5) if nuclear is not None and norm else None,
         "root_mean_square": root,
@@ -43,16 +49,19 @@ def measures(layer: SparseMap) -> dict[str, Any]:
 
 
 def hoyer(weights: Floats) -> float:
-    """(√n - |w|₁/|w|₂) / (√n - 1): 0 where all are equal in size, 1 where one alone is not zero; 0.2 for a normal."""
-    return indices(weights.size, float(np.abs(weights).sum()), float(np.linalg.norm(weights)))[0]
+    """Hoyer's sparsity index, (√n - |w|₁/|w|₂) / (√n - 1).
+
+    It is 0 where all weights have the same size, 1 where only one is not zero, and about 0.2 for normal weights.
+    """
+    return sparsity_indices(weights.size, float(np.abs(weights).sum()), float(np.linalg.norm(weights)))[0]
 
 
 def l1_over_l2(weights: Floats) -> float:
-    """|w|₁ / (√n·|w|₂): 1 where all are equal in size, √(2/π) = 0.80 for a normal."""
-    return indices(weights.size, float(np.abs(weights).sum()), float(np.linalg.norm(weights)))[1]
+    """The norm ratio |w|₁ / (√n·|w|₂): 1 where all weights have the same size, √(2/π) = 0.80 for normal weights."""
+    return sparsity_indices(weights.size, float(np.abs(weights).sum()), float(np.linalg.norm(weights)))[1]
 
 
-def indices(n: int, l1: float, l2: float) -> tuple[float, float]:
-    """Hoyer's index and |w|₁/(√n |w|₂) of n weights with these norms; NaN where there are none, or only zeros."""
+def sparsity_indices(n: int, l1: float, l2: float) -> tuple[float, float]:
+    """Return (``hoyer``, ``l1_over_l2``) of n weights with these norms; NaN where there are none, or only zeros."""
     ratio = l1 / (l2 * math.sqrt(n)) if l2 else float("nan")
     return (math.sqrt(n) * (1 - ratio) / (math.sqrt(n) - 1) if n > 1 else float("nan")), ratio

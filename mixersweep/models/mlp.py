@@ -148,7 +148,7 @@ def choose_storage(network: nn.Module, asked: str, device: torch.device, batch_s
     network whose layers differ.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, SparseWeights)]
-    has_kernel = device.type == "cuda" or torch.backends.mkl.is_available() or nonzeros.whose(device) == "own"
+    has_kernel = device.type == "cuda" or torch.backends.mkl.is_available() or nonzeros.implementation(device) == "own"
     for layer in layers:
         sizes = layer.in_width, layer.out_width, layer.connections
         fits = has_kernel and sparse_is_faster(*sizes, batch_size, device.type)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
 from mixersweep.families.base import BlockFamily
-from mixersweep.layers import Dense, GroupReadout, SparseMap, table, turned
+from mixersweep.layers import Dense, GroupReadout, SparseMap, transposed, with_rows
 from mixersweep.seeds import derive
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -127,16 +127,16 @@ class Mixing(nn.Sequential):
             if not isinstance(layer, SparseMap):
                 x = layer(x)
                 continue
-            if has_table != layer.takes_tables:
-                x = _batch_inside(x) if layer.takes_tables else x.transpose(1, 2)
-                has_table = layer.takes_tables
+            if has_table != layer.takes_rbc:
+                x = _batch_inside(x) if layer.takes_rbc else x.transpose(1, 2)
+                has_table = layer.takes_rbc
             x = layer(x, features_first=True)
         if had_table and not has_table:
             x = _batch_inside(x, self.rows).contiguous()
         elif had_table:
-            x = table(x, self.rows)
+            x = with_rows(x, self.rows)
             if x.stride(2) != 1:
-                x = turned(x.flatten(0, 1).t()).view(x.shape)
+                x = transposed(x.flatten(0, 1).t()).view(x.shape)
         for layer in layers[self.own :]:
             x = layer(x)
         return x

@@ -1,4 +1,4 @@
-"""Compare runs: one tidy table, the statistics of ``science.md``, figures and a page, all from run directories."""
+"""Compare runs, read from their directories: one tidy table, statistics, figures and a page."""
 
 from mixersweep.report.build import Report, build
 

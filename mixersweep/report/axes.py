@@ -1,4 +1,4 @@
-"""The quantities that a figure may have on an axis: label with symbol and unit, and how it is spaced."""
+"""The quantities that a figure can show on an axis: label with symbol and unit, and scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from mixersweep.errors import UserError
 
 @dataclass(frozen=True)
 class Axis:
-    """``log`` is the base of a logarithmic axis, 0 for a plain one; ``percent`` shows shares of 1 in per cent."""
+    """An axis of a figure, for the column ``key`` of a run.
+
+    ``log`` is the base of a logarithmic axis, 0 for a linear one. ``percent`` shows fractions in per cent, and
+    ``complement`` shows 1 minus the value, as errors for accuracies.
+    """
 
     key: str
     label: str
@@ -70,12 +74,12 @@ Y_AXES = {
 
 
 def x_axis(name: str) -> Axis:
-    """The axis of ``--x``; raises ``UserError`` with the nearest that there is."""
+    """The axis for a value of ``--x``; raises ``UserError`` for an unknown one."""
     return _chosen("--x", name, X_AXES)
 
 
 def y_axis(name: str) -> Axis:
-    """The axis of ``--y``; raises ``UserError`` with the nearest that there is."""
+    """The axis for a value of ``--y``; raises ``UserError`` for an unknown one."""
     return _chosen("--y", name, Y_AXES)
 
 

@@ -1,30 +1,30 @@
-"""Intervals for sums over runs, by resampling seeds and test images together.
+"""Bootstrap intervals for weighted sums over runs, resampling seeds and test images together.
 
 Every number that a report compares is a *contrast*: a weighted sum of the accuracies of runs, such as a mean over
-seeds, a difference of two models pooled over widths, or a slope on log width. The runs are a grid of seeds by test
-images, both of them samples: other seeds and other images would have given other numbers.
+seeds, a difference of two models pooled over widths, or a slope on log width. The runs form a grid of seeds by test
+images, and both are samples: other seeds and other images would have given other numbers.
 
 One draw resamples the seeds (the same for every width and model, since runs of one seed share their split and order)
-and the test images (the same for all runs, since there is one test set). Two corrections make the percentiles of the
-draws cover what they claim with as few seeds as people train:
+and the test images (the same for all runs, since there is one test set). Two corrections give the percentiles of the
+draws their nominal coverage even for few seeds:
 
-- Percentiles of n resampled seeds are too narrow: 95% ones of 3 seeds cover 76%. The deviation due to seeds is
+- Percentiles of n resampled seeds are too narrow: for 3 seeds, 95% intervals cover 76%. The deviation due to seeds is
   therefore divided by the square root of χ²/(n-1), drawn anew each time, after the usual factor √(n/(n-1)): for
-  normal seeds that is Student's t, and for many seeds the plain bootstrap.
-- The chance of single predictions lies in the spread over seeds *and* in that over images, so that their sum counts
-  it twice (Owen 2007). Its share, from the residuals of the two-way layout, is taken out of the images'.
+  normally distributed seeds that is Student's t, and for many seeds the plain bootstrap.
+- The randomness of single predictions is part of the spread over seeds *and* of that over images, so their sum counts
+  it twice (Owen 2007). Estimated from the residuals of the two-way layout, it is removed from the spread over images.
 
 What is fixed for a cell (a model at one width) whatever the seed, such as a learning rate that two seeds chose or a
-size that integers rounded, is no spread over seeds. Where it could be estimated (``between``), a draw adds a normal
-effect to each cell, of a variance that is as uncertain as the widths were few.
+size rounded to an integer, is not part of the spread over seeds. Where its variance could be estimated
+(``cell_effects``), a draw adds a normal effect to each cell, with a variance drawn to be as uncertain as the estimate.
 
-The three deviations are added, each with its own uncertainty. That is cautious: in simulated sweeps of known truth 95%
-intervals cover 96% to 99%. One Student's t with Satterthwaite's degrees of freedom for their sum finds effects that are
-9% to 24% smaller and covers 94% to 98%, but its tail, in which Holm's correction looks, is too light: of 150 simulated
-reports without any effect, of 3 and of 5 seeds, with effects of the cells and without, 5% to 9% then claimed one, and
-with the sum 0% to 2%.
+The three deviations are added, each with its own uncertainty. That is conservative: in simulated sweeps of known truth
+95% intervals cover 96% to 99%. A single Student's t for the sum, with Satterthwaite's degrees of freedom, would detect
+effects that are 9% to 24% smaller and cover 94% to 98%, but its tail, which Holm's correction uses, is too light: of
+150 simulated reports without any effect, of 3 and of 5 seeds, with and without cell effects, 5% to 9% then claimed one,
+against 0% to 2% with the sum.
 
-Everything is drawn from a fixed seed: the same table gives the same numbers.
+Everything is drawn from a fixed seed: the same runs give the same numbers.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ DRAWS = 10_000
 LEVEL = 0.95
 _BLOCK = 256
 _DIGITS = 12
-"""Sums that would be 0 in exact arithmetic are 0."""
+"""The decimals that results are rounded to, so that sums that are 0 in exact arithmetic are 0."""
 
 DRAWS_A_CLAIM = 400
-"""At least so many draws for each claim of a report: the smallest p that they allow is then far below 5% of Holm's."""
+"""The fewest draws per claim of a report: the smallest p that they allow stays below 5% after Holm's correction."""
 
 POWER = 0.8
-"""How often an effect of the size that ``Estimate.detectable`` names would be shown."""
+"""The probability that an effect of the size ``Estimate.detectable`` is shown."""
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -57,7 +57,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class CellEffect:
-    """The random effect of a cell, alike for all its seeds: its variance and the degrees of freedom behind that."""
+    """The random effect of a cell, shared by all its seeds: its estimated variance and the degrees of freedom."""
 
     variance: float
     freedom: int
@@ -65,13 +65,13 @@ class CellEffect:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A contrast with its two intervals: over seeds with these test images, and over both.
+    """A contrast with two 95% intervals: over seeds for these test images, and over seeds and test images.
 
-    ``seeds`` and ``runs`` are what it was made of, ``images`` the test images (None where predictions are missing).
-    Intervals are None with one seed, those over images also without predictions. ``p`` is of no contrast at all, two-
-    sided, from the same draws as the wider interval that there is, and no smaller than ``smallest_p`` since there are
-    no more draws. ``detectable`` is the smallest effect that would have been shown four times in five, with
-    Bonferroni's correction for as many claims as the report makes (Holm's is never stricter).
+    ``seeds``, ``runs`` and ``images`` count what it was computed from (``images`` is None where predictions are
+    missing). Intervals are None for one seed, that over images also without predictions. ``p`` is the two-sided p-value
+    for the null hypothesis that the contrast is zero, from the same draws as ``interval``; the number of draws lets it
+    be no smaller than ``smallest_p``. ``detectable`` is the smallest effect that would be shown four times in five,
+    with Bonferroni's correction for the claims of the report (Holm's is never stricter).
     """
 
     value: float
@@ -86,16 +86,16 @@ class Estimate:
 
     @property
     def interval(self) -> Interval | None:
-        """Over seeds and images where the predictions are there, else over seeds."""
+        """The interval over seeds and test images, or over seeds where predictions are missing."""
         return self.over_seeds_and_images or self.over_seeds
 
     @property
     def at_floor(self) -> bool:
-        """Whether p is the smallest that the draws allow: the true one may be smaller."""
+        """Whether p is the smallest that the number of draws allows, so that it is only an upper bound."""
         return self.p is not None and self.smallest_p is not None and self.p <= self.smallest_p
 
     def scaled(self, factor: float) -> Estimate:
-        """The same contrast in another unit, or turned round by a negative ``factor``."""
+        """The estimate of ``factor`` times the contrast; a negative factor reverses its direction."""
 
         def of(interval: Interval | None) -> Interval | None:
             if interval is None:
@@ -113,7 +113,7 @@ class Estimate:
 
 
 def draws_for(claims: int) -> int:
-    """How many draws a report of so many claims takes."""
+    """The number of draws for a report of so many claims."""
     return max(DRAWS, DRAWS_A_CLAIM * claims)
 
 
@@ -124,24 +124,25 @@ def estimate(
     seeds: ArrayLike,
     correct: NDArray[np.bool_] | None = None,
     *,
-    between: Sequence[CellEffect | None] | None = None,
+    cell_effects: Sequence[CellEffect | None] | None = None,
     claims: int = 1,
     draws: int = DRAWS,
     level: float = LEVEL,
 ) -> list[Estimate]:
-    """Estimate K contrasts of R runs.
+    """Estimate K contrasts of R runs, with intervals and p-values.
 
-    ``contrasts`` (K, R) are the weights, ``accuracy`` (R,), ``cells`` and ``seeds`` (R,) label the runs: those of a
-    cell differ in their seed alone. ``correct`` (R, N) says which test images each run got right. ``between`` is the
-    random effect of the cells, for each contrast that goes over them, ``claims`` how many are made at once. A contrast
-    that leans on a cell of one run has no intervals.
+    ``contrasts`` (K, R) are the weights and ``accuracy`` (R,) the test accuracies. ``cells`` and ``seeds`` (R,) label
+    the runs; those of a cell differ only in their seed. ``correct`` (R, N) says which test images each run classified
+    correctly. ``cell_effects`` has the random effect of the cells for each contrast, None for one that is about these
+    cells only. ``claims`` is the number of claims that the report tests. A contrast that uses a cell of one run has no
+    intervals.
     """
     weights, accuracies, cell_of, seed_of = _arrays(contrasts, accuracy, cells, seeds)
     values = np.round(weights @ accuracies, _DIGITS)
-    parts = [_Parts.of(row, accuracies, cell_of, seed_of, correct) for row in weights]
+    parts = [_Decomposition.of(row, accuracies, cell_of, seed_of, correct) for row in weights]
     spread = any(part.influence is not None for part in parts)
     by_images = None if correct is None or not spread else _image_deviations(weights, correct, draws)
-    effects = [None] * len(weights) if between is None else between
+    effects = [None] * len(weights) if cell_effects is None else cell_effects
     by_cells = {effect: _cell_deviations(effect, draws) for effect in effects if effect is not None}
     by_seeds: dict[int, tuple[NDArray[np.int64], Floats]] = {}
     found = []
@@ -178,11 +179,14 @@ def variances(
     seeds: ArrayLike,
     correct: NDArray[np.bool_] | None = None,
 ) -> Floats:
-    """How much seeds and test images let K contrasts vary (K,); NaN where a cell has one run."""
+    """The variances (K,) of K contrasts due to seeds and test images; NaN where a cell has one run.
+
+    The arguments are those of ``estimate``.
+    """
     weights, accuracies, cell_of, seed_of = _arrays(contrasts, accuracy, cells, seeds)
     found = []
     for row in weights:
-        part = _Parts.of(row, accuracies, cell_of, seed_of, correct)
+        part = _Decomposition.of(row, accuracies, cell_of, seed_of, correct)
         if part.influence is None:
             found.append(np.nan)
             continue
@@ -194,7 +198,7 @@ def variances(
 def _arrays(
     contrasts: ArrayLike, accuracy: ArrayLike, cells: ArrayLike, seeds: ArrayLike
 ) -> tuple[Floats, Floats, NDArray[Any], NDArray[Any]]:
-    """Weights, accuracies, and the number of each run's cell and seed."""
+    """The weights (K, R) and accuracies (R,), and the cells and seeds (R,) as integers."""
     weights = np.atleast_2d(np.asarray(contrasts, dtype=np.float64))
     _, cell_of = np.unique(np.asarray(cells), return_inverse=True)
     _, seed_of = np.unique(np.asarray(seeds), return_inverse=True)
@@ -202,18 +206,20 @@ def _arrays(
 
 
 def two_sided(draws: Floats) -> float:
-    """How likely a value as far from 0 as this is where there is nothing, judged by the draws around the value."""
+    """Two-sided p-value for the null hypothesis that the value is zero, from draws around its estimate."""
     n = len(draws)
     below, above = int((draws <= 0).sum()), int((draws >= 0).sum())
     return min(1.0, 2 * (1 + min(below, above)) / (n + 1))
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """One contrast taken apart: ``influence`` (seeds,) is what each seed adds to it beyond its mean.
+class _Decomposition:
+    """The parts of a contrast's variation: over seeds, over test images and over cells.
 
-    ``images_own`` is the share of the spread over images (as a standard deviation) that is not in that over seeds,
-    ``of_images`` the variance over images. ``over_cells`` is what the contrast makes of a cell effect of unit size.
+    ``influence`` (seeds,) is each seed's contribution to the contrast, minus its mean; None where a cell has one run.
+    ``of_images`` is the variance over images, and ``images_own`` the factor on the deviation over images that removes
+    what the spread over seeds already contains. ``over_cells`` is the standard deviation of the contrast under a cell
+    effect of unit variance.
     """
 
     seeds: int
@@ -226,10 +232,10 @@ class _Parts:
     @classmethod
     def of(
         cls, weights: Floats, accuracy: Floats, cells: NDArray[Any], seeds: NDArray[Any], correct: NDArray[Any] | None
-    ) -> _Parts:
+    ) -> _Decomposition:
         used = np.flatnonzero(weights)
         over_cells = float(np.sqrt((np.bincount(cells[used], weights[used]) ** 2).sum()))
-        labels, place = np.unique(seeds[used], return_inverse=True)
+        labels, seed_of = np.unique(seeds[used], return_inverse=True)
         influence = np.zeros(len(labels))
         residuals = None if correct is None else np.zeros((len(labels), correct.shape[1]))
         for cell in np.unique(cells[used]):
@@ -237,11 +243,11 @@ class _Parts:
             runs, n = used[inside], len(inside)
             if n < 2:
                 return cls(len(labels), len(used), None, over_cells)
-            share = weights[runs] * np.sqrt(n / (n - 1))
-            np.add.at(influence, place[inside], share * (accuracy[runs] - accuracy[runs].mean()))
+            scaled = weights[runs] * np.sqrt(n / (n - 1))
+            np.add.at(influence, seed_of[inside], scaled * (accuracy[runs] - accuracy[runs].mean()))
             if residuals is not None and correct is not None:
                 right = correct[runs].astype(np.float64)
-                np.add.at(residuals, place[inside], share[:, None] * (right - right.mean(0)))
+                np.add.at(residuals, seed_of[inside], scaled[:, None] * (right - right.mean(0)))
         if residuals is None or correct is None:
             return cls(len(labels), len(used), influence, over_cells)
         n_images = correct.shape[1]
@@ -252,24 +258,24 @@ class _Parts:
         return cls(len(labels), len(used), influence, over_cells, float(np.sqrt(own)), of_images)
 
 
-def _cell_deviations(between: CellEffect, draws: int) -> Floats:
-    """What an effect of the cells adds to a contrast of unit size over them (draws,): Student's t, scaled."""
-    generator = np.random.default_rng(derive(0, "report", "cells", between.freedom))
-    spread = np.sqrt(between.variance * between.freedom / generator.chisquare(between.freedom, size=draws))
+def _cell_deviations(effect: CellEffect, draws: int) -> Floats:
+    """Draws (draws,) of the deviation that cell effects cause in a contrast with ``over_cells`` of 1: a scaled t."""
+    generator = np.random.default_rng(derive(0, "report", "cells", effect.freedom))
+    spread = np.sqrt(effect.variance * effect.freedom / generator.chisquare(effect.freedom, size=draws))
     return np.asarray(spread * generator.normal(size=draws))
 
 
 def _seed_draws(n: int, draws: int) -> tuple[NDArray[np.int64], Floats]:
-    """How often each of n seeds is drawn (draws, n), and the factor that makes their deviations Student's (draws,)."""
+    """How often each of n seeds is drawn (draws, n), and the factors that make the deviations Student's t (draws,)."""
     generator = np.random.default_rng(derive(0, "report", "seeds", n))
     counts = generator.multinomial(n, np.full(n, 1 / n), size=draws)
     return counts, np.sqrt((n - 1) / generator.chisquare(n - 1, size=draws))
 
 
 def _image_deviations(weights: Floats, correct: NDArray[np.bool_], draws: int) -> Floats:
-    """What resampling the test images changes in each contrast (K, draws)."""
+    """The deviations (K, draws) that resampling the test images causes in each contrast."""
     n = correct.shape[1]
-    blocks = range(0, n, 1000)  # products with booleans make floats of them
+    blocks = range(0, n, 1000)  # in blocks, since a product converts the booleans to floats
     per_image = np.concatenate([weights @ correct[:, i : i + 1000] for i in blocks], 1).astype(np.float32)  # (K, N)
     per_image -= per_image.mean(1, keepdims=True)
     generator = np.random.default_rng(derive(0, "report", "images", n))

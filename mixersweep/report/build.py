@@ -1,4 +1,4 @@
-"""From run directories to a report on disk, and to the same as objects for whoever passes it on."""
+"""Build a report from run directories: as objects, and as files on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mixersweep.report.recipe import comparisons, named_by
 from mixersweep.report.sheets import sheets
 from mixersweep.report.statistics import Statistics, statistics
 from mixersweep.report.table import DERIVED, Row, Table, collect, write_csv, write_parquet
-from mixersweep.report.text import counted, latex, markdown
+from mixersweep.report.text import count_runs, latex, markdown
 from mixersweep.runs.files import write_json, write_text
 from mixersweep.runs.listing import names
 from mixersweep.runs.state import State
@@ -24,12 +24,12 @@ from mixersweep.runs.where import parse_where
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """A finished report: the answer, its statistics and tables and, where it was written, the paths of its files.
 
     ``answer`` is the verdicts as text, ``tables`` the sheets by name (``runs`` is every run that was found; those of
     further comparisons end in ``-2``, ``-3``, ...), ``statistics`` all numbers as plain JSON values, ``figures`` the
-    paths by figure and format (``figures["width_vs_accuracy"]["png"]``), ``left_out`` the figures that the table does
-    not support and why. ``page`` is the path of ``report.html``. Without an ``out`` there are no files.
+    paths by figure and format (``figures["width_vs_accuracy"]["png"]``), ``left_out`` the figures that the runs do not
+    support, with the reason. ``page`` is the path of ``report.html``. Without an ``out`` there are no files.
     """
 
     answer: str
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def latex(self) -> str:
-        """Its tables for an appendix."""
+        """The report as LaTeX, for an appendix."""
         return latex(self.table, self.all_statistics, self.command)
 
 
@@ -64,11 +64,12 @@ def build(
     published: bool = False,
     by: Sequence[str] = (),
 ) -> Report:
-    """Read, compare and, where ``out`` is given, draw and write; the same runs give the same numbers.
+    """Read and compare runs and, where ``out`` is given, draw and write the report; equal runs give equal numbers.
 
-    ``by`` are settings that name lines of their own, beside those that always do. Raises ``UserError`` for places,
-    conditions, axes and settings that cannot be, and ``MixersweepError`` where no run is
-    completed.
+    ``runs_dirs`` are directories of runs, or runs; ``where`` is a condition on runs, ``x`` and ``y`` are the axes of
+    the main figure, and ``published`` adds the papers' curves to it. Runs that differ in a setting of ``by`` become
+    separate lines, as those of different models do. Raises ``UserError`` for a directory, condition, axis or setting
+    that does not exist, and ``MixersweepError`` where no run is completed.
     """
     from mixersweep.report.axes import x_axis, y_axis
 
@@ -89,14 +90,14 @@ def build(
         table,
         all_statistics,
         tables,
-        plain(table, all_statistics),
-        command(runs_dirs, where, out, x, y, published, by),
+        statistics_document(table, all_statistics),
+        command_line(runs_dirs, where, out, x, y, published, by),
     )
     return report if out is None else write(report, Path(out), x, y, published)
 
 
 def write(report: Report, out: Path, x: str, y: str, published: bool) -> Report:
-    """Draw the figures and write all files into ``out``, each of them whole."""
+    """Draw the figures and write all files into ``out``, each completely or not at all."""
     from mixersweep.report.figures import draw
     from mixersweep.report.page import page
 
@@ -120,11 +121,11 @@ def write(report: Report, out: Path, x: str, y: str, published: bool) -> Report:
     )
 
 
-def command(
-    places: Sequence[Path], where: str | None, out: Path | None, x: str, y: str, published: bool, by: Sequence[str]
+def command_line(
+    runs_dirs: Sequence[Path], where: str | None, out: Path | None, x: str, y: str, published: bool, by: Sequence[str]
 ) -> str:
     """The command line that makes this report."""
-    words = ["mixersweep", "report", *map(str, places)]
+    words = ["mixersweep", "report", *map(str, runs_dirs)]
     words += ["--where", where] if where is not None else []
     words += ["--by", ",".join(by)] if by else []
     words += ["--out", str(out)] if out is not None else []
@@ -133,12 +134,12 @@ def command(
     return shlex.join([*words, *(["--published"] if published else [])])
 
 
-def plain(table: Table, all_statistics: Sequence[Statistics]) -> dict[str, Any]:
-    """All numbers of a report as JSON values: ``statistics.json``."""
+def statistics_document(table: Table, all_statistics: Sequence[Statistics]) -> dict[str, Any]:
+    """The content of ``statistics.json``: all numbers of a report as JSON values."""
     return {
         "schema_version": 1,
         "answer": str(answer(all_statistics[0])),
-        "runs": counted(table, all_statistics),
+        "runs": count_runs(table, all_statistics),
         "states": table.states,
         "comparisons": [
             {
@@ -150,8 +151,11 @@ def plain(table: Table, all_statistics: Sequence[Statistics]) -> dict[str, Any]:
                 "claims": one.claims,
                 "draws": one.draws,
                 "cell_effect": None
-                if one.between is None
-                else {"standard_deviation": one.between.variance**0.5, "degrees_of_freedom": one.between.freedom},
+                if one.cell_effect is None
+                else {
+                    "standard_deviation": one.cell_effect.variance**0.5,
+                    "degrees_of_freedom": one.cell_effect.freedom,
+                },
                 "largest_residual": one.residual[0],
                 "largest_residual_run": one.residual[1]["name"],
                 "warnings": one.warnings,

@@ -1,4 +1,4 @@
-"""A figure of a report: one panel, its own lines in a legend above, published ones in one below."""
+"""Draw and save a figure of a report: one panel, a legend of its own lines above, one of published lines below."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure, on disk and as matplotlib has it: what it shows, and the same in words for who cannot see it.
+    """One figure: its title, its caption, which also describes it to a screen reader, and the matplotlib drawing.
 
-    ``paths`` are those of its SVG and PNG, none where it was not written.
+    ``paths`` are its SVG and PNG files by format, empty where it was not written.
     """
 
     name: str
@@ -29,8 +29,9 @@ class Figure:
 
 
 def saved(name: str, title: str, out: Path | None, make: Callable[[Axes], str]) -> Figure:
-    """Draw with ``make`` and, where there is an ``out``, write ``name.svg`` and ``name.png`` there, the same bytes for
-    the same numbers.
+    """Draw a figure with ``make``, which returns the caption; with ``out``, write ``name.svg`` and ``name.png`` there.
+
+    The same numbers give the same bytes.
     """
     with frame(name, 6.4, 4.6) as drawing:
         axes = drawing.add_subplot()
@@ -44,18 +45,18 @@ def saved(name: str, title: str, out: Path | None, make: Callable[[Axes], str]) 
 
 
 def _legends(drawing: Drawing, axes: Axes) -> int:
-    """Own lines above the axes, published ones below; returns how many rows they take."""
+    """Add the legends, own lines above the axes and published ones below; returns how many rows they take."""
     handles, labels = axes.get_legend_handles_labels()
     rows = 0
-    places: tuple[tuple[Literal["outside upper left", "outside lower left"], bool], ...]
-    places = (("outside upper left", False), ("outside lower left", True))
-    for place, published_too in places:
-        chosen = [number for number, label in enumerate(labels) if label.startswith("published ") == published_too]
+    positions: tuple[tuple[Literal["outside upper left", "outside lower left"], bool], ...]
+    positions = (("outside upper left", False), ("outside lower left", True))
+    for position, is_published in positions:
+        chosen = [number for number, label in enumerate(labels) if label.startswith("published ") == is_published]
         if not chosen:
             continue
         columns = 2 if max(len(labels[number]) for number in chosen) > 18 else 3
-        style: dict[str, Any] = {"handlelength": 3.6, "columnspacing": 1.4, "fontsize": 7.5 if published_too else 9}
+        style: dict[str, Any] = {"handlelength": 3.6, "columnspacing": 1.4, "fontsize": 7.5 if is_published else 9}
         names = [labels[number] for number in chosen]
-        drawing.legend([handles[number] for number in chosen], names, loc=place, ncols=columns, **style)
+        drawing.legend([handles[number] for number in chosen], names, loc=position, ncols=columns, **style)
         rows += -(-len(chosen) // columns)
     return rows

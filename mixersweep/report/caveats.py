@@ -1,4 +1,4 @@
-"""What a reader of a comparison has to know before believing it, and the points that it is made of."""
+"""The caveats of a comparison, a sentence each, and the points of its figures, which they are read from."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ FAN_IN = 4.0
 """The mean fan-in below which a sparse network takes part in no claim."""
 
 UNCOUNTED = 0.25
-"""The share of stem, head and skip in the mixing weights from which on they are told of."""
+"""The ratio of the parameters outside the budget (stem, head, skip) to the mixing weights above which it is named."""
 
 FEWEST_RANKED, SAME_ORDER = 5, -0.8
-"""Points whose order is compared, and the rank correlation of training loss and accuracy from which it is told of."""
+"""The fewest points, and the rank correlation of training loss and test accuracy, at which a caveat names it."""
 
 
 @dataclass(frozen=True)
 class CellStatistics:
-    """One point of the figures: the runs of a model at one width and shape."""
+    """One point of the figures: the runs of a model at one width and shape, and their mean test accuracy.
+
+    ``spread`` is the standard deviation over seeds, None for one seed. ``is_claimable`` is False below the mean fan-in
+    at which claims begin; ``is_rank_limited`` is True where a pooled head has fewer channels than classes.
+    """
 
     cell: Cell
     rows: list[Row]
     accuracy: Estimate
     spread: float | None
-    claims: bool
-    rank_limited: bool
+    is_claimable: bool
+    is_rank_limited: bool
 
     @cached_property
     def mean(self) -> Row:
@@ -43,25 +47,25 @@ class CellStatistics:
         return {name: float(np.mean(values)) for name, values in columns.items() if values}
 
 
-def degenerate(row: Row) -> bool:
-    """Whether units have fewer than ``FAN_IN`` inputs in the mean, below which nothing is claimed."""
+def is_degenerate(row: Row) -> bool:
+    """Whether the mean fan-in is below ``FAN_IN``, so that nothing is claimed."""
     fan_in = row.get("mean_fan_in")
     return fan_in is not None and fan_in < FAN_IN
 
 
-def rank_limited(row: Row) -> bool:
+def is_rank_limited(row: Row) -> bool:
     """Whether a pooled head has fewer channels than there are classes."""
     channels = head_channels(row)
     return row.get("model.head") == "pool" and channels is not None and channels < (row.get("data.classes") or 0)
 
 
 def head_channels(row: Row) -> int | None:
-    """What a pooled head sees of each image."""
+    """The number of channels that a pooled head reads."""
     return row.get("embedding_channels") or row.get("channels")
 
 
 def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str]:
-    """What a reader of the figures has to know, a sentence each."""
+    """The caveats of a comparison, a sentence each."""
     found = []
     for variant in comparison.variants:
         own = [cell for cell in cells if cell.cell[0] == variant]
@@ -70,65 +74,66 @@ def caveats(comparison: Comparison, cells: Sequence[CellStatistics]) -> list[str
         if heavy:
             spread = f"{min(heavy):.2g}" if min(heavy) == max(heavy) else f"{min(heavy):.2g} to {max(heavy):.2g}"
             found.append(
-                f"{variant}: at {len(heavy)} of {len(own)} widths the uncounted parameters (stem, head, skip) are "
-                f"{spread} times the mixing weights, more than a quarter"
+                f"{variant}: at {len(heavy)} of {len(own)} widths the parameters outside the budget (stem, head, skip) "
+                f"are {spread} times the mixing weights, more than a quarter"
             )
-        limited = [cell for cell in own if cell.rank_limited]
+        limited = [cell for cell in own if cell.is_rank_limited]
         if limited:
             found.append(
                 f"{variant}: fewer {'' if limited[0].cell[2] else 'embedding '}channels than the "
                 f"{limited[0].rows[0]['data.classes']} classes at "
-                f"{_widths(limited)}: the pooled head is rank-limited, so a loss there is not one of width"
+                f"{_widths(limited)}: the pooled head is rank-limited, so lower accuracy there is no effect of width"
             )
-        thin = [cell for cell in own if not cell.claims]
+        thin = [cell for cell in own if not cell.is_claimable]
         if thin:
-            found.append(f"{variant}: mean fan-in below 4 at {_widths(thin)}: shown, but in no test and no trend")
-    found += readouts.told(
+            found.append(f"{variant}: mean fan-in below 4 at {_widths(thin)}: shown, but in no test or trend")
+    found += readouts.readout_caveats(
         {variant: [row for c in cells if c.cell[0] == variant for row in c.rows] for variant in comparison.variants}
     )
     for first, second in itertools.combinations(comparison.variants, 2):
-        found += sizes.told(first, second, _joined(cells, first, second))
+        found += sizes.size_caveats(first, second, _joined(cells, first, second))
     layers = {
         variant: {c.rows[0]["mixing_layers"] for c in cells if c.cell[0] == variant} for variant in comparison.variants
     }
     counts = set().union(*layers.values()) if layers else set()
     if len(counts) > 1:
-        said = ", ".join(f"{variant} {'/'.join(map(str, sorted(own)))}" for variant, own in layers.items())
+        text = ", ".join(f"{variant} {'/'.join(map(str, sorted(own)))}" for variant, own in layers.items())
         found.append(
-            f"the models differ in their number of mixing layers ({said}), so equal connections a layer "
-            "are not equal totals"
+            f"the models differ in their number of mixing layers ({text}), so equal connections per layer "
+            "are unequal totals"
         )
     rates = {
         variant: sorted({rate for cell, rate in comparison.learning_rates.items() if cell[0] == variant})
         for variant in comparison.variants
     }
     if len({rate for own in rates.values() for rate in own}) > 1:
-        said = "; ".join(f"{variant} {', '.join(f'{rate:g}' for rate in own)}" for variant, own in rates.items())
-        found.append(f"learning rates differ between the compared runs: {said}")
-    found += order_said(cells)
+        text = "; ".join(f"{variant} {', '.join(f'{rate:g}' for rate in own)}" for variant, own in rates.items())
+        found.append(f"learning rates differ between the compared runs: {text}")
+    found += loss_order_caveats(cells)
     if comparison.search_seeds:
-        found.append(f"the seeds {', '.join(comparison.search_seeds)} chose learning rates and are in no comparison")
+        seeds = ", ".join(comparison.search_seeds)
+        found.append(f"seeds {seeds} served to choose learning rates and are in no comparison")
     gone = (State.FAILED, State.DIVERGED, State.LOST, State.BROKEN)
     lost = [row for row in comparison.unfinished if row["state"] in gone]
     if lost:
-        said = "1 run of this comparison has" if len(lost) == 1 else f"{len(lost)} runs of this comparison have"
-        found.append(f"{said} failed, diverged or been lost: the means are of those that survived")
+        text = "1 run of this comparison has" if len(lost) == 1 else f"{len(lost)} runs of this comparison have"
+        found.append(f"{text} failed, diverged or been lost: the means are over the completed ones")
     return found
 
 
-def order_said(cells: Sequence[CellStatistics]) -> list[str]:
-    """The caveat where training loss orders the points as test accuracy does; else none."""
-    order = order_of_losses(cells)
+def loss_order_caveats(cells: Sequence[CellStatistics]) -> list[str]:
+    """The caveat where points of lower training loss have higher test accuracy; else none."""
+    order = loss_order(cells)
     if order is None or order >= SAME_ORDER:
         return []
     return [
-        f"training loss orders the {len(cells)} points as test accuracy does (rank correlation −{-order:.2f}): better "
-        "training alone may explain them"
+        f"of the {len(cells)} points, those of lower training loss have higher test accuracy (rank correlation "
+        f"−{-order:.2f}): better training alone may explain the differences"
     ]
 
 
 def _joined(cells: Sequence[CellStatistics], first: str, second: str) -> list[tuple[Row, Row]]:
-    """Runs of two models at equal target width and shape (an MLP has no shape), one each."""
+    """One run of each model at every target width and shape that two models share (an MLP has no shape)."""
     return [
         (one.rows[0], other.rows[0])
         for one, other in itertools.product(cells, cells)
@@ -137,8 +142,11 @@ def _joined(cells: Sequence[CellStatistics], first: str, second: str) -> list[tu
     ]
 
 
-def order_of_losses(cells: Sequence[CellStatistics]) -> float | None:
-    """Spearman's correlation of mean training loss and mean test accuracy over points; None for few or equal ones."""
+def loss_order(cells: Sequence[CellStatistics]) -> float | None:
+    """Spearman's correlation of mean training loss and mean test accuracy over points.
+
+    None for fewer than ``FEWEST_RANKED`` points or where all values are equal.
+    """
     losses, accuracies = ([cell.mean.get(name, np.nan) for cell in cells] for name in ("train_loss", "test_accuracy"))
     if len(cells) < FEWEST_RANKED or len(set(losses)) == 1 or len(set(accuracies)) == 1:
         return None

@@ -1,15 +1,15 @@
-"""The random effect of a cell (a model at one width): what its seeds have in common and other cells do not.
+"""The random effect of a cell (a model at one width): a deviation that its seeds share and other cells do not.
 
 Seeds resample weights, masks, the split and the order of images. They do not resample a learning rate that two other
-seeds chose, nor the sizes that integers allowed. What these do to a cell looks like a trend or a difference, and no
-interval over seeds takes it in. It shows in how far the means of the widths lie from a smooth curve through them:
-further than seeds and test images explain. One variance is estimated for all cells of a comparison together, as a
-moment of the residuals from a parabola in log width (a straight line through three widths), less what seeds and
-images let the same residuals vary.
+seeds chose, nor sizes rounded to integers. The effect of these on a cell looks like a trend or a difference, and no
+interval over seeds accounts for it. It shows in the distance of the widths' means from a smooth curve through them,
+where that exceeds what seeds and test images explain. One variance is estimated for all cells of a comparison: the mean
+square of the residuals from a parabola in log width (for three widths, from a straight line), minus the variance of the
+same residuals due to seeds and images.
 
-With few residuals that moment is a poor guess. One degree of freedom is taken off, and the draws take the estimate as
-uncertain as it is (``bootstrap``): in simulated sweeps without any effect, with cell effects up to the size of the
-spread over seeds, claims are then false in no more than 5% of reports; without the one taken off in up to 8%.
+With few residuals that estimate is poor. So one degree of freedom is subtracted, and the draws account for the
+uncertainty of the variance (``bootstrap``): in simulated sweeps without any effect, and with cell effects up to the
+size of the spread over seeds, at most 5% of reports then make a false claim; without the subtraction, up to 8% do.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from numpy.typing import NDArray
 from mixersweep.report.bootstrap import CellEffect, Floats, variances
 
 FEWEST = 2
-"""Residual degrees of freedom below which nothing is estimated."""
+"""The residual degrees of freedom below which nothing is estimated."""
 
 
 def residual_contrasts(widths: Sequence[float]) -> Floats:
-    """Orthonormal contrasts (F, K) of the means at K widths that are 0 for every smooth curve through them."""
+    """Orthonormal contrasts (F, K) of the means at K widths that vanish on every parabola in log width.
+
+    For three widths they vanish on straight lines; for fewer there are none.
+    """
     x = np.log2(np.asarray(widths, dtype=np.float64))
     different = len(np.unique(x))
     degree = min(2, different - 2)
@@ -37,14 +40,17 @@ def residual_contrasts(widths: Sequence[float]) -> Floats:
     return np.asarray(basis[:, degree + 1 :].T)
 
 
-def cell_effect(
+def estimate_cell_effect(
     contrasts: Floats,
     accuracy: Floats,
     cells: NDArray[Any],
     seeds: Sequence[str],
     correct: NDArray[np.bool_] | None,
 ) -> CellEffect | None:
-    """The effect behind residual contrasts (F, R) over runs; None where there are too few to estimate it."""
+    """Estimate the variance of the cell effect from residual contrasts (F, R) over R runs; None where F is too small.
+
+    ``accuracy`` (R,), ``cells``, ``seeds`` and ``correct`` (R, N) are as for ``bootstrap.estimate``.
+    """
     if len(contrasts) < FEWEST:
         return None
     explained = variances(contrasts, accuracy, cells, seeds, correct)

@@ -1,7 +1,7 @@
-"""What a report may claim: that one model is better than another, or that a model's accuracy changes with its width.
+"""The claims that a report tests: one model is better than another, or a model's accuracy changes with its width.
 
-A claim is made where its test shows an effect, by p corrected over all claims of the report, and nothing stands
-against it (``objections``).
+A claim is made where its test is significant, with p corrected over all claims of the report, and there is no
+objection to it (``objections``).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from mixersweep.report.bootstrap import Estimate, Interval
 from mixersweep.report.recipe import Cell
 
 ALPHA = 0.05
-TO_COME = Estimate(0.0, 0, 0, None)
+NOT_ESTIMATED = Estimate(0.0, 0, 0, None)
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a claim is not made: in few words, and the particulars, which together are the whole text."""
+    """Why a claim is not made: ``brief`` for a line of text; followed by ``particulars`` it is the full text."""
 
     brief: str
     particulars: str = ""
@@ -31,8 +31,9 @@ class Reason:
 class Claim(ABC):
     """A difference or a trend that a report may claim; ``p_holm`` is corrected over all claims of the report.
 
-    ``barred`` are reasons, known before any test, for which nothing is claimed whatever the numbers: such a claim is
-    not tested and counts in no correction. ``against`` is these, or else what the numbers themselves raise.
+    ``barred`` are the reasons, known before any test, not to claim it whatever the numbers: such a claim is not tested
+    and does not count for the correction. ``against`` are these reasons or, where there are none, the objections that
+    follow from the numbers.
     """
 
     p_holm: float | None = None
@@ -42,31 +43,31 @@ class Claim(ABC):
     @property
     @abstractmethod
     def effect(self) -> Estimate:
-        """The estimate that is tested for being 0."""
+        """The estimate that is tested against 0."""
 
     @property
-    def tested(self) -> bool:
-        """Whether it is a claim that could be made."""
+    def is_tested(self) -> bool:
+        """Whether the claim is tested: it has a p-value and nothing bars it."""
         return self.effect.p is not None and not self.barred
 
     @property
-    def shown(self) -> bool:
-        """Whether the test shows an effect."""
+    def is_shown(self) -> bool:
+        """Whether the test is significant after correction."""
         return self.p_holm is not None and self.p_holm <= ALPHA
 
     @property
-    def decided(self) -> bool:
-        """Whether it does, and nothing stands against it."""
-        return self.shown and not self.against
+    def is_decided(self) -> bool:
+        """Whether the claim is made: the test is significant and there is no objection."""
+        return self.is_shown and not self.against
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(Claim):
     """The primary test of two models: ``difference`` is the first's accuracy minus the second's.
 
-    ``at_best`` are the widths that are compared where each model has its best, which ``chosen_on`` chose. ``sizes``
-    says in what the networks differ, and by how much at most (``sizes.largest``). ``clean`` is the estimate without
-    rank-limited heads, where there are some.
+    Where each model is compared at its best width, ``at_best`` are the two widths and ``chosen_on`` the seeds that
+    chose them. ``sizes`` are the largest relative differences of the networks' sizes (``sizes.largest_differences``).
+    ``clean`` is the estimate without rank-limited heads, None where no head is rank-limited.
     """
 
     first: str
@@ -74,7 +75,7 @@ class Pair(Claim):
     joined: list[tuple[Cell, Cell]]
     pairs: int
     sizes: dict[str, float]
-    difference: Estimate = TO_COME
+    difference: Estimate = NOT_ESTIMATED
     clean: Estimate | None = None
     at_best: tuple[int, int] | None = None
     chosen_on: list[str] = field(default_factory=list)
@@ -87,16 +88,16 @@ class Pair(Claim):
 
     @property
     def widths(self) -> list[tuple[int, str | None]]:
-        """Target width and shape of what is compared."""
+        """The target widths and shapes at which the models are compared."""
         return [(one[1], one[2] or other[2]) for one, other in self.joined]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trend(Claim):
-    """The slope of accuracy on log2 of the width, of one model on one branch, per doubling of the width.
+    """The slope of accuracy on log2 of the width, for one model on one branch (tall or wide): accuracy per doubling.
 
-    It is quoted as ``rise``, what it comes to over the widths that were measured. ``sizes`` says what else changes
-    along them, and by how much at most. ``seeds_left_out`` are not at all of the widths, and so in none.
+    Reports quote ``rise``, the slope times the range of widths measured. ``sizes`` are the largest relative differences
+    of the other sizes along the widths. ``seeds_left_out`` counts the seeds that some width lacks; they are not used.
     """
 
     variant: str
@@ -105,7 +106,7 @@ class Trend(Claim):
     widths: list[int]
     sizes: dict[str, float]
     doublings: float
-    slope: Estimate = TO_COME
+    slope: Estimate = NOT_ESTIMATED
     seeds_left_out: int = 0
 
     @property
@@ -115,7 +116,7 @@ class Trend(Claim):
 
     @property
     def rise(self) -> Estimate:
-        """The slope over the range that was measured: the change of accuracy from the narrowest to the widest."""
+        """The fitted change of accuracy from the narrowest to the widest network."""
         return self.slope.scaled(self.doublings)
 
     @property
@@ -126,9 +127,10 @@ class Trend(Claim):
 
 @dataclass(frozen=True)
 class WidthTest:
-    """Two models at one width and shape, over seeds alone: described, and nothing is claimed of it.
+    """A descriptive test of two models at one width and shape, over seeds alone; nothing is claimed from it.
 
-    ``p_sign`` is None where so few seeds could not reach ``ALPHA``.
+    ``p_t`` is from Student's t-test and ``p_sign`` from the exact sign-flip test, None where there are too few seeds
+    for it to reach ``ALPHA``.
     """
 
     first: str

@@ -1,4 +1,4 @@
-"""What differs between runs, side by side: first what was asked, then what came of it."""
+"""The differences between a few runs, side by side: settings, sizes and results."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mixersweep.runs.record import KEYS
 from mixersweep.runs.state import State
 
 NEVER = ("name", "fingerprint", "run_dir", "command", "overrides", "settings", "started", "finished")
-"""What differs between any two runs, or says again what other lines say."""
+"""Columns that are not compared: they differ between any two runs, or repeat other columns."""
 
 
-def read(places: Sequence[str], runs_dir: Path) -> list[Row]:
-    """The runs that are named, by path or name in ``runs_dir``; raises ``UserError`` for what is no whole run."""
+def read(runs: Sequence[str], runs_dir: Path) -> list[Row]:
+    """Read runs given by path, or by name in ``runs_dir``; raises ``UserError`` for what is no run or is broken."""
     rows = []
-    for place in places:
-        listed = read_listed(find(place, runs_dir).absolute())
+    for run in runs:
+        listed = read_listed(find(run, runs_dir).absolute())
         if listed is None:
-            raise UserError(f"{place}: is no run directory; it has no config.yaml")
+            raise UserError(f"{run}: is no run directory; it has no config.yaml")
         if listed.state is State.BROKEN:
-            raise UserError(f"{place}: {listed.reason}")
+            raise UserError(f"{run}: {listed.reason}")
         rows.append(row_of(listed))
     return rows
 
@@ -62,9 +62,9 @@ def _moments(values: Sequence[float]) -> tuple[int, float, float]:
 
 
 def differences(rows: Sequence[Row]) -> dict[str, list[tuple[str, list[Any]]]]:
-    """Under ``settings``, ``sizes`` and ``results``: (name, the value of each run) where they differ.
+    """The settings, sizes and results of runs: under each of these names, (column, the value of each run).
 
-    Results are listed whether they differ or not, so that equal ones are seen to be equal.
+    Settings and sizes are listed where they differ, results always, so that equal ones are seen to be equal.
     """
     settings = dict.fromkeys(name for row in rows for name in row["settings"])
     measured = KEYS[KEYS.index("epochs") :]
@@ -78,14 +78,14 @@ def differences(rows: Sequence[Row]) -> dict[str, list[tuple[str, list[Any]]]]:
             values = [row["settings"].get(name) if group == "settings" else row.get(name) for row in rows]
             same = all(value == values[0] for value in values)
             if group == "results" and isinstance(values[0], dict):
-                lines += _inside(name, values)
+                lines += _differing_entries(name, values)
             elif not same or (group == "results" and values[0] is not None):
                 lines.append((name, values))
         found[group] = lines
     return found
 
 
-def _inside(name: str, values: Sequence[dict[str, Any] | None]) -> list[tuple[str, list[Any]]]:
+def _differing_entries(name: str, values: Sequence[dict[str, Any] | None]) -> list[tuple[str, list[Any]]]:
     """The differing entries of a group such as ``versions``."""
     keys = dict.fromkeys(key for value in values for key in value or {})
     lines = [(f"{name}.{key}", [(value or {}).get(key) for value in values]) for key in keys]

@@ -1,4 +1,4 @@
-"""Small exact tests: sign flips of paired differences, and Holm's correction for several tests."""
+"""The sign-flip test of paired differences, and Holm's correction for several tests (Holm 1979)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _FLIPS = 100_000
 
 
 def sign_flip_p(differences: Sequence[float]) -> tuple[float, float]:
-    """The two-sided p of a mean difference when every sign could as well be the other, and the smallest there is.
+    """The two-sided p-value of a mean difference under random flips of signs, and the smallest that is possible.
 
-    Exact to 16 differences; beyond, by 100,000 seeded flips.
+    Exact for up to 16 differences; for more, estimated from 100,000 seeded flips.
     """
     d = np.asarray(differences, dtype=np.float64)
     n = len(d)
@@ -29,7 +29,7 @@ def sign_flip_p(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the order given."""
+    """Correct p-values by Holm's step-down method; the order is kept."""
     order = np.argsort(p_values, kind="stable")
     corrected = np.empty(len(p_values))
     running = 0.0

@@ -1,6 +1,6 @@
-"""The figures of a report: each from the runs of a comparison, as SVG and PNG, or a line that says why it is not there.
+"""Draw the figures of a report as SVG and PNG; for a figure that the runs do not support, the reason is given.
 
-A point is a mean over seeds, a band the 95% interval of that mean over seeds (from three seeds on), a faint dot a run.
+A point is a mean over seeds, a band the 95% interval of that mean (from three seeds on), a faint dot a run.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ LOSSES = ("test_loss", "train_loss")
 
 @dataclass
 class Gallery:
-    """The figures that were drawn and those that were not: name and reason."""
+    """The figures that were drawn, and for those that were not the reason, by name."""
 
     figures: list[Figure] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
 class NotShown(Exception):
-    """Why the table does not support a figure, in words."""
+    """Raised, with the reason as its text, where the runs do not support a figure."""
 
 
 def draw(all_statistics: Sequence[Statistics], out: Path | None, x: str, y: str, with_published: bool) -> Gallery:
-    """Draw every figure that the runs support, that of the answer first; an ``out`` gets their files."""
+    """Draw every figure that the runs support, the main one first; with ``out``, write their files there."""
     gallery = Gallery()
     main = all_statistics[0]
     artist = Artist(all_statistics, y_axis(y))
@@ -86,15 +86,15 @@ SIZES = (
     "width hidden_width density connections weights total_connections parameters mixing_parameters mean_fan_in tokens "
     "channels channels_over_tokens expansion flops_per_image seconds peak_memory_bytes"
 ).split()
-"""What differs between the runs of one comparison; along anything else, comparisons are put side by side."""
+"""The x axes along which runs of one comparison differ; along any other, comparisons are put side by side."""
 
 
 MEASURED = ("seconds", "peak_memory_bytes")
-"""What was measured of runs rather than chosen for them."""
+"""The x axes that are measured, not chosen, so that no line joins the points."""
 
 
 class Artist:
-    """Draws one figure a method onto axes that it is given, and returns the caption."""
+    """Draws the figures: each drawing method takes axes and returns the caption."""
 
     def __init__(self, all_statistics: Sequence[Statistics], y: Axis) -> None:
         self.all = all_statistics
@@ -104,14 +104,14 @@ class Artist:
         self.looks = looks(named.items())
 
     def title(self, x: str, statistics: Statistics) -> str:
-        """What is held fixed."""
+        """The title of a figure: what the comparison holds fixed."""
         name = statistics.comparison.name
         return name.rpartition(", depth")[0] if x == "depth" else name
 
     def against(
         self, axes: Axes, x: str, overlay: Sequence[Published] = (), statistics: Statistics | None = None
     ) -> str:
-        """The chosen y against a size of the network, a line a model; or against a setting, across comparisons."""
+        """Draw y against a size of the network, a line for each model; or against a setting, across comparisons."""
         axis, statistics = x_axis(x), statistics or self.main
         lines = self.lines(x, statistics, alone=bool(overlay))
         values = {value for points in lines.values() for value, _ in points}
@@ -138,48 +138,51 @@ class Artist:
         framed(axes, [*shown, *(v for series in overlay for v in series.y)])
         axes.set_ylabel(self.y.label)
         dataset = statistics.comparison.fixed.get("data.name")
-        caption = f"{_sentence(self.y.label)} against {axis.label}; {_seeds_said(statistics.cells, x in MEASURED)}."
+        caption = f"{_sentence(self.y.label)} against {axis.label}; {_describe_seeds(statistics.cells, x in MEASURED)}."
         if overlay:
             sets = ", ".join(sorted({series.dataset for series in overlay}))
-            caption += f" Dashed, hollow: published curves on {sets}; the runs here are on {dataset}."
+            caption += f" Dashed and hollow: published curves on {sets}; the runs here are on {dataset}."
             caption += f" {held}" if (held := held_otherwise(statistics.comparison)) else ""
         if x in ("width", "channels_over_tokens") and _one_variable(statistics.comparison):
-            caption += " At γ = 1 and fixed Ω, width and C / S are one variable of a Mixer: neither is separated."
+            caption += " At γ = 1 and fixed Ω, a Mixer's width determines its C / S: their effects are not separated."
         if x not in SIZES:
-            caption += " Each line holds its width."
-        if any(not cell.claims for cells in lines.values() for _, cell in cells):
-            caption += " Crossed out: mean fan-in below 4, in no test and no trend."
+            caption += " Each line is of one width."
+        if any(not cell.is_claimable for cells in lines.values() for _, cell in cells):
+            caption += " Crossed out: mean fan-in below 4, in no test or trend."
         return caption
 
     def lines(
         self, x: str, statistics: Statistics | None = None, alone: bool = False
     ) -> dict[tuple[str, str | None], list[tuple[float, CellStatistics]]]:
-        """The points of each (model, branch); raises ``NotShown`` where all have one x that may not be ``alone``."""
+        """The points of each (model, branch).
+
+        Raises ``NotShown`` where no run has ``x``, and where all have the same one, unless ``alone`` allows that.
+        """
         axis, statistics = x_axis(x), statistics or self.main
         lines = self._lines(statistics.cells) if x in SIZES else self._across(x)
-        placed = {name: _placed(axis, cells) for name, cells in lines.items()}
-        placed = {name: points for name, points in placed.items() if points}
-        values = {value for points in placed.values() for value, _ in points}
+        found = {name: _points(axis, cells) for name, cells in lines.items()}
+        found = {name: points for name, points in found.items() if points}
+        values = {value for points in found.values() for value, _ in points}
         if not values:
             raise NotShown(f"none of the compared runs has {x}")
         if len(values) < 2 and not alone:
             raise NotShown(f"all compared runs have {x}={values.pop():g}")
-        return placed
+        return found
 
     def at_equal_title(self, held: str) -> str:
-        """What is equal."""
+        """The title of ``at_equal``."""
         found = next((s for s in self.all if s.comparison.budget == held), None)
         return f"At equal {held}" + (f": {found.comparison.name}" if found else "")
 
     def at_equal(self, axes: Axes, x: str, held: str) -> str:
-        """Parameters at equal connections, and connections at equal parameters."""
+        """Draw y against parameters at equal connections, or against connections at equal parameters."""
         found = next((s for s in self.all if s.comparison.budget == held), None)
         if found is None:
             raise NotShown(f"no run was made with budget={held}")
         return self.against(axes, x, statistics=found)
 
     def curves(self, axes: Axes) -> str:
-        """Loss of training (thin) and test (thick) by epoch, of each model at its widest; the mean over seeds."""
+        """Draw training loss (thin) and test loss (thick) by epoch for each model at its widest, means over seeds."""
         drawn = []
         for (label, branch), cells in list(self._lines(self.main.cells).items())[:CURVES]:
             widest = max(cells, key=lambda cell: cell.mean["width"])
@@ -190,7 +193,7 @@ class Artist:
             look = self.looks[label]
             number = [row["epoch"] for row in rows[0][:epochs]]
             test, train = (np.mean([[row[key] for row in run[:epochs]] for run in rows], 0) for key in LOSSES)
-            name = f"{_named(label, branch)}, m = {widest.mean['width']:,.0f}"
+            name = f"{_line_label(label, branch)}, m = {widest.mean['width']:,.0f}"
             axes.plot(number, test, label=name, markevery=[-1], **look.line(hollow=branch == "wide"))
             axes.plot(number, train, color=look.colour, linewidth=0.9, linestyle=look.dash)
             drawn.append(label)
@@ -201,7 +204,7 @@ class Artist:
         return "Loss by epoch, each model at its widest, mean over seeds: test thick, training thin."
 
     def rates(self, axes: Axes) -> str:
-        """Validation accuracy against learning rate, a line for each model and width that was tried at several."""
+        """Draw validation accuracy against learning rate, a line for each model and width trained at several rates."""
         tried: dict[tuple[str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         comparison = self.main.comparison
         cells = {id(row): cell for cell, rows in comparison.cells.items() for row in rows}
@@ -248,22 +251,22 @@ class Artist:
         values = [[v for row in cell.rows if (v := self.y.of(row)) is not None] for _, cell in points]
         means = [float(np.mean(v)) if v else np.nan for v in values]
         style = look.line(hollow=branch == "wide")
-        if measured:  # in no order that a line could follow
+        if measured:  # measured values have no order that a line could follow
             style["linestyle"] = "none"
-        axes.plot(xs, means, label=_named(label, branch), zorder=4, **style)
+        axes.plot(xs, means, label=_line_label(label, branch), zorder=4, **style)
         bands = [None if measured else _band(v) for v in values]
         low, high = zip(*(band or (np.nan, np.nan) for band in bands), strict=True)
         axes.fill_between(xs, low, high, where=np.isfinite(low), color=look.colour, alpha=0.15, linewidth=0, zorder=2)
-        for place, (x, own, (_, cell)) in enumerate(zip(xs, values, points, strict=True)):
-            beside = [bands[i] for i in (place - 1, place + 1) if 0 <= i < len(bands)]
-            if bands[place] is not None and not any(beside):
-                axes.plot([x, x], [low[place], high[place]], color=look.colour, alpha=0.5, linewidth=1, zorder=2)
+        for number, (x, own, (_, cell)) in enumerate(zip(xs, values, points, strict=True)):
+            neighbours = [bands[i] for i in (number - 1, number + 1) if 0 <= i < len(bands)]
+            if bands[number] is not None and not any(neighbours):
+                axes.plot([x, x], [low[number], high[number]], color=look.colour, alpha=0.5, linewidth=1, zorder=2)
             axes.plot([x] * len(own), own, look.marker, color=look.colour, markersize=2.5, alpha=0.45, zorder=3)
-            if not cell.claims:
+            if not cell.is_claimable:
                 axes.plot([x], [np.mean(own)], "x", color=INK, markersize=9, markeredgewidth=1, zorder=5)
 
     def _lines(self, cells: Sequence[CellStatistics]) -> dict[tuple[str, str | None], list[CellStatistics]]:
-        """The cells of each (model, branch); without wide Mixers there is one branch and no name for it."""
+        """The cells of each (model, branch); where a model has no wide Mixers the branch is None."""
         found: dict[tuple[str, str | None], list[CellStatistics]] = defaultdict(list)
         for label in dict.fromkeys(cell.cell[0] for cell in cells):
             own = [cell for cell in cells if cell.cell[0] == label]
@@ -273,7 +276,7 @@ class Artist:
         return dict(found)
 
     def _across(self, x: str) -> dict[tuple[str, str | None], list[CellStatistics]]:
-        """Lines along a setting that whole comparisons differ in, each at the width that most of them have."""
+        """The cells of each model along a setting in which comparisons differ, at the width that most of them have."""
         key = {"connections": "connections_target", "weights": "weights_target"}.get(x, x)
         first = self.main.comparison
         beside = [s for s in self.all if set(s.comparison.differs) <= {key}]
@@ -285,7 +288,7 @@ class Artist:
                     if cell.cell[0] == label:
                         counts[cell.cell[1:]].append(cell)
             if counts:
-                best = max(counts, key=lambda place: (len(counts[place]), place[0]))
+                best = max(counts, key=lambda size: (len(counts[size]), size[0]))
                 if len(counts[best]) > 1:
                     found[f"{label}", None] = counts[best]
         if not found:
@@ -294,18 +297,18 @@ class Artist:
 
 
 def _network(row: Row) -> tuple[Any, ...]:
-    """What a run is but for seed and learning rate."""
+    """The network of a run: what identifies it but for seed and learning rate."""
     settings = {n: v for n, v in row["settings"].items() if n.startswith("model.")}
     return row["model"], row["width_target"], row["shape"], row["expansion"], str(sorted(settings.items()))
 
 
-def _named(label: str, branch: str | None) -> str:
+def _line_label(label: str, branch: str | None) -> str:
     return f"{label} ({branch})" if branch else label
 
 
-def _placed(axis: Axis, cells: Sequence[CellStatistics]) -> list[tuple[float, CellStatistics]]:
-    placed = [(value, cell) for cell in cells if (value := axis.of(cell.mean)) is not None]
-    return sorted(placed, key=lambda point: point[0])
+def _points(axis: Axis, cells: Sequence[CellStatistics]) -> list[tuple[float, CellStatistics]]:
+    points = [(value, cell) for cell in cells if (value := axis.of(cell.mean)) is not None]
+    return sorted(points, key=lambda point: point[0])
 
 
 def _band(values: Sequence[float]) -> tuple[float, float] | None:
@@ -323,15 +326,15 @@ def _one_variable(comparison: Comparison) -> bool:
     return bool(mixers) and all(row["expansion"] == 1 for row in mixers) and comparison.budget == "connections"
 
 
-def _seeds_said(cells: Sequence[CellStatistics], without_bands: bool) -> str:
+def _describe_seeds(cells: Sequence[CellStatistics], without_bands: bool) -> str:
     counts = sorted({len(cell.rows) for cell in cells})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    said = f"n = {seeds} seed{'s' if counts[-1] > 1 else ''} a point, each a dot"
+    text = f"{seeds} seed{'s' if counts[-1] > 1 else ''} per point, each a dot"
     if without_bands:
-        return said
+        return text
     if counts[-1] >= BAND_SEEDS:
-        return said + "; bands are 95% intervals of the mean over seeds (Student's t)"
-    return said + ("; too few for a band" if counts[-1] > 1 else ", so there is no band")
+        return text + "; bands are 95% intervals of the mean over seeds (Student's t)"
+    return text + ("; too few for a band" if counts[-1] > 1 else ", so there is no band")
 
 
 def _sentence(label: str) -> str:

@@ -42,7 +42,7 @@
   }
   function say(text) { for (const id of ["said", "said-too"]) el(id).textContent = text; }
 
-  // The scatter: any two numbers of the runs against each other.
+  // The scatter plot of any two numeric columns.
   const numeric = columns.filter((name) => name !== "command" && new Set(rows.map((r) => r[at[name]]).filter(isNumber)).size > 1);
   const colourable = columns.filter((name) => {
     if (["name", "command", "run_dir"].includes(name)) return false;
@@ -85,9 +85,9 @@
     const f = log ? Math.log : (v) => v;
     const pad = (f(high) - f(low)) * 0.05;
     const a = f(low) - pad, b = f(high) + pad;
-    const place = (v) => from + ((f(v) - a) / (b - a)) * (to - from);
+    const position = (v) => from + ((f(v) - a) / (b - a)) * (to - from);
     const g = log ? Math.exp : (v) => v;
-    return { place, ticks: ticks(g(a), g(b), log) };
+    return { position, ticks: ticks(g(a), g(b), log) };
   }
 
   function colours(name) {
@@ -99,7 +99,7 @@
     }
     const numbers = values.filter(isNumber);
     const low = Math.min(...numbers), high = Math.max(...numbers);
-    const shade = (v) => { // from dark blue to yellow, of rising lightness
+    const shade = (v) => { // from dark blue to yellow, lighter for larger values
       const t = isNumber(v) ? (v - low) / (high - low || 1) : 0;
       return isNumber(v) ? `hsl(${260 - 205 * t} 70% ${32 + 26 * t}%)` : COLOURS.at(-1);
     };
@@ -111,7 +111,7 @@
     svg.replaceChildren(); keys.replaceChildren();
     const [x, y, colour] = [pick.x.value, pick.y.value, pick.colour.value];
     const there = rows.filter((r) => isNumber(r[at[x]]) && isNumber(r[at[y]]));
-    if (!there.length) { svg.append(make("text", { x: 20, y: 40 }, "no run has both")); return; }
+    if (!there.length) { svg.append(make("text", { x: 20, y: 40 }, "no run has values for both axes")); return; }
     const narrow = svg.parentElement.clientWidth < 560;
     const W = narrow ? 480 : 960, H = narrow ? 420 : 480, left = 74, right = W - 14, top = 12, bottom = H - 52;
     svg.setAttribute("viewBox", `0 0 ${W} ${H}`);
@@ -119,11 +119,11 @@
     const log = el("log").checked && Math.min(...xs) > 0 && Math.max(...xs) > 1.5 * Math.min(...xs);
     const across = scale(xs, log, left, right), up = scale(ys, false, bottom, top);
     for (const value of across.ticks) {
-      const p = across.place(value);
+      const p = across.position(value);
       svg.append(make("line", { class: "grid", x1: p, x2: p, y1: top, y2: bottom }), make("text", { x: p, y: bottom + 19, "text-anchor": "middle" }, shown(value)));
     }
     for (const value of up.ticks) {
-      const p = up.place(value);
+      const p = up.position(value);
       svg.append(make("line", { class: "grid", x1: left, x2: right, y1: p, y2: p }), make("text", { x: left - 7, y: p + 4, "text-anchor": "end" }, shown(value)));
     }
     svg.append(make("line", { class: "frame", x1: left, x2: right, y1: bottom, y2: bottom }), make("line", { class: "frame", x1: left, x2: left, y1: top, y2: bottom }));
@@ -134,11 +134,11 @@
     const dots = document.createDocumentFragment();
     for (const row of there) {
       const [fill, marker] = paint.of(row[at[colour]]);
-      const place = `translate(${across.place(row[at[x]]).toFixed(2)} ${up.place(row[at[y]]).toFixed(2)})`;
-      const dot = make("path", { class: "dot", d: marker, fill, "fill-opacity": 0.85, transform: place, "data-name": row[at.name] });
-      const told = () => say(`${row[at.name]}: ${label(x)} ${shown(row[at[x]])}, ${label(y)} ${shown(row[at[y]])}, ${label(colour)} ${shown(row[at[colour]])}, seed ${shown(row[at.seed])}; click copies its command`);
+      const position = `translate(${across.position(row[at[x]]).toFixed(2)} ${up.position(row[at[y]]).toFixed(2)})`;
+      const dot = make("path", { class: "dot", d: marker, fill, "fill-opacity": 0.85, transform: position, "data-name": row[at.name] });
+      const describe = () => say(`${row[at.name]}: ${label(x)} ${shown(row[at[x]])}, ${label(y)} ${shown(row[at[y]])}, ${label(colour)} ${shown(row[at[colour]])}, seed ${shown(row[at.seed])}; click copies its command`);
       dot.append(make("title", {}, row[at.name]));
-      dot.addEventListener("pointerenter", told);
+      dot.addEventListener("pointerenter", describe);
       dot.addEventListener("click", () => copy(row));
       dots.append(dot);
     }
@@ -150,10 +150,11 @@
       item.append(sample, `${label(colour)} ${name}`);
       keys.append(item);
     }
-    el("missing").textContent = there.length < rows.length ? `${rows.length - there.length} runs without ${label(x)} or ${label(y)} are not drawn.` : "";
+    const missing = rows.length - there.length;
+    el("missing").textContent = missing ? `${missing} run${missing === 1 ? "" : "s"} without ${label(x)} or ${label(y)}: not drawn.` : "";
   }
 
-  // The table: sorted by any column, filtered by words.
+  // The table of runs, sorted by any column and filtered by words.
   let sorted = { name: null, down: false }, limit = PAGE, wanted = rows;
   const head = el("head"), body = el("body");
   for (const name of data.shown) {
@@ -183,7 +184,7 @@
   }
   function compare(a, b) {
     const none = (v) => v === null || v === undefined;
-    if (none(a) || none(b)) return none(a) - none(b); // what is not there comes last, both ways
+    if (none(a) || none(b)) return none(a) - none(b); // missing values come last in both directions
     const order = isNumber(a) && isNumber(b) ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
     return sorted.down ? -order : order;
   }

@@ -1,7 +1,7 @@
-"""``report.html``: one file that loads nothing, opens with the answer and lets a reader look at every run.
+"""Write ``report.html``: one file that loads nothing, opens with the answer and lets a reader explore every run.
 
-All text of runs (names, errors, settings) goes through ``html.escape``; the runs themselves travel as JSON in which
-no ``<`` is left, and the script writes them as text, never as markup.
+All text from runs (names, errors, settings) is escaped with ``html.escape``. The runs themselves are embedded as JSON
+without any ``<``, which the script inserts as text, never as markup.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mixersweep.report.figures import Gallery
 from mixersweep.report.sheets import Sheet, sheets
 from mixersweep.report.statistics import Statistics
 from mixersweep.report.table import Table
-from mixersweep.report.text import APART, counted, differs_said, versions_said
+from mixersweep.report.text import MOST_COMPARISONS, count_runs, describe_difference, describe_versions
 from mixersweep.runs.state import State
 
 SHOWN = (
@@ -33,19 +33,19 @@ SHOWN = (
 
 
 def page(table: Table, all_statistics: Sequence[Statistics], gallery: Gallery, command: str, x: str, y: str) -> str:
-    """The whole file as text."""
+    """The whole page as HTML."""
     main = all_statistics[0]
-    said = answer(main)
+    summary = answer(main)
     sections = [
-        f"<h1>mixersweep report: {escape(said.name)}</h1>",
-        f'<section class="answer" id="answer">{_answer(said)}</section>',
-        f"<h2>What to bear in mind</h2>{_list(said.rest)}<p>{escape(counted(table, all_statistics))}</p>",
+        f"<h1>mixersweep report: {escape(summary.name)}</h1>",
+        f'<section class="answer" id="answer">{_answer(summary)}</section>',
+        f"<h2>What to bear in mind</h2>{_list(summary.rest)}<p>{escape(count_runs(table, all_statistics))}</p>",
         _figures(gallery),
         _statistics(main),
         _EXPLORE,
         _RUNS,
         _unfinished(table),
-        _apart(all_statistics),
+        _other_comparisons(all_statistics),
         _recipe(main),
         _reproduce(table, command),
     ]
@@ -60,26 +60,26 @@ def page(table: Table, all_statistics: Sequence[Statistics], gallery: Gallery, c
     )
 
 
-def _answer(said: Answer) -> str:
-    """Caveats first, then a line a verdict, then the numbers."""
-    first = _list(said.first, "caveats") if said.first else ""
-    numbers = _sheet(said.numbers) if said.numbers.rows else ""
-    return first + "".join(map(_question, said.questions)) + numbers
+def _answer(summary: Answer) -> str:
+    """The main caveats, then a line for each verdict, then the numbers."""
+    first = _list(summary.first, "caveats") if summary.first else ""
+    numbers = _sheet(summary.numbers) if summary.numbers.rows else ""
+    return first + "".join(map(_question, summary.questions)) + numbers
 
 
 def _question(question: Question, level: str = "h2") -> str:
     lines = "".join(
-        f'<li class="{verdict.found}"><span class="subject">{escape(verdict.subject)}:</span> '
-        f"<strong>{escape(verdict.said)}</strong>"
+        f'<li class="{verdict.finding}"><span class="subject">{escape(verdict.subject)}:</span> '
+        f"<strong>{escape(verdict.statement)}</strong>"
         + (
-            f'<span class="comma">,</span> <span class="because">{escape(verdict.because)}</span>'
-            * bool(verdict.because)
+            f'<span class="comma">,</span> <span class="because">{escape(verdict.explanation)}</span>'
+            * bool(verdict.explanation)
         )
         + "</li>"
-        for verdict in question.verdicts
+        for verdict in question.shown
     )
-    told = f'<ul class="verdicts">{lines}</ul>' if lines else f"<p>{escape(question.unanswered)}</p>"
-    return f"<{level}>{escape(question.asked)}</{level}>{told}"
+    body = f'<ul class="verdicts">{lines}</ul>' if lines else f"<p>{escape(question.unanswered)}</p>"
+    return f"<{level}>{escape(question.asked)}</{level}>{body}"
 
 
 def _list(texts: Iterable[str], name: str = "") -> str:
@@ -95,7 +95,7 @@ def _figures(gallery: Gallery) -> str:
 
 
 def _figure(figure: Figure, first: bool) -> str:
-    """The SVG inside an image of its own, which turns dark with the page."""
+    """A figure: its SVG as an image with colours for a dark page."""
     svg = figure.paths["svg"].read_text(encoding="utf-8")
     rules = "".join(
         f'[style*="fill: {light}"]{{fill:{dark} !important}}[style*="stroke: {light}"]{{stroke:{dark} !important}}'
@@ -104,11 +104,11 @@ def _figure(figure: Figure, first: bool) -> str:
     style = f"<style>@media screen and (prefers-color-scheme: dark){{{rules}}}</style>"
     start = svg.index(">", svg.index("<svg")) + 1
     encoded = base64.b64encode((svg[:start] + style + svg[start:]).encode()).decode()
-    told = escape(f"{figure.title}. {figure.caption}", quote=True)
+    description = escape(f"{figure.title}. {figure.caption}", quote=True)
     css = ' class="first"' if first else ""
     return (
         f'<figure{css} id="{escape(figure.name, quote=True)}">'
-        f'<img alt="{told}" src="data:image/svg+xml;base64,{encoded}">'
+        f'<img alt="{description}" src="data:image/svg+xml;base64,{encoded}">'
         f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
     )
 
@@ -118,10 +118,14 @@ def _statistics(statistics: Statistics) -> str:
 
 
 def _sheet(sheet: Sheet) -> str:
-    head = "".join(f'<th scope="col"{_number(column.number)}>{escape(column.header)}</th>' for column in sheet.columns)
+    head = "".join(
+        f'<th scope="col"{_number(column.is_number)}>{escape(column.header)}</th>' for column in sheet.columns
+    )
     lines = "".join(
         "<tr>"
-        + "".join(f"<td{_number(c.number)}>{escape(text)}</td>" for c, text in zip(sheet.columns, texts, strict=True))
+        + "".join(
+            f"<td{_number(c.is_number)}>{escape(text)}</td>" for c, text in zip(sheet.columns, texts, strict=True)
+        )
         + "</tr>"
         for texts in sheet.texts
     )
@@ -145,17 +149,17 @@ _EXPLORE = """<section id="explore"><h2>Explore</h2>
 <p class="note" id="missing"></p></section>"""
 
 _RUNS = """<h2 id="runs">Runs</h2>
-<div class="controls"><label>containing <input type="search" id="filter" placeholder="words"></label>
+<div class="controls"><label>show runs containing <input type="search" id="filter" placeholder="words"></label>
 <span class="note" id="count"></span></div>
 <div class="wide" tabindex="0" role="region" aria-label="Completed runs"><table id="table">
 <thead><tr id="head"></tr></thead><tbody id="body"></tbody></table></div>
 <p class="status" id="said-too" aria-hidden="true"></p><button type="button" id="more">show more</button>
-<noscript><p>The table needs JavaScript; runs.csv beside this page holds the same.</p></noscript>"""
+<noscript><p>The table needs JavaScript; runs.csv beside this page has all its values.</p></noscript>"""
 
 
 def _unfinished(table: Table) -> str:
     if not table.others:
-        return "<h2>What failed</h2><p>Every run that was found is completed.</p>"
+        return "<h2>Runs without a result</h2><p>Every run that was found is completed.</p>"
     lines = "".join(
         f"<tr><td>{escape(str(row['name']))}</td><td>{escape(row['state'])}</td>"
         f'<td class="long">{escape(str(row["error"] or "–"))}</td></tr>'
@@ -163,38 +167,38 @@ def _unfinished(table: Table) -> str:
     )
     counts = ", ".join(f"{n} {state}" for state, n in table.states.items() if state != State.COMPLETED)
     return (
-        f"<h2>What failed, or is not done</h2><details{' open' if len(table.others) <= 20 else ''}>"
-        f"<summary>{len(table.others)} without a result: {escape(counts)}</summary>"
+        f"<h2>Runs without a result</h2><details{' open' if len(table.others) <= 20 else ''}>"
+        f"<summary>{len(table.others)}: {escape(counts)}</summary>"
         '<div class="wide" tabindex="0" role="region" aria-label="Runs without a result"><table id="failed"><thead><tr>'
         '<th scope="col">run</th><th scope="col">state</th><th scope="col">error</th></tr></thead>'
         f"<tbody>{lines}</tbody></table></div></details>"
     )
 
 
-def _apart(all_statistics: Sequence[Statistics]) -> str:
-    """The comparisons that are not mixed into the main one."""
+def _other_comparisons(all_statistics: Sequence[Statistics]) -> str:
+    """The comparisons other than the main one, each folded up."""
     if len(all_statistics) < 2:
         return ""
     parts = []
-    for statistics in all_statistics[1 : APART + 1]:
+    for statistics in all_statistics[1 : MOST_COMPARISONS + 1]:
         comparison = statistics.comparison
         parts.append(
-            f"<details><summary>{escape(comparison.name)}: {len(comparison.rows)} runs; differs in "
-            f"{escape(differs_said(comparison))}</summary>"
+            f"<details><summary>{escape(comparison.name)}: {len(comparison.rows)} runs; differs from the main one in "
+            f"{escape(describe_difference(comparison))}</summary>"
             + "".join(_question(question, "h3") for question in answer(statistics).questions)
             + "".join(_sheet(sheet) for sheet in sheets(statistics))
             + "</details>"
         )
-    more = len(all_statistics) - 1 - APART
+    more = len(all_statistics) - 1 - MOST_COMPARISONS
     parts += [f"<p>And {more} more, all in statistics.json.</p>"] if more > 0 else []
-    return f"<h2>Apart: what differs is not mixed</h2>{''.join(parts)}"
+    return f"<h2>Other comparisons</h2>{''.join(parts)}"
 
 
 def _recipe(statistics: Statistics) -> str:
     held = {name: value for name, value in statistics.comparison.fixed.items() if value is not None}
     lists = [
-        ("What all compared runs have in common", held),
-        ("What they were made with", versions_said(statistics.comparison.rows)),
+        ("Settings that all compared runs have in common", held),
+        ("Versions and environment of the compared runs", describe_versions(statistics.comparison.rows)),
     ]
     tables = "".join(
         f"<details><summary>{escape(title)}</summary>"
@@ -210,10 +214,10 @@ def _recipe(statistics: Statistics) -> str:
 
 
 def _reproduce(table: Table, command: str) -> str:
-    said = f"<p>This report:</p><pre>{escape(command)}</pre>"
-    each = "Each run by the command beside it in the table; the same settings are the same experiment."
+    report = f"<p>This command makes this report:</p><pre>{escape(command)}</pre>"
+    each = "Each run is repeated by the command beside it in the table."
     where = f"<p>Only runs with <code>{escape(table.where)}</code> were read.</p>" if table.where else ""
-    return f"<h2>To repeat it</h2>{said}{where}<p>{each}</p>"
+    return f"<h2>To repeat it</h2>{report}{where}<p>{each}</p>"
 
 
 def _value(value: Any) -> str:
@@ -221,7 +225,7 @@ def _value(value: Any) -> str:
 
 
 def _data(table: Table, x: str, y: str) -> str:
-    """The completed runs: a list of values a run, under ``columns``."""
+    """The JSON for the page's script: the values of each completed run, the columns' names and labels, the looks."""
     rows = table.completed
     plain = [
         name

@@ -1,10 +1,10 @@
-"""The curves that the papers print, to lay beside one's own: other data, other recipes, so always named as such.
+"""The curves published by the papers, to draw beside the runs' own; data and recipe differ, so each label says so.
 
-``published_curves.csv`` holds values read off vector figures of Hayase and Karakida 2024 (good to about 0.001). Fig. 4,
-Fig. S.2 and Table 1 plot the hidden width γ·m, the others the width m; here each is converted by its own expansion.
+``published_curves.csv`` holds values read off vector figures of Hayase & Karakida 2024 (accurate to about 0.001).
+Fig. 4, Fig. S.2 and Table 1 plot the hidden width γ·m, the others the width m; each is converted by its own expansion.
 
-The papers hold the formula's connections of square layers fixed. Runs under another budget are laid beside the series
-whose connections are nearest to theirs by that formula, and ``held_otherwise`` says what they hold fixed.
+The papers fix the connections Ω by the formula for square layers. Runs under another budget are compared with the
+series nearest in Ω by that formula, and ``held_otherwise`` says what the runs fix.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mixersweep.report.recipe import Comparison
 
 @dataclass(frozen=True)
 class Published:
-    """One series: ``x`` and ``y`` in the units of the axes, ``variant`` the line of one's own that it stands beside."""
+    """One published series: ``x`` and ``y`` in the units of the axes; ``variant`` labels the runs' own line."""
 
     label: str
     variant: str
@@ -35,10 +35,10 @@ class Published:
 
 
 def published(comparison: Comparison, x: str, y: str) -> list[Published]:
-    """The published series of the compared models, on their data where it was published and else on CIFAR-10.
+    """The published series of the compared models, on the same data set where there are some, else on CIFAR-10.
 
-    Of each figure and model it takes the series with the connections nearest to one's own. Empty where no published
-    figure has ``x`` on an axis, or for a ``y`` other than accuracy and error.
+    For each figure and model it is the series whose connections are nearest to the runs' own. There are none where no
+    published figure has ``x`` as an axis, or for a ``y`` other than accuracy and error.
     """
     if y not in ("accuracy", "error"):
         return []
@@ -62,15 +62,15 @@ def published(comparison: Comparison, x: str, y: str) -> list[Published]:
             nearest[model, figure] = min((best, connections), key=lambda c: abs(math.log(c / target)))
     series = []
     for (model, figure), connections in sorted(nearest.items()):
-        placed = sorted(points[model, figure, dataset, connections])
+        values = sorted(points[model, figure, dataset, connections])
         label = f"published {model}, {dataset}, Ω {connections:,.0f}, {_shown(figure)}"
-        xs, ys = [value for value, _ in placed], [value for _, value in placed]
+        xs, ys = [value for value, _ in values], [value for _, value in values]
         series.append(Published(label, variants[model], dataset, figure, xs, ys))
     return series
 
 
 def held_otherwise(comparison: Comparison) -> str:
-    """The sentence that sets one's own budget apart from the papers'; empty where it is theirs."""
+    """The sentence that says how the runs' budget differs from the papers'; empty where it does not."""
     if comparison.target == "connections_target":
         return ""
     own = [row["connections"] for row in comparison.rows]
@@ -82,13 +82,13 @@ def held_otherwise(comparison: Comparison) -> str:
 
 @cache
 def curves() -> list[dict[str, str]]:
-    """The rows of the file."""
+    """The rows of ``published_curves.csv``."""
     text = (files("mixersweep.report") / "published_curves.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 
 def _published_name(variant: Mapping[str, Any]) -> str:
-    """The papers' name of a network: ``pk`` with its default choices is one of theirs."""
+    """The papers' name for a network: ``pk`` with the right settings is one of their Mixers."""
     model = str(variant["model"])
     if model != "pk" or not variant.get("tied") or variant.get("random_layers") not in ("none", "both"):
         return model
@@ -96,7 +96,7 @@ def _published_name(variant: Mapping[str, Any]) -> str:
 
 
 def _x_of(row: Mapping[str, str], wanted: str) -> float | None:
-    """The value on the wanted axis: as printed, or converted by the series' own expansion and connections."""
+    """The value on the ``wanted`` axis, as printed or converted by the series' expansion and connections; else None."""
     name, value = row["x_name"], float(row["x"])
     if name == wanted:
         return value

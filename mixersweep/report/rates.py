@@ -1,7 +1,7 @@
-"""How the learning rate of each cell was found, read from its runs: whatever searched, the directories say what it saw.
+"""How the learning rate of each cell (a model at one width) was chosen, as its runs show.
 
-A rate counts as searched where at least two seeds ran at two rates and more, for as many epochs as the compared runs.
-The best of them is judged as the search does: by mean validation accuracy, where a diverged run counts as 0.
+A rate counts as searched where at least two seeds ran at two or more rates, for as many epochs as the compared runs.
+The best rate is that of the highest mean validation accuracy, where a diverged run counts as 0, as in the search.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import numpy as np
 Row = dict[str, Any]
 
 SEEDS = 2
-"""A choice takes at least so many seeds."""
+"""The fewest seeds that a search must have run at a rate."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The rates of one cell: the one that is compared, and the curve that it was chosen from.
+    """The learning rates of one cell: the one that is compared, and those it was chosen from.
 
-    ``tried`` holds the validation accuracies of the seeds that chose, by rate, None where a run diverged.
-    ``on_reported`` is how many rates the reported seeds themselves were a choice of: 1 where others chose.
-    ``diverged`` of the compared rate's ``runs`` left no result.
+    ``tried`` holds the validation accuracies of the search seeds by rate, None where a run diverged.
+    ``rates_of_reported`` is the number of rates that the reported seeds themselves were run at and chosen from, 1 where
+    other seeds chose. ``diverged`` is how many of the compared rate's ``runs`` diverged and left no result.
     """
 
     compared: float
     tried: dict[float, tuple[float | None, ...]]
-    on_reported: int = 1
+    rates_of_reported: int = 1
     diverged: int = 0
     runs: int = 0
 
     @property
-    def searched(self) -> bool:
-        """Whether the rate was a choice of several."""
+    def is_searched(self) -> bool:
+        """Whether the rate was chosen from several."""
         return len(self.tried) > 1
 
     @property
@@ -46,7 +46,7 @@ class Rates:
 
     @property
     def edge(self) -> str | None:
-        """``lowest`` or ``highest`` where the best rate has no worse one beyond it."""
+        """``lowest`` or ``highest`` where the best rate is at that edge of those tried, else None."""
         means = self.means
         if len(means) < 2:
             return None
@@ -54,8 +54,8 @@ class Rates:
         return "lowest" if best == min(means) else "highest" if best == max(means) else None
 
     @property
-    def lost(self) -> float:
-        """The share of the compared rate's runs that diverged."""
+    def diverged_fraction(self) -> float:
+        """The fraction of the compared rate's runs that diverged."""
         return self.diverged / self.runs if self.runs else 0.0
 
 
@@ -67,9 +67,9 @@ def rates_of(
     chose: set[str],
     seed_of: Callable[[Row], str],
 ) -> Rates:
-    """The rates of a cell, from its completed runs by rate (``tried``) and those that ``diverged``.
+    """Read the rates of a cell from its completed runs by rate (``tried``) and those that ``diverged``.
 
-    ``reported`` are those of ``tried`` whose seeds chose nothing, ``chose`` the seeds that did, everywhere.
+    ``reported`` are the runs of ``tried`` without the search seeds, ``chose`` the search seeds of the comparison.
     """
     seen: dict[float, dict[str, float | None]] = {
         rate: {seed_of(row): row["validation_accuracy"] for row in runs if row["validation_accuracy"] is not None}

@@ -1,9 +1,9 @@
-"""What the heads of compared networks read: a difference between unequal readouts is no difference of structures.
+"""Whether the heads of compared networks read equally much; if not, a difference may be theirs, not the structure's.
 
-The pooled head of a Mixer reads its channels, that of an MLP of the same width one mean for every ``patches`` units: a
-narrow one may read too little to be trained at all, and both read more or less as the width changes. A linear head
-reads all units. Heads of groups read as much in every network. Families that have no setting for the head count it
-among their layers, so that the budget holds it.
+The pooled head of a Mixer reads its channels; that of an MLP of the same width reads one mean for every ``patches``
+units, which in a narrow MLP may be too few to train at all. For both the number changes with the width. A linear head
+reads all units, and ``signed_groups`` the same number of features in every network. Families without a setting for the
+head count it among their layers, so it is part of the budget.
 """
 
 from __future__ import annotations
@@ -18,29 +18,32 @@ Row = Mapping[str, Any]
 
 
 class Readout(NamedTuple):
-    """The kind of head of a cell, how many features it reads, and their rank at the start, None where unknown."""
+    """The head of a cell: its kind, the number of features it reads, and their rank at initialisation.
+
+    Number and rank are None where they are unknown.
+    """
 
     kind: str
     features: int | None
     rank: int | None
 
     def __str__(self) -> str:
-        features = "an unknown number" if self.features is None else f"{self.features:,}"
+        features = "an unknown number of features" if self.features is None else f"{self.features:,} features"
         return features if self.rank is None else f"{features} of rank {self.rank:,}"
 
     def differs(self, other: Readout) -> bool:
-        """Whether the two read unlike features; ranks are compared where both were measured."""
+        """Whether kind, number or rank differ; ranks are compared where both were measured."""
         measured = None not in (self.rank, other.rank)
         return self[:2] != other[:2] or (measured and self.rank != other.rank)
 
-    def apart(self, other: Readout) -> float:
-        """How many times the one reads, of the largest of both numbers."""
+    def ratio_to(self, other: Readout) -> float:
+        """The larger over the smaller number of features, or of ranks, whichever ratio is larger."""
         numbers = [(own or 0, its or 0) for own, its in zip(self[1:], other[1:], strict=True)]
         return max(max(pair) / min(pair) if min(pair) else 0.0 for pair in numbers)
 
 
 def readout_of(runs: Sequence[Row]) -> Readout | None:
-    """What the head reads in a cell, the highest rank of its runs; None where the head is a layer of the budget."""
+    """The readout of a cell, with the highest rank of its runs; None where the head is a layer of the budget."""
     kind = runs[0].get("model.head")
     if kind is None:
         return None
@@ -48,19 +51,25 @@ def readout_of(runs: Sequence[Row]) -> Readout | None:
     return Readout(kind, runs[0].get("readout_dimension"), max(ranks, default=None))
 
 
-def bars_pair(joined: Sequence[tuple[Sequence[Row], Sequence[Row]]]) -> list[Reason]:
-    """What keeps a difference of two models from being claimed, of their runs at every width that is compared."""
+def reasons_to_bar_pair(joined: Sequence[tuple[Sequence[Row], Sequence[Row]]]) -> list[Reason]:
+    """The reason not to claim a difference of two models whose readouts differ; none where they are equal.
+
+    ``joined`` are the runs of both models at each width that is compared.
+    """
     found = [(readout_of(one), readout_of(other), one[0]["width"]) for one, other in joined]
     unlike = [(a, b, width) for a, b, width in found if a is not None and b is not None and a.differs(b)]
     if not unlike:
         return []
-    one, other, width = max(unlike, key=lambda each: each[0].apart(each[1]))
-    said = f": {one} against {other} at width {width:,} (train both with {_remedy(one)})"
-    return [Reason("the readouts differ", said)]
+    one, other, width = max(unlike, key=lambda each: each[0].ratio_to(each[1]))
+    text = f": {one} against {other} at width {width:,} (train both with {_remedy(one)})"
+    return [Reason("the readouts differ", text)]
 
 
-def bars_trend(cells: Sequence[Sequence[Row]]) -> list[Reason]:
-    """What keeps a trend from being claimed, of the runs of its widths: what the head reads changes with the width."""
+def reasons_to_bar_trend(cells: Sequence[Sequence[Row]]) -> list[Reason]:
+    """The reason not to claim a trend along which the readout changes; none where it does not.
+
+    ``cells`` are the runs at each width.
+    """
     found = [(readout, runs[0]["width"]) for runs in cells if (readout := readout_of(runs)) is not None]
     if not found:
         return []
@@ -68,32 +77,32 @@ def bars_trend(cells: Sequence[Sequence[Row]]) -> list[Reason]:
     unlike = [(readout, width) for readout, width in others if first.differs(readout)]
     if not unlike:
         return []
-    other, width = max(unlike, key=lambda each: first.apart(each[0]))
-    said = f": {first} at {narrowest:,} against {other} at {width:,} (train all with {_remedy(first)})"
-    return [Reason("the readouts differ along the width", said)]
+    other, width = max(unlike, key=lambda each: first.ratio_to(each[0]))
+    text = f": {first} at {narrowest:,} against {other} at {width:,} (train all with {_remedy(first)})"
+    return [Reason("the readouts differ along the width", text)]
 
 
 def _remedy(readout: Readout) -> str:
-    """The setting that makes them alike."""
+    """The setting that makes the readouts equal."""
     if readout.kind == "signed_groups":
         return "a smaller model.readout_dimension"
-    return f"model.head=signed_groups, which reads {DEFAULT_READOUT} of every network"
+    return f"model.head=signed_groups, which reads {DEFAULT_READOUT} features of every network"
 
 
-def told(runs: Mapping[str, Sequence[Row]]) -> list[str]:
-    """The caveat where heads read unequal numbers of features; ``runs`` of each model are those that are compared."""
+def readout_caveats(runs: Mapping[str, Sequence[Row]]) -> list[str]:
+    """The caveat where heads read different numbers of features, else none; ``runs`` are those compared, by model."""
     read = {model: sorted({r for row in rows if (r := row.get("readout_dimension"))}) for model, rows in runs.items()}
     if len(set().union(*map(set, read.values()))) < 2:
         return []
-    said = "; ".join(f"{model} {_span(own)}{_rank(runs[model])}" for model, own in read.items() if own)
-    return [f"heads read unequal numbers of features, which may decide by itself: {said}"]
+    text = "; ".join(f"{model} {_span(own)}{_rank(runs[model])}" for model, own in read.items() if own)
+    return [f"the heads read different numbers of features, which alone may explain a difference: {text}"]
 
 
 def _rank(rows: Sequence[Row]) -> str:
-    """The rank at the start of the runs that read fewest features, where it is less than they are."""
+    """The rank at initialisation of the runs that read the fewest features, where it is less than their number."""
     fewest = min((row for row in rows if row.get("readout_dimension")), key=lambda row: row["readout_dimension"])
     rank = fewest.get("readout_rank")
-    return f" (of rank {rank} at the start)" if rank is not None and rank < fewest["readout_dimension"] else ""
+    return f" (of rank {rank} at initialisation)" if rank is not None and rank < fewest["readout_dimension"] else ""
 
 
 def _span(numbers: Sequence[int]) -> str:

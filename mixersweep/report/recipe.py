@@ -1,10 +1,10 @@
-"""What may differ inside one comparison, and what must not.
+"""Group runs into comparisons: which settings may differ inside one, and which must be equal.
 
 A comparison holds fixed the data, the training recipe, the depth, the budget and the version of the numbers. Inside it
 differ the model (with the settings that make one family's networks different: a *variant*), the width and shape, the
-seed, and the learning rate, which may be chosen for each model and width. Every setting that is not named here as one
-that may differ must be equal, so a setting that is added later splits comparisons rather than mix unlike runs. Whoever
-reads a report may say of more settings that they make lines of their own (``named_by``).
+seed, and the learning rate, which may be chosen for each model and width. Every other setting must be equal, so a
+setting that is added later splits comparisons rather than mixing unlike runs. A report can be asked to make further
+settings part of a variant (``named_by``).
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ SHAPE = (
     "count",
     "flops",
 )
-"""Settings that the rule turned into sizes: the sizes are compared, not how they were asked for."""
+"""Settings that determine sizes: runs are compared by their sizes, not by how these were asked for."""
 
 SHARED = ("head", "readout_dimension", "activation", "norm_eps", "bias", "pretrained_sha256")
-"""Settings of a model that all families have: what differs in them is no comparison of families."""
+"""Settings that all families have: they must be equal in a comparison of families."""
 
 FREE = ("seed", "optim.lr", *SHAPE)
 
 PURPOSES = tuple(sorted(field.name for field in dataclasses.fields(Seeds)))
-"""What has a seed of its own."""
+"""The purposes that can have a seed of their own."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Completed runs that may stand in one figure: ``fixed`` is what all have in common.
+    """Completed runs that may be compared in one figure; ``fixed`` are the settings that all have in common.
 
-    ``cells`` are the runs that are compared, each cell those of one learning rate; ``searched`` are the completed runs
-    at other learning rates and those whose seeds chose the learning rates, ``unfinished`` those without a result.
-    ``rates`` says of each cell how its learning rate was found, ``search_epochs`` for how long rates were searched
-    where that is not as long as the compared runs trained. ``differs`` says in what it differs from the largest
-    comparison: (its own value, the other's).
+    ``cells`` are the compared runs, in each cell those of one learning rate. ``searched`` are the completed runs at
+    other learning rates and those of the search seeds, ``unfinished`` the runs without a result. ``variants`` are the
+    settings behind each label. ``rates`` says how each cell's learning rate was found; ``search_epochs`` are the
+    training lengths of searches that were shorter or longer than the compared runs. ``differs`` are the settings that
+    differ from the largest comparison: (own value, the other's).
     """
 
     fixed: dict[str, Any]
@@ -87,35 +87,35 @@ class Comparison:
 
     @property
     def target(self) -> str:
-        """The column of what was held fixed."""
+        """The column of the size that the budget fixed."""
         return next(name for name in TARGETS if name in self.fixed)
 
     @property
     def held(self) -> str:
-        """``16,384 connections a layer``."""
+        """The fixed budget in words: ``16,384 connections a layer``."""
         return f"{self.fixed[self.target]:,} {HELD[self.target]}"
 
     def cell_of(self, row: Row) -> Cell:
-        """Where a run of this comparison belongs, whatever its learning rate."""
+        """The cell of a run of this comparison, whatever its learning rate."""
         own = variant_of(row)
         label = next((label for label, variant in self.variants.items() if variant == own), "")
         return label, row["width_target"], row["shape"]
 
     @property
     def learning_rates(self) -> dict[Cell, float]:
-        """Of each cell."""
+        """The compared learning rate of each cell."""
         return {cell: runs[0]["optim.lr"] for cell, runs in self.cells.items()}
 
     @property
     def name(self) -> str:
-        """Data, budget and depth, in words."""
+        """The data set, budget and depth, in words."""
         held = self.held.replace("trainable ", "")
         depth = f", depth {self.fixed['depth']}" if "depth" in self.fixed else ""
         return f"{self.fixed.get('data.name')}, {held}{depth}"
 
 
 def comparisons(completed: Iterable[Row], others: Iterable[Row] = ()) -> list[Comparison]:
-    """The comparisons that completed runs allow, the largest (in compared runs) first; each says how it differs."""
+    """Group completed runs into comparisons, that with the most compared runs first; ``others`` have no result."""
     completed = list(completed)
     groups: dict[str, list[Row]] = defaultdict(list)
     unfinished: dict[str, list[Row]] = defaultdict(list)
@@ -143,19 +143,19 @@ def comparisons(completed: Iterable[Row], others: Iterable[Row] = ()) -> list[Co
 
 
 def _searched_for(one: Comparison, made: Sequence[Comparison]) -> list[int]:
-    """The numbers of epochs at which rates were searched in comparisons that differ in nothing else."""
+    """The training lengths, in epochs, of rate searches in comparisons that differ from this one in nothing else."""
     return sorted(
         other.fixed["epochs"]
         for other in made
-        if any(rates.searched for rates in other.rates.values())
+        if any(rates.is_searched for rates in other.rates.values())
         and set(difference(one.fixed, other.fixed)) == {"epochs"}
     )
 
 
 def named_by(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
-    """The rows with these settings as part of what sets lines apart, and no more of what must be equal, or of the seed.
+    """Make these settings part of the variant of each row, rather than settings that must be equal or part of the seed.
 
-    Raises ``UserError`` for a name that no run has, and for what is compared in every report or in none.
+    Raises ``UserError`` for a setting that no run has, and for one that always, or never, differs in a comparison.
     """
     rows = list(rows)
     known = {name for row in rows for name in row["settings"]}
@@ -163,10 +163,10 @@ def named_by(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
         if name in known and not (name == "seed" or name in SHAPE or name.startswith("data.")):
             continue
         if name in known or name in SHAPE:
-            why = "the runs of a line differ in it"
+            why = "the runs of one line differ in it"
             if name.startswith("data."):
-                why = "accuracies on other images are not compared"
-            raise UserError(f"--by {name}: makes no lines, {why}; give a setting such as seeds.structure")
+                why = "accuracies on different data are not compared"
+            raise UserError(f"--by {name}: cannot separate lines, {why}; give a setting such as seeds.structure")
         near = difflib.get_close_matches(name, sorted(known), 1)
         nearest = f"; the nearest is {near[0]}" if near else ""
         raise UserError(f"--by {name}: no run has such a setting{nearest}")
@@ -179,7 +179,7 @@ def named_by(rows: Iterable[Row], names: Sequence[str]) -> list[Row]:
 
 
 def fixed_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal for a run to be compared with others."""
+    """The settings of a run that must be equal in a comparison."""
     target = target_of(row)
     held = {name: value for name, value in row["settings"].items() if name not in FREE}
     held = {name: value for name, value in held.items() if not name.startswith(("model.", "seeds."))}
@@ -195,14 +195,14 @@ HELD = {
     "weights_target": "trainable mixing weights a layer",
     "connections_target": "connections a layer",
 }
-"""What the budget fixed, in words."""
+"""The size that each budget fixes, in words."""
 
 
 def _also_meets(row: Row, by_target: Mapping[tuple[str, Any], Sequence[Mapping[str, Any]]]) -> list[str]:
-    """The comparisons under the other budget that a run meets exactly.
+    """The keys of comparisons under other budgets whose target a run meets exactly.
 
-    The same network is the same run under both budgets: it was trained once, and its record names the budget that was
-    asked for first.
+    The same network is the same run under both budgets: it is trained once, and its record names only the budget it
+    was first asked for with.
     """
     own = fixed_of(row)
     alike = {name: value for name, value in own.items() if name not in TARGETS}
@@ -215,20 +215,20 @@ def _also_meets(row: Row, by_target: Mapping[tuple[str, Any], Sequence[Mapping[s
 
 
 def variant_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make a family's networks different from each other."""
+    """The variant of a run: its model, expansion and further model settings that make networks of a family differ."""
     settings = {name.partition(".")[2]: value for name, value in row["settings"].items() if name.startswith("model.")}
     own = {name: value for name, value in settings.items() if name not in (*SHARED, "name")}
     return {"model": row["model"], "expansion": row["expansion"], **own, **row.get("named_by", {})}
 
 
 def replicate_of(row: Mapping[str, Any]) -> str:
-    """The seed of a run, with the seeds that were set one by one."""
+    """The seed of a run as text, with the seeds of single purposes where they were set: ``0 structure=7``."""
     own = {name: row["settings"].get(f"seeds.{name}") for name in PURPOSES}
     return str(row["seed"]) + "".join(f" {name}={value}" for name, value in own.items() if value is not None)
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two comparisons differ, each with both values."""
+    """The settings in which two comparisons differ, with both values."""
     names = dict.fromkeys([*one, *other])
     return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
 
@@ -245,9 +245,9 @@ def _comparison(fixed: dict[str, Any], rows: Sequence[Row], unfinished: Sequence
         if row["state"] == State.DIVERGED:
             diverged[_cell_of(row, labels)].append(row)
     chose = _search_seeds(tried, diverged)
-    place = {label: order_of(variant["model"]) for label, variant in variants.items()}
+    rank = {label: order_of(variant["model"]) for label, variant in variants.items()}
     cells, searched, rates = {}, [], {}
-    for cell in sorted(tried, key=lambda cell: (place[cell[0]], cell[0], cell[1], str(cell[2]))):
+    for cell in sorted(tried, key=lambda cell: (rank[cell[0]], cell[0], cell[1], str(cell[2]))):
         reported = {rate: [r for r in runs if replicate_of(r) not in chose] for rate, runs in tried[cell].items()}
         chosen = chosen_rate(tried[cell], reported)
         compared = reported[chosen] or tried[cell][chosen]
@@ -255,7 +255,7 @@ def _comparison(fixed: dict[str, Any], rows: Sequence[Row], unfinished: Sequence
         rates[cell] = rates_of(tried[cell], diverged[cell], chosen, reported, chose, replicate_of)
         kept = set(map(id, compared))
         searched += [row for runs in tried[cell].values() for row in runs if id(row) not in kept]
-    order = sorted(variants, key=lambda label: (place[label], label))
+    order = sorted(variants, key=lambda label: (rank[label], label))
     ordered = {label: variants[label] for label in order}
     return Comparison(fixed, cells, searched, list(unfinished), ordered, sorted(chose), rates)
 
@@ -267,7 +267,10 @@ def _cell_of(row: Row, labels: Mapping[str, str]) -> Cell:
 def _search_seeds(
     tried: Mapping[Cell, Mapping[float, Sequence[Row]]], diverged: Mapping[Cell, Sequence[Row]]
 ) -> set[str]:
-    """The seeds that chose learning rates: wherever they are, they were tried at several, and there are others."""
+    """The seeds that served to choose learning rates: those with several rates in every cell they occur in.
+
+    There are none where all seeds are like that.
+    """
     at: dict[str, list[int]] = defaultdict(list)
     for cell, rates in tried.items():
         counts = Counter(replicate_of(row) for runs in (*rates.values(), diverged.get(cell, ())) for row in runs)
@@ -278,9 +281,9 @@ def _search_seeds(
 
 
 def chosen_rate(tried: Mapping[float, Sequence[Row]], reported: Mapping[float, Sequence[Row]]) -> float:
-    """The learning rate that is compared: that with the most seeds, then the best on validation, never on test.
+    """The learning rate that is compared: that with the most seeds, then that best on validation, never on test.
 
-    ``reported`` are the runs of ``tried`` whose seeds chose nothing.
+    ``reported`` are the runs of ``tried`` without the search seeds.
     """
 
     def merit(rate: float) -> tuple[int, int, float, float]:
@@ -291,7 +294,7 @@ def chosen_rate(tried: Mapping[float, Sequence[Row]], reported: Mapping[float, S
 
 
 def _labels(rows: Sequence[Row]) -> dict[str, str]:
-    """A line's name: the model, with the settings in which the lines of that model differ."""
+    """The label of each variant: the model, with the settings in which its variants differ."""
     by_model: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         variant = variant_of(row)

@@ -1,4 +1,4 @@
-"""The tables of a report: raw values for machines, texts for people."""
+"""The tables of a report: their raw values and how these are shown."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 from mixersweep.report import sizes
 from mixersweep.report.bootstrap import Interval
 from mixersweep.report.claims import ALPHA
-from mixersweep.report.say import between, points
+from mixersweep.report.say import format_interval, format_points, plural
 from mixersweep.report.statistics import Statistics
-from mixersweep.report.verdicts import of_pair, of_trend
+from mixersweep.report.verdicts import judge_pair, judge_trend
 
 
 @dataclass(frozen=True)
 class Column:
-    """``show`` makes the text of a cell from the raw value; numbers stand right.
+    """A column of a table; ``show`` formats a raw value, and numbers are aligned right.
 
-    ``bound`` names the key that says whether the value is an upper bound alone.
+    ``bound`` is the key that says whether the value is only an upper bound.
     """
 
     key: str
     header: str
     show: Callable[[Any], str] = str
-    number: bool = True
+    is_number: bool = True
     bound: str | None = None
 
     def text(self, row: dict[str, Any]) -> str:
-        """A cell as it is read; nothing is a dash."""
+        """The text of this column's cell in a row; a dash for None."""
         if row[self.key] is None:
             return "–"
         if self.bound and row[self.bound]:
@@ -39,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A small table of results: raw ``rows`` for machines, ``texts`` for people."""
+    """A small table of results: raw ``rows``, and ``texts``, the same as they are shown."""
 
     name: str
     title: str
@@ -49,12 +49,12 @@ class Sheet:
 
     @property
     def texts(self) -> list[list[str]]:
-        """The rows as they are read."""
+        """The rows as they are shown."""
         return [[column.text(row) for column in self.columns] for row in self.rows]
 
 
 def _with_values(columns: list[Column], rows: list[dict[str, Any]]) -> list[Column]:
-    """The columns that any row has a value in."""
+    """The columns in which at least one row has a value."""
     return [c for c in columns if any(row[c.key] is not None for row in rows)]
 
 
@@ -70,8 +70,8 @@ def sheets(statistics: Statistics) -> list[Sheet]:
     return [sheet for sheet in made if sheet.rows]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
 
 
 def _percents(interval: Interval) -> str:
@@ -83,7 +83,7 @@ def _whole(number: float) -> str:
 
 
 def accuracy_sheet(statistics: Statistics) -> Sheet:
-    """A row a model, width and shape."""
+    """Test accuracy and sizes, a row for each model, width and shape."""
     rows = []
     for cell in statistics.cells:
         first, e, mean = cell.rows[0], cell.accuracy, cell.mean
@@ -109,8 +109,8 @@ def accuracy_sheet(statistics: Statistics) -> Sheet:
             }
         )
     columns = [
-        Column("model", "model", number=False),
-        Column("shape", "shape", number=False),
+        Column("model", "model", is_number=False),
+        Column("shape", "shape", is_number=False),
         Column("width", "width m", _whole),
         Column("tokens", "S", _whole),
         Column("channels", "C", _whole),
@@ -118,8 +118,8 @@ def accuracy_sheet(statistics: Statistics) -> Sheet:
         Column("density", "density", "{:.3g}".format),
         Column("mixing_parameters", "mixing weights", _whole),
         Column("parameters", "parameters", _whole),
-        Column("learning_rate", "lr", "{:g}".format),
-        Column("seeds", "seeds n", _whole),
+        Column("learning_rate", "learning rate", "{:g}".format),
+        Column("seeds", "seeds", _whole),
         Column("test_accuracy", "test accuracy %", _percent),
         Column("standard_deviation", "sd", _percent),
         Column("interval_over_seeds", "95% over seeds", _percents),
@@ -128,25 +128,25 @@ def accuracy_sheet(statistics: Statistics) -> Sheet:
         Column("seconds", "seconds", "{:.1f}".format),
     ]
     images = f"{statistics.images:,} test images" if statistics.images else "no test predictions"
-    note = f"Means over n seeds; sd is the standard deviation of a run; {images}."
+    note = f"Means over seeds with 95% intervals; sd is the standard deviation over seeds; {images}."
     return Sheet("accuracy", "Test accuracy by model and width", _with_values(columns, rows), rows, note)
 
 
 def number_sheet(rows: list[dict[str, Any]], note: str) -> Sheet:
-    """The numbers of the answer, a row a verdict."""
+    """The numbers behind the answer, a row for each verdict."""
     columns = [
-        Column("of", "", number=False),
-        Column("value", "points", partial(points, unit=False)),
-        Column("interval", "95%", between),
-        Column("p_holm", "p", p_only, bound="p_is_bound"),
+        Column("of", "", is_number=False),
+        Column("value", "points", partial(format_points, unit=False)),
+        Column("interval", "95% interval", format_interval),
+        Column("p_holm", "p (Holm)", _p_cell, bound="p_is_bound"),
         Column("n", "n", _whole),
         Column("seeds", "seeds", _whole),
     ]
-    return Sheet("numbers", "The numbers", _with_values(columns, rows), rows, note)
+    return Sheet("numbers", "The numbers behind the verdicts", _with_values(columns, rows), rows, note)
 
 
 def pair_sheet(statistics: Statistics) -> Sheet:
-    """The primary tests."""
+    """The primary tests, a row for each pair of models."""
     rows = [
         {
             "first": pair.first,
@@ -165,25 +165,25 @@ def pair_sheet(statistics: Statistics) -> Sheet:
             "clean_difference": pair.clean and pair.clean.value,
             "clean_interval": pair.clean and pair.clean.interval,
             "sizes": pair.sizes,
-            "verdict": of_pair(pair).recorded,
+            "verdict": judge_pair(pair).in_full,
         }
         for pair in statistics.pairs
     ]
     columns = [
-        Column("first", "model", number=False),
-        Column("second", "minus", number=False),
+        Column("first", "model A", is_number=False),
+        Column("second", "model B", is_number=False),
         Column("widths", "widths", _whole),
-        Column("pairs", "pairs n", _whole),
+        Column("pairs", "pairs of runs", _whole),
         Column("seeds", "seeds", _whole),
-        Column("difference", "difference, points", points_only),
-        Column("interval_over_seeds", "95% over seeds", between),
-        Column("interval_over_seeds_and_images", "95% over seeds and images", between),
-        Column("p", "p", p_only, bound="p_is_bound"),
-        Column("p_holm", "p Holm", p_only, bound="p_is_bound"),
-        Column("detectable", "would show", _percent),
-        Column("clean_difference", "without rank-limited heads", points_only),
-        Column("clean_interval", "95%", between),
-        Column("sizes", "sizes differ by", differing, number=False),
+        Column("difference", "A − B, points", _points_cell),
+        Column("interval_over_seeds", "95% over seeds", format_interval),
+        Column("interval_over_seeds_and_images", "95% over seeds and images", format_interval),
+        Column("p", "p", _p_cell, bound="p_is_bound"),
+        Column("p_holm", "p (Holm)", _p_cell, bound="p_is_bound"),
+        Column("detectable", "detectable, points", _percent),
+        Column("clean_difference", "without rank-limited heads", _points_cell),
+        Column("clean_interval", "95% without them", format_interval),
+        Column("sizes", "sizes differ by", _sizes_cell, is_number=False),
     ]
     best = statistics.pairs and statistics.pairs[0].at_best is not None
     joined = (
@@ -194,33 +194,33 @@ def pair_sheet(statistics: Statistics) -> Sheet:
     note = f"{joined}; {_tested(statistics)}"
     if statistics.unpaired:
         note += (
-            " Never at equal targets, so not tested: " + "; ".join(f"{a} and {b}" for a, b in statistics.unpaired) + "."
+            " Not tested, having no equal targets: " + "; ".join(f"{a} and {b}" for a, b in statistics.unpaired) + "."
         )
     left = [f"{pair.first} and {pair.second} at {where}" for pair in statistics.pairs for where in pair.left_out]
     if left:
         note += f" Left out: {'; '.join(left)}."
-    return Sheet("pairs", "Models against each other", _with_values(columns, rows), rows, note)
+    return Sheet("pairs", "Differences between models", _with_values(columns, rows), rows, note)
 
 
 def _tested(statistics: Statistics) -> str:
-    """How claims are tested, in words."""
-    between, claims = statistics.between, statistics.claims
-    apart = (
-        f"what else sets a width apart (sd {100 * between.variance**0.5:.2f} points, from {between.freedom} residuals "
-        "of the trends) is a random effect"
-        if between is not None
-        else "intervals are given each width's learning rate and sizes, as there are too few widths to say what else "
-        "sets one apart"
+    """Describe how claims are tested."""
+    effect = statistics.cell_effect
+    widths = (
+        f"other effects of single widths (sd {100 * effect.variance**0.5:.2f} points, from {effect.freedom} residuals "
+        "of the trends) are random effects"
+        if effect is not None
+        else "intervals take each width's learning rate and sizes as given, since there are too few widths to estimate "
+        "other effects of single widths"
     )
     return (
-        f"seeds and test images resampled together, {statistics.draws:,} draws; {apart}; p two-sided, corrected by "
-        f"Holm over the {claims} claim{'s' * (claims != 1)} of this report, decided at {ALPHA:g}; an effect that would "
-        "show is shown 4 times in 5."
+        f"seeds and test images are resampled together, {statistics.draws:,} draws; {widths}; p is two-sided, "
+        f"corrected by Holm for the {plural(statistics.claims, 'claim')} of this report, significant up to {ALPHA:g}; "
+        "a detectable effect would be shown 4 times in 5."
     )
 
 
 def trend_sheet(statistics: Statistics) -> Sheet:
-    """Accuracy against log2 of the width, quoted over the range of widths."""
+    """The trends of accuracy with log2 of the width, a row for each model and branch."""
     rows = [
         {
             "model": trend.variant,
@@ -239,39 +239,39 @@ def trend_sheet(statistics: Statistics) -> Sheet:
             "detectable": trend.rise.detectable,
             "slope": trend.slope.value if trend.doublings >= 1 else None,
             "sizes": trend.sizes,
-            "verdict": of_trend(trend).recorded,
+            "verdict": judge_trend(trend).in_full,
         }
         for trend in statistics.trends
     ]
     columns = [
-        Column("model", "model", number=False),
-        Column("branch", "branch", number=False),
+        Column("model", "model", is_number=False),
+        Column("branch", "branch", is_number=False),
         Column("widths", "widths", _whole),
-        Column("narrowest", "from", _whole),
-        Column("widest", "to", _whole),
-        Column("runs", "runs n", _whole),
+        Column("narrowest", "from width", _whole),
+        Column("widest", "to width", _whole),
+        Column("runs", "runs", _whole),
         Column("seeds", "seeds", _whole),
-        Column("rise", "points from first to last", points_only),
-        Column("interval_over_seeds", "95% over seeds", between),
-        Column("interval_over_seeds_and_images", "95% over seeds and images", between),
-        Column("p", "p", p_only, bound="p_is_bound"),
-        Column("p_holm", "p Holm", p_only, bound="p_is_bound"),
-        Column("detectable", "would show", _percent),
-        Column("slope", "points a doubling", points_only),
-        Column("sizes", "changes along it", differing, number=False),
+        Column("rise", "change, points", _points_cell),
+        Column("interval_over_seeds", "95% over seeds", format_interval),
+        Column("interval_over_seeds_and_images", "95% over seeds and images", format_interval),
+        Column("p", "p", _p_cell, bound="p_is_bound"),
+        Column("p_holm", "p (Holm)", _p_cell, bound="p_is_bound"),
+        Column("detectable", "detectable, points", _percent),
+        Column("slope", "points per doubling", _points_cell),
+        Column("sizes", "what else changes", _sizes_cell, is_number=False),
     ]
     note = (
-        "Slope of test accuracy on log2 of the width, by least squares through the means of the widths, over the range "
-        f"that was measured (and a doubling, where there is one); {_tested(statistics)}"
+        "Slope of test accuracy on log2 of the width, by least squares through the means of the widths, times the "
+        f"range of widths (and per doubling, where the range is one or more); {_tested(statistics)}"
     )
     mixers = [row for row in statistics.comparison.rows if row["shape"]]
     if mixers and statistics.comparison.budget == "connections" and all(row["expansion"] == 1 for row in mixers):
-        note += " At γ = 1 and fixed Ω, width and C / S are one variable of a Mixer: this is a trend of both."
-    return Sheet("trends", "Accuracy against width", _with_values(columns, rows), rows, note)
+        note += " At γ = 1 and fixed Ω, a Mixer's width determines its C / S: the trend is one of both."
+    return Sheet("trends", "Trends of accuracy with width", _with_values(columns, rows), rows, note)
 
 
 def width_sheet(statistics: Statistics) -> Sheet:
-    """The models at each width, a row a pair of models and width."""
+    """The differences at each width, a row for each pair of models and width."""
     rows = [
         {
             "first": test.first,
@@ -288,30 +288,30 @@ def width_sheet(statistics: Statistics) -> Sheet:
         for test in statistics.per_width
     ]
     columns = [
-        Column("first", "model", number=False),
-        Column("second", "minus", number=False),
+        Column("first", "model A", is_number=False),
+        Column("second", "model B", is_number=False),
         Column("width", "target width", _whole),
-        Column("shape", "shape", number=False),
-        Column("seeds", "pairs n", _whole),
-        Column("difference", "difference, points", points_only),
-        Column("interval_over_seeds", "95% over seeds (t)", between),
-        Column("interval_over_seeds_and_images", "95% over seeds and images", between),
-        Column("p_t", "p of t", p_only),
-        Column("p_sign", "p of sign flips", p_only),
+        Column("shape", "shape", is_number=False),
+        Column("seeds", "pairs of runs", _whole),
+        Column("difference", "A − B, points", _points_cell),
+        Column("interval_over_seeds", "95% over seeds (t)", format_interval),
+        Column("interval_over_seeds_and_images", "95% over seeds and images", format_interval),
+        Column("p_t", "p (t-test)", _p_cell),
+        Column("p_sign", "p (sign flips)", _p_cell),
     ]
     note = (
-        "Described, not decided: Student's t over seeds, and the exact sign-flip test where n could reach "
-        f"{ALPHA:g}; not corrected for their number, so nothing is claimed of a single width."
+        "Descriptive: Student's t-test over seeds, and the exact sign-flip test where there are enough pairs for it to "
+        f"reach {ALPHA:g}; not corrected for the number of tests, so nothing is claimed for a single width."
     )
-    return Sheet("widths", "At each width", _with_values(columns, rows), rows, note)
+    return Sheet("widths", "Differences at each width", _with_values(columns, rows), rows, note)
 
 
 def rate_sheet(statistics: Statistics) -> Sheet:
-    """How each learning rate was found: the curve of rates, and where its best lies."""
+    """The search for learning rates, a row for each model and width: validation accuracy by rate, and the best."""
     rows = []
     for cell in statistics.cells:
         rates = statistics.comparison.rates[cell.cell]
-        if not rates.searched:
+        if not rates.is_searched:
             continue
         rows.append(
             {
@@ -328,41 +328,39 @@ def rate_sheet(statistics: Statistics) -> Sheet:
             }
         )
     columns = [
-        Column("model", "model", number=False),
-        Column("shape", "shape", number=False),
+        Column("model", "model", is_number=False),
+        Column("shape", "shape", is_number=False),
         Column("width", "width m", _whole),
-        Column("learning_rate", "lr", "{:g}".format),
-        Column("seeds", "seeds that chose", _whole),
-        Column("curve", "validation accuracy % by lr", _curve, number=False),
-        Column("best", "best", number=False),
+        Column("learning_rate", "learning rate", "{:g}".format),
+        Column("seeds", "search seeds", _whole),
+        Column("curve", "rates tried: validation accuracy %", _curve, is_number=False),
+        Column("best", "position of the best", is_number=False),
     ]
     note = (
-        "Mean validation accuracy, where a diverged run counts as 0. Where the best is the lowest or highest that was "
-        "tried, or nothing was searched, no trend is claimed."
+        "Mean validation accuracy, where a diverged run counts as 0. Where the best rate is the lowest or highest "
+        "tried, or no rate was searched, no trend is claimed."
     )
-    return Sheet("rates", "Learning rates", _with_values(columns, rows), rows, note)
+    return Sheet("rates", "Search for learning rates", _with_values(columns, rows), rows, note)
 
 
 def _curve(values: list[dict[str, Any]]) -> str:
     """``0.0316: 74.0, 0.1: 79.8, 0.316: 40.1 (1 diverged)``."""
-    said = []
+    text = []
     for value in values:
         gone = f" ({value['diverged']} diverged)" if value["diverged"] else ""
-        said.append(f"{value['learning_rate']:g}: {100 * value['validation_accuracy']:.1f}{gone}")
-    return ", ".join(said)
+        text.append(f"{value['learning_rate']:g}: {100 * value['validation_accuracy']:.1f}{gone}")
+    return ", ".join(text)
 
 
-def differing(found: Mapping[str, float]) -> str:
-    """Sizes that differ by more than 5%, or the one that differs most."""
-    name, share = next(iter(found.items()), ("", 0.0))
-    return sizes.beyond(found) or (f"{name} {share:.2%}" if share else "equal")
+def _sizes_cell(found: Mapping[str, float]) -> str:
+    """The sizes that differ by more than 5%, else the one that differs most."""
+    name, difference = next(iter(found.items()), ("", 0.0))
+    return sizes.describe_large(found) or (f"{name} {difference:.2%}" if difference else "equal")
 
 
-def points_only(share: float) -> str:
-    """Percentage points without the word."""
-    return f"{100 * share:+.2f}".replace("-", "−")
+def _points_cell(fraction: float) -> str:
+    return f"{100 * fraction:+.2f}".replace("-", "−")
 
 
-def p_only(p: float) -> str:
-    """A p without the letter."""
+def _p_cell(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,15 +1,15 @@
-"""The tests of a report: models against each other, and each model's accuracy against its width.
+"""The tests of a report: differences between models, and trends of each model's accuracy with its width.
 
 For each pair of models: paired differences at equal targets, shape and seed, pooled over widths. With
-``budget=parameters`` the best widths are compared instead, since at equal width an MLP's fan-in is 1; they are chosen
-on validation with other seeds than are tested. For each model and branch: the slope on log width, over the seeds that
-all its widths have. Seeds and test images are resampled together (``bootstrap``), what seeds do not resample is a
-random effect of the cell (``cell_effect``), and Holm's correction counts every claim of a report, trends and pairs of
-all its comparisons. At each width, Student's t over seeds is shown, and nothing is claimed.
+``budget=parameters`` the best widths are compared instead, since at equal width an MLP's mean fan-in is 1; they are
+chosen on validation, with other seeds than those tested. For each model and branch: the slope of accuracy on log width,
+over the seeds that all its widths have. Seeds and test images are resampled together (``bootstrap``), what seeds do not
+resample is a random effect of the cell (``cell_effect``), and Holm's correction counts every claim of a report: trends
+and pairs of all its comparisons. At each width, Student's t over seeds is shown, but nothing is claimed.
 
-Runs below a mean fan-in of 4 are shown and take part in no claim; nor does anything whose readouts differ
-(``readouts``). Where both heads of a pair are rank-limited alike, with fewer channels than classes, the difference is
-tested again without them (``clean``), and claimed only if that bears it out.
+Runs below a mean fan-in of 4 are shown but take part in no claim, and nothing is claimed where readouts differ
+(``readouts``). Where heads are rank-limited, with fewer channels than classes, the difference is also tested without
+them (``clean``) and claimed only if that test confirms it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from mixersweep.report import objections, sizes
 from mixersweep.report.bootstrap import CellEffect, Estimate, Floats, draws_for, estimate
-from mixersweep.report.caveats import CellStatistics, caveats, degenerate, rank_limited
-from mixersweep.report.cell_effect import cell_effect, residual_contrasts
+from mixersweep.report.caveats import CellStatistics, caveats, is_degenerate, is_rank_limited
+from mixersweep.report.cell_effect import estimate_cell_effect, residual_contrasts
 from mixersweep.report.claims import ALPHA, Claim, Pair, Trend, WidthTest
 from mixersweep.report.exact import holm, sign_flip_p
 from mixersweep.report.recipe import Cell, Comparison, Row, replicate_of
@@ -38,15 +38,16 @@ Terms = list[tuple[Row, float]]
 """A contrast: runs and their weights."""
 
 AT_ONCE = 200
-"""How many contrasts are estimated at a time, for memory."""
+"""The most contrasts that are estimated at a time, to limit memory."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Everything that is claimed of one comparison, with what stands in the way of claiming more.
+    """All tests of one comparison, with its caveats (``warnings``).
 
-    ``claims`` is how many claims the whole report tests, ``draws`` how many its numbers come from, ``between`` the
-    effect of cells, None where it could not be estimated.
+    ``unpaired`` are the pairs of models without runs at equal targets, and ``residual`` is the largest relative
+    deviation from a target, with its run. ``claims`` is the number of claims that the whole report tests, ``draws``
+    the number of bootstrap draws. ``cell_effect`` is None where it could not be estimated.
     """
 
     comparison: Comparison
@@ -58,7 +59,7 @@ class Statistics:
     images: int | None
     residual: tuple[float, Row]
     warnings: list[str]
-    between: CellEffect | None
+    cell_effect: CellEffect | None
     claims: int
     draws: int
 
@@ -66,10 +67,10 @@ class Statistics:
 def statistics(
     comparisons: Sequence[Comparison], read: Read = predictions, draws: int | None = None
 ) -> list[Statistics]:
-    """All tests of a report's comparisons; the same runs give the same numbers.
+    """Compute all tests of a report's comparisons; the same runs give the same numbers.
 
-    ``read`` gives which test images a run got right, and their labels. ``draws`` is how often seeds and images are
-    resampled, by default as often as the number of claims needs.
+    ``read`` returns which test images a run classified correctly, and their labels. ``draws`` is the number of
+    bootstrap draws, by default what the number of claims needs.
     """
     drafts = [_Draft(comparison, read) for comparison in comparisons]
     claims = sum(draft.claims for draft in drafts)
@@ -78,8 +79,8 @@ def statistics(
 
 
 def _corrected(all_statistics: Sequence[Statistics]) -> list[Statistics]:
-    """With Holm's correction over the claims of all."""
-    tested = [claim for one in all_statistics for claim in (*one.pairs, *one.trends) if claim.tested]
+    """Add Holm's correction over the tested claims of all comparisons."""
+    tested = [claim for one in all_statistics for claim in (*one.pairs, *one.trends) if claim.is_tested]
     corrected = dict(zip(map(id, tested), holm([claim.effect.p or 0.0 for claim in tested]), strict=True))
 
     def with_p(claims: Sequence[Any]) -> list[Any]:
@@ -89,14 +90,14 @@ def _corrected(all_statistics: Sequence[Statistics]) -> list[Statistics]:
 
 
 class _Draft:
-    """The tests of one comparison before their numbers: what is compared, and what bars it from being claimed."""
+    """The tests of one comparison before they are computed: the contrasts, and the reasons that bar a claim."""
 
     def __init__(self, comparison: Comparison, read: Read) -> None:
         self.comparison = comparison
         self.rows = comparison.rows
-        self.cells = {cell: runs for cell, runs in comparison.cells.items() if not degenerate(runs[0])}
+        self.cells = {cell: runs for cell, runs in comparison.cells.items() if not is_degenerate(runs[0])}
         self.correct, self.warnings = _correct(self.rows, read)
-        self._place = {id(row): number for number, row in enumerate(self.rows)}
+        self._index = {id(row): number for number, row in enumerate(self.rows)}
         self._cell_of = np.array([number for number, runs in enumerate(comparison.cells.values()) for _ in runs])
         self._seeds = [replicate_of(row) for row in self.rows]
         self._accuracy = np.array([row["test_accuracy"] for row in self.rows], dtype=np.float64)
@@ -115,20 +116,20 @@ class _Draft:
 
     @property
     def claims(self) -> int:
-        """How many claims are tested, and so how many a correction is for."""
+        """The number of claims that are tested, which the correction counts."""
         return sum(not claim.barred and self._has_interval(terms) for claim, terms, _ in (*self._pairs, *self._trends))
 
     def estimated(self, claims: int, draws: int) -> Statistics:
-        """With all numbers, as one of so many claims; ``p_holm`` is still to come."""
-        between = self._between()
+        """Compute all tests; ``claims`` are those of the whole report. ``p_holm`` is added by ``_corrected``."""
+        cell_effect = self._cell_effect()
         tests = [*self._pairs, *self._trends]
         means = [[(run, 1 / len(runs)) for run in runs] for runs in self.comparison.cells.values()]
         at_widths = [_difference([(self.cells[one], self.cells[other], s)]) for one, other, s in self._joined]
-        tested = [(terms, between) for _, *both in tests for terms in both]
+        tested = [(terms, cell_effect) for _, *both in tests for terms in both]
         found = self._estimates([*tested, *((terms, None) for terms in (*means, *at_widths))], claims, draws)
         filled = [self._filled(claim, next(found), next(found)) for claim, *_ in tests]
         cells = [
-            CellStatistics(cell, runs, next(found), _spread(runs), cell in self.cells, rank_limited(runs[0]))
+            CellStatistics(cell, runs, next(found), _spread(runs), cell in self.cells, is_rank_limited(runs[0]))
             for cell, runs in self.comparison.cells.items()
         ]
         return Statistics(
@@ -141,26 +142,29 @@ class _Draft:
             images=None if self.correct is None else self.correct.shape[1],
             residual=max(((sizes.residual(row), row) for row in self.rows), key=lambda pair: pair[0]),
             warnings=[*caveats(self.comparison, cells), *self.warnings],
-            between=between,
+            cell_effect=cell_effect,
             claims=claims,
             draws=draws,
         )
 
     def _filled(self, claim: Claim, whole: Estimate, clean: Estimate | None) -> Claim:
-        """A claim with its numbers, and what stands against it."""
+        """Add its estimates to a claim, and the objections to it."""
         rates = self.comparison.rates
         if isinstance(claim, Pair):
             pair = dataclasses.replace(claim, difference=whole, clean=clean)
-            return dataclasses.replace(pair, against=pair.barred or objections.raised_by_pair(pair, rates))
+            return dataclasses.replace(pair, against=pair.barred or objections.objections_to_pair(pair, rates))
         assert isinstance(claim, Trend)
         trend = dataclasses.replace(claim, slope=whole)
-        return dataclasses.replace(trend, against=trend.barred or objections.raised_by_trend(trend, rates))
+        return dataclasses.replace(trend, against=trend.barred or objections.objections_to_trend(trend, rates))
 
-    def _between(self) -> CellEffect | None:
-        """From all trends together, without rank-limited heads where enough others are left: they bend a curve."""
+    def _cell_effect(self) -> CellEffect | None:
+        """Estimate the cell effect from all trends together.
+
+        Cells with rank-limited heads, which bend the curve, are left out of a trend where three others remain.
+        """
         found = []
         for trend, terms, _ in self._trends:
-            clean = [cell for cell in trend.cells if not rank_limited(self.cells[cell][0])]
+            clean = [cell for cell in trend.cells if not is_rank_limited(self.cells[cell][0])]
             cells = clean if len(clean) > 2 else trend.cells
             used = {id(run) for run, _ in terms}
             runs = [[run for run in self.cells[cell] if id(run) in used] for cell in cells]
@@ -168,12 +172,12 @@ class _Draft:
                 terms_of = zip(contrast, runs, strict=True)
                 found.append(self._weights([(run, w / len(own)) for w, own in terms_of for run in own]))
         rows = np.array(found).reshape(-1, len(self.rows))
-        return cell_effect(rows, self._accuracy, self._cell_of, self._seeds, self.correct)
+        return estimate_cell_effect(rows, self._accuracy, self._cell_of, self._seeds, self.correct)
 
     def _estimates(
         self, contrasts: Sequence[tuple[Terms | None, CellEffect | None]], claims: int, draws: int
     ) -> Iterator[Any]:
-        """The estimates in the order asked for; None for a contrast that there is not."""
+        """The estimates of contrasts, in their order; None where the contrast is None."""
         asked = [(self._weights(terms), effect) for terms, effect in contrasts if terms is not None]
         found: list[Estimate] = []
         for start in range(0, len(asked), AT_ONCE):
@@ -184,7 +188,7 @@ class _Draft:
                 self._cell_of,
                 self._seeds,
                 self.correct,
-                between=effects,
+                cell_effects=effects,
                 claims=max(1, claims),
                 draws=draws,
             )
@@ -194,7 +198,7 @@ class _Draft:
     def _weights(self, terms: Terms) -> Floats:
         weights = np.zeros(len(self.rows))
         for run, weight in terms:
-            weights[self._place[id(run)]] += weight
+            weights[self._index[id(run)]] += weight
         return weights
 
     def _has_interval(self, terms: Terms) -> bool:
@@ -206,7 +210,10 @@ class _Draft:
 def _pair(
     comparison: Comparison, cells: Mapping[Cell, list[Row]], first: str, second: str
 ) -> tuple[Pair, Terms, Terms | None] | None:
-    """The primary test of two models with its contrasts, whole and without rank-limited heads; None: nothing joins."""
+    """The primary test of two models, its contrast, and that without rank-limited heads, if there are any.
+
+    None where the two have no runs at equal targets.
+    """
     at_best: tuple[int, int] | None = None
     chose: list[str] = []
     if comparison.budget == "parameters":
@@ -223,9 +230,9 @@ def _pair(
     several = [join for join in joined if len(join[2]) > 1]
     left_out = [f"width {join[0][1]} (one seed)" for join in joined if len(join[2]) == 1] if several else []
     joined = several or joined
-    clean = [join for join in joined if not any(rank_limited(cells[cell][0]) for cell in join[:2])]
+    clean = [join for join in joined if not any(is_rank_limited(cells[cell][0]) for cell in join[:2])]
     compared = [(one, other) for one, other, _ in joined]
-    unlike = sizes.largest([(cells[one][0], cells[other][0]) for one, other in compared])
+    unlike = sizes.largest_differences([(cells[one][0], cells[other][0]) for one, other in compared])
     if at_best is not None:
         unlike.pop("width", None)
     pair = Pair(
@@ -237,7 +244,7 @@ def _pair(
         at_best=at_best,
         chosen_on=chose,
         left_out=left_out,
-        barred=objections.bars_pair(compared, comparison),
+        barred=objections.reasons_to_bar_pair(compared, comparison),
     )
     parts = [(cells[one], cells[other], seeds) for one, other, seeds in clean]
     return (
@@ -252,7 +259,7 @@ Joined = tuple[Cell, Cell, list[str]]
 
 
 def _joined_cells(cells: Mapping[Cell, list[Row]], variants: Iterable[str]) -> Iterable[Joined]:
-    """Cells of two models with equal target width and shape (an MLP has no shape), and the seeds that both have."""
+    """Cells of two models with equal target width and shape (an MLP has no shape), and the seeds they share."""
     for first, second in itertools.combinations(variants, 2):
         for one in (cell for cell in cells if cell[0] == first):
             for other in (cell for cell in cells if cell[0] == second):
@@ -264,12 +271,12 @@ def _joined_cells(cells: Mapping[Cell, list[Row]], variants: Iterable[str]) -> I
 def _at_best(
     comparison: Comparison, cells: Mapping[Cell, list[Row]], first: str, second: str
 ) -> tuple[list[Joined], list[str]] | None:
-    """The cells in which two models are best on validation, and the seeds that chose them.
+    """The cells at which two models are best on validation, with the seeds to test, and the seeds that chose them.
 
-    The seeds that chose learning rates choose, where all cells have them; else the first half of the reported ones,
-    and the other half is tested. Whatever chose is not tested: the best of several is flattered by its own seeds. Nor
-    do halves change places: as both tests rest on choices by each other's seeds, their errors go together, and more
-    than 5% of claims would be false.
+    The choice is made by the search seeds where all cells have them, else by the first half of the reported seeds, and
+    the other half is tested. Seeds that choose are not tested, since they flatter the best of several. The halves are
+    not swapped for a second test either: the errors of the two tests would be correlated, and more than 5% of claims
+    would be false.
     """
     own = [[cell for cell in cells if cell[0] == variant] for variant in (first, second)]
     own = [[cell for cell in part if len(cells[cell]) > 1] or part for part in own]
@@ -298,18 +305,19 @@ def _at_best(
 
 
 def _validation(runs: Sequence[Row]) -> float:
-    """Mean validation accuracy; below all others where there is none."""
+    """The mean validation accuracy; -1, below all others, where it is missing."""
     accuracies = [row["validation_accuracy"] for row in runs]
     return float(np.mean(accuracies)) if accuracies and None not in accuracies else -1.0
 
 
 def _common(groups: Sequence[Sequence[Row]]) -> list[str]:
     """The seeds that all groups of runs have, in the order of the first."""
-    there = [{replicate_of(row) for row in runs} for runs in groups]
-    return [seed for row in groups[0] if all((seed := replicate_of(row)) in own for own in there)]
+    seeds = [{replicate_of(row) for row in runs} for runs in groups]
+    return [seed for row in groups[0] if all((seed := replicate_of(row)) in own for own in seeds)]
 
 
 def _difference(joined: Sequence[tuple[list[Row], list[Row], list[str]]]) -> Terms:
+    """The contrast of the mean paired difference: equal weight for each joined pair of cells, and for its seeds."""
     terms = []
     for first, second, seeds in joined:
         weight, both = 1 / (len(joined) * len(seeds)), set(seeds)
@@ -341,7 +349,7 @@ def _width_test(
 
 
 def _lines(cells: Mapping[Cell, list[Row]]) -> Iterable[tuple[str, str | None, list[Cell]]]:
-    """(variant, branch, its cells by width); a square Mixer ends both branches."""
+    """The lines of trends: (variant, branch, its cells by width); square Mixers belong to both branches."""
     for variant in dict.fromkeys(cell[0] for cell in cells):
         own = sorted((cell for cell in cells if cell[0] == variant), key=lambda cell: cells[cell][0]["width"])
         for branch in ("tall", "wide"):
@@ -355,7 +363,10 @@ def _lines(cells: Mapping[Cell, list[Row]]) -> Iterable[tuple[str, str | None, l
 def _trend(
     comparison: Comparison, variant: str, branch: str | None, line: list[Cell], cells: Mapping[Cell, list[Row]]
 ) -> tuple[Trend, Terms, None] | None:
-    """A trend with its contrast, and none without rank-limited heads; None where there are not two widths."""
+    """A trend with its contrast; None where there are not two widths.
+
+    The third value is for symmetry with ``_pair``: trends are not tested without rank-limited heads.
+    """
     several = [cell for cell in line if len(cells[cell]) > 1]
     line = several if len(several) >= 2 else line
     widths = [cells[cell][0]["width"] for cell in line]
@@ -370,28 +381,28 @@ def _trend(
         branch=branch,
         cells=line,
         widths=widths,
-        sizes=sizes.along([cells[cell][0] for cell in line]),
+        sizes=sizes.differences_along([cells[cell][0] for cell in line]),
         doublings=float(np.log2(widths[-1] / widths[0])),
         seeds_left_out=len(all_seeds - shared) if len(shared) > 1 else 0,
-        barred=objections.bars_trend(line, comparison, balanced),
+        barred=objections.reasons_to_bar_trend(line, comparison, balanced),
     )
     return trend, _slope(line, used), None
 
 
 def _slope(line: Sequence[Cell], used: Mapping[Cell, list[Row]]) -> Terms:
-    """Least squares through the cells' means: the slope is a weighted sum of them."""
+    """The contrast of the least-squares slope on log2 of the width through the cells' means."""
     x = np.log2([used[cell][0]["width"] for cell in line])
     weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     return [(row, float(w) / len(used[cell])) for cell, w in zip(line, weights, strict=True) for row in used[cell]]
 
 
 def _correct(rows: Sequence[Row], read: Read) -> tuple[Correct | None, list[str]]:
-    """Which test images each run got right (R, N), or None and the reason."""
+    """Which test images each run classified correctly (R, N), or None and the caveat that says why not."""
     kept, labels = [], None
     for row in rows:
         stored = read(row)
         if stored is None:
-            reason = f"{row['name']} has no readable predictions.npz, so no interval takes in the test images"
+            reason = f"{row['name']} has no readable predictions.npz, so intervals are over seeds alone"
             return None, [reason]
         if labels is not None and (len(labels) != len(stored[1]) or not np.array_equal(labels, stored[1])):
             return None, [

@@ -1,7 +1,7 @@
-"""Run directories as one tidy table: a row a run whatever its state, the keys of ``result.json`` its first columns.
+"""Run directories as one tidy table: one row per run whatever its state, the keys of ``result.json`` first.
 
-What is not completed stays in the table and is counted and named in every report. Only the small JSON files are read
-here; predictions and curves come later, and only for the runs that are compared (``predictions``, ``curve``).
+Runs that are not completed stay in the table, and every report counts and names them. Building the table reads only
+small JSON files; ``predictions`` and ``curve`` read the larger ones, for the runs that are compared.
 """
 
 from __future__ import annotations
@@ -40,16 +40,19 @@ DERIVED = (
     "numbers_version",
     "command",
 )
-"""Columns after those of the record: how the run stands, and what follows from its sizes."""
+"""The columns after those of the record: the state of the run, and what follows from its sizes and settings."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Every run that was found, in the order of name and place; ``repeated`` are copies of a run in other places."""
+    """Every run that was found, ordered by name and directory; ``repeated`` are further copies of the same runs.
+
+    ``directories`` are the directories that were searched, ``where`` the condition on runs as the user wrote it.
+    """
 
     rows: list[Row]
     repeated: list[Row] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
+    directories: list[str] = field(default_factory=list)
     where: str | None = None
 
     @property
@@ -64,7 +67,7 @@ class Table:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many runs are in which state, the most frequent first."""
+        """The number of runs in each state, the most frequent first."""
         return dict(Counter(row["state"] for row in self.rows).most_common())
 
     @property
@@ -74,30 +77,38 @@ class Table:
         return [name for name in names if name != "settings"]
 
 
-def collect(places: Sequence[Path], where: Callable[[Mapping[str, Any]], bool] | None = None, said: str = "") -> Table:
-    """Read all run directories in ``places`` that meet ``where`` (``said`` as the user wrote it), to compare them.
+def collect(
+    directories: Sequence[Path], where: Callable[[Mapping[str, Any]], bool] | None = None, written: str = ""
+) -> Table:
+    """Read all run directories in ``directories`` that meet ``where``, to compare them; ``written`` is its text.
 
-    Raises ``UserError`` where there is no such place or no run, and ``MixersweepError`` where no run is completed.
+    Raises ``UserError`` where a directory is missing or none of the runs meets the condition, and ``MixersweepError``
+    where no run is completed.
     """
-    table = read(places, where, said)
+    table = read(directories, where, written)
     if not table.completed:
         states = ", ".join(f"{count} {state}" for state, count in table.states.items())
-        names = ", ".join(table.places)
+        names = ", ".join(table.directories)
         raise MixersweepError(f"{names}: no run is completed yet ({states}); `mixersweep status` shows them")
     return table
 
 
-def read(places: Sequence[Path], where: Callable[[Mapping[str, Any]], bool] | None = None, said: str = "") -> Table:
-    """The same, be the runs completed or not."""
-    found = [(listed, row_of(listed)) for listed in listing(places)]
-    names = ", ".join(str(place) for place in places)
+def read(
+    directories: Sequence[Path], where: Callable[[Mapping[str, Any]], bool] | None = None, written: str = ""
+) -> Table:
+    """Read all run directories in ``directories`` that meet ``where``, whether any is completed or not.
+
+    Raises ``UserError`` where a directory is missing or none of the runs meets the condition.
+    """
+    found = [(listed, row_of(listed)) for listed in listing(directories)]
+    names = ", ".join(str(directory) for directory in directories)
     if not found:
         raise UserError(
             f"{names}: holds no run directories; `mixersweep train` makes them, MIXERSWEEP_RUNS names theirs"
         )
     rows = [row for listed, row in found if where is None or where({**listed.values(), **row})]
     if not rows:
-        raise UserError(f"--where {said!r}: none of the {len(found)} runs in {names} is such a run")
+        raise UserError(f"--where {written!r}: none of the {len(found)} runs in {names} is such a run")
     rows.sort(key=lambda row: (row["name"], row["state"] != State.COMPLETED, row["run_dir"]))
     kept: dict[str, Row] = {}
     repeated = []
@@ -107,11 +118,11 @@ def read(places: Sequence[Path], where: Callable[[Mapping[str, Any]], bool] | No
             repeated.append(row)
         else:
             kept[identity] = row
-    return Table(list(kept.values()), repeated, [str(place) for place in places], said or None)
+    return Table(list(kept.values()), repeated, [str(directory) for directory in directories], written or None)
 
 
 def row_of(listed: Listed) -> Row:
-    """The row of one run directory."""
+    """The table row of one run directory."""
     values = listed.values()
     record = listed.record
     tokens, channels = record["tokens"], record["channels"]
@@ -135,21 +146,21 @@ def row_of(listed: Listed) -> Row:
 
 
 def shape_of(tokens: int | None, channels: int | None) -> str | None:
-    """``tall`` (S > C), ``wide`` or ``square``; None where there are no tokens."""
+    """The shape of a Mixer: ``tall`` (S > C), ``wide`` (S < C) or ``square``; None for a network without tokens."""
     if not tokens or not channels:
         return None
     return "square" if tokens == channels else "tall" if tokens > channels else "wide"
 
 
 def command_of(record: Mapping[str, Any]) -> str | None:
-    """The command that reproduces a run; None where its directory says nothing of how it was asked for."""
+    """The command that repeats a run; None where its record holds no overrides."""
     if record["overrides"] is None:
         return None
     return shlex.join(["mixersweep", "train", *record["overrides"]])
 
 
 def predictions(row: Row) -> tuple[NDArray[np.bool_], NDArray[np.int32]] | None:
-    """Which test images the run got right (N,), and their labels (N,); None where there is no readable file."""
+    """Which test images a run classified correctly (N,), and their labels (N,); None without a readable file."""
     try:
         path = Path(row["run_dir"]) / "predictions.npz"
         with path.open("rb") as file, np.load(file) as stored:  # opened here, since a torn file leaves numpy's open
@@ -162,7 +173,7 @@ def predictions(row: Row) -> tuple[NDArray[np.bool_], NDArray[np.int32]] | None:
 
 
 def curve(row: Row) -> list[Row]:
-    """The rows of metrics of one run, an epoch each."""
+    """The metrics of one run, one row per epoch; empty where they cannot be read."""
     try:
         return read_rows(Path(row["run_dir"]) / "metrics.jsonl")
     except (OSError, ValueError):
@@ -170,7 +181,7 @@ def curve(row: Row) -> list[Row]:
 
 
 def write_csv(table: Table, path: Path) -> None:
-    """``runs.csv``: nothing for null, JSON for lists and groups."""
+    """Write ``runs.csv``: null is empty, lists and groups are JSON."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = table.columns
@@ -181,7 +192,7 @@ def write_csv(table: Table, path: Path) -> None:
 
 
 def write_parquet(table: Table, path: Path) -> None:
-    """``runs.parquet``: a column has one type (numbers of both kinds are floats, all else that is mixed is text)."""
+    """Write ``runs.parquet``: mixed integers and floats become floats, other mixed columns text."""
     import pyarrow
     import pyarrow.parquet
 

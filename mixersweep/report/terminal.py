@@ -1,4 +1,4 @@
-"""The main curve and its table in a terminal; without a terminal, the same in plain text."""
+"""Show a report in a terminal, with the main figure drawn in characters; without a terminal, as plain text."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mixersweep.report.axes import x_axis, y_axis
 from mixersweep.report.build import Report
 from mixersweep.report.figures import Artist, NotShown
 from mixersweep.report.sheets import Sheet, accuracy_sheet
-from mixersweep.report.text import counted, unfinished_lines
-from mixersweep.report.verdicts import Found
+from mixersweep.report.text import count_runs, unfinished_lines
+from mixersweep.report.verdicts import Finding
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 COLOURS = ("blue+", "orange+", "green+", "magenta+", "cyan+", "red+", "gray+")
 MARKERS = "ox^*+#@%"
 MARKS = {
-    Found.BETTER: ("▲", "bold green"),
-    Found.WORSE: ("▼", "bold red"),
-    Found.NOT_SHOWN: ("·", "bold"),
-    Found.NOT_CLAIMED: ("×", "bold yellow"),
-    Found.UNTESTED: ("·", "bold"),
+    Finding.BETTER: ("▲", "bold green"),
+    Finding.WORSE: ("▼", "bold red"),
+    Finding.NOT_SHOWN: ("·", "bold"),
+    Finding.NOT_CLAIMED: ("×", "bold yellow"),
+    Finding.UNTESTED: ("·", "bold"),
 }
-"""How a verdict is marked and coloured; its words say the same."""
+"""The mark and colour of each kind of verdict; its words say the same."""
 
 KEPT = ("model", "shape", "width", "parameters", "seeds", "test_accuracy", "standard_deviation")
-"""The columns of the accuracies that a terminal has room for."""
+"""The columns of the accuracy table that fit a terminal."""
 
 
 def show(report: Report, x: str, y: str, stream: IO[str]) -> None:
-    """Write the curve, the answer, the accuracies and what is not completed to ``stream``."""
+    """Write the main figure, the answer, the accuracies and the unfinished runs to ``stream``."""
     from rich.console import Console
 
     console = Console(file=stream, highlight=False, soft_wrap=False)
@@ -44,38 +44,40 @@ def show(report: Report, x: str, y: str, stream: IO[str]) -> None:
         stream.write(curve(report, x, y, console.width, console.is_terminal) + "\n")
     except NotShown as reason:
         console.print(f"no curve: {reason}")
-    said = answer(report.all_statistics[0])
-    _show_answer(console, said)
+    summary = answer(report.all_statistics[0])
+    _show_answer(console, summary)
     accuracies = accuracy_sheet(report.all_statistics[0])
     chosen = [column for column in accuracies.columns if column.key in KEPT]
     _show_sheet(console, replace(accuracies, columns=chosen, note=""))
     console.print("What to bear in mind", style="bold")
     unfinished = (f"without a result: {line}" for line in unfinished_lines(report.table))
-    _show_lines(console, "-", [*said.rest, *unfinished, counted(report.table, report.all_statistics)])
+    _show_lines(console, "-", [*summary.rest, *unfinished, count_runs(report.table, report.all_statistics)])
 
 
-def _show_answer(console: Console, said: Answer) -> None:
-    """Caveats first, then a line a verdict, then the numbers."""
+def _show_answer(console: Console, summary: Answer) -> None:
+    """Print the main caveats, then a line for each verdict, then the numbers."""
     from rich.table import Table
     from rich.text import Text
 
-    console.print(said.name, style="bold", markup=False)
-    _show_lines(console, "!", said.first)
-    for question in said.questions:
+    console.print(summary.name, style="bold", markup=False)
+    _show_lines(console, "!", summary.first)
+    for question in summary.questions:
         console.print()
         console.print(question.asked, style="bold", markup=False)
         grid = Table.grid(padding=(0, 1))
-        for verdict in question.verdicts:
-            mark, style = MARKS[verdict.found]
-            grid.add_row(Text(mark, style), Text(f"{verdict.subject}:"), Text(verdict.said, style), verdict.because)
+        for verdict in question.shown:
+            mark, style = MARKS[verdict.finding]
+            grid.add_row(
+                Text(mark, style), Text(f"{verdict.subject}:"), Text(verdict.statement, style), verdict.explanation
+            )
         console.print(grid if question.verdicts else question.unanswered)
     console.print()
-    if said.numbers.rows:
-        _show_sheet(console, said.numbers)
+    if summary.numbers.rows:
+        _show_sheet(console, summary.numbers)
 
 
 def _show_lines(console: Console, mark: str, texts: Iterable[str]) -> None:
-    """A line a text, wrapped behind its mark."""
+    """Print each text on a line of its own, wrapped behind its mark."""
     from rich.table import Table
     from rich.text import Text
 
@@ -91,7 +93,7 @@ def _show_sheet(console: Console, sheet: Sheet) -> None:
 
     table = Table(title=sheet.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in sheet.columns:
-        table.add_column(column.header, justify="right" if column.number else "left", no_wrap=column.number)
+        table.add_column(column.header, justify="right" if column.is_number else "left", no_wrap=column.is_number)
     for texts in sheet.texts:
         table.add_row(*map(Text, texts))
     console.print(table)
@@ -101,7 +103,7 @@ def _show_sheet(console: Console, sheet: Sheet) -> None:
 
 
 def curve(report: Report, x: str, y: str, columns: int, colour: bool) -> str:
-    """The main figure in characters; raises ``NotShown`` where the table does not support it."""
+    """Draw the main figure in characters; raises ``NotShown`` where the runs do not support it."""
     import plotext
 
     axis = x_axis(x)
@@ -113,9 +115,9 @@ def curve(report: Report, x: str, y: str, columns: int, colour: bool) -> str:
     values = sorted({value for points in lines.values() for value, _ in points})
     logarithmic = axis.log > 0 and values[0] > 0
     legend: list[str] = []
-    place = np.log2 if logarithmic else np.asarray
+    scale = np.log2 if logarithmic else np.asarray
     for number, (name, points) in enumerate(lines.items()):
-        xs = [float(place(value)) for value, _ in points]
+        xs = [float(scale(value)) for value, _ in points]
         ys = [float(np.mean([v for row in cell.rows if (v := artist.y.of(row)) is not None])) for _, cell in points]
         look = {"color": COLOURS[number % len(COLOURS)]}
         plotext.plot(xs, ys, marker="braille", **look)
@@ -123,8 +125,8 @@ def curve(report: Report, x: str, y: str, columns: int, colour: bool) -> str:
         label = " ".join(part for part in (name[0], f"({name[1]})" if name[1] else "") if part)
         plotext.scatter(xs, ys, marker=mark, **look)
         legend.append(f"{mark} {label}")
-    shown = _apart([float(place(value)) for value in values], columns)
-    plotext.xticks([float(place(values[i])) for i in shown], [ticked(values[i]) for i in shown])
+    shown = _spaced_ticks([float(scale(value)) for value in values], columns)
+    plotext.xticks([float(scale(values[i])) for i in shown], [ticked(values[i]) for i in shown])
     plotext.xlabel(axis.label)
     plotext.title(artist.y.label)
     text: str = plotext.build()
@@ -132,11 +134,11 @@ def curve(report: Report, x: str, y: str, columns: int, colour: bool) -> str:
     return (text if colour else plotext.uncolorize(text)) + "\n" + "   ".join(legend)
 
 
-def _apart(places: Sequence[float], columns: int) -> list[int]:
-    """The ticks whose labels do not run into each other."""
-    span = places[-1] - places[0] or 1.0
+def _spaced_ticks(positions: Sequence[float], columns: int) -> list[int]:
+    """The indices of ticks whose labels do not overlap."""
+    span = positions[-1] - positions[0] or 1.0
     kept = [0]
-    for number in range(1, len(places)):
-        if (places[number] - places[kept[-1]]) / span * min(columns, 100) >= 9:
+    for number in range(1, len(positions)):
+        if (positions[number] - positions[kept[-1]]) / span * min(columns, 100) >= 9:
             kept.append(number)
     return kept

@@ -1,8 +1,8 @@
-"""A report in W&B: a run of job type ``report`` beside the runs of its sweep, with all that the page has.
+"""Send a report to W&B: a run of job type ``report`` beside the runs of its sweep, with all that the page has.
 
-W&B's own panels put no setting on an x axis with mean and error over runs. So the figures go there as images, the page
-as it is, the tables as tables, and the statistics as the values of the summary. The same sweep has the same run, whose
-latest values are those of its latest report.
+W&B's own panels cannot plot mean and error over runs against a setting. So the figures are sent as images, the page as
+it is, the tables as tables, and the statistics as summary values. A sweep always uses the same report run, which shows
+its latest report.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Any
 
 from mixersweep.report.build import Report
 from mixersweep.runs.files import read_json
-from mixersweep.tracking.identity import Identity, Place, write_identity
+from mixersweep.tracking.identity import Destination, Identity, write_identity
 
 ROWS = 10_000
-"""The most rows that a table of W&B's takes."""
+"""The most rows that a W&B table takes."""
 
 KEYS = ("trend", "pair", "accuracy")
-"""Beginnings of the summary's keys: a report leaves none of an earlier one."""
+"""The first parts of summary keys that a new report removes where an earlier one left them."""
 
 
-def open_run(folder: Path, sweep: Mapping[str, Any], place: Place, patience: float) -> Any:
-    """Open the report's run, whose id stands in ``folder``, the sweep's own; ``sweep`` are its settings.
+def open_run(folder: Path, sweep: Mapping[str, Any], destination: Destination, patience: float) -> Any:
+    """Open the W&B run of a sweep's report, whose id is kept in the sweep's ``folder``; ``sweep`` are its settings.
 
-    Raises ``UsageError`` without a key and ``CommError`` where nobody answers.
+    ``patience`` is the number of seconds to wait for an answer. Raises ``UsageError`` without an API key and
+    ``CommError`` without an answer.
     """
     from mixersweep.tracking.client import begin
 
@@ -36,7 +37,7 @@ def open_run(folder: Path, sweep: Mapping[str, Any], place: Place, patience: flo
     name, experiment = sweep["name"], sweep.get("experiment")
     return begin(
         folder,
-        place,
+        destination,
         patience,
         "online",
         {"finish_timeout": patience / 2, "finish_timeout_raises": True},
@@ -49,10 +50,10 @@ def open_run(folder: Path, sweep: Mapping[str, Any], place: Place, patience: flo
 
 
 def send(run: Any, report: Report, patience: float) -> None:
-    """Log a report that was written to disk, figures and all, to its run; raises what the client raises."""
+    """Log a report that was written to disk to its W&B run; raises what the client raises."""
     import wandb
 
-    from mixersweep.tracking.client import within
+    from mixersweep.tracking.client import call_within
 
     assert report.page is not None
     row: dict[str, Any] = {
@@ -70,18 +71,18 @@ def send(run: Any, report: Report, patience: float) -> None:
     run.summary.update(found)
     artifact = wandb.Artifact(f"report-{run.id}", type="report", metadata={"answer": report.answer})
     artifact.add_dir(str(report.page.parent), policy="immutable", skip_cache=True)
-    within(patience, lambda: run.log_artifact(artifact).wait())
+    call_within(patience, lambda: run.log_artifact(artifact).wait())
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and cells as W&B shows them: the bounds of an interval in columns of their own, other lists as JSON."""
+    """The columns and cells of a W&B table: bounds of intervals in columns of their own, other lists as JSON."""
     flat = [dict(_flat(row)) for row in rows[:ROWS]]
     columns = list(dict.fromkeys(name for row in flat for name in row))
     return columns, [[row.get(name) for name in columns] for row in flat]
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """The answer and all that it rests on, under keys that sort: ``trend/pk tall/rise``."""
+    """The summary values: the answer and the numbers behind it, under keys such as ``trend/pk tall/rise``."""
     found: dict[str, Any] = {"answer": report.answer, "runs": len(report.table.rows)}
     found |= {f"runs_{state}": count for state, count in report.table.states.items()}
     parts = (

@@ -1,7 +1,7 @@
-"""The mirror of runs in Weights & Biases, written by a process of its own (``mirror``) out of the run directories.
+"""Mirror runs in Weights & Biases from a separate process (``mirror``) that reads their run directories.
 
-Training writes its run directories and nothing else; that process reads them. So nothing that W&B does, be it dead,
-slow or absent, changes a run, ends it, or delays its end past ``tracking.timeout``. Imports neither torch nor wandb.
+Training only writes its run directories. So W&B, whether dead, slow or absent, never changes a run, ends it, or delays
+its end past ``tracking.timeout``. This module imports neither torch nor wandb.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from mixersweep.errors import RunStopped
 from mixersweep.paths import sweeps_dir
 from mixersweep.runs import RunDirectory
 from mixersweep.tracking import processes
-from mixersweep.tracking.identity import LOG, SAYS, WHOLE, of_agent, without_agent, write_identity
+from mixersweep.tracking.identity import LOG, MIRRORED, RESULT_PREFIX, agent_identity, remove_agent, write_identity
 
 __all__ = ["Mirror", "leave_agent", "replay", "report_sweep", "start"]
 
 REPORT_LOG = "report.log"
-"""In ``RUNS_DIR/.sweeps/NAME/wandb/``: what the process said that sent the sweep's report."""
+"""The log, in ``RUNS_DIR/.sweeps/NAME/wandb/``, of the process that sends the sweep's report."""
 
 Report = Callable[[str], None]
 
 
 def start(directories: Sequence[RunDirectory], report: Report) -> Mirror:
-    """Mirror the runs that this process holds from now on, all in one process; those with ``tracking=none`` are not.
+    """Start to mirror the runs that this process trains, except those with ``tracking=none``, from one other process.
 
-    Each ends at W&B when its state says that it has ended, and the process when all have. Under ``wandb agent`` a run
-    takes the agent's id; of several, none is the agent's. Never raises for what the mirror cannot do: that is one line
-    to ``report``.
+    Each ends at W&B when its stored state says that it has ended, and the process when all have. Under ``wandb agent``
+    a single run takes the agent's id; of several, none does. Where the mirror cannot be started, one line is passed to
+    ``report`` and nothing is raised.
     """
     runs = {each.path: each.run.config.tracking for each in directories if each.run.config.tracking.name == "wandb"}
     mirror = Mirror(runs, report)
     try:
         if len(runs) > 1:
             leave_agent()
-        identity = of_agent()
+        identity = agent_identity()
         if identity is not None:
             for run_dir in runs:
                 write_identity(run_dir, identity)
@@ -56,65 +56,65 @@ def start(directories: Sequence[RunDirectory], report: Report) -> Mirror:
 
 
 def replay(directory: RunDirectory, report: Report) -> None:
-    """Under ``wandb agent``, which wants the metrics of each run that it starts, send those of one that has ended."""
-    if of_agent() is not None:
+    """Under ``wandb agent``, send the metrics of a run that has already ended, since the agent expects them."""
+    if agent_identity() is not None:
         start([directory], report).finish()
 
 
 def leave_agent() -> None:
-    """For a command that trains many runs: they are none of the agent's, each has a W&B run of its own."""
-    kept = without_agent(os.environ.items())
+    """Detach this process from ``wandb agent``, so that each of the many runs it trains has a W&B run of its own."""
+    kept = remove_agent(os.environ.items())
     for name in set(os.environ) - set(kept):
         del os.environ[name]
 
 
 class Mirror:
-    """The process that mirrors runs, given with their settings by directory, as their training sees it."""
+    """The handle of a training on the process that mirrors its runs; ``runs`` are their settings by directory."""
 
     def __init__(self, runs: Mapping[Path, Tracking], report: Report) -> None:
         self._runs = runs
         self._report = report
-        self._begins: dict[Path, int] = {}
+        self._log_starts: dict[Path, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def spawn(self) -> None:
-        """Start the process; what it says goes to the ``wandb/mirror.log`` of the first run."""
+        """Start the process; its output goes to the ``wandb/mirror.log`` of the first run."""
         first = next(iter(self._runs))
         for run_dir in self._runs:
             log = run_dir / "wandb" / LOG
-            self._begins[run_dir] = log.stat().st_size if log.exists() else 0
+            self._log_starts[run_dir] = log.stat().st_size if log.exists() else 0
         command = [sys.executable, "-m", "mixersweep.tracking", str(first), f"--parent={os.getpid()}"]
         asked = {str(run_dir): dataclasses.asdict(tracking) for run_dir, tracking in self._runs.items()}
         self._process, _ = processes.start(command, first / "wandb" / LOG, json.dumps(asked))
 
     def finish(self) -> None:
-        """Give the mirror until ``tracking.timeout`` seconds from now to end, and leave no process behind.
+        """Wait at most ``tracking.timeout`` seconds for the mirror to end, and leave no process behind.
 
         Of several runs with different timeouts the longest counts. Call it once, after the states of the runs are
-        stored. However it ends, a second Ctrl-C included, the process and its children are gone afterwards; one line is
-        reported where the mirror is not whole.
+        stored. However it ends, a second Ctrl-C included, the process and its children are gone afterwards. One line is
+        reported where a run is not fully mirrored.
         """
         if self._process is None:
             return
         timeout = max(tracking.timeout for tracking in self._runs.values())
-        late = False
+        is_late = False
         try:
             self._process.wait(max(0.0, timeout - processes.GRACE))
         except subprocess.TimeoutExpired:
-            late = True
+            is_late = True
         finally:
             processes.end(self._process)
-        silence = f"its process ended with code {self._process.returncode}"
-        if late:
-            silence = f"no end within {timeout:g} s; `mixersweep wandb sync` sends the rest"
-        said = {
-            run_dir: processes.last_words(run_dir / "wandb" / LOG, begins, SAYS) or silence
-            for run_dir, begins in self._begins.items()
+        without_result = f"its process ended with code {self._process.returncode}"
+        if is_late:
+            without_result = f"not done within {timeout:g} s; `mixersweep wandb sync` sends the rest"
+        results = {
+            run_dir: processes.last_line(run_dir / "wandb" / LOG, begins, RESULT_PREFIX) or without_result
+            for run_dir, begins in self._log_starts.items()
         }
-        self._tell({run_dir: problem for run_dir, problem in said.items() if problem != WHOLE})
+        self._report_problems({run_dir: result for run_dir, result in results.items() if result != MIRRORED})
 
-    def _tell(self, problems: Mapping[Path, str]) -> None:
-        """Report in one line which runs are not mirrored whole, and of the first why."""
+    def _report_problems(self, problems: Mapping[Path, str]) -> None:
+        """Report in one line how many runs are not fully mirrored, with the reason for the first."""
         if not problems:
             return
         run_dir, problem = next(iter(problems.items()))
@@ -128,10 +128,10 @@ class Mirror:
 
 
 def report_sweep(name: str, runs_dir: Path, tracking: Tracking, check: Callable[[], None], report: Report) -> None:
-    """Send the figures, tables and statistics of a sweep that has ended to W&B, where that is set and there is a key.
+    """Send figures, tables and statistics of a finished sweep to W&B, if ``tracking.report`` is set and there is a key.
 
-    Waits ``tracking.report_timeout`` seconds at most, and until ``check`` raises ``RunStopped``. Never raises for what
-    cannot be done: that is one line to ``report``.
+    Waits at most ``tracking.report_timeout`` seconds, or until ``check`` raises ``RunStopped``. Where it fails, one
+    line is passed to ``report`` and nothing is raised.
     """
     if tracking.name != "wandb" or not tracking.report:
         return
@@ -160,7 +160,7 @@ def report_sweep(name: str, runs_dir: Path, tracking: Tracking, check: Callable[
         processes.end(process)
     if problem is None and process.returncode:
         problem = (
-            processes.last_words(log, begins, "mixersweep: error: ")
+            processes.last_line(log, begins, "mixersweep: error: ")
             or f"its process ended with code {process.returncode}"
         )
     if problem:

@@ -1,4 +1,4 @@
-"""``python -m mixersweep.tracking RUN_DIR``: the process that mirrors a training's runs (``mirror``)."""
+"""``python -m mixersweep.tracking RUN_DIR``: run the process that mirrors a training's runs (``mirror``)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The W&B client as this program uses it: it asks nothing, sends nothing about machine or code, and gives up in time.
+"""Use the W&B client so that it never prompts, sends nothing about machine or code, and gives up in time.
 
-A row's step at W&B is its epoch, so that each row arrives once: a resumed run tells its next step, and the rows from
-there on are logged. One process may have many runs open, each in a thread of its own; an answer that does not come and
-a refusal concern one run alone. Only processes of their own import this (``mirror``, ``upload``, the report's).
+A row's step at W&B is its epoch, so each row arrives once: a resumed W&B run reports its next step, and the rows from
+there on are logged. One process may have many runs open, each in a thread of its own; a missing answer or a refusal
+affects one run alone. Only separate processes import this module (those of ``mirror``, ``upload`` and the report).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from mixersweep.runs import Run, RunDirectory, planned
 from mixersweep.runs.experiment import EXECUTION, flat
 from mixersweep.runs.state import State
 from mixersweep.tracking.identity import (
-    Place,
+    Destination,
     Uploaded,
+    agent_identity,
     artifact_files,
-    of_agent,
     read_identity,
     write_identity,
     write_uploaded,
@@ -40,12 +40,12 @@ from mixersweep.tracking.identity import (
 T = TypeVar("T")
 
 EXIT_CODES = {State.COMPLETED: DONE, State.PREEMPTED: PREEMPTED, State.INTERRUPTED: INTERRUPTED}
-"""How a run ended, as W&B is told; every other state is a failure."""
+"""The exit code that W&B gets for a run's state; every other state is a failure."""
 
 FATAL = b"filestream: fatal error"
-"""What stands in the client's own log of a run when the server refuses its rows for good (deleted, read-only).
+"""The text in the client's own log of a run whose rows the server refuses for good (run deleted, key read-only).
 
-The client prints as much, but not of which run, and tells it in no other way.
+The client prints this error too, but without saying for which run, and reports it in no other way.
 """
 
 LONGEST_TAG = 64
@@ -53,33 +53,34 @@ LONGEST_TAG = 64
 
 def begin(
     folder: Path,
-    place: Place,
+    destination: Destination,
     patience: float,
     mode: str | None = None,
     settings: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> wandb.Run:
-    """Open the run of a folder under its id, going on where it is there; one that was deleted gets another id.
+    """Open the W&B run whose id is kept in ``folder``, resuming it where it exists; a deleted one gets a new id.
 
-    ``settings`` are the client's, beside those that every run here has; ``fields`` are what is known of the run. Raises
-    ``UsageError`` without a key and ``CommError`` where nobody answers within ``patience`` seconds.
+    ``settings`` are client settings besides the common ones, ``fields`` further arguments of ``wandb.init`` such as
+    name, tags and config. Raises ``UsageError`` without an API key and ``CommError`` without an answer within
+    ``patience`` seconds.
     """
     settings = {**(settings or {}), "init_timeout": patience}
     try:
-        return _begin(folder, place, mode, settings, fields)
+        return _begin(folder, destination, mode, settings, fields)
     except CommError as error:
-        if "created and deleted" not in str(error) or of_agent() is not None:
+        if "created and deleted" not in str(error) or agent_identity() is not None:
             raise
         write_identity(folder, read_identity(folder).redrawn())
-        return _begin(folder, place, mode, settings, fields)
+        return _begin(folder, destination, mode, settings, fields)
 
 
 def _begin(
-    folder: Path, place: Place, mode: str | None, settings: Mapping[str, Any], fields: Mapping[str, Any]
+    folder: Path, destination: Destination, mode: str | None, settings: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> wandb.Run:
     settings = {
         **settings,
-        "quiet": True,  # else the client first asks who is logged in, for ten seconds where nobody answers
+        "quiet": True,  # else the client first asks who is logged in, up to ten seconds without an answer
         "x_disable_viewer": True,
         "x_transaction_log_flush_interval": 1.0,
         "console": "off",
@@ -95,8 +96,8 @@ def _begin(
     }
     known = wandb.Settings.model_fields
     named: dict[str, Any] = {}
-    if of_agent() is None:  # whose run is in the environment; the client ignores anything else, and says so
-        named = {"id": read_identity(folder).id, **dataclasses.asdict(place)}
+    if agent_identity() is None:  # else the client takes the agent's run from the environment, and warns of any other
+        named = {"id": read_identity(folder).id, **dataclasses.asdict(destination)}
     return wandb.init(
         **named,
         **fields,
@@ -115,20 +116,22 @@ def is_refused(run: wandb.Run) -> bool:
 
 
 class TrainingRun:
-    """The run at W&B that mirrors a training run, opened with all that is known before it trains.
+    """The W&B run that mirrors a training run, opened with all that is known before training.
 
-    ``patience`` is how many seconds an answer is waited for; opening raises what ``begin`` raises. The run ``is_stuck``
-    where its end was no longer waited for: a thread is still at it.
+    ``patience`` is how many seconds to wait for an answer; opening raises what ``begin`` raises. ``is_stuck`` is True
+    where the wait for its end was given up while a thread still works on it.
     """
 
-    def __init__(self, directory: RunDirectory, place: Place, patience: float, mode: str | None = None) -> None:
-        self._directory, self._place, self._patience = directory, place, patience
+    def __init__(
+        self, directory: RunDirectory, destination: Destination, patience: float, mode: str | None = None
+    ) -> None:
+        self._directory, self._destination, self._patience = directory, destination, patience
         self.is_stuck = False
         run, origin, sizes = directory.run, directory.run.origin, directory.run.architecture
         tags = [run.config.model.name, run.config.data.name, *([origin.experiment] if origin.experiment else [])]
         self.run = begin(
             directory.path,
-            place,
+            destination,
             patience,
             mode,
             name=run.name,
@@ -144,7 +147,7 @@ class TrainingRun:
         self.run.summary.update({"effective_width": sizes.width, **known})
 
     def log(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Log those of the rows that are not there yet, each with its probes and the time when it was."""
+        """Log the rows that W&B does not have yet, each with its probes and its time."""
         probes = {
             row.pop("epoch"): {f"probes/{name}": value for name, value in row.items()}
             for row in self._directory.probes()
@@ -156,10 +159,9 @@ class TrainingRun:
                 self._next_step = row["epoch"] + 1
 
     def end(self, state: State, *, with_checkpoint: bool) -> str | None:
-        """Tell how the run ended and send what is left; what did not go up and why, or None.
+        """Finish the W&B run: send its state and all that is left; returns what was not uploaded and why, or None.
 
-        What is known to be at W&B stands in ``wandb/uploaded.json`` afterwards; where that is all, the client's files
-        go.
+        Where all was uploaded, ``wandb/uploaded.json`` records it and the client's own files are removed.
         """
         run, run_dir, problem = self.run, self._directory.path, None
         deadline = time.monotonic() + self._patience
@@ -168,13 +170,13 @@ class TrainingRun:
         files = artifact_files(state, with_checkpoint) if not run.offline else []
         if files:
             try:
-                within(self._patience / 2, lambda: _log_files(run, self._directory, files))
+                call_within(self._patience / 2, lambda: _log_files(run, self._directory, files))
             except Exception as error:
-                problem = f"config and result did not go up as an artifact: {line(error)}"
+                problem = f"config and result were not uploaded as an artifact: {first_line(error)}"
         if state is State.PREEMPTED:
             run.mark_preempting()
-        try:  # with no limit of the client's, whose way of giving up holds up the other runs of the process
-            within(deadline - time.monotonic(), lambda: run.finish(exit_code=EXIT_CODES.get(state, FAILED)))
+        try:  # without the client's own time limit, which would block the other runs of the process
+            call_within(deadline - time.monotonic(), lambda: run.finish(exit_code=EXIT_CODES.get(state, FAILED)))
         except TimeoutError:
             self.is_stuck = True
             problem = f"no answer within {self._patience:g} s"
@@ -183,15 +185,15 @@ class TrainingRun:
         if run.offline:
             return problem
         epoch = max((row["epoch"] for row in self._directory.rows()), default=None)
-        done = Uploaded(run.id, self._place.project, self._place.entity, epoch, state, files)
+        done = Uploaded(run.id, self._destination.project, self._destination.entity, epoch, state, files)
         write_uploaded(run_dir, None if problem else done)
         if problem is None:
-            clear(run_dir / "wandb")
+            remove_client_files(run_dir / "wandb")
         return problem
 
 
 def _log_files(run: wandb.Run, directory: RunDirectory, files: list[str]) -> None:
-    """Send files of a completed run, which no longer change, as they stand; the same content is sent once."""
+    """Upload files of a completed run as an artifact; the same content is sent once."""
     known = planned(directory.run)
     metadata = {key: known[key] for key in ("name", "fingerprint", "model", "dataset", "seed", "experiment", "sweep")}
     artifact = wandb.Artifact(f"run-{run.id}", type="run", description=directory.run.name, metadata=metadata)
@@ -201,8 +203,8 @@ def _log_files(run: wandb.Run, directory: RunDirectory, files: list[str]) -> Non
 
 
 @contextmanager
-def saying_to(log: Path) -> Iterator[None]:
-    """Append all that is printed in the block to a file."""
+def append_output_to(log: Path) -> Iterator[None]:
+    """Append all output of this process inside the block to a file, that of subprocesses included."""
     log.parent.mkdir(exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -220,10 +222,10 @@ def saying_to(log: Path) -> Iterator[None]:
             os.close(kept)
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """What the call returns or raises; ``TimeoutError`` after so many seconds, and it is left to itself.
+def call_within(seconds: float, call: Callable[[], T]) -> T:
+    """Return or raise what ``call`` does; after ``seconds`` raise ``TimeoutError`` and leave it running in a thread.
 
-    For calls of the client's that wait for an answer and take no limit.
+    It is for calls of the client that wait for an answer and have no time limit.
     """
     outcome: Future[T] = Future()
 
@@ -237,20 +239,20 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     try:
         return outcome.result(max(0.1, seconds))
     except TimeoutError:
-        if outcome.done():  # and this is the call's own
+        if outcome.done():  # the error was raised by the call itself
             raise
         raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
-def clear(folder: Path, keep: Path | None = None) -> None:
-    """Remove what clients left of this run: a new one has it all, and half a file breaks ``wandb sync``."""
+def remove_client_files(folder: Path, keep: Path | None = None) -> None:
+    """Remove the files of earlier clients of a run: a new client sends all, and a torn file breaks ``wandb sync``."""
     for old in folder.glob("*run-*"):
         if old != keep:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def _config(run: Run) -> dict[str, Any]:
-    """Flat keys to filter on: the settings as they are spelled on the command line, and what the rule made of them."""
+    """The config that W&B filters on: settings as spelled on the command line, and the sizes that follow from them."""
     settings = {name: value for name, value in flat(run.config) if name.partition(".")[0] not in EXECUTION}
     named = {name.removesuffix(".name"): value for name, value in settings.items()}
     return {**named, **planned(run), "effective_width": run.architecture.width}
@@ -261,12 +263,15 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lacks_key(error: UsageError) -> bool:
-    """Whether the client was not used wrongly, but has no key."""
+    """Whether a ``UsageError`` of the client means that there is no API key."""
     return "api" in str(error).lower() and "key" in str(error).lower()
 
 
-def line(error: BaseException) -> str:
-    """An exception in one line; of a setting that the client refuses, the variable that has it."""
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where there is none.
+
+    For a setting that the client refuses, it names the variable that holds the setting.
+    """
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         name = "_".join(["WANDB", *map(str, first["loc"][:1])]).upper()

@@ -1,8 +1,8 @@
-"""Which run of W&B mirrors a run directory, and how much of it is there: ``tracking.json`` and ``wandb/uploaded.json``.
+"""Which W&B run mirrors a run directory (``tracking.json``), and what of it was uploaded (``wandb/uploaded.json``).
 
-The first holds the id, drawn once, since W&B takes no id again that was deleted. Under ``wandb agent`` its id wins, and
-its project and entity stay with the run. The second is written when all that was there has gone up, so that it goes up
-once. Imports no wandb.
+The first holds the id, which is random, since W&B does not accept the id of a deleted run again. Under ``wandb agent``
+the agent's id is used, and its project and entity stay with the run. The second is written when all that there was has
+been uploaded, so that it is not uploaded again. This module does not import wandb.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
 
 LOG = "mirror.log"
-"""In ``RUN_DIR/wandb/``: all that the processes which wrote to W&B said."""
+"""The log, in ``RUN_DIR/wandb/``, of the processes that wrote to W&B."""
 
-SAYS, WHOLE = "W&B: ", "all of the run is mirrored"
-"""The beginning of the line there with which a mirror ends, and the rest of it where there is no problem."""
+RESULT_PREFIX, MIRRORED = "W&B: ", "all of the run is mirrored"
+"""The prefix of the log's last line, the result of mirroring, and the rest of it where there was no problem."""
 
 NO_KEY = "there is no W&B API key here: `wandb login`, or WANDB_API_KEY"
 
 _SWEEP, _RUN, _VALUES = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
-"""What ``wandb agent`` sets for each run that it starts, beside project and entity."""
+"""The variables that ``wandb agent`` sets for each run that it starts, besides project and entity."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where at W&B; an ``entity`` of None is the default one of the key."""
+class Destination:
+    """Where a run goes at W&B; an ``entity`` of None is the default one of the API key."""
 
     project: str
     entity: str | None = None
@@ -42,47 +42,47 @@ class Place:
 
 @dataclass(frozen=True)
 class Identity:
-    """The id at W&B; ``project`` and ``entity`` only where an agent has decided them, else the settings do."""
+    """The id of a run at W&B; ``project`` and ``entity`` are set only where an agent decided them."""
 
     id: str
     project: str | None = None
     entity: str | None = None
 
-    def place(self, tracking: Tracking) -> Place:
-        """Where the run is."""
-        return Place(self.project or tracking.project, self.entity or tracking.entity)
+    def destination(self, tracking: Tracking) -> Destination:
+        """Where the run goes: as the agent decided, else as the settings say."""
+        return Destination(self.project or tracking.project, self.entity or tracking.entity)
 
     def redrawn(self) -> Identity:
-        """The same with another random end, for an id that W&B takes no more."""
+        """The identity with another random suffix, for an id that W&B no longer accepts."""
         return dataclasses.replace(self, id=f"{self.id.rpartition('-')[0] or self.id}-{secrets.token_hex(2)}")
 
 
 def read_identity(folder: Path) -> Identity:
-    """The identity of a folder that has one."""
+    """Read the identity kept in a folder, which must have one."""
     return Identity(**read_json(folder / "tracking.json"))
 
 
 def write_identity(folder: Path, identity: Identity) -> None:
-    """Keep the identity."""
+    """Keep an identity in a folder, as ``tracking.json``."""
     known = {name: value for name, value in dataclasses.asdict(identity).items() if value is not None}
     write_json(folder / "tracking.json", known)
 
 
-def of_agent() -> Identity | None:
-    """The identity that ``wandb agent`` gave the run of this process, None where it did not start it."""
+def agent_identity() -> Identity | None:
+    """The identity that ``wandb agent`` gave to the run of this process; None where no agent started it."""
     if not os.environ.get(_SWEEP) or not os.environ.get(_RUN):
         return None
     return Identity(os.environ[_RUN], os.environ.get("WANDB_PROJECT"), os.environ.get("WANDB_ENTITY"))
 
 
-def without_agent(environment: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """An environment in which no agent's run is going on: for many runs, which cannot all be that one."""
+def remove_agent(environment: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The environment without the variables of ``wandb agent``, for many runs, which cannot all be the agent's."""
     return {name: value for name, value in environment if name not in (_SWEEP, _RUN, _VALUES)}
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What of a run is at W&B: the rows up to which epoch, how it was told to have ended, the files of its artifact."""
+    """What of a run is at W&B: its rows up to ``epoch``, its final ``state`` and the ``files`` of its artifact."""
 
     id: str
     project: str
@@ -93,13 +93,13 @@ class Uploaded:
 
 
 def read_uploaded(run_dir: Path) -> Uploaded | None:
-    """What is known to be at W&B; None where nothing is, or not whole."""
+    """Read what of a run is at W&B; None where nothing was uploaded, or not everything."""
     stored = read_json(run_dir / "wandb" / "uploaded.json")
     return None if stored is None else Uploaded(**stored)
 
 
 def write_uploaded(run_dir: Path, uploaded: Uploaded | None) -> None:
-    """Keep that, or that nothing is known."""
+    """Record what of a run is at W&B; None removes the record."""
     path = run_dir / "wandb" / "uploaded.json"
     if uploaded is None:
         path.unlink(missing_ok=True)
@@ -108,12 +108,12 @@ def write_uploaded(run_dir: Path, uploaded: Uploaded | None) -> None:
 
 
 def artifact_files(state: State, with_checkpoint: bool) -> list[str]:
-    """The files of a run that go up as an artifact when it has ended: none of a run without a result."""
+    """The files of a finished run that are uploaded as an artifact; none for a run without a result."""
     if state is not State.COMPLETED:
         return []
     return ["config.yaml", "result.json", *(["checkpoint.pt"] if with_checkpoint else [])]
 
 
-def writing(run_dir: Path) -> FileLock:
-    """The lock of the one process that writes a run to W&B."""
+def write_lock(run_dir: Path) -> FileLock:
+    """The lock that only the process holds that writes a run to W&B."""
     return FileLock(run_dir / "wandb" / ".lock")

@@ -1,11 +1,11 @@
 """The process beside a training that sends the rows of its runs' ``metrics.jsonl`` to Weights & Biases.
 
-It reads the run directories and holds nothing that is not there. Online where the client finds an API key, else offline
-in ``RUN_DIR/wandb/``, whole each time, since an offline run cannot be resumed.
+It reads everything from the run directories. It is online where the client finds an API key, else offline in
+``RUN_DIR/wandb/``, where it writes all rows each time, since an offline run cannot be resumed.
 
-All runs that a training has at once share this process and its client. Each has a thread and an end of its own, so one
-that is refused, or gets no answer, holds up no other. The last line of a run's ``wandb/mirror.log`` says how it went;
-what the client prints meanwhile, mostly without a word on which run it means, is in that of the first run.
+All runs that a training holds at once share this process and its client. Each has its own thread and is finished by
+itself, so a run that is refused or gets no answer does not block the others. The last line of a run's
+``wandb/mirror.log`` gives the result. What the client prints, mostly without naming the run, is in the first run's log.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from mixersweep.config.schema import Tracking
 from mixersweep.errors import FAILED
 from mixersweep.runs import RunDirectory, read_status
 from mixersweep.runs.state import State
-from mixersweep.tracking.client import TrainingRun, clear, line
-from mixersweep.tracking.identity import LOG, SAYS, WHOLE, read_identity, writing
+from mixersweep.tracking.client import TrainingRun, first_line, remove_client_files
+from mixersweep.tracking.identity import LOG, MIRRORED, RESULT_PREFIX, read_identity, write_lock
 
 POLL = 0.5
-"""Seconds between two looks at the run directories."""
+"""Seconds between two reads of the run directories."""
 
 TO_SYNC = "; `mixersweep wandb sync` sends it"
 
 MARGIN = 2.0
-"""Seconds by which W&B gives up before the training does, so that this process ends by itself with its files whole."""
+"""Seconds by which the client gives up before the training does, so that this process ends with complete files."""
 
 
 def main() -> int:
-    """Mirror runs until each has ended; 0 where all of them are mirrored whole, else 1."""
+    """Mirror runs until each has ended; returns 0 where all of them are fully mirrored, else 1."""
     parser = argparse.ArgumentParser(prog="python -m mixersweep.tracking")
-    parser.add_argument("run_dir", help="the first of the runs, for whoever looks at the processes")
+    parser.add_argument("run_dir", help="the first of the runs, to recognise the process by")
     parser.add_argument("--parent", type=int, required=True, help="the process that holds the runs")
     parent = parser.parse_args().parent
     asked = json.load(sys.stdin)  # the settings of each run by its directory
@@ -68,45 +68,45 @@ def main() -> int:
 
 
 def _watch(runs: Sequence[_Mirrored], parent: int) -> None:
-    """Tell each run when its training has ended, until all have."""
+    """Check the states of runs until all trainings have ended."""
     going = list(runs)
     while going:
         for run in going:
-            run.look(parent)
+            run.check_state(parent)
         going = [run for run in going if not run.ended.is_set()]
         if going:
             time.sleep(POLL)
 
 
 class _StuckError(Exception):
-    """The client cannot be begun anew: it would wait for what somebody has stopped waiting for."""
+    """Raised where the client cannot be restarted, since it would wait for a run whose end was given up."""
 
 
 class _Client:
-    """The client, which the runs share; one that got no answer for a run can be begun anew while no run is open.
+    """The W&B client that the runs share; it can be restarted while no run is open.
 
-    A run whose opening failed counts as in use there, so it can be opened offline in a new client only.
+    A run whose opening failed counts as in use in that client, so only a new client can open it offline.
     """
 
     def __init__(self) -> None:
         self.is_stuck = False
         self._changed = threading.Condition()
-        self._users = self._begun = 0
+        self._users = self._number = 0
 
     @contextmanager
     def in_use(self, after: int = 0) -> Iterator[int]:
-        """A client later than that of this number, and its own number; waits until there can be one."""
+        """Use a client with a number above ``after``, and yield its number; waits until the client can be restarted."""
         with self._changed:
-            self._changed.wait_for(lambda: self._begun > after or not self._users)
-            if self._begun <= after:
+            self._changed.wait_for(lambda: self._number > after or not self._users)
+            if self._number <= after:
                 if self.is_stuck:
                     raise _StuckError
-                if self._begun:
+                if self._number:
                     wandb.teardown()
                 wandb.setup()  # once, before threads open runs side by side
-                self._begun = after + 1
+                self._number = after + 1
             self._users += 1
-            number = self._begun
+            number = self._number
         try:
             yield number
         finally:
@@ -116,7 +116,7 @@ class _Client:
 
 
 class _Mirrored(threading.Thread):
-    """One run, mirrored from its opening to its end; ``problem`` says what of it is not, and why."""
+    """The thread that mirrors one run; ``problem`` says what of it is not mirrored, and why."""
 
     def __init__(self, run_dir: Path, tracking: Tracking, client: _Client) -> None:
         super().__init__(name=run_dir.name, daemon=True)
@@ -125,11 +125,11 @@ class _Mirrored(threading.Thread):
         self.ended = threading.Event()
         self._run_dir, self._client, self._state = run_dir, client, State.RUNNING
 
-    def look(self, parent: int) -> None:
-        """Store the state of the run where it has ended; ``lost`` where the training no longer holds it."""
+    def check_state(self, parent: int) -> None:
+        """Read the run's state and note where it has ended; it is ``lost`` where the training no longer holds it."""
         try:
             status = read_status(self._run_dir)
-        except (OSError, ValueError):  # of a disk or a network for a while; the next look tells
+        except (OSError, ValueError):  # a file system can fail for a while; the next read decides
             return
         held = os.getppid() == parent == status.pid
         self._state = State.LOST if status.state is State.RUNNING and not held else status.state
@@ -137,50 +137,50 @@ class _Mirrored(threading.Thread):
             self.ended.set()
 
     def run(self) -> None:
-        """Mirror it; the last line of its log says how that went."""
+        """Mirror the run, and write the result as the last line of its log."""
         try:
             (self._run_dir / "wandb").mkdir(exist_ok=True)
-            with writing(self._run_dir):  # an earlier one may still be at it, for as long as it waits for an answer
+            with write_lock(self._run_dir):  # an earlier mirror may still be waiting for an answer
                 self.problem = self._mirror(RunDirectory.open(self._run_dir))
-        except (Exception, SystemExit) as error:  # the latter of a client whose service has failed
-            self.problem = line(error)
+        except (Exception, SystemExit) as error:  # the client exits where its service has failed
+            self.problem = first_line(error)
         with contextlib.suppress(OSError), (self._run_dir / "wandb" / LOG).open("a") as log:
-            log.write(f"{SAYS}{self.problem or WHOLE}\n")
+            log.write(f"{RESULT_PREFIX}{self.problem or MIRRORED}\n")
 
     def _mirror(self, directory: RunDirectory) -> str | None:
-        """Follow the run to its end, at W&B or else in files; returns what is not mirrored and why, or None."""
+        """Follow the run to its end, online or else in files; returns what is not mirrored and why, or None."""
         with self._client.in_use() as number:
-            mirrored, problem = self._online(directory)
+            mirrored, problem = self._open_online(directory)
             if mirrored is not None:
                 return self._follow(directory, mirrored)
         try:
             with self._client.in_use(after=number):
-                problem = self._follow(directory, self._opened(directory, "offline")) or problem
+                problem = self._follow(directory, self._open(directory, "offline")) or problem
         except _StuckError:
             pass
         return problem
 
-    def _online(self, directory: RunDirectory) -> tuple[TrainingRun | None, str | None]:
-        """The run at W&B, or in files where there is no key; None and the reason where nobody answers."""
+    def _open_online(self, directory: RunDirectory) -> tuple[TrainingRun | None, str | None]:
+        """Open the run online, or in files where there is no key; returns None and the reason without an answer."""
         try:
-            return self._opened(directory, None), None
+            return self._open(directory, None), None
         except UsageError:
-            return self._opened(directory, "offline"), None
+            return self._open(directory, "offline"), None
         except CommError as error:
-            return None, f"{line(error)}{TO_SYNC}"
+            return None, f"{first_line(error)}{TO_SYNC}"
 
-    def _opened(self, directory: RunDirectory, mode: str | None) -> TrainingRun:
-        place = read_identity(self._run_dir).place(self.tracking)
-        return TrainingRun(directory, place, max(1.0, self.tracking.timeout - MARGIN), mode)
+    def _open(self, directory: RunDirectory, mode: str | None) -> TrainingRun:
+        destination = read_identity(self._run_dir).destination(self.tracking)
+        return TrainingRun(directory, destination, max(1.0, self.tracking.timeout - MARGIN), mode)
 
     def _follow(self, directory: RunDirectory, mirrored: TrainingRun) -> str | None:
-        """Log the rows as they come, and end the run at W&B when it has ended."""
+        """Log rows as they are written, and finish the W&B run when the run has ended; returns the problem, or None."""
         if mirrored.run.disabled:
             return None
-        clear(self._run_dir / "wandb", keep=Path(mirrored.run.dir).parent)
+        remove_client_files(self._run_dir / "wandb", keep=Path(mirrored.run.dir).parent)
         seen = None
         while True:
-            ended = self.ended.is_set()  # before the rows: those of a run that has ended are all there
+            ended = self.ended.is_set()  # read before the rows, which are complete once the run has ended
             size = _size(self._run_dir / "metrics.jsonl")
             if size != seen:
                 mirrored.log(directory.rows())

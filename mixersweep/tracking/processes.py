@@ -1,4 +1,4 @@
-"""Processes that talk to W&B for another one, which waits for them no longer than it was told."""
+"""Start and end the processes that talk to W&B for another process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pathlib import Path
 import psutil
 
 GRACE = 1.0
-"""Seconds from asking processes to end until they are killed; W&B needs them to close its file."""
+"""Seconds from asking processes to end until they are killed, in which W&B closes its file."""
 
 
-def start(command: Sequence[str], log: Path, told: str = "") -> tuple[subprocess.Popen[bytes], int]:
-    """Start a process out of reach of the terminal's Ctrl-C, its output appended to ``log`` from the byte returned.
+def start(command: Sequence[str], log: Path, stdin_text: str = "") -> tuple[subprocess.Popen[bytes], int]:
+    """Start a process that the terminal's Ctrl-C does not reach, with its output appended to ``log``.
 
-    It reads ``told`` from its stdin. It has this environment, with this package importable from anywhere and what
-    ``settle`` says.
+    Its stdin is ``stdin_text``, and its environment is this one, prepared for wandb and with this package importable
+    from anywhere. Returns the process and the size of the log before.
     """
     environment = dict(os.environ)
-    settle(environment)
+    prepare_environment(environment)
     package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    environment["PYTHONSAFEPATH"] = "1"  # what lies in the working directory is no module of anybody's
+    environment["PYTHONSAFEPATH"] = "1"  # no file in the working directory shadows a module
     log.parent.mkdir(exist_ok=True)
     with log.open("ab") as file, tempfile.TemporaryFile("w+") as stdin:  # a pipe would wait for a reader
-        stdin.write(told)
+        stdin.write(stdin_text)
         stdin.seek(0)
         begins = file.tell()
         process = subprocess.Popen(
@@ -42,14 +42,14 @@ def start(command: Sequence[str], log: Path, told: str = "") -> tuple[subprocess
     return process, begins
 
 
-def settle(environment: MutableMapping[str, str]) -> None:
-    """For a process that is about to import wandb: no other service to share, no reports on its use."""
+def prepare_environment(environment: MutableMapping[str, str]) -> None:
+    """Prepare the environment of a process that will import wandb: no service of another process, no error reports."""
     environment.setdefault("WANDB_ERROR_REPORTING", "false")
     environment.pop("WANDB_SERVICE", None)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and its children (wandb-core is in a session of its own); one that has ended is left as it is."""
+    """Terminate a process and its children, wandb-core in its own session included; do nothing where it has ended."""
     try:
         root = psutil.Process(process.pid) if process.poll() is None else None
         family = [root, *root.children(recursive=True)] if root else []
@@ -64,15 +64,15 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def end_workers() -> None:
-    """Kill all processes below this one but Python's own, which cleans up after the others and ends by itself."""
+    """Kill all descendants of this process but Python's resource tracker, which cleans up and ends by itself."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if not any("resource_tracker" in word for word in process.cmdline()):
                 process.kill()
 
 
-def last_words(log: Path, begins: int, prefix: str) -> str | None:
-    """The last line that was said from there on with this beginning, without it."""
+def last_line(log: Path, begins: int, prefix: str) -> str | None:
+    """The last line of a log, from byte ``begins`` on, that starts with ``prefix``, without it; None without one."""
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(begins)
         for line in reversed(file.read().decode(errors="replace").splitlines()):

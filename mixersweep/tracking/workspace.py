@@ -1,7 +1,7 @@
-"""The saved view of a project in W&B: what a sweep is about, side by side, grouped by model and width.
+"""Save a view of a W&B project: its runs grouped by model and width, with panels for accuracy, loss, sizes and speed.
 
-Made with W&B's own package ``wandb-workspaces``, which is an extra. What W&B cannot draw, a setting on the x axis with
-mean and error, stands in the first section as the figures of the sweeps' reports.
+It uses W&B's package ``wandb-workspaces``, an optional dependency. W&B cannot draw mean and error against a setting, so
+the first section shows the figures of the sweeps' reports.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from typing import Any
 
 from mixersweep.errors import MixersweepError, UserError
 from mixersweep.tracking import processes
-from mixersweep.tracking.identity import NO_KEY, Place
+from mixersweep.tracking.identity import NO_KEY, Destination
 
 NAME = "effective width against accuracy"
 
 
 def require() -> None:
-    """Raise ``UserError`` naming the extra where the package is missing."""
+    """Raise ``UserError`` where ``wandb-workspaces`` is not installed, saying how to install it."""
     if find_spec("wandb_workspaces") is None:
         raise UserError("a workspace needs wandb-workspaces: pip install 'mixersweep[workspace]'")
 
 
-def save(place: Place, experiments: Sequence[str], view: str | None) -> str:
-    """Save the view, or change that at the URL ``view`` into it; returns its URL.
+def save(destination: Destination, experiments: Sequence[str], view: str | None) -> str:
+    """Save the view, replacing the one at the URL ``view`` if given; returns its URL.
 
-    With ``experiments`` it shows the runs of these alone. Raises ``UserError`` without a key and ``MixersweepError``
-    where W&B does not take it.
+    With ``experiments`` it shows only their runs. Raises ``UserError`` without an API key and ``MixersweepError``
+    where W&B does not accept it.
     """
     require()
-    processes.settle(os.environ)
+    processes.prepare_environment(os.environ)
     import wandb
     from wandb.errors import UsageError
 
     ws: Any = import_module("wandb_workspaces.workspaces")
     try:
-        entity = place.entity or wandb.Api().default_entity
+        entity = destination.entity or wandb.Api().default_entity
         if entity is None:
             raise UserError("this key has no default entity; name one with --entity")
-        made = ws.Workspace.from_url(view) if view else new(entity, place.project)
+        made = ws.Workspace.from_url(view) if view else new(entity, destination.project)
         made.name = NAME if not experiments else f"{NAME}: {', '.join(experiments)}"
         made.sections = sections()
         made.settings = ws.WorkspaceSettings(x_axis="epoch", max_runs=100)
@@ -52,16 +52,16 @@ def save(place: Place, experiments: Sequence[str], view: str | None) -> str:
         raise
     except UsageError:
         raise UserError(NO_KEY) from None
-    except Exception as error:  # the packages name many, and a GraphQL error is a bare one
-        raise MixersweepError(f"W&B did not take the workspace: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # the packages raise many kinds, and a plain Exception for GraphQL errors
+        raise MixersweepError(f"W&B did not accept the workspace: {' '.join(str(error).split())[:300]}") from error
 
 
 def new(entity: str, project: str) -> Any:
-    """A view that is not saved yet, under a name whose URL opens it.
+    """Create a view, not saved yet, with a name whose URL opens it.
 
-    The package would name it after 11 letters and digits, and to tell the URL takes every ``nw-`` out of
-    ``nw-{letters}-v``: one name in 1,296, whose letters end in ``nw``, gets the URL of a view that does not exist
-    (wandb-workspaces 0.4.13). Hexadecimal digits have no such end.
+    The package would draw 11 letters and digits and, to form the URL, remove every ``nw-`` from ``nw-{letters}-v``. So
+    one name in 1,296, whose letters end in ``nw``, gets the URL of a view that does not exist (wandb-workspaces
+    0.4.13). Hexadecimal digits cannot end so.
     """
     ws: Any = import_module("wandb_workspaces.workspaces")
     made = ws.Workspace(entity=entity, project=project)
@@ -70,7 +70,7 @@ def new(entity: str, project: str) -> Any:
 
 
 def runset(experiments: Sequence[str]) -> Any:
-    """Which runs are shown and how they are grouped."""
+    """The set of runs to show, grouped by model and width."""
     ws: Any = import_module("wandb_workspaces.workspaces")
     return ws.RunsetSettings(
         filters=[ws.Config("experiment").isin(list(experiments))] if experiments else [],
@@ -81,7 +81,7 @@ def runset(experiments: Sequence[str]) -> Any:
 
 
 def sections() -> list[Any]:
-    """The sections: what the reports say, then accuracy, loss, structure and speed."""
+    """The sections of the view: figures of reports, accuracy, loss, structure and speed."""
     wr: Any = import_module("wandb_workspaces.reports.v2")
     ws: Any = import_module("wandb_workspaces.workspaces")
 

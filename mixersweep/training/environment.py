@@ -155,7 +155,7 @@ def describe_environment(
         "products": product.routine() if _multiplies(device.type, engine) else None,
         "compile": bool(config and config.compile),
         "storage": storage,
-        "sparse_kernels": nonzeros.whose(device) if storage != "dense" else None,
+        "sparse_kernels": nonzeros.implementation(device) if storage != "dense" else None,
         "accumulation": config.accumulation if config else 1,
         "deterministic": bool(config and config.deterministic),
         "world_size": world_size,

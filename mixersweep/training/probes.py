@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mixersweep.data.batches import Batches
 from mixersweep.layers import PermutedKronecker
-from mixersweep.layers.effective import ends, largest
-from mixersweep.layers.sparsity import indices
+from mixersweep.layers.effective import extremes, largest
+from mixersweep.layers.sparsity import sparsity_indices
 from mixersweep.models.branches import Features, mixing_maps
 from mixersweep.runs import RunDirectory
 from mixersweep.seeds import derive, seed_of
@@ -40,7 +40,7 @@ def spectrum(learner: Learner, _images: Tensor, _labels: Tensor) -> Values:
     for name, layer in mixing_maps(learner.network).items():
         yield f"spectrum_largest/{name}", largest(layer)
         if isinstance(layer, PermutedKronecker):
-            yield f"spectrum_smallest/{name}", ends(layer).smallest
+            yield f"spectrum_smallest/{name}", extremes(layer).smallest
 
 
 def sparsity(learner: Learner, _images: Tensor, _labels: Tensor) -> Values:
@@ -48,7 +48,7 @@ def sparsity(learner: Learner, _images: Tensor, _labels: Tensor) -> Values:
     for name, layer in mixing_maps(learner.network).items():
         weight = layer.weight.detach()
         l1, l2 = weight.abs().sum(dtype=torch.float64), weight.square().sum(dtype=torch.float64).sqrt()
-        hoyer, ratio = indices(weight.numel(), float(l1), float(l2))
+        hoyer, ratio = sparsity_indices(weight.numel(), float(l1), float(l2))
         yield f"sparsity_hoyer/{name}", hoyer
         yield f"sparsity_l1_over_l2/{name}", ratio
 

@@ -23,10 +23,10 @@ from mixersweep.layers import (
 )
 from mixersweep.layers.effective import (
     bulk_edge,
-    ends,
-    ends_of,
-    ends_of_product,
     expected_largest,
+    extremes,
+    extremes_of,
+    extremes_of_product,
     singular_values,
     sparse_edge,
     to_sparse,
@@ -71,7 +71,7 @@ def test_the_small_factors_have_the_spectrum_of_the_dense_matrix(name: str) -> N
     assert to_sparse(layer).toarray() == pytest.approx(dense.numpy(), abs=1e-7)
     assert to_sparse(layer).nnz == layer.connections
     assert singular_values(layer) == pytest.approx(torch.linalg.svdvals(dense).numpy(), abs=1e-6)
-    found = ends(layer)
+    found = extremes(layer)
     assert (found.largest, found.smallest) == pytest.approx((singular_values(layer)[0], singular_values(layer)[-1]))
 
 
@@ -80,19 +80,19 @@ def test_a_hand_built_kronecker_product() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[3.0, 0.0], [4.0, 5.0]]))  # singular values 3√5 and √5
     assert singular_values(layer) == pytest.approx([45**0.5] * 3 + [5**0.5] * 3)
-    assert ends(layer).condition == pytest.approx(3)
+    assert extremes(layer).condition == pytest.approx(3)
 
 
 @pytest.mark.parametrize(("rows", "columns", "connections"), [(300, 300, 3000), (400, 200, 3200), (200, 400, 3200)])
 def test_lanczos_finds_both_ends(rows: int, columns: int, connections: int) -> None:
     layer = sparse(rows, columns, connections)
-    found, dense = ends_of(to_sparse(layer)), torch.linalg.svdvals(layer.to_dense().detach().double())
+    found, dense = extremes_of(to_sparse(layer)), torch.linalg.svdvals(layer.to_dense().detach().double())
     assert found.largest == pytest.approx(float(dense[0]), rel=1e-8)
     assert found.smallest == pytest.approx(float(dense[-1]), rel=1e-4)
 
 
 def test_an_empty_row_makes_the_smallest_zero_and_no_condition() -> None:
-    found = ends_of(to_sparse(sparse(200, 200, 300)))
+    found = extremes_of(to_sparse(sparse(200, 200, 300)))
     assert found.smallest == 0 and found.condition is None
 
 
@@ -101,7 +101,7 @@ def test_products_of_monarch_factors(tied: bool) -> None:
     right, left = (drawn(layer, n) for n, layer in enumerate(monarch_factors(7, 5, 4, tied=tied, bias=False)))
     assert isinstance(right, PermutedKronecker) and isinstance(left, PermutedKronecker)
     dense = torch.linalg.svdvals((left.to_dense() @ right.to_dense()).detach().double())
-    found = ends_of_product(left, right)
+    found = extremes_of_product(left, right)
     assert (found.largest, found.smallest) == pytest.approx((float(dense[0]), float(dense[19])), rel=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_sparse_matrices_follow_theory(gamma: float) -> None:
         values = []
         for seed in range(3):
             layer = sparse(rows, columns, fan_in * rows, seed)
-            values.append(ends_of(to_sparse(layer)).largest)
+            values.append(extremes_of(to_sparse(layer)).largest)
         assert np.mean(values) == pytest.approx(expected_largest(layer), rel=0.02)
 
 
@@ -131,7 +131,7 @@ def test_mixers_come_closer_to_one_plus_root_gamma() -> None:
         ratios = []
         for seed in range(8):
             layer = drawn(PermutedKronecker(size, size, 2 * size), seed)
-            ratios.append(ends(layer).largest / bulk_edge(2, 1))
+            ratios.append(extremes(layer).largest / bulk_edge(2, 1))
         off.append(abs(np.mean(ratios) - 1))
         assert all(abs(ratio - 1) < 0.05 for ratio in ratios)
     assert off[1] < off[0]
@@ -141,7 +141,7 @@ def test_mixers_come_closer_to_one_plus_root_gamma() -> None:
 def test_expected_of_every_rescaling(rescale: str) -> None:
     positions = draw_mask(600, 600, 600 * 60, "exact", torch.Generator().manual_seed(0))
     layer = drawn(SparseWeights(600, 600, positions, rescale=rescale))  # type: ignore[arg-type]
-    assert ends(layer).largest == pytest.approx(expected_largest(layer), rel=0.04)
+    assert extremes(layer).largest == pytest.approx(expected_largest(layer), rel=0.04)
 
 
 @pytest.mark.parametrize(

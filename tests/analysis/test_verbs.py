@@ -71,10 +71,10 @@ def test_effective_of_settings_needs_no_run(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_equal_weights_are_shown_alike() -> None:
-    from mixersweep.analysis.effective import shared_as
+    from mixersweep.analysis.effective import shared_weights
 
     tied, untied = (PermutedKronecker(3, 2, 2, tied=tied) for tied in (True, False))
-    assert len(set(shared_as(tied).tolist())) == 4 and len(set(shared_as(untied).tolist())) == 12
+    assert len(set(shared_weights(tied).tolist())) == 4 and len(set(shared_weights(untied).tolist())) == 12
 
 
 @pytest.mark.parametrize("measured", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -9,7 +9,16 @@ import torch
 
 from mixersweep.bench import SUITES, Case, harness, measure, verdict
 from mixersweep.bench.harness import captured, interval, peak_bytes
-from mixersweep.bench.layers import DenseLayer, LeftProduct, MaskedDense, Nonzeros, SparseLayer, Table, TimmBlock, gemm
+from mixersweep.bench.layers import (
+    DenseLayer,
+    LayoutConversion,
+    LeftProduct,
+    MaskedDense,
+    Nonzeros,
+    SparseLayer,
+    TimmBlock,
+    gemm,
+)
 from mixersweep.bench.step import Step
 from mixersweep.cli import main
 from mixersweep.cli.bench import said
@@ -135,11 +144,11 @@ def test_a_layer_by_a_routine_leaves_the_one_in_use(routine: product.Routine, mo
 
 
 @pytest.mark.parametrize("to", ["features", "table"])
-def test_permuted_tables_are_the_same_whoever_moves_them(to: str) -> None:
+def test_layout_conversions_are_the_same_by_either_implementation(to: str) -> None:
     found = []
     for by in ("own", "torch"):
         torch.manual_seed(0)
-        found.append(Table(6, 5, to, by)(CPU)())
+        found.append(LayoutConversion(6, 5, to, by)(CPU)())
     assert torch.equal(*found)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixersweep.bench.loader import some_images
-from mixersweep.bench.train import FirstStep, ModelAlone, Ours, Theirs, import_torch, the_run, write_data
+from mixersweep.bench.train import FirstStep, ModelAlone, Ours, Theirs, cifar_run, import_torch, write_data
 from mixersweep.compose import config_of
 from mixersweep.data.splits import open_splits
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def test_all_train_the_network_that_they_are_said_to() -> None:
-    run = the_run()
+    run = cifar_run()
     assert (run.config.model.name, run.architecture.tokens, run.architecture.channels) == ("s_mixer", 32, 32)
     epoch, alone = Theirs(130)(CPU), ModelAlone(130)(CPU)
     for _ in range(2):

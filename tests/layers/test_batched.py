@@ -237,8 +237,8 @@ def test_the_layers_of_a_pack_use_them(name: str, monkeypatch: pytest.MonkeyPatc
     function, tensors = {
         "linear": (product.linear, (rows, weight, bias)),
         "product": (lambda w, x, b: product.product(w, x, b[:, None]), (weight, columns, bias)),
-        "untied rows": (lambda x, w, b: of_kronecker(x, w, b, "_tables"), (rows, weights, biases)),
-        "untied columns": (lambda x, w, b: of_kronecker(x, w, b, "_rows"), (features, weights, biases)),
+        "untied rows": (lambda x, w, b: of_kronecker(x, w, b, "_map_rbc"), (rows, weights, biases)),
+        "untied columns": (lambda x, w, b: of_kronecker(x, w, b, "_map_features_first"), (features, weights, biases)),
     }[name]
     tensors = [x.to(DEVICE) for x in tensors]
     expected = pack.call(function, *tensors)

@@ -15,7 +15,7 @@ from mixersweep.layers import (
     SparseMap,
     SparseWeights,
     draw_mask,
-    turned,
+    transposed,
 )
 
 
@@ -90,7 +90,7 @@ def test_forward_and_gradients_equal_those_of_the_dense_matrix(name: str, batch:
 
 
 @pytest.mark.parametrize("batch", [1, 6])
-@pytest.mark.parametrize("name", [name for name in LAYERS if not LAYERS[name]().takes_tables])
+@pytest.mark.parametrize("name", [name for name in LAYERS if not LAYERS[name]().takes_rbc])
 def test_with_features_first_it_is_the_same_map_with_the_same_gradients(name: str, batch: int) -> None:
     layer = ready(name)
     x = torch.randn(batch, layer.in_width, dtype=torch.float64, generator=seeded(6)).requires_grad_()
@@ -106,8 +106,10 @@ def test_with_features_first_it_is_the_same_map_with_the_same_gradients(name: st
 
 @pytest.mark.parametrize("batch", [1, 6])
 @pytest.mark.parametrize("rows", [1, 5, 7, 35])
-@pytest.mark.parametrize("name", [name for name in LAYERS if LAYERS[name]().takes_tables])
-def test_on_tables_of_features_it_is_the_same_map_with_the_same_gradients(name: str, rows: int, batch: int) -> None:
+@pytest.mark.parametrize("name", [name for name in LAYERS if LAYERS[name]().takes_rbc])
+def test_with_the_batch_in_the_middle_it_is_the_same_map_with_the_same_gradients(
+    name: str, rows: int, batch: int
+) -> None:
     layer = ready(name)
     x = torch.randn(batch, layer.in_width, dtype=torch.float64, generator=seeded(6)).requires_grad_()
     upstream = torch.randn(batch, layer.out_width, dtype=torch.float64, generator=seeded(7))
@@ -116,18 +118,18 @@ def test_on_tables_of_features_it_is_the_same_map_with_the_same_gradients(name: 
     for given in (x_rbc, x_rbc.contiguous()):
         found = layer(given, features_first=True)
         assert found.shape[1] == batch
-        by_tables = found.transpose(0, 1).flatten(1)
-        torch.testing.assert_close(by_tables, layer(x), rtol=1e-12, atol=1e-12)
-        of_tables = torch.autograd.grad(by_tables, inputs, upstream)
-        for one, other in zip(of_tables, torch.autograd.grad(layer(x), inputs, upstream), strict=True):
+        y = found.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(y, layer(x), rtol=1e-12, atol=1e-12)
+        gradients = torch.autograd.grad(y, inputs, upstream)
+        for one, other in zip(gradients, torch.autograd.grad(layer(x), inputs, upstream), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_turning_a_matrix_has_first_and_second_derivatives_and_leaves_it_contiguous() -> None:
+def test_a_transpose_has_first_and_second_derivatives_and_is_contiguous() -> None:
     x = torch.randn(3, 4, dtype=torch.float64, generator=seeded()).requires_grad_()
-    assert torch.equal(turned(x), x.t()) and turned(x).is_contiguous() and turned(x.t()).is_contiguous()
-    assert torch.autograd.gradcheck(turned, x)
-    assert torch.autograd.gradgradcheck(lambda y: turned(y) ** 2, x)
+    assert torch.equal(transposed(x), x.t()) and transposed(x).is_contiguous() and transposed(x.t()).is_contiguous()
+    assert torch.autograd.gradcheck(transposed, x)
+    assert torch.autograd.gradgradcheck(lambda y: transposed(y) ** 2, x)
 
 
 @pytest.mark.parametrize("width", [1, 2, 33])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixersweep.layers import fused, gather, moves, pack, tables, turned
+from mixersweep.layers import fused, gather, layouts, moves, pack, transposed
 from tests.layers.interpreted import DEVICE, INTERPRETED, needs_a_gpu, on_its_device, run_interpreted
 
 SHAPES = [(1, 1, 1), (3, 5, 7), (2, 70, 15), (1, 9, 40), (9, 3, 1)]
@@ -23,11 +23,11 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return order.view(shape).to(DEVICE, dtype)
 
 
-def places(R: int, width: int) -> tuple[Tensor, Tensor]:
+def positions(R: int, width: int) -> tuple[Tensor, Tensor]:
     """Of each run its own permutation, and the inverse."""
     drawn = [torch.randperm(width, generator=torch.Generator().manual_seed(seed)) for seed in range(R)]
-    place = torch.stack(drawn).to(DEVICE)
-    return place, place.argsort(1)
+    position = torch.stack(drawn).to(DEVICE)
+    return position, position.argsort(1)
 
 
 def gradient(y: Tensor, x: Tensor, upstream: Tensor) -> Tensor:
@@ -38,27 +38,25 @@ def gradient(y: Tensor, x: Tensor, upstream: Tensor) -> Tensor:
 @on_its_device
 @of_all
 @of_packs
-def test_features_of_a_table_go_to_their_places_and_back(
-    shape: tuple[int, int, int], R: int, dtype: torch.dtype
-) -> None:
+def test_features_go_to_their_positions_and_back(shape: tuple[int, int, int], R: int, dtype: torch.dtype) -> None:
     rows, batch, columns = shape
-    place, feature_at = places(R, rows * columns)
+    position, feature_at = positions(R, rows * columns)
     x = numbers(R, *shape, dtype=dtype).requires_grad_()
-    y = moves.from_tables(x, place)
+    y = moves.rbc_to_mb(x, position)
     plain = x.detach().transpose(2, 3).flatten(1, 2)
     assert torch.equal(y, torch.stack([plain[run][feature_at[run]] for run in range(R)]))
-    assert torch.equal(moves.to_tables(y, place, rows), x)
+    assert torch.equal(moves.mb_to_rbc(y, position, rows), x)
     upstream = numbers(R, rows * columns, batch, dtype=dtype)
-    assert torch.equal(gradient(y, x, upstream), moves.to_tables(upstream, place, rows))
+    assert torch.equal(gradient(y, x, upstream), moves.mb_to_rbc(upstream, position, rows))
     back = upstream.clone().requires_grad_()
-    assert torch.equal(gradient(moves.to_tables(back, place, rows), back, x.detach()), y)
+    assert torch.equal(gradient(moves.mb_to_rbc(back, position, rows), back, x.detach()), y)
 
 
 @on_its_device
 @of_all
 @of_packs
 def test_rows_are_gathered(shape: tuple[int, int, int], R: int, dtype: torch.dtype) -> None:
-    indices, inverse = places(R, shape[0])
+    indices, inverse = positions(R, shape[0])
     x = numbers(R, *shape, dtype=dtype).requires_grad_()
     y = moves.gathered(x, indices, inverse)
     assert torch.equal(y, torch.stack([x[run][indices[run]] for run in range(R)]))
@@ -68,9 +66,9 @@ def test_rows_are_gathered(shape: tuple[int, int, int], R: int, dtype: torch.dty
 @on_its_device
 @of_all
 @of_packs
-def test_matrices_are_turned(shape: tuple[int, int, int], R: int, dtype: torch.dtype) -> None:
+def test_matrices_are_transposed(shape: tuple[int, int, int], R: int, dtype: torch.dtype) -> None:
     x = numbers(R, shape[0] * shape[1], shape[2], dtype=dtype).requires_grad_()
-    y = moves.turned(x)
+    y = moves.transposed(x)
     assert torch.equal(y, x.mT) and y.is_contiguous()
     of_x = gradient(y, x, y.detach())
     assert torch.equal(of_x, x) and of_x.is_contiguous()
@@ -78,26 +76,26 @@ def test_matrices_are_turned(shape: tuple[int, int, int], R: int, dtype: torch.d
 
 @on_its_device
 def test_views_and_what_all_runs_share_are_taken_as_what_they_show() -> None:
-    place, feature_at = places(3, 35)
-    wide, turned = numbers(3, 9, 6, 7)[:, :5], numbers(3, 6, 35).mT
+    position, feature_at = positions(3, 35)
+    wide, transposed = numbers(3, 9, 6, 7)[:, :5], numbers(3, 6, 35).mT
     shared = numbers(1, 35, 6).expand(3, 35, 6)
-    assert torch.equal(moves.from_tables(wide, place), moves.from_tables(wide.clone(), place))
-    for x in (turned, shared):
-        assert torch.equal(moves.to_tables(x, place, 5), moves.to_tables(x.clone(), place, 5))
-        assert torch.equal(moves.gathered(x, place, feature_at), moves.gathered(x.clone(), place, feature_at))
-    same = place[:1].expand_as(place)
-    assert torch.equal(moves.to_tables(turned, same, 5), moves.to_tables(turned, same.clone(), 5))
+    assert torch.equal(moves.rbc_to_mb(wide, position), moves.rbc_to_mb(wide.clone(), position))
+    for x in (transposed, shared):
+        assert torch.equal(moves.mb_to_rbc(x, position, 5), moves.mb_to_rbc(x.clone(), position, 5))
+        assert torch.equal(moves.gathered(x, position, feature_at), moves.gathered(x.clone(), position, feature_at))
+    same = position[:1].expand_as(position)
+    assert torch.equal(moves.mb_to_rbc(transposed, same, 5), moves.mb_to_rbc(transposed, same.clone(), 5))
 
 
 @on_its_device
 def test_second_derivatives_are_there() -> None:
-    place, feature_at = places(2, 6)
+    position, feature_at = positions(2, 6)
     x_rbc, x = numbers(2, 2, 4, 3, dtype=torch.float64), numbers(2, 6, 4, dtype=torch.float64)
     for move, given in (
-        (lambda x: moves.from_tables(x, place), x_rbc),
-        (lambda x: moves.to_tables(x, place, 2), x),
-        (lambda x: moves.gathered(x, place, feature_at), x),
-        (moves.turned, x),
+        (lambda x: moves.rbc_to_mb(x, position), x_rbc),
+        (lambda x: moves.mb_to_rbc(x, position, 2), x),
+        (lambda x: moves.gathered(x, position, feature_at), x),
+        (moves.transposed, x),
     ):
         given = given.clone().requires_grad_()
         (first,) = torch.autograd.grad((move(given) ** 3).sum(), given, create_graph=True)
@@ -105,17 +103,17 @@ def test_second_derivatives_are_there() -> None:
 
 
 @on_its_device
-@pytest.mark.parametrize("name", ["from_tables", "to_tables", "gathered", "turned"])
+@pytest.mark.parametrize("name", ["rbc_to_mb", "mb_to_rbc", "gathered", "transposed"])
 def test_the_layers_of_a_pack_move_by_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, feature_at = places(3, 35)
+    position, feature_at = positions(3, 35)
     x_rbc, x = numbers(3, 5, 6, 7), numbers(3, 35, 6)
 
     def moved() -> list[Tensor]:
         given = {
-            "from_tables": (tables.from_table, x_rbc, place, feature_at),
-            "to_tables": (lambda *of_run: tables.to_table(*of_run, 5), x, place, feature_at),
-            "turned": (turned, x),
-            "gathered": (lambda *of_run: gather.gathered(*of_run, 0), x, place, feature_at),
+            "rbc_to_mb": (layouts.rbc_to_mb, x_rbc, position, feature_at),
+            "mb_to_rbc": (lambda *of_run: layouts.mb_to_rbc(*of_run, 5), x, position, feature_at),
+            "transposed": (transposed, x),
+            "gathered": (lambda *of_run: gather.gathered(*of_run, 0), x, position, feature_at),
         }
         function, *tensors = given[name]
         inputs = [tensors[0].clone().requires_grad_(), *tensors[1:]]
@@ -135,11 +133,11 @@ def test_the_layers_of_a_pack_move_by_them(name: str, monkeypatch: pytest.Monkey
 @pytest.mark.gpu
 @needs_a_gpu
 def test_moves_go_into_a_cuda_graph() -> None:
-    place, feature_at = places(3, 1024)
+    position, feature_at = positions(3, 1024)
     x_rbc, x = numbers(3, 32, 128, 32), numbers(3, 1024, 128)
 
     def moved() -> list[Tensor]:
-        y = moves.from_tables(x_rbc, place), moves.to_tables(x, place, 32), moves.gathered(x, place, feature_at)
+        y = moves.rbc_to_mb(x_rbc, position), moves.mb_to_rbc(x, position, 32), moves.gathered(x, position, feature_at)
         return list(y)
 
     expected = moved()

@@ -22,7 +22,7 @@ SIZES = {"tall": (190, 40, 700), "wide": (37, 300, 900), "few": (50, 60, 9), "fu
 
 
 @pytest.fixture(params=["own", "torch"])
-def whose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both kinds of kernels in turn."""
     if request.param == "torch":
         monkeypatch.setattr(nonzeros, "_library", lambda: "a test")
@@ -55,7 +55,7 @@ def products(layer: SparseWeights, x: Tensor, gradient: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("batch", [1, 7, 8, 9, 15, 16, 17, 31, 32, 47, 50, 70, 88, 100, 128, 129, 250, 260])
-@pytest.mark.usefixtures("whose")
+@pytest.mark.usefixtures("implementation")
 def test_every_number_is_that_of_the_dense_matrix(size: str, batch: int) -> None:
     layer = layer_of(size)
     x = whole_numbers(layer.in_width, batch, seed=6)
@@ -69,7 +69,7 @@ def test_every_number_is_that_of_the_dense_matrix(size: str, batch: int) -> None
     assert torch.equal(of_bias, gradient.double().sum(1))
 
 
-@pytest.mark.usefixtures("whose")
+@pytest.mark.usefixtures("implementation")
 def test_features_and_gradients_may_be_views() -> None:
     layer = layer_of("tall")
     x = whole_numbers(33, layer.in_width, seed=1).t()
@@ -144,7 +144,7 @@ def test_the_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
-@pytest.mark.usefixtures("whose")
+@pytest.mark.usefixtures("implementation")
 def test_matrices_along_a_diagonal_are_multiplied_as_each_would_be_alone(request: pytest.FixtureRequest) -> None:
     layers = [layer_of("tall", seed) for seed in range(3)]
     for seed, layer in enumerate(layers):
@@ -152,14 +152,14 @@ def test_matrices_along_a_diagonal_are_multiplied_as_each_would_be_alone(request
     x = [torch.randn(layer.in_width, 33, generator=seeded(2)) for layer in layers]
     gradient = [torch.randn(layer.out_width, 33, generator=seeded(3)) for layer in layers]
     values = [layer.weight.detach() for layer in layers]
-    together = nonzeros.stacked(nonzeros.side_by_side([layer.structure for layer in layers]))
+    together = nonzeros.block_diagonal(nonzeros.stack_structures([layer.structure for layer in layers]))
     assert together.shape == (3 * 190, 3 * 40)
     y = together.product(torch.cat(values), torch.cat(x), torch.cat([layer.bias.detach() for layer in layers]))
     of_x, of_values = together.gradients(torch.cat(values), torch.cat(x), torch.cat(gradient))
     places = zip(y.chunk(3), of_x.chunk(3), of_values.chunk(3), strict=True)
     for found, layer, *inputs in zip(places, layers, x, gradient, strict=True):
         for one, alone in zip(found, products(layer, *inputs)[:3], strict=True):
-            if request.getfixturevalue("whose") == "own":
+            if request.getfixturevalue("implementation") == "own":
                 assert torch.equal(one, alone)
             torch.testing.assert_close(one, alone)
 
@@ -170,13 +170,13 @@ from mixersweep.layers import nonzeros
 from tests.layers.test_nonzeros import layer_of, test_every_number_is_that_of_the_dense_matrix as test
 for batch in (8, 100, 130):
     test("tall", batch)
-print(nonzeros.whose(torch.device("cpu")), nonzeros.why_not_own())
+print(nonzeros.implementation(torch.device("cpu")), nonzeros.why_not_own())
 print(len({line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}))
 """
 
 
 def in_a_process(home: Path, **variables: str) -> list[str]:
-    """Products in a process of its own: whose they were, why not ours, and how many OpenMPs it has loaded."""
+    """Multiply in a process of its own: which implementation, why not ours, the number of OpenMP libraries loaded."""
     environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), **variables}
     done = subprocess.run([sys.executable, "-c", EXACT], env=environment, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr

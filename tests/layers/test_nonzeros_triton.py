@@ -53,7 +53,7 @@ def test_a_layer_is_multiplied_by_them() -> None:
 
 
 def test_without_triton_torchs_serve_and_the_reason_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    nonzeros._tried.cache_clear()
+    nonzeros._load_triton.cache_clear()
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "mixersweep.layers.nonzeros_triton", raising=False)
     monkeypatch.delattr("mixersweep.layers.nonzeros_triton", raising=False)
@@ -61,9 +61,9 @@ def test_without_triton_torchs_serve_and_the_reason_is_known(monkeypatch: pytest
         reason = nonzeros.why_not_own(torch.device("cuda", 0))
         assert reason is not None
         assert reason.startswith("ModuleNotFoundError: import of triton halted")
-        assert nonzeros.whose(torch.device("cuda", 0)) == "torch"
+        assert nonzeros.implementation(torch.device("cuda", 0)) == "torch"
     finally:
-        nonzeros._tried.cache_clear()
+        nonzeros._load_triton.cache_clear()
 
 
 def test_a_cpu_never_asks_for_triton() -> None:
@@ -114,7 +114,7 @@ def test_on_a_gpu_a_layer_is_its_float64_twin_and_the_same_again_alone_and_in_a_
             torch.testing.assert_close(found.double().cpu(), exact, rtol=1e-5, atol=1e-4)
         assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
         alone.append(first)
-    pack = nonzeros.stacked(nonzeros.side_by_side([layer.structure for layer in runs]))
+    pack = nonzeros.block_diagonal(nonzeros.stack_structures([layer.structure for layer in runs]))
     values = torch.cat([layer.weight.detach() for layer in runs])
     y = pack.product(values, x.flatten(0, 1).cuda(), torch.cat([layer.bias.detach() for layer in runs]))
     rest = pack.gradients(values, x.flatten(0, 1).cuda(), gradient.flatten(0, 1).cuda())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixersweep.layers import SparseWeights, draw_mask, nonzeros_triton
-from mixersweep.layers.nonzeros import Structure, side_by_side, stacked
+from mixersweep.layers.nonzeros import Structure, block_diagonal, stack_structures
 from mixersweep.layers.nonzeros_triton import Schedule
 
 SIZES = {
@@ -119,7 +119,7 @@ def check_stacked(size: str, batch: int, device: torch.device) -> None:
     assert any(bool(found.any()) for found in alone[0])
     for order in ([0, 1, 2], [2, 0]):
         ones = [tensor[order].flatten(0, 1) for tensor in (values, x, gradient, bias)]
-        together = products(stacked(side_by_side([structures[run] for run in order])), *ones)
+        together = products(block_diagonal(stack_structures([structures[run] for run in order])), *ones)
         for place, run in enumerate(order):
             for all_runs, one in zip(together, alone[run], strict=True):
                 assert torch.equal(all_runs.unflatten(0, (len(order), -1))[place], one)

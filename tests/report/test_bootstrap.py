@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from mixersweep.report.bootstrap import LEVEL, CellEffect, Estimate, draws_for, estimate, variances
-from mixersweep.report.cell_effect import cell_effect, residual_contrasts
+from mixersweep.report.cell_effect import estimate_cell_effect, residual_contrasts
 from mixersweep.report.exact import holm, sign_flip_p
 
 SWEEPS = 500
@@ -198,7 +198,7 @@ def test_the_effect_of_cells_is_told_from_the_spread_over_seeds(spread: float) -
         accuracy = (
             means[..., None] + generator.normal(0, 0.01, seeds) + generator.normal(0, 0.005, (*means.shape, seeds))
         )
-        effect = cell_effect(rows, accuracy.ravel(), cells, labels, None)
+        effect = estimate_cell_effect(rows, accuracy.ravel(), cells, labels, None)
         assert effect is not None and effect.freedom == lines * 2
         explained = variances(rows, accuracy.ravel(), cells, labels)
         found.append(effect.variance)
@@ -211,7 +211,7 @@ def test_the_effect_of_cells_is_told_from_the_spread_over_seeds(spread: float) -
 def test_too_few_widths_estimate_no_effect_of_cells() -> None:
     accuracy = np.random.default_rng(11).normal(0.8, 0.01, 15)
     rows = np.repeat(residual_contrasts((100, 200, 400)), 5, axis=1) / 5
-    assert cell_effect(rows, accuracy, np.repeat(range(3), 5), ["a", "b", "c", "d", "e"] * 3, None) is None
+    assert estimate_cell_effect(rows, accuracy, np.repeat(range(3), 5), ["a", "b", "c", "d", "e"] * 3, None) is None
 
 
 @pytest.mark.parametrize("freedom", [2, 10])
@@ -219,7 +219,7 @@ def test_an_effect_of_cells_widens_what_goes_over_cells_by_students_t(freedom: i
     accuracy, cells, seeds = [0.8] * 3 + [0.7] * 3, [0] * 3 + [1] * 3, [0, 1, 2] * 2
     weights = [[1 / 3] * 3 + [-1 / 3] * 3] * 2
     effect = CellEffect(0.02**2, freedom)
-    with_it, without = estimate(weights, accuracy, cells, seeds, between=[effect, None])
+    with_it, without = estimate(weights, accuracy, cells, seeds, cell_effects=[effect, None])
     half = stats.t.ppf(0.975, freedom) * 0.02 * 2**0.5
     assert with_it.interval == pytest.approx((0.1 - half, 0.1 + half), abs=0.06 * half)
     assert without.interval == pytest.approx((0.1, 0.1))

@@ -1,4 +1,4 @@
-"""Heads that read unequal numbers of features are told of, and bar what they may decide."""
+"""Heads that read different numbers of features are named in a caveat, and bar claims that they may explain."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import yaml
 
 from mixersweep.report.answer import answer
 from mixersweep.report.build import build
-from mixersweep.report.readouts import bars_pair, bars_trend, readout_of
+from mixersweep.report.readouts import readout_of, reasons_to_bar_pair, reasons_to_bar_trend
 from mixersweep.report.sheets import sheets
 from mixersweep.report.statistics import Statistics
 from mixersweep.runs import RunDirectory
@@ -25,7 +25,7 @@ LATER = (
 )
 GROUPS = ["model.head=signed_groups"]
 POOL = ["model.head=pool"]
-REMEDY = "model.head=signed_groups, which reads 64 of every network)"
+REMEDY = "model.head=signed_groups, which reads 64 features of every network)"
 
 
 def level(model: str, width: int, seed: int) -> float:
@@ -50,18 +50,24 @@ def test_unequal_pooled_heads_bar_every_claim_and_are_told_of(tmp_path: Path) ->
     assert read["s_mixer", 1024] == ("pool", 32, None)
     assert read["sw_mlp", 1024] == ("pool", 16, None)
     (pair,) = main.pairs
-    why = f"the readouts differ: 32 against 16 at width 1,024 (train both with {REMEDY}"
+    why = f"the readouts differ: 32 features against 16 features at width 1,024 (train both with {REMEDY}"
     assert pair.barred == pair.against
     assert [str(reason) for reason in pair.against] == [why]
     said = answer(main)
     assert said.structure.lines == ["s_mixer and sw_mlp: not claimed, the readouts differ"]
-    assert said.rest[2] == f"not claimed of s_mixer and sw_mlp: {why}"
+    assert said.rest[2] == f"not claimed for s_mixer and sw_mlp: {why}"
     assert {trend.variant: [str(reason) for reason in trend.barred] for trend in main.trends} == {
         model: [f"the readouts differ along the width: {read} at 1,024 (train all with {REMEDY}"]
-        for model, read in (("s_mixer", "8 at 696 against 32"), ("sw_mlp", "11 at 696 against 16"))
+        for model, read in (
+            ("s_mixer", "8 features at 696 against 32 features"),
+            ("sw_mlp", "11 features at 696 against 16 features"),
+        )
     }
     assert main.claims == 0
-    said = "heads read unequal numbers of features, which may decide by itself: s_mixer 8 to 32; sw_mlp 11 to 16"
+    said = (
+        "the heads read different numbers of features, which alone may explain a difference: s_mixer 8 to 32; "
+        "sw_mlp 11 to 16"
+    )
     assert said in main.warnings
     sheet = next(sheet for sheet in sheets(main) if sheet.name == "pairs")
     assert sheet.rows[0]["verdict"] == f"not claimed: {why}"
@@ -70,7 +76,7 @@ def test_unequal_pooled_heads_bar_every_claim_and_are_told_of(tmp_path: Path) ->
 def test_equal_groups_bar_nothing(tmp_path: Path) -> None:
     main = compared(tmp_path, *GROUPS, ranks={"s_mixer": 64, "sw_mlp": 64})
     assert {readout_of(cell.rows) for cell in main.cells} == {("signed_groups", 64, 64)}
-    assert all(claim.decided for claim in (*main.pairs, *main.trends))
+    assert all(claim.is_decided for claim in (*main.pairs, *main.trends))
     assert not [text for text in main.warnings if "features" in text]
 
 
@@ -78,10 +84,10 @@ def test_equal_numbers_of_features_of_unequal_rank_bar_a_difference(tmp_path: Pa
     main = compared(tmp_path, *GROUPS, ranks={"s_mixer": 64, "sw_mlp": 9})
     (pair,) = main.pairs
     assert [str(reason) for reason in pair.barred] == [
-        "the readouts differ: 64 of rank 64 against 64 of rank 9 at width 696 "
+        "the readouts differ: 64 features of rank 64 against 64 features of rank 9 at width 696 "
         "(train both with a smaller model.readout_dimension)"
     ]
-    assert all(trend.decided for trend in main.trends)
+    assert all(trend.is_decided for trend in main.trends)
 
 
 def test_heads_that_are_layers_of_the_budget_bar_nothing() -> None:
@@ -89,7 +95,7 @@ def test_heads_that_are_layers_of_the_budget_bar_nothing() -> None:
     narrow = [{"width": 80, "readout_dimension": 80, "readout_rank": 60}]
     wide = [{"width": 640, "readout_dimension": 640, "readout_rank": 255}]
     assert readout_of(narrow) is None
-    assert bars_pair([(narrow, wide)]) == bars_trend([narrow, wide]) == []
+    assert reasons_to_bar_pair([(narrow, wide)]) == reasons_to_bar_trend([narrow, wide]) == []
 
 
 def test_runs_with_heads_of_another_kind_or_size_are_in_no_comparison_together(tmp_path: Path) -> None:
@@ -107,7 +113,9 @@ def test_a_rank_below_the_features_is_told(tmp_path: Path) -> None:
         record["readout_rank"] = record["readout_dimension"] - 1
         (path / "result.json").write_text(json.dumps(record))
     warnings = build([tmp_path]).all_statistics[0].warnings
-    assert any("s_mixer 8 to 32 (of rank 7 at the start); sw_mlp 11 to 16 (of rank 10" in text for text in warnings)
+    assert any(
+        "s_mixer 8 to 32 (of rank 7 at initialisation); sw_mlp 11 to 16 (of rank 10" in text for text in warnings
+    )
 
 
 def test_runs_from_before_it_was_recorded_have_what_their_heads_read(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_figures_are_pictures_that_say_what_they_show(made: Report) -> None:
         assert len(root.findall(".//{http://www.w3.org/2000/svg}path")) > 20
     said = made.captions
     assert "bands are 95% intervals" in said["width_vs_accuracy"]
-    assert "width and C / S are one variable" in said["channels_over_tokens_vs_accuracy"]
+    assert "a Mixer's width determines its C / S" in said["channels_over_tokens_vs_accuracy"]
     assert "a cross at the bottom is a run that diverged" in said["learning_rate_sensitivity"]
 
 
@@ -187,12 +187,12 @@ def test_what_the_table_does_not_support_is_left_out_with_the_reason(tmp_path: P
     assert "no curve of these models that has seconds" in report.left_out["published"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(name in page for name in report.left_out)
-    assert "so nothing is said of width" in report.answer
+    assert "so there is no answer on width" in report.answer
 
 
 def test_published_curves_are_named_and_converted(made: Report) -> None:
     caption = made.captions["width_vs_accuracy"]
-    assert "Dashed, hollow: published curves on cifar10; the runs here are on fashion_mnist_10k." in caption
+    assert "Dashed and hollow: published curves on cifar10; the runs here are on fashion_mnist_10k." in caption
     main_ = made.all_statistics[0]
     series = {(s.figure, s.variant): s for s in published(main_.comparison, "width", "accuracy")}
     assert series["5", "s_mixer"].x == [2768, 3616, 3984]
@@ -234,7 +234,7 @@ def test_text_for_a_paper(swept: Path, run: Callable[..., Printed], tmp_path: Pa
     code, markdown, _ = run("report", swept, "--markdown")
     assert code == 0
     assert list(tmp_path.iterdir()) == []
-    assert "| model | minus |" in markdown
+    assert "| model A | model B |" in markdown
     assert "| s_mixer | sw_mlp |" in markdown
     tables = [line for line in markdown.splitlines() if line.startswith("|")]
     assert all(line.count("|") == tables[0].count("|") for line in tables[:5])

@@ -30,7 +30,7 @@ UNSTEADY = Truth(run=0.012, validation=0.002)
 
 def claimed(found: Statistics) -> bool:
     """Whether the report claims anything."""
-    return any(claim.decided for claim in (*found.pairs, *found.trends))
+    return any(claim.is_decided for claim in (*found.pairs, *found.trends))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_intervals_cover_what_is_true_and_what_would_show_does(tmp_path: Path, c
             for claim in claims:
                 low, high = claim.effect.interval
                 covered[kind] += low <= true_of(claim, levels, at) <= high
-                shown[kind] += claim.decided and claim.effect.value > 0
+                shown[kind] += claim.is_decided and claim.effect.value > 0
     # trends of one sweep share seeds and images: their coverage is as uncertain as that of half as many
     for kind, tested in (("trend", 2), ("pair", 1)):
         assert covered[kind] / tested >= at_least(0.94, sweeps)
@@ -187,7 +187,7 @@ def test_the_best_of_many_widths_is_not_flattered(tmp_path: Path) -> None:
         found = report_of([row for own in cells for row in own], draws=1000)
         (pair,) = found.pairs
         assert pair.chosen_on == ["0", "1", "2"] and pair.difference.seeds == 3
-        false += pair.decided
+        false += pair.is_decided
         differences.append(pair.difference.value)
     assert false <= at_most(0.05, sweeps)
     assert abs(np.mean(differences)) < 3.3 * np.std(differences) / sweeps**0.5

@@ -1,4 +1,4 @@
-"""What a budget leaves unequal is told of, a line a pair of models; runs under different budgets are apart."""
+"""Sizes that a budget leaves unequal are named, a line for each pair; runs under other budgets are not mixed."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from mixersweep.report.answer import answer
 from mixersweep.report.build import build
 from mixersweep.report.sheets import sheets
-from mixersweep.report.sizes import apart, largest, residual, told
+from mixersweep.report.sizes import largest_differences, relative_differences, residual, size_caveats
 from mixersweep.report.terminal import show
 from tests.report.sweeps import WIDTHS, write_search, write_sweep
 
@@ -23,16 +23,16 @@ def level(model: str, width: int, seed: int) -> float:
 
 
 def test_the_largest_difference_comes_first_and_what_is_within_5_percent_is_not_told() -> None:
-    found = apart(ONE, OTHER)
+    found = relative_differences(ONE, OTHER)
     assert list(found) == ["mixing weights", "FLOPs", "connections really there", "width"]
     assert found["mixing weights"] == pytest.approx(66_300 / 3590 - 1)
-    assert found == apart(OTHER, ONE)
+    assert found == relative_differences(OTHER, ONE)
     assert found["width"] == 0
     near = {**OTHER, "flops_per_image": 160_000, "mixing_parameters": 69_000}
-    assert largest([(OTHER, near), (ONE, OTHER)]) == found
-    assert told("a", "b", [(OTHER, near)]) == []
-    assert told("a", "b", [(ONE, OTHER)]) == [
-        "a and b differ at equal target width by up to: mixing weights 18.5 times, FLOPs 2.04 times, "
+    assert largest_differences([(OTHER, near), (ONE, OTHER)]) == found
+    assert size_caveats("a", "b", [(OTHER, near)]) == []
+    assert size_caveats("a", "b", [(ONE, OTHER)]) == [
+        "a and b differ in size at equal target width, by up to: mixing weights 18.5 times, FLOPs 2.04 times, "
         "connections really there 2 times"
     ]
 
@@ -54,7 +54,7 @@ def test_a_claim_says_in_its_own_line_in_what_sizes_differ(tmp_path: Path) -> No
     ratio = max(rows["sw_mlp", w]["mixing_parameters"] / rows["s_mixer", w]["mixing_parameters"] for w in WIDTHS)
     of_pair = f"points; sizes differ by up to mixing weights {ratio:.3g} times"
     weights = [rows["s_mixer", width]["mixing_parameters"] for width in WIDTHS]
-    of_trend = f"; along it vary mixing weights {max(weights) / min(weights):.3g} times"
+    of_trend = f"; what else changes with the width: mixing weights {max(weights) / min(weights):.3g} times"
     assert made.page is not None
     for text in (made.answer, terminal, made.page.read_text(), made.markdown, made.latex.replace("\\%", "%")):
         assert text.count(of_pair) == 2 and of_trend in text
@@ -75,7 +75,7 @@ def test_equal_by_the_formula_is_told_of_and_equal_in_fact_is_not(tmp_path: Path
         write_sweep(place, level, models=models[:1], widths=widths, seeds=(0, 1), settings=[*settings, *untied])
         write_sweep(place, level, models=models[1:], widths=widths, seeds=(0, 1), settings=settings)
         (main,) = build([place]).all_statistics
-        said[count] = [text for text in main.warnings if "differ at equal target width" in text]
+        said[count] = [text for text in main.warnings if "differ in size at equal target width" in text]
         if count == "real":
             assert main.residual[0] < 0.02
             assert main.comparison.name == (

@@ -1,4 +1,4 @@
-"""What is compared with what, what is left apart, and what is said of it."""
+"""Which runs are compared with which, and what the report says about them."""
 
 import dataclasses
 import json
@@ -12,9 +12,9 @@ from mixersweep.compose import config_of
 from mixersweep.errors import UserError
 from mixersweep.report import Report, build
 from mixersweep.report.answer import answer
-from mixersweep.report.caveats import order_of_losses
+from mixersweep.report.caveats import loss_order
 from mixersweep.report.sheets import sheets
-from mixersweep.report.verdicts import Found
+from mixersweep.report.verdicts import Finding
 from mixersweep.runs import fingerprint, solve
 from mixersweep.runs.experiment import experiment, version_of
 from tests.report.sweeps import IMAGES, images, networks, write_search, write_sweep, write_trained
@@ -49,17 +49,21 @@ def test_known_effects_are_found_and_equal_models_are_not_told_apart(report: Rep
         pair = pairs[mixer, "sw_mlp"]
         low, high = pair.difference.over_seeds_and_images
         assert low < 0.2 < high
-        assert pair.decided
+        assert pair.is_decided
         assert pair.p_holm > pair.difference.p
     equal = pairs["s_mixer", "rp_s_mixer"]
-    assert not equal.decided
+    assert not equal.is_decided
     assert equal.difference.interval[0] < 0 < equal.difference.interval[1]
     assert equal.pairs == 15
     assert equal.difference.seeds == 5
     assert equal.difference.images == IMAGES
     said = answer(main)
-    assert [verdict.found for verdict in said.structure.verdicts] == [Found.NOT_SHOWN, Found.BETTER, Found.BETTER]
-    assert [verdict.said for verdict in said.structure.verdicts] == [
+    assert [verdict.finding for verdict in said.structure.verdicts] == [
+        Finding.NOT_SHOWN,
+        Finding.BETTER,
+        Finding.BETTER,
+    ]
+    assert [verdict.statement for verdict in said.structure.verdicts] == [
         "no difference shown",
         "s_mixer is better",
         "rp_s_mixer is better",
@@ -105,7 +109,7 @@ def test_each_width_is_tested_by_t_and_by_sign_flips(report: Report) -> None:
         assert test.p_sign is None  # of 5 seeds, sign flips never reach 0.05
     assert "cannot decide" not in report.markdown
     (sheet,) = (sheet for sheet in sheets(main) if sheet.name == "widths")
-    assert "verdict" not in sheet.rows[0] and "p of sign flips" not in [c.header for c in sheet.columns]
+    assert "verdict" not in sheet.rows[0] and "p (sign flips)" not in [c.header for c in sheet.columns]
 
 
 def test_the_same_runs_give_the_same_numbers_in_any_order(swept: Path, report: Report, tmp_path: Path) -> None:
@@ -189,7 +193,7 @@ def test_a_setting_may_name_lines_of_their_own(tmp_path: Path) -> None:
     assert list(two.comparison.variants) == ["sw_mlp seeds.structure=1", "sw_mlp seeds.structure=2"]
     (pair,) = two.pairs
     assert (pair.pairs, pair.difference.seeds) == (4, 2)
-    assert "all seeds of a model share one structure" in made.answer
+    assert "all seeds of a model share one draw of structure" in made.answer
     assert "--by seeds.structure" in made.command
 
 
@@ -206,9 +210,9 @@ def test_what_would_be_apart_may_name_lines_too(tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("seeds.structur", "no run has such a setting; the nearest is seeds.structure"),
-        ("seed", "makes no lines, the runs of a line differ in it"),
-        ("width", "makes no lines, the runs of a line differ in it"),
-        ("data.name", "makes no lines, accuracies on other images are not compared"),
+        ("seed", "cannot separate lines, the runs of one line differ in it"),
+        ("width", "cannot separate lines, the runs of one line differ in it"),
+        ("data.name", "cannot separate lines, accuracies on different data are not compared"),
     ],
 )
 def test_what_makes_no_lines_is_refused(tmp_path: Path, name: str, said: str) -> None:
@@ -227,7 +231,7 @@ def test_the_learning_rate_with_most_seeds_is_compared_and_seeds_that_chose_it_a
     assert {row["optim.lr"] for row in main.comparison.rows} == {0.1}
     assert main.comparison.search_seeds == ["100", "101"]
     assert len(main.comparison.searched) == 12
-    assert any("100, 101 chose learning rates" in warning for warning in main.warnings)
+    assert any("seeds 100, 101 served to choose learning rates" in warning for warning in main.warnings)
 
 
 def test_one_seed_tried_at_one_width_is_still_compared(tmp_path: Path) -> None:
@@ -246,7 +250,7 @@ def test_warnings_and_what_takes_part_in_no_claim(tmp_path: Path) -> None:
     text = "\n".join(main.warnings)
     assert "s_mixer: fewer channels than the 10 classes at width 128 (tall)" in text
     assert "more than a quarter" in text
-    assert "sw_mlp: mean fan-in below 4 at width 4096: shown, but in no test and no trend" in text
+    assert "sw_mlp: mean fan-in below 4 at width 4096: shown, but in no test or trend" in text
     assert [trend.variant for trend in main.trends] == ["s_mixer"]
     assert len(main.cells) == 4
     (pair,) = main.pairs
@@ -262,14 +266,16 @@ def test_where_all_heads_are_rank_limited_only_equal_ones_are_compared_and_no_tr
     write_search(tmp_path, widths=(309, 426), settings=settings)
     made = build([tmp_path])
     (main,) = made.all_statistics
-    assert [(bool(trend.barred), trend.decided) for trend in main.trends] == [(True, False)] * 3
-    claimed = {(pair.first, pair.second): pair.decided for pair in main.pairs}
+    assert [(bool(trend.barred), trend.is_decided) for trend in main.trends] == [(True, False)] * 3
+    claimed = {(pair.first, pair.second): pair.is_decided for pair in main.pairs}
     assert main.claims == sum(claimed.values()) == 1
     assert claimed["s_mixer", "rp_s_mixer"]
     said = answer(main)
-    assert {verdict.said for verdict in said.width.verdicts} == {"not claimed"}
+    assert {verdict.statement for verdict in said.width.verdicts} == {"not claimed"}
     assert said.structure.lines[0].startswith("rp_s_mixer and s_mixer: rp_s_mixer is better, by ")
-    assert any("the readouts differ: 3 against 5 at width 309 (train both with" in text for text in said.rest)
+    assert any(
+        "the readouts differ: 3 features against 5 features at width 309 (train both with" in text for text in said.rest
+    )
 
 
 @pytest.mark.parametrize("order", ["opposite", "equal", "few"])
@@ -284,11 +290,11 @@ def test_where_training_loss_orders_the_points_too_it_is_said(tmp_path: Path, or
     assert (
         found
         == [
-            "training loss orders the 6 points as test accuracy does (rank correlation −1.00): better training "
-            "alone may explain them"
+            "of the 6 points, those of lower training loss have higher test accuracy (rank correlation −1.00): better "
+            "training alone may explain the differences"
         ][: order == "opposite"]
     )
-    assert order_of_losses(main.cells) == {"opposite": pytest.approx(-1), "equal": pytest.approx(1), "few": None}[order]
+    assert loss_order(main.cells) == {"opposite": pytest.approx(-1), "equal": pytest.approx(1), "few": None}[order]
 
 
 @pytest.mark.parametrize("is_of_the_head", [True, False])
@@ -302,13 +308,13 @@ def test_a_difference_that_rank_limited_heads_alone_show_is_not_claimed(tmp_path
     made = build([tmp_path])
     (pair,) = made.all_statistics[0].pairs
     assert pair.clean is not None
-    assert pair.shown
-    assert pair.decided is not is_of_the_head
+    assert pair.is_shown
+    assert pair.is_decided is not is_of_the_head
     (line,) = answer(made.all_statistics[0]).structure.lines
     if is_of_the_head:
-        assert line == "s_mixer and rp_s_mixer: not claimed, rank-limited heads alone show it"
+        assert line == "s_mixer and rp_s_mixer: not claimed, only rank-limited heads show it"
     else:
-        assert "where channels are not fewer than classes" in line
+        assert "without rank-limited heads" in line
 
 
 def test_budget_parameters_compares_the_best_widths(tmp_path: Path) -> None:

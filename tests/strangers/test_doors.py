@@ -246,8 +246,8 @@ def test_a_project_that_wandb_refuses_is_refused_before(mixersweep: Command, her
 
 def test_a_variable_that_wandb_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import wandb; from mixersweep.tracking.client import line\n"
-        "try: wandb.setup()\nexcept Exception as error: print(line(error))"
+        "import wandb; from mixersweep.tracking.client import first_line\n"
+        "try: wandb.setup()\nexcept Exception as error: print(first_line(error))"
     )
     known = {**os.environ, "PYTHONPATH": ROOT, "WANDB_MODE": "sideways"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=known)

@@ -201,19 +201,19 @@ def test_a_call_that_is_not_waited_for_any_longer() -> None:
     """In a process of its own, since it imports wandb."""
     script = """
 import threading
-from mixersweep.tracking.client import within
-assert within(60, lambda: 1 + 1) == 2
+from mixersweep.tracking.client import call_within
+assert call_within(60, lambda: 1 + 1) == 2
 for error in (ValueError("own"), TimeoutError("own")):
     def fail():
         raise error
     try:
-        within(60, fail)
+        call_within(60, fail)
     except (ValueError, TimeoutError) as raised:
         assert raised is error
     else:
         raise AssertionError
 try:
-    within(0.2, threading.Event().wait)
+    call_within(0.2, threading.Event().wait)
 except TimeoutError as late:
     assert str(late) == "no answer within 0.2 s"
 else:
