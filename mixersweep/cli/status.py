@@ -149,7 +149,7 @@ def cancel(options: argparse.Namespace) -> int:
     for listed in broken:
         report(f"{listed.name}: {listed.reason}")
     runs = [listed for listed in chosen if listed.state is not State.BROKEN]
-    found = list(mend.cancel([listed.path for listed in runs], Progress("cancelled", len(runs), report).step))
+    found = mend.cancel([listed.path for listed in runs], Progress("cancelled", len(runs), report).step)
     _tell([(listed, text) for listed, (_, text) in zip(runs, found, strict=True)])
     refused = broken or (not filtered and not all(done for done, _ in found))
     return FAILED if refused else DONE

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shlex
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def retry(
     return True, f"was {state}: " + ("goes on from its checkpoint" if kept else "starts anew, without a checkpoint")
 
 
-def cancel(paths: Sequence[Path], step: Callable[[], None] = lambda: None) -> Iterator[tuple[bool, str]]:
+def cancel(paths: Sequence[Path], step: Callable[[], None] = lambda: None) -> list[tuple[bool, str]]:
     """Mark runs that have not ended ``cancelled`` and stop their processes; for each whether it is, and what was done.
 
     A process on this host is told by a signal (TERM), one elsewhere finds it in the run directory with its next
@@ -74,19 +74,22 @@ def cancel(paths: Sequence[Path], step: Callable[[], None] = lambda: None) -> It
     listed = _jobs() if queued else []
     released = slurm_queue.release(list(queued), listed or [])
     live = None if listed is None else {job.id for job in listed}
+    found = []
     for path, status in before.items():
         if status.state.is_over:
-            yield False, f"is {status.state}: left alone"
+            found.append((False, f"is {status.state}: left alone"))
             continue
         job = ""
         if (name := queued.get(path)) is not None:
             job = f", and job {name}" if name in released else f"; job {name} {_follows(name, live)}"
         if status.alive and status.is_of_this_host:
-            yield True, f"cancelled: {status.holder} is told to stop"
+            text = f"cancelled: {status.holder} is told to stop"
         elif status.alive:
-            yield True, f"cancelled{job}: {status.holder} stops at its next heartbeat"
+            text = f"cancelled{job}: {status.holder} stops at its next heartbeat"
         else:
-            yield True, f"was {status.shown}: cancelled{job}"
+            text = f"was {status.shown}: cancelled{job}"
+        found.append((True, text))
+    return found
 
 
 def _follows(job: str, live: Collection[str] | None) -> str:

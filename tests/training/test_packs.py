@@ -209,7 +209,7 @@ def test_one_is_cancelled_and_leaves_at_the_next_epoch(tmp_path: Path) -> None:
 
 def test_what_is_held_or_cancelled_before_is_left_alone(tmp_path: Path) -> None:
     pack = made(tmp_path, "s_mixer")
-    cancel(pack[2].path)
+    cancel([pack[2].path])
     with hold(pack[0].path):
         errors = trained(pack)
     assert [type(error) for error in errors] == [RunHeld, type(None), RunCancelled]
