@@ -1,4 +1,4 @@
-"""The search for learning rates: on validation, by the rule that all models share (science, section 3).
+"""The search for learning rates on validation data, by one rule for all models.
 
 For each setting of everything but learning rate and seed, each value is trained with each search seed. While the best
 mean validation accuracy lies at an edge of the grid, a value a factor of √10 beyond is added. Among the values within
