@@ -171,7 +171,7 @@ def as_recorded_today(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _multiplies(device_type: str, engine: str) -> bool:
-    """Whether ``layers/product.py`` computes dense products: only for one run on a CPU."""
+    """Whether ``layers/product.py`` computes dense products: only in the eager engine on a CPU."""
     return device_type == "cpu" and engine == "eager"
 
 
