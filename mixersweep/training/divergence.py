@@ -1,4 +1,4 @@
-"""Where a training that is no longer finite went wrong: the first step, and the first layer in it."""
+"""Find where training diverged: the first step that is not finite, and the first such layer in it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from mixersweep.training.steps import Step
 
 @dataclass(frozen=True)
 class Offence:
-    """The epoch and the number of a step, and what in it was not finite first."""
+    """The step (its epoch and its number) where training diverged, and what was not finite first."""
 
     step: tuple[int, int]
     what: str
 
 
 def diverged(where: str, rate: float, what: str | None, rows: list[dict[str, Any]]) -> RunDiverged:
-    """The end of a run in a step or in a metric, at a learning rate, after the rows of good epochs."""
+    """The error that ends a diverged run.
+
+    ``where`` is the step or metric, ``rate`` its learning rate, ``what`` the first thing that was not finite, and
+    ``rows`` the metrics of the finite epochs before.
+    """
     text = f"not finite in {where}, at learning rate {rate:.3g}" + (f": {what}" if what else "")
     if rows:
         good = f"train loss {rows[-1]['train_loss']:.4g}, test accuracy {rows[-1]['test_accuracy']:.4g}"
@@ -37,10 +41,10 @@ def diverged(where: str, rate: float, what: str | None, rows: list[dict[str, Any
 def find_offence(
     learner: Learner, steps: Iterator[Step], bad: tuple[int, int] | None, world: World, heed: Callable[[], None]
 ) -> Offence | None:
-    """Train again, from a checkpoint's state, up to where it begins; None where this does not show it.
+    """Train the steps again from a checkpoint up to the first that is not finite; None if all stay finite.
 
-    ``bad`` is the epoch and step of the first loss that is not finite, None for none. ``heed`` is called before each
-    step. All processes call this together.
+    ``bad`` is the epoch and step of the first loss that was not finite, None if only weights were. ``heed`` is called
+    before each step and may raise to stop. A collective call: all processes take part.
     """
     for step in steps:
         heed()
@@ -54,7 +58,7 @@ def find_offence(
 
 
 def find_in_evaluation(learner: Learner, splits: Sequence[Batches], world: World) -> str | None:
-    """What is not finite first where images are only evaluated; all processes call this together."""
+    """Find the first layer that is not finite in evaluation, None if none is; a collective call."""
     size, found = batch_size(learner.config), None
     for images in splits:
         for x, labels in images.batches(size, None, None, rank=world.rank, world_size=world.size):
@@ -64,7 +68,7 @@ def find_in_evaluation(learner: Learner, splits: Sequence[Batches], world: World
 
 
 def first_bad_layer(network: nn.Module, compute: Callable[[], Tensor]) -> str | None:
-    """The name of the first layer that makes a loss not finite, and whether its weights or its output is to blame.
+    """Name the first parameter, or else the first layer's output, that is not finite; None if the loss is finite.
 
     ``compute`` runs the forward pass and returns the loss.
     """
@@ -96,13 +100,13 @@ def first_bad_layer(network: nn.Module, compute: Callable[[], Tensor]) -> str | 
 
 
 def _offence(step: Step, what: str | None, world: World) -> Offence | None:
-    """What one of the processes found: their shares of the batch differ."""
+    """The finding of the first process that has one: each has seen another part of the batch."""
     found = next((words for words in world.all(what) if words), None)
     return None if found is None else Offence((step.epoch, step.number), found)
 
 
 def _bad_update(network: nn.Module) -> str:
-    """Of an update that left weights not finite: the gradient that was so first, which is the last layer's."""
+    """Name what made an update not finite: the gradient of the last such layer, as backward passes begin there."""
     named = list(network.named_parameters())
     gradients = [name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
     if gradients:

@@ -1,4 +1,4 @@
-"""Where a run runs, as far as it can change the last digits of its numbers; and what else its record tells of it."""
+"""The environment of a run (device, threads, kernels, versions), as far as it can change the last digits of numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mixersweep.paths import cache_dir
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one; raises ``UserError`` for a device that is not there."""
+    """The torch device of a setting: ``auto`` is a GPU if there is one. Raises ``UserError`` for a missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -43,7 +43,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_threads(asked: int | str) -> int:
-    """The CPU threads of torch; ``auto`` is the cores that this process may use."""
+    """The number of torch's CPU threads: ``auto`` is the cores of this process, divided among torchrun's processes."""
     if isinstance(asked, int):
         return asked
     processes = processor.of_torchrun("LOCAL_WORLD_SIZE", 1)
@@ -53,9 +53,9 @@ def choose_threads(asked: int | str) -> int:
 def keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed tensors for the next ones.
 
-    It gives blocks of 32 MB and more back to the system at once, and at every step the system clears their pages anew:
-    at width 65,536 and batch 128 that is most of the time of an elementwise operation. Where nothing lies
-    above them, as in a process that only measures, smaller ones go back too. Elsewhere than in glibc this does nothing.
+    By default glibc returns blocks of 32 MB and more to the system at once, which then clears their pages anew at every
+    step: at width 65,536 and batch 128 that is most of the time of an elementwise operation. Smaller blocks at the top
+    of the heap are returned too. Without glibc this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")
@@ -67,9 +67,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def set_up_torch(config: Config, device: torch.device, report: Callable[[str], None]) -> None:
-    """Keep compiled networks between runs, each kind of CPU its own; have a GPU's algorithms deterministic if asked to.
+    """Set torch's cache of compiled networks and, on a GPU with ``deterministic``, its deterministic algorithms.
 
-    A CPU's are anyway. Tells of a precision that the CPU is slow in, and of operations that have no deterministic way.
+    The cache is separate for each kind of CPU. CPU algorithms are always deterministic. ``report`` is told of a
+    precision that is slow on this CPU and of GPU operations without a deterministic implementation.
     """
     if device.type == "cpu" and (reason := processor.slow(config.precision)):
         report(f"note: {reason}")
@@ -98,9 +99,9 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
 
 
 def _compiled() -> Path:
-    """Where compiled networks are kept: in the cache, or for now where nobody is at home or a compiler cannot be.
+    """The folder of compiled networks: in the cache, or a temporary one if the cache has no usable path.
 
-    The commands that torch has the compiler run do not quote its path.
+    A path with spaces is not usable: torch does not quote it in the compiler's command line.
     """
     try:
         kept = cache_dir("compiled")
@@ -112,9 +113,9 @@ def _compiled() -> Path:
 
 @contextlib.contextmanager
 def left_as_found() -> Iterator[None]:
-    """Within this, torch may be set up for runs; afterwards its settings, and ours, are those from before.
+    """A context that restores the global settings of torch, and our own, when it exits.
 
-    What cannot be taken back stays: glibc goes on keeping freed memory (``keep_freed_memory``).
+    Only ``keep_freed_memory`` cannot be undone.
     """
     threads, shown, routine = torch.get_num_threads(), warnings.showwarning, product.routine()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -140,7 +141,7 @@ def describe_environment(
     world_size: int = 1,
     engine: str = "eager",
 ) -> dict[str, Any]:
-    """Runs of one fingerprint are bit-identical where this is equal."""
+    """The environment of a run, as recorded: runs of equal fingerprint and environment are bit-identical."""
     return {
         "device_kind": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -158,7 +159,7 @@ def describe_environment(
 
 
 def as_recorded_today(environment: dict[str, Any]) -> dict[str, Any]:
-    """The environment that a run began in, with what was not recorded then; nothing of a run that has not begun."""
+    """Complete a recorded environment with the keys that older versions did not record; an empty one stays empty."""
     if not environment:
         return {}
     whole = {"engine": "eager", **environment}
@@ -170,18 +171,18 @@ def as_recorded_today(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _multiplies(device_type: str, engine: str) -> bool:
-    """Whether dense products are those of ``layers/product.py``: a GPU's, and those of a pack, are batched."""
+    """Whether ``layers/product.py`` computes dense products: only in the eager engine on a CPU."""
     return device_type == "cpu" and engine == "eager"
 
 
 def versions() -> dict[str, str]:
-    """What the program was made of."""
+    """The versions of Python and of the packages that determine numbers."""
     packages = ("mixersweep", "torch", "torchvision", "numpy", "hydra-core", "omegaconf")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that the program runs from, ``-dirty`` with changes; None where it is installed."""
+    """The commit of the checkout that runs, with ``-dirty`` if it has changes; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -195,7 +196,7 @@ def git_commit() -> str | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that tensors took on a GPU, or this process on a CPU."""
+    """Peak memory in bytes: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -203,7 +204,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def set_threads(config: Config, kept: int | None) -> int:
-    """Set and return torch's threads: those that the run began with, else those asked for."""
+    """Set and return the number of torch's threads: ``kept``, with which the run began, or else the setting."""
     threads = kept or choose_threads(config.threads)
     torch.set_num_threads(threads)
     return threads

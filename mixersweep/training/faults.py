@@ -1,4 +1,4 @@
-"""What ends a run from outside, told so that somebody can act on it: memory, a disk, a process beside it."""
+"""Explain errors that end a run from outside: no memory, a full disk, a failed compiler, a lost process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ OF_COMPILING = ("InvalidCxxCompiler", "CppCompileError", "BackendCompilerFailed"
 
 
 def explained(error: Exception, directory: RunDirectory, world: World, learner: Learner | None) -> Exception:
-    """An error as a ``RunFailed`` that says what can be done about it, where that is known, else as it is.
+    """Turn an error into a ``RunFailed`` that says what to do about it; unknown errors are returned as they are.
 
-    ``learner`` finds out how many images fit into memory; None where it is not set up yet.
+    After an out-of-memory error ``learner`` is used to find how many images fit; None if it is not set up.
     """
     if isinstance(error, MixersweepError):
         return error
@@ -46,16 +46,16 @@ def explained(error: Exception, directory: RunDirectory, world: World, learner: 
 
 
 def no_space(error: BaseException) -> str | None:
-    """Why a disk takes no more, None where that is not the error: a full disk or a quota.
+    """The operating system's message if the cause is a full disk, a quota or a size limit, else None.
 
-    torch.save raises something else on top of it.
+    The causes of the error are searched too: ``torch.save`` raises another error on top.
     """
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return next((each.strerror for each in chain(error) if isinstance(each, OSError) and each.errno in full), None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, a library of it, or Python could not allocate; it may have led to what is raised."""
+    """Whether an error, or one of its causes, is a failed allocation in torch, its libraries or Python."""
     return any(map(_is_of_memory, chain(error)))
 
 
@@ -68,15 +68,15 @@ def _is_of_memory(error: BaseException) -> bool:
 
 
 def is_alone(error: BaseException) -> bool:
-    """Whether the process that this one was to compute with is gone."""
+    """Whether an error says that another process of this run has gone."""
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def what_fits(most: int, attempt: Callable[[int], None]) -> int | None:
-    """Half of the largest of most/2, /4, ... for which ``attempt`` runs without running out of memory; None for none.
+    """Half of the largest size among most/2, most/4, ... whose ``attempt`` fits into memory; None if none does.
 
-    Half, since training keeps more than one step does.
+    Half, because training keeps more memory than one step does.
     """
     size = most // 2
     while size >= 1:
@@ -111,7 +111,7 @@ def _out_of_memory(directory: RunDirectory, world: World, learner: Learner | Non
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it came of."""
+    """Yield an error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

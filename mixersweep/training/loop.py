@@ -1,8 +1,8 @@
 """Training, from run directories to their results: one run, or a pack of runs that are trained as one.
 
-An epoch is trained, evaluated, checkpointed and only then told. What is random in a step is a function of seeds, epoch
-and step, so a run that is stopped anywhere goes on from its last checkpoint as if nothing had happened, in another pack
-or alone. Each run of a pack has its own directory, hold, rows, checkpoint and end.
+An epoch is trained, evaluated and checkpointed before its row is written to ``metrics.jsonl``. All randomness of a step
+is a function of seeds, epoch and step, so a run that is stopped anywhere resumes from its last checkpoint as if nothing
+had happened, in another pack or alone. Each run of a pack has its own directory, hold, rows, checkpoint and end state.
 """
 
 from __future__ import annotations
@@ -53,22 +53,23 @@ from mixersweep.training.signals import StopSignals
 from mixersweep.training.steps import Steps
 
 LOOK_EVERY = 50
-"""Steps between two looks at whether all is finite, which wait for the device."""
+"""Steps between two checks that losses and weights are finite, each of which waits for the device."""
 
 ASK_EVERY = 10
-"""Batches between two times that several processes agree on going on."""
+"""Batches between two exchanges in which several processes agree to go on, save or stop."""
 
 SAVING = 0.1
-"""The share of its time that a pack writes checkpoints, at most: that can take longer than an epoch of all its runs."""
+"""The largest fraction of its time that a pack spends on checkpoints, which can take longer than an epoch."""
 
 Report = Callable[[str], None]
 
 
 def train(directory: RunDirectory, signals: StopSignals, report: Report, world: World | None = None) -> Path:
-    """Hold the run, train what is left of it, mirror it, and return the path of ``result.json``.
+    """Train the remaining epochs of a run and return the path of its ``result.json``.
 
-    Of several processes the first holds and writes. Raises ``RunHeld``, ``RunCancelled``, ``RunStopped``,
-    ``RunDiverged`` or ``RunFailed``; the state of the run says the same.
+    The run is held, so that no other process trains it, and mirrored to W&B if that is set. Of several processes only
+    the first holds and writes. Raises ``RunHeld``, ``RunCancelled``, ``RunStopped``, ``RunDiverged`` or ``RunFailed``,
+    as recorded in the state of the run.
     """
     (error,) = train_pack([directory], signals, report, world)
     if error is not None:
@@ -79,9 +80,10 @@ def train(directory: RunDirectory, signals: StopSignals, report: Report, world: 
 def train_pack(
     directories: Sequence[RunDirectory], signals: StopSignals, report: Report, world: World | None = None
 ) -> list[BaseException | None]:
-    """The same of runs that one program trains (``packing``): for each, in order, the error that ended it, or None.
+    """Train the remaining epochs of a pack of runs; returns for each run the error that ended it, or None.
 
-    Raises ``UserError`` where they are no pack. Whatever ends the process ends what is left of the runs, resumable.
+    Raises ``UserError`` for runs that cannot form a pack (``packing.why_apart``). An error that ends the process, such
+    as a signal, stops all unfinished runs so that they can be resumed.
     """
     world = world or World()
     for other in directories[1:]:
@@ -114,9 +116,9 @@ def train_pack(
 
 
 def _train_in_turn(members: Sequence[Member], signals: StopSignals, report: Report, world: World) -> None:
-    """Train the runs together as far as they stand at the same step; those behind catch up first.
+    """Train the runs in groups at the same step; those with fewer epochs catch up first.
 
-    What ends one of them, or a group, ends no other; what ends the process is raised.
+    An error ends only the runs of its group; ``RunStopped`` is raised and ends all.
     """
     config = members[0].config
     packed = world.size == 1 and is_packed(config, choose_device(world.device(config.device)).type)
@@ -158,7 +160,7 @@ def _too_large(group: Sequence[Member]) -> str:
 
 
 class Training:
-    """Runs that stand at the same step, set up from their directories; ``run`` trains them."""
+    """The training of runs that are all at the same epoch and step; ``run`` trains them."""
 
     def __init__(self, members: Sequence[Member], signals: StopSignals, report: Report, world: World) -> None:
         self.members, self.signals, self.report, self.world = list(members), signals, report, world
@@ -199,17 +201,17 @@ class Training:
 
     @property
     def learner(self) -> Learner | None:
-        """What trains a run that is alone, operation by operation; None for others."""
+        """The learner of the eager engine; None for the packed engine, or if none could be set up."""
         engine = getattr(self, "engine", None)  # none where it could not be set up
         return engine.learner(0) if isinstance(engine, Eager) else None
 
     @property
     def left(self) -> list[Member]:
-        """The runs that are not over, in their places."""
+        """The runs that have not ended, in the order of their indices."""
         return [member for member in self.members if not member.is_over]
 
     def run(self, until: int) -> None:
-        """Train so many epochs in all; at the end of training, evaluate, and write predictions and records."""
+        """Train up to epoch ``until``; after the last epoch of all, write predictions and results."""
         try:
             for _ in self.epochs(until):
                 pass
@@ -220,7 +222,10 @@ class Training:
                 splits.close()
 
     def epochs(self, until: int | None = None) -> Iterator[list[dict[str, Any]]]:
-        """Train what is left, an epoch a turn: the row of each run, told and in a checkpoint where one was due."""
+        """Train up to epoch ``until`` and yield, after each epoch, the rows of metrics of the runs.
+
+        By then, checkpoints that are due have been written, and rows appended to ``metrics.jsonl``.
+        """
         until = self.config.epochs if until is None else until
         shown = TrainingProgress(
             self.config.epochs, self.engine.steps, self.epoch + 1, self.step, shown=self.world.first
@@ -249,7 +254,7 @@ class Training:
             shown.close()
 
     def _epoch(self, epoch: int, shown: TrainingProgress) -> list[dict[str, Any]]:
-        """Train what is left of an epoch and evaluate: a row of metrics of each run."""
+        """Train the remaining steps of an epoch and evaluate; returns a row of metrics for each run."""
         engine, images = self.engine, len(self.splits[0].train)
         self.began = time.monotonic() - max(member.state.seconds for member in self.left)
         for number in engine.epoch(epoch, self.step, [member.state.sums for member in self.members]):
@@ -286,7 +291,7 @@ class Training:
         return self._finite(rows)
 
     def _heed(self) -> None:
-        """After each batch: act on signals and on holds that are lost, and save where it is time."""
+        """Act on signals and lost holds, and save if it is time; called after each batch."""
         if self.world.size == 1:
             self._check_holds()
             self.signals.check()
@@ -310,7 +315,7 @@ class Training:
             self.signals.stop(wanted)
 
     def _check_holds(self) -> None:
-        """Raise where nobody is left; one of several that was cancelled or lost leaves at the end of the epoch."""
+        """Mark runs that were cancelled or taken over, which leave at the end of the epoch; raise if that is all."""
         for member in self.left:
             if member.leaving is None:
                 try:
@@ -328,7 +333,7 @@ class Training:
                 self._drop(member, member.leaving)
 
     def _drop(self, member: Member, error: BaseException) -> None:
-        """One run ends and the others go on, without a change in what they compute; raises where none is left."""
+        """End one run with an error; the others go on, and compute the same. Raises the error if none is left."""
         alone = len(self.left) == 1
         if self.world.first and not isinstance(error, RunHeld):
             with contextlib.suppress(OSError):  # of a disk that is full, which is what ends it
@@ -339,7 +344,7 @@ class Training:
         self.report(f"{member.directory.path.name}: {ended}")
 
     def _for_each(self, act: Callable[[Member], None]) -> None:
-        """Do it for each run that stays; what fails for one of several ends that one, and no other."""
+        """Call ``act`` for each run that is not leaving; if it fails for one of several, only that run ends."""
         for member in self.left:
             if member.leaving is not None:
                 continue
@@ -360,7 +365,7 @@ class Training:
         return self.world.first and minutes is not None and time.monotonic() - self.saved > 60 * minutes
 
     def _is_due(self, until: int) -> bool:
-        """Whether the epoch that has ended comes with a checkpoint; several runs take their time for theirs."""
+        """Whether a checkpoint is due after this epoch; a pack skips some to spend at most ``SAVING`` on them."""
         if self.epoch in (until, self.config.epochs) or self._is_kept(self.epoch):
             return True
         if len(self.left) > 1 and self.saving > SAVING * (time.monotonic() - self.saved):
@@ -371,7 +376,7 @@ class Training:
         return epoch in (self.config.checkpoint.keep or [])
 
     def _engine(self, storage: str) -> Engine:
-        """What trains the runs, as their checkpoints have them or, without, before the first step."""
+        """Set up the engine, with the states of the runs' checkpoints if there are any."""
         members, config, device = self.members, self.config, self.device
         if self.world.size == 1 and is_packed(config, device.type) and not members[0].is_eager:
             self.splits = share_splits([member.config for member in members], device)
@@ -392,12 +397,12 @@ class Training:
         return learning_rate(member.config.optim, (epoch - 1) * steps + number, steps, self.config.epochs)
 
     def _tell(self) -> None:
-        """Append the rows that are in a checkpoint, or that none was due for."""
+        """Append new rows to ``metrics.jsonl``; those of a pack only once they are in a checkpoint."""
         if self.world.first and (len(self.left) == 1 or self.saved_epoch == self.epoch):
             self._for_each(Member.tell)
 
     def _tell_where(self) -> None:
-        """Say where an earlier process stopped, and whether that was in another environment."""
+        """Report where an earlier process stopped, and whether its environment was another."""
         inside = f" and {self.step} of {self.engine.steps} steps" if self.step else ""
         self.report(f"going on after epoch {self.epoch} of {self.config.epochs}{inside}")
         differs = False
@@ -410,19 +415,19 @@ class Training:
             self.report("the environment differs from the one this run began in: its last digits may differ too")
 
     def _save_inside(self) -> None:
-        """Write checkpoints inside an epoch."""
+        """Write checkpoints inside an epoch, after checking that all is finite."""
         self._look(self.epoch + 1)
         self._save()
 
     def _save(self) -> None:
-        """Write a checkpoint of what each run has learnt so far."""
+        """Write a checkpoint of each run."""
         began = time.monotonic()
         self._for_each(self._save_one)
         self.saved, self.saved_epoch = time.monotonic(), self.epoch
         self.saving = self.saved - began
 
     def _save_good(self, bad: Sequence[int]) -> None:
-        """The same of the runs that are finite, by ``_bad``."""
+        """Write a checkpoint of each run whose code in ``bad`` (``Engine.bad``) is 0: all finite."""
         good = [id(member) for member, seen in zip(self.left, bad, strict=True) if not seen]
         self._for_each(lambda member: self._save_one(member) if id(member) in good else None)
         self.saved_epoch = self.epoch if len(good) == len(bad) else self.saved_epoch
@@ -443,12 +448,12 @@ class Training:
         state.model, state.optimizer, state.average = {}, {}, {}  # for their memory
 
     def _bad(self) -> list[int]:
-        """``Engine.bad`` of the runs that are left."""
+        """The codes of ``Engine.bad`` for the runs that have not ended."""
         found = self.engine.bad()
         return [found[self._place(member)] for member in self.left]
 
     def _look(self, epoch: int) -> None:
-        """End each run whose losses or weights are not finite, with the step and the layer where that began."""
+        """End each run whose losses or weights are not finite, naming the step and the layer where that began."""
         bad = self._bad()
         if any(bad) and len(bad) > 1:  # to find where it began takes its time, in which the others may be stopped
             self._save_good(bad)
@@ -457,7 +462,7 @@ class Training:
                 self._drop(member, self._offence(member, seen, epoch))
 
     def _offence(self, member: Member, seen: int, epoch: int) -> RunDiverged:
-        """Train the run again from its last checkpoint, step by step, up to where it went wrong."""
+        """Train the run again from its last checkpoint to find the first step and layer that are not finite."""
         self.good = len(self.left) > 1
         steps_of_epoch = self.engine.steps
         where = (epoch, steps_of_epoch - seen + 1) if seen > 1 else None
@@ -485,7 +490,7 @@ class Training:
             self.signals.stop(wanted)
 
     def _finite(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows of the runs whose metrics are finite; the others end."""
+        """Return the rows whose metrics are finite and end the other runs."""
         fine = []
         for member, row in zip(self.left, rows, strict=True):
             bad = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
@@ -520,4 +525,4 @@ class Training:
 
 
 _SAVE, _LOST = 500, 1000
-"""What processes tell each other beside the number of a signal."""
+"""Codes that processes exchange; smaller positive ones are the numbers of signals."""

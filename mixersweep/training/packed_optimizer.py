@@ -1,7 +1,7 @@
-"""SGD and AdamW for R runs at once: torch's own updates, with rates and other numbers that each run has for itself.
+"""SGD and AdamW for R runs at once: torch's updates, with a learning rate and other settings for each run.
 
-Parameters lie in one tensor (R, P), so an update is the same few operations whatever the network. State goes to and
-comes from the state dicts of torch's optimisers: a run may stop in a pack and go on alone.
+The parameters are one tensor (R, P), so an update is the same few operations whatever the network. The state is saved
+in the format of torch's optimisers, so a run may stop in a pack and go on alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mixersweep.training.optimizer import make_optimizer
 
 
 class PackedOptimizer(ABC):
-    """What updates ``flat`` (R, P) in place; ``state`` are the tensors that it changes beside it."""
+    """An optimiser that updates ``flat`` (R, P) in place; ``state`` lists its own tensors, such as moments."""
 
     state: list[Tensor]
     moments: dict[str, Tensor]
@@ -49,18 +49,18 @@ class PackedOptimizer(ABC):
 
     @abstractmethod
     def update(self, part: slice, gradients: Tensor, rates: Tensor, index: Tensor) -> None:
-        """One step of some runs: gradients (R, P), rates (R,), and the number of the step in training, int64 (1,)."""
+        """Update some runs once: gradients (R, P), rates (R,), ``index`` the number of the step from 0, int64 (1,)."""
 
     @abstractmethod
     def state_of(self, place: int, step: int) -> dict[str, Any]:
-        """The state of one run after ``step`` steps, as torch's optimiser would have it."""
+        """The state dict of one run after ``step`` steps, as torch's optimiser would have it."""
 
     @abstractmethod
     def load(self, place: int, state: dict[str, Any]) -> None:
-        """Go on from the state of one run."""
+        """Restore the state dict of one run."""
 
     def _of_each(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """A setting of each run, (R,)."""
+        """A setting for each run, (R,)."""
         values = [float(getattr(each, name)) for each in self._settings]
         return torch.tensor(values, dtype=dtype, device=self.flat.device)
 
@@ -91,7 +91,7 @@ class PackedSGD(PackedOptimizer):
         self.state = list(self.moments.values())
 
     def update(self, part: slice, gradients: Tensor, rates: Tensor, index: Tensor) -> None:
-        """g + decay·p goes into the momentum, and rate times that (Nesterov: one step ahead) off the parameters."""
+        """Update as ``torch.optim.SGD``: v <- momentum·v + g + decay·p, p <- p - rate·v (Nesterov: looking ahead)."""
         del index
         (buffer,) = (moment[part] for moment in self.state)
         flat, momentum, decay = self.flat[part], self._momentum[part], self._weight_decay[part]
@@ -106,17 +106,17 @@ class PackedSGD(PackedOptimizer):
         flat.sub_(ahead * (rates[:, None] * self._scales))
 
     def state_of(self, place: int, step: int) -> dict[str, Any]:
-        """Momentum buffers; none without momentum."""
+        """The state dict of one run: its momentum buffers, none without momentum."""
         has_momentum = float(self._settings[place].momentum) > 0  # type: ignore[union-attr]
         return self._dict(place, step, self.moments if has_momentum else {}, {})
 
     def load(self, place: int, state: dict[str, Any]) -> None:
-        """Take up its momentum."""
+        """Restore the momentum buffers of one run."""
         self._take(place, state, self.moments)
 
 
 class PackedAdamW(PackedOptimizer):
-    """``torch.optim.AdamW``."""
+    """``torch.optim.AdamW`` (Loshchilov & Hutter 2019, 1711.05101)."""
 
     def __init__(self, networks: Sequence[nn.Module], settings: Sequence[AdamW], flat: Tensor) -> None:
         super().__init__(networks, settings, flat)
@@ -126,7 +126,7 @@ class PackedAdamW(PackedOptimizer):
         self.state = list(self.moments.values())
 
     def update(self, part: slice, gradients: Tensor, rates: Tensor, index: Tensor) -> None:
-        """Decay apart from the gradient, then the first moment over the root of the second, both corrected for age."""
+        """Update as ``torch.optim.AdamW``: decoupled weight decay, then Adam's step with bias-corrected moments."""
         first, second = (moment[part] for moment in self.state)
         each = (self._beta1, self._beta2, self._eps, self._weight_decay)
         flat, (beta1, beta2, eps, decay) = self.flat[part], (values[part][:, None] for values in each)
@@ -139,23 +139,23 @@ class PackedAdamW(PackedOptimizer):
         flat.sub_(rate / whole1.float() * first / roots)
 
     def state_of(self, place: int, step: int) -> dict[str, Any]:
-        """Both moments, and the step of each parameter, which torch keeps apart."""
+        """The state dict of one run: both moments and the step count, which torch stores for each parameter."""
         return self._dict(place, step, self.moments, {"step": torch.tensor(float(step))})
 
     def load(self, place: int, state: dict[str, Any]) -> None:
-        """Take up both moments."""
+        """Restore both moments of one run."""
         self._take(place, state, self.moments)
 
 
 def make_packed(networks: Sequence[nn.Module], settings: Sequence[Any], flat: Tensor) -> PackedOptimizer:
-    """The optimiser of a pack, whose runs have all the same kind."""
+    """The optimiser of a pack, whose runs all use SGD or all use AdamW."""
     kind = PackedSGD if isinstance(settings[0], SGD) else PackedAdamW
     made: PackedOptimizer = kind(networks, settings, flat)
     return made
 
 
 def _cumulated(sizes: Any) -> list[int]:
-    """Where each part begins."""
+    """The offset at which each part begins, given their sizes."""
     first, starts = 0, []
     for size in sizes:
         starts.append(first)

@@ -1,4 +1,4 @@
-"""What cannot be trained though its settings are well formed, told before there is a run directory."""
+"""Refuse settings that are well formed but cannot be trained, before a run directory is created."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mixersweep.errors import UserError
 
 
 def refuse(config: Config) -> None:
-    """Raise ``UserError`` for a project that W&B refuses, and an optimiser that timm does not have, or not with these.
+    """Raise ``UserError`` for a project name that W&B refuses, or an optimiser or arguments that timm does not have.
 
-    Only timm knows which it has, so it is imported for such a run, and torch with it; for no other.
+    Only for an optimiser of timm's are timm and torch imported.
     """
     tracking = config.tracking
     if tracking.name == "wandb" and (odd := re.search(r"[/\\#?%:]", tracking.project)):
