@@ -6,14 +6,22 @@ brings the choices of that directory too.
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 import typing
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
-from mixersweep.paths import config_dir, groups, runs_dir
+from mixersweep.paths import config_dir, groups, runs_dir, sweeps_dir
 
 LAUNCHER = "hydra/launcher"
+OF_LAUNCHER = "hydra.launcher."
+
+_RUN_NAME = re.compile(r"^[^.].*-[0-9a-f]{16}$")
 
 
 def overrides(prefix: str, parsed_args: Namespace | None = None, **_: object) -> list[str]:
@@ -21,9 +29,16 @@ def overrides(prefix: str, parsed_args: Namespace | None = None, **_: object) ->
     own = getattr(parsed_args, "config_dir", None)
     key, equals, value = prefix.partition("=")
     if not equals:
-        return sorted(f"{name}=" for name in _keys() if name.startswith(key))
+        own_keys = _launcher_settings(getattr(parsed_args, "overrides", None)) if key.startswith("hydra") else {}
+        known = {*_keys(), *(OF_LAUNCHER + name for name in own_keys)}
+        return sorted(f"{name}=" for name in known if name.startswith(key))
     done, comma, last = value.rpartition(",")  # a sweep: the values before stay
-    choices = _values(key, None if own is None else Path(own).expanduser())
+    if key == "run_dir":
+        return [f"run_dir={path}" for path in run_dirs(value)]
+    if key.startswith(OF_LAUNCHER):
+        choices: Iterable[str] = _of_launcher(key.removeprefix(OF_LAUNCHER), getattr(parsed_args, "overrides", None))
+    else:
+        choices = _values(key, None if own is None else Path(own).expanduser())
     return [f"{key}={done}{comma}{choice}" for choice in choices if choice.startswith(last)]
 
 
@@ -47,8 +62,56 @@ def states(prefix: str, **_: object) -> list[str]:
 
 
 def run_dirs(prefix: str, **_: object) -> list[str]:
-    """The run directories, as paths."""
-    return [path for path in _values("run_dir") if path.startswith(prefix)]
+    """The run directories, as paths: those in the directory that the path begins with, else in that of all runs."""
+    folder = Path(prefix.rpartition("/")[0] or "/") if "/" in prefix else runs_dir()
+    return [path for name in _runs_in(folder) if (path := str(folder / name)).startswith(prefix)]
+
+
+def runs(prefix: str, **_: object) -> list[str]:
+    """The runs, by name from its first letters, or as paths."""
+    return [name for name in _runs_in(runs_dir()) if name.startswith(prefix)] or run_dirs(prefix)
+
+
+def sweeps(prefix: str, **_: object) -> list[str]:
+    """The sweeps that have left something in the directory of runs."""
+    try:
+        found = sorted(entry.name for entry in os.scandir(sweeps_dir(runs_dir())) if not entry.name.startswith("."))
+    except OSError:
+        return []
+    return [name for name in found if name.startswith(prefix)]
+
+
+def runs_and_sweeps(prefix: str, **_: object) -> list[str]:
+    """What ``diff`` takes."""
+    return [*sweeps(prefix), *runs(prefix)]
+
+
+def x_axes(prefix: str, **_: object) -> list[str]:
+    """The x axes of a report's main figure."""
+    return [name for name in _axes().X_AXES if name.startswith(prefix)]
+
+
+def y_axes(prefix: str, **_: object) -> list[str]:
+    """Its y axes."""
+    return [name for name in _axes().Y_AXES if name.startswith(prefix)]
+
+
+def _axes() -> Any:
+    """The module ``report.axes`` without its package, which computes."""
+    name = "mixersweep.report.axes"
+    spec = spec_from_file_location(name, Path(__file__).parent / "report" / "axes.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules.setdefault(name, module_from_spec(spec))  # where its dataclasses look for themselves
+    spec.loader.exec_module(module)
+    return module
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """The names of runs, by their looks: five thousand are not asked whether they are whole."""
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if _RUN_NAME.search(entry.name))
+    except OSError:
+        return []
 
 
 def _in_list(prefix: str, choices: Iterable[str]) -> list[str]:
@@ -74,11 +137,28 @@ def _values(key: str, own: Path | None = None) -> Iterator[str]:
         yield from groups(own)[key]
     elif key == LAUNCHER:
         yield from sorted(file.stem for file in (config_dir() / LAUNCHER).glob("*.yaml"))
-    elif key == "run_dir":
-        yield from (str(path) for path in sorted(runs_dir().glob("*-*")) if (path / "config.yaml").exists())
     else:
         found = dict.fromkeys(choice for name, hint in _settings() if name == key for choice in _choices(hint))
         yield from found
+
+
+def _launcher_settings(given: Sequence[str] | None) -> dict[str, str]:
+    """The settings of the launcher that the words before choose, else of all, each with its default as it is written.
+
+    Read by their looks: a YAML parser takes longer than all else here.
+    """
+    chosen = [word.partition("=")[2] for word in given or () if word.startswith(f"{LAUNCHER}=")]
+    found: dict[str, str] = {}
+    for file in sorted((config_dir() / LAUNCHER).glob(f"{chosen[-1] if chosen else '*'}.yaml")):
+        found |= dict(re.findall(r"^(\w+): ([^#\n]*?)\s*(?:#.*)?$", file.read_text(), re.MULTILINE))
+    return {name: value for name, value in found.items() if name != "name"}
+
+
+def _of_launcher(name: str, given: Sequence[str] | None) -> list[str]:
+    default = _launcher_settings(given).get(name)
+    if default in ("true", "false"):
+        return ["true", "false"]
+    return [] if default is None else list(dict.fromkeys([default, "auto" if default == "auto" else "null"]))
 
 
 def _choices(annotation: object) -> Iterator[str]:

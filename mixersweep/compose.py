@@ -214,6 +214,7 @@ class Composer:
         try:
             composed = _loader(self._own).load_configuration("train", overrides, mode)
         except (HydraException, OmegaConfBaseException) as error:
+            _check_launcher(overrides)
             raise UserError(_one_line(error)) from error
         if composed.get("experiment") is not None:
             name = composed.hydra.runtime.choices["experiment"]
@@ -222,6 +223,20 @@ class Composer:
                 "the line `# @package _global_`"
             )
         return composed
+
+
+def _check_launcher(overrides: Sequence[str]) -> None:
+    """Refuse a setting that the launcher has not, and name the nearest: Hydra would have it added with a ``+``."""
+    given = {o.key_or_group: o for o in parsed_overrides(overrides)}
+    chosen = given["hydra/launcher"].value() if "hydra/launcher" in given else "local"
+    file = config_dir() / "hydra" / "launcher" / f"{chosen}.yaml"
+    known = list(OmegaConf.load(file)) if file.is_file() else []
+    for key, override in given.items():
+        name = key.removeprefix("hydra.launcher.").partition(".")[0]
+        if known and key.startswith("hydra.launcher.") and name not in known:
+            near = difflib.get_close_matches(name, map(str, known), 1, 0.5)
+            tail = f"the nearest is hydra.launcher.{near[0]}" if near else f"there are {', '.join(map(str, known))}"
+            raise UserError(f"{override.input_line}: no such setting of hydra/launcher={chosen}; {tail}")
 
 
 class _Base:

@@ -11,6 +11,7 @@ FLOORS = {
     "errors": 0,
     "seeds": 0,
     "paths": 0,
+    "commit": 0,
     "processor": 0,
     "kinds": 0,
     "budget": 0,

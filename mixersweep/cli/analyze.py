@@ -37,7 +37,7 @@ def add(verbs: Any) -> None:
             what = "directories of runs, runs by path or name, or settings as of train, several values with commas"
         if name == "coordinates":
             what += " (default: four small families under SGD and AdamW with each optim.lr_scaling)"
-        verb.add_argument("places", nargs="*", metavar="RUNS", help=what).completer = completer.run_dirs
+        verb.add_argument("places", nargs="*", metavar="RUNS", help=what).completer = completer.runs
         verb.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
         verb.add_argument("--out", metavar="DIR", type=Path, help=f"where the files go (default: analysis/{name})")
         verb.add_argument("--no-figure", action="store_true", help="numbers alone")

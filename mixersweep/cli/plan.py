@@ -40,6 +40,7 @@ def plan(options: argparse.Namespace) -> int:
     """``plan [-m] [key=value ...]``: print the runs, their cost and their state; nothing is trained."""
     from mixersweep.compose import leading, own_configs
     from mixersweep.config import warnings
+    from mixersweep.sweeps.cluster import asked
     from mixersweep.sweeps.expand import expand
     from mixersweep.sweeps.plan import plan as planned
     from mixersweep.sweeps.plan import slow_here
@@ -62,7 +63,8 @@ def plan(options: argparse.Namespace) -> int:
                 print(json.dumps(row.record))
     else:
         _print(expansion, rows)
-    for notice in [*expansion.notices, *slow_here(expansion, rows)]:
+    of_slurm = asked(expansion, rows)
+    for notice in [*expansion.notices, *slow_here(expansion, rows), *(of_slurm.notes if of_slurm else [])]:
         report(f"note: {notice}")
     warned = Counter(warning for run in runs for warning in warnings(run.config, run.architecture))
     for warning, count in warned.items():
@@ -73,6 +75,7 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def _print(expansion: Expansion, rows: list[Planned]) -> None:
+    from mixersweep.sweeps.cluster import asked
     from mixersweep.sweeps.plan import at_once, packs, table, totals
 
     wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -80,6 +83,8 @@ def _print(expansion: Expansion, rows: list[Planned]) -> None:
         print("\n".join(table(rows, wide)))
     packed = packs(expansion, rows)
     print("\n".join(totals(rows, at_once(expansion, rows)[0], packed)))
+    if (of_slurm := asked(expansion, rows, packed)) is not None:
+        print("\n".join(of_slurm.lines))
     waiting = {row.point.waiting: None for row in rows if row.point.waiting is not None}
     for reason in waiting:
         report(f"waiting {reason}")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mixersweep import completer
 from mixersweep.cli.terminal import report as say
 from mixersweep.errors import DONE, UserError
 from mixersweep.paths import report_dir, runs_dir
@@ -23,8 +24,10 @@ def add(verbs: Any) -> None:
     said = "settings that name lines of their own: seeds.structure, optim.weight_decay, ..."
     verb.add_argument("--by", metavar="SETTING[,SETTING]", default="", help=said)
     verb.add_argument("--out", metavar="DIR", type=Path, help="where the files go (default: report)")
-    verb.add_argument("--x", default="width", metavar="NAME", help="x axis of the main figure: width, parameters, ...")
-    verb.add_argument("--y", default="accuracy", metavar="NAME", help="accuracy, error, train_loss, ...")
+    said = "x axis of the main figure: width, parameters, ..."
+    verb.add_argument("--x", default="width", metavar="NAME", help=said).completer = completer.x_axes
+    said = "accuracy, error, train_loss, ..."
+    verb.add_argument("--y", default="accuracy", metavar="NAME", help=said).completer = completer.y_axes
     verb.add_argument("--published", action="store_true", help="lay the papers' curves beside one's own, dashed")
     shapes = verb.add_mutually_exclusive_group()
     for shape, said in (
@@ -36,7 +39,8 @@ def add(verbs: Any) -> None:
     verb.set_defaults(run=report)
 
     verb = verbs.add_parser("diff", help="what differs between runs, in settings and result, side by side")
-    verb.add_argument("runs", nargs="+", metavar="RUN", help="runs by path or name")
+    said = "runs by path or name; or sweeps by name, whose test accuracy stands side by side"
+    verb.add_argument("runs", nargs="+", metavar="RUN", help=said).completer = completer.runs_and_sweeps
     verb.add_argument("--runs-dir", type=Path, default=runs_dir(), help="where names are looked for")
     verb.add_argument("--json", action="store_true", help="one object and nothing else")
     verb.set_defaults(run=diff)
@@ -71,11 +75,14 @@ def report(options: argparse.Namespace) -> int:
 
 
 def diff(options: argparse.Namespace) -> int:
-    """``diff``: print settings and sizes that differ between runs, and all results, with a column for each run."""
-    from mixersweep.report.diff import differences, read
+    """``diff``: print settings and sizes that differ between runs, and all results, or compare sweeps, a column each."""
+    from mixersweep.report.diff import differences, of_sweeps, read
 
     if len(options.runs) < 2:
-        raise UserError(f"{options.runs[0]}: diff takes two runs or more")
+        raise UserError(f"{options.runs[0]}: diff takes two runs or more, or two sweeps")
+    cells = of_sweeps(options.runs, options.runs_dir)
+    if cells is not None:
+        return _diff_sweeps(options.runs, cells, as_json=options.json)
     rows = read(options.runs, options.runs_dir)
     found = differences(rows)
     if options.json:
@@ -99,6 +106,39 @@ def diff(options: argparse.Namespace) -> int:
         console.print(table if lines else f"{group}: no difference")
         console.print()
     return DONE
+
+
+def _diff_sweeps(names: list[str], cells: list[Any], *, as_json: bool) -> int:
+    """A line a model and width: of each sweep how many runs completed, mean and deviation of their test accuracy."""
+    from mixersweep.sweeps.text import aligned
+
+    if as_json:
+        for model, width, of_each in cells:
+            sweeps = {name: _moments(found) for name, found in zip(names, of_each, strict=True)}
+            print(json.dumps({"model": model, "width": width, **sweeps}))
+        return DONE
+    rows = [("model", "width", *names, *(["difference"] if len(names) == 2 else []))]
+    for model, width, of_each in cells:
+        texts = [_told(found) for found in of_each]
+        if len(names) == 2:
+            both = all(count for count, _, _ in of_each)
+            texts.append(f"{of_each[1][1] - of_each[0][1]:+.4f}" if both else "-")
+        rows.append((model, str(width), *texts))
+    print("\n".join(aligned(rows, set(rows[0]) - {"model"})))
+    say("test accuracy: mean ± sample deviation (runs)" if cells else "no run of these sweeps is completed")
+    return DONE
+
+
+def _told(found: tuple[int, float, float]) -> str:
+    count, mean, deviation = found
+    if count > 1:
+        return f"{mean:.4f} ± {deviation:.4f} ({count})"
+    return f"{mean:.4f} (1)" if count else "-"
+
+
+def _moments(found: tuple[int, float, float]) -> dict[str, float | None]:
+    count, mean, deviation = found
+    return {"runs": count, "mean": mean if count else None, "deviation": deviation if count > 1 else None}
 
 
 def _shown(value: Any) -> str:

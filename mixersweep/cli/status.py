@@ -6,10 +6,12 @@ import argparse
 import difflib
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,7 @@ def add(verbs: Any) -> None:
     chosen = argparse.ArgumentParser(add_help=False)
     group: Any = chosen.add_argument_group("which runs")
     group.add_argument("--model", metavar="M,..", help="of these families").completer = completer.models
-    group.add_argument("--sweep", metavar="NAME", help="of this sweep")
+    group.add_argument("--sweep", metavar="NAME", help="of this sweep").completer = completer.sweeps
     group.add_argument("--where", metavar="TEXT", help="such as 'width>=1000 and optim.lr<0.1' (with the quotes)")
 
     def state(verb: Any, text: str, *, required: bool = False) -> None:
@@ -51,6 +53,8 @@ def add(verbs: Any) -> None:
     state(verb, "in these states")
     verb.add_argument("--watch", action="store_true", help="draw it again every few seconds, until Ctrl-C")
     verb.add_argument("--json", action="store_true", help="one object a run")
+    verb.add_argument("--sort", metavar="NAME", help="by what --json calls it: test_accuracy, since, job, ...")
+    verb.add_argument("--counts", action="store_true", help="how many of each model and width are in each state")
     verb.set_defaults(run=status)
 
     verb = verbs.add_parser(
@@ -64,12 +68,12 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("cancel", parents=[chosen], help="stop runs, and let no command take them up")
     verb.add_argument(
         "runs", nargs="*", metavar="RUN", type=str, help="runs by path or name"
-    ).completer = completer.run_dirs
+    ).completer = completer.runs
     state(verb, "in these states")
     verb.set_defaults(run=cancel)
 
     verb = verbs.add_parser("logs", help="the last lines that a run wrote")
-    verb.add_argument("run_name", metavar="RUN", help="a run by path or name").completer = completer.run_dirs
+    verb.add_argument("run_name", metavar="RUN", help="a run by path or name").completer = completer.runs
     verb.add_argument("-n", "--lines", type=int, default=40, help="how many (40)")
     verb.add_argument("-f", "--follow", action="store_true", help="go on while the run goes on")
     verb.set_defaults(run=logs)
@@ -83,10 +87,15 @@ def status(options: argparse.Namespace) -> int:
     if options.watch:
         return _watch(options)
 
-    from mixersweep.sweeps.watch import Line, summary, table
+    from mixersweep.sweeps.watch import Line, by, counts, summary, table
 
     now = time.time()
     lines = sorted((Line.of(listed, now) for listed in _selected(options)), key=lambda line: line.order)
+    if options.sort is not None:
+        lines = by(options.sort, lines)
+    if options.counts:
+        print("\n".join([*counts(lines), summary(line.record["state"] for line in lines)]))
+        return DONE
     if options.json:
         for line in lines:
             print(json.dumps(line.record))
@@ -105,13 +114,14 @@ def retry(options: argparse.Namespace) -> int:
     from mixersweep.sweeps import mend
 
     states = [State(state) for state in _listed(options.state, "--state", mend.RETRIED)]
-    changed, selected = [], list(_selected(options))
+    changed, told, selected = [], [], list(_selected(options))
     watch([listed.path for listed in selected if listed.state in (State.LOST, State.CANCELLED)], report)
     for listed in selected:
-        done, text = mend.retry(listed.path, states, keep_checkpoint=options.keep_checkpoint)
-        print(f"{listed.name}  {text}")
+        done, text = mend.retry(listed.path, states, keep_checkpoint=options.keep_checkpoint, listed=listed)
+        told.append((listed, text))
         if done:
             changed.append(listed)
+    _tell(told)
     if not changed:
         report("no run was changed")
         return DONE
@@ -125,6 +135,7 @@ def cancel(options: argparse.Namespace) -> int:
     """``cancel RUN ...``, or by ``--state``, ``--sweep``, ``--model``, ``--where``: stop runs for good."""
     from mixersweep.runs.find import find
     from mixersweep.sweeps import mend
+    from mixersweep.sweeps.many import Progress
 
     by_name = [find(run) for run in options.runs]
     filtered = any((options.where, options.state, options.sweep, options.model))
@@ -133,16 +144,32 @@ def cancel(options: argparse.Namespace) -> int:
     if not filtered and not by_name:
         raise UserError("cancel: name runs, or say which with --state, --sweep, --model or --where")
     options.runs_dirs = by_name
-    refused = False
-    for listed in _selected(options):
-        if listed.state is State.BROKEN:
-            report(f"{listed.name}: {listed.reason}")
-            refused = True
-            continue
-        done, text = mend.cancel(listed.path)
-        print(f"{listed.name}  {text}")
-        refused |= not done and not filtered
+    chosen = list(_selected(options))
+    broken = [listed for listed in chosen if listed.state is State.BROKEN]
+    for listed in broken:
+        report(f"{listed.name}: {listed.reason}")
+    runs = [listed for listed in chosen if listed.state is not State.BROKEN]
+    found = list(mend.cancel([listed.path for listed in runs], Progress("cancelled", len(runs), report).step))
+    _tell([(listed, text) for listed, (_, text) in zip(runs, found, strict=True)])
+    refused = broken or (not filtered and not all(done for done, _ in found))
     return FAILED if refused else DONE
+
+
+def _tell(told: Sequence[tuple[Listed, str]]) -> None:
+    """Say what was done to runs: a line each, or of many how often it was done to runs of a model and width."""
+    from mixersweep.sweeps.many import LINES
+
+    lines = [f"{listed.name}  {text}" for listed, text in told]
+    if len(told) > LINES:
+        kinds = Counter((re.sub(r"\bjob \S+", "its job", text), of_kind(listed)) for listed, text in told)
+        lines = [f"{count:,} runs of {kind}  {text}" for (text, kind), count in kinds.items()]
+    print("\n".join(lines), end="\n" if lines else "")
+
+
+def of_kind(listed: Listed) -> str:
+    """Model and width of a run, in words."""
+    planned = listed.planned
+    return f"{planned['model']} of width {planned['width']}" if "model" in planned else "no known model"
 
 
 def logs(options: argparse.Namespace) -> int:
@@ -211,19 +238,35 @@ def _selected(options: argparse.Namespace) -> Iterator[Listed]:
     from mixersweep.runs.find import find_all
     from mixersweep.runs.listing import listing
     from mixersweep.runs.where import parse_where
+    from mixersweep.sweeps.launchers.slurm_queue import told
 
     states = set(_listed(options.state, "--state", SHOWN))
     models = set(_listed(options.model, "--model", FAMILIES))
     condition = None if options.where is None else parse_where(options.where)
-    for listed in listing(find_all(options.runs_dirs)):
+    sweeps: set[str] = set()
+    problems: list[str] = []
+
+    def of_the_sweep() -> Iterator[Listed]:
+        for listed in listing(find_all(options.runs_dirs)):
+            sweep = listed.planned.get("sweep")
+            if options.sweep is None or sweep == options.sweep:
+                yield listed
+            if sweep is not None:
+                sweeps.add(sweep)
+
+    for listed in told(of_the_sweep(), problems):
         if states and listed.state not in states:
             continue
         if models and listed.planned.get("model") not in models:
             continue
-        if options.sweep is not None and listed.planned.get("sweep") != options.sweep:
-            continue
         if condition is None or condition(listed.values()):
             yield listed
+    for problem in problems:
+        report(f"note: what Slurm has of these runs is as they were told last: {problem}")
+    if options.sweep is not None and options.sweep not in sweeps:
+        near = difflib.get_close_matches(options.sweep, sweeps, 1) or sorted(sweeps)[:5]
+        known = f"; there is {', '.join(near)}" if near else ""
+        raise UserError(f"--sweep {options.sweep}: no run here is of such a sweep{known}")
 
 
 def _listed(text: str | None, flag: str, known: Any) -> list[str]:

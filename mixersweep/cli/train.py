@@ -27,6 +27,7 @@ def add(verbs: Any) -> None:
     verb.add_argument("-m", "--multirun", action="store_true", help="every combination of values with commas between")
     verb.add_argument("--config-dir", metavar="DIR", help="more choices, e.g. DIR/experiment/NAME.yaml")
     verb.add_argument("--cfg", choices=("job", "hydra", "all"), help="print the settings (job), train nothing")
+    verb.add_argument("--dry-run", action="store_true", help="print the script of a Slurm job, submit nothing")
     verb.add_argument("--resolve", action="store_true", help="with --cfg: values in place of references")
     verb.add_argument("-h", "--help", action="store_true", help="all settings with their defaults")
     verb.add_argument("--hydra-help", action="store_true", help="Hydra's own flags")
@@ -42,18 +43,24 @@ def train(arguments: list[str]) -> int:
 
     from mixersweep.compose import leading, read_arguments
 
+    is_dry = "--dry-run" in arguments
+    arguments = [argument for argument in arguments if argument != "--dry-run"]
     invocation = read_arguments(arguments)
     if invocation.multirun:
         from mixersweep.tracking import leave_agent
 
         leave_agent()
     arguments = [*leading(invocation.own), *invocation.overrides]
+    if is_dry and (invocation.by_hydra or not invocation.multirun):
+        raise UserError("--dry-run: prints the script of a sweep on Slurm; plan says what a run would cost")
     if invocation.by_hydra:
         return _by_hydra(invocation, signals)
     if not invocation.multirun:
         return _train_one(arguments, signals)[0]
     if of_torchrun("WORLD_SIZE", 1) > 1:
         raise UserError("torchrun trains one run in several processes; start a sweep without it, on one GPU a run")
+    if is_dry:
+        return _show_scripts(arguments)
     from mixersweep.sweeps.sweeper import sweep
 
     return sweep(arguments, signals, report, lambda path: print(path, flush=True))
@@ -101,6 +108,15 @@ def _by_hydra(invocation: Invocation, signals: StopSignals) -> int:
     if outcomes and set(outcomes) == {USER_MISTAKE}:
         return USER_MISTAKE
     return DONE if not any(outcomes) else FAILED
+
+
+def _show_scripts(overrides: list[str]) -> int:
+    """``train -m --dry-run``: print what ``sbatch`` would be given."""
+    from mixersweep.sweeps.cluster import resolved, scripts
+    from mixersweep.sweeps.expand import expand
+
+    print("\n".join(scripts(resolved(expand(overrides, multirun=True)))), end="")
+    return DONE
 
 
 def _take_up(arguments: list[str], signals: StopSignals) -> int:

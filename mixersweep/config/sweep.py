@@ -31,11 +31,12 @@ class Sweep:
     """A union of grids, each crossed with ``over``; ``infeasible`` says what to do with a point that has no network.
 
     ``refuse`` reports it as an error and trains the others, ``skip`` leaves it out, ``nearest`` takes the nearest
-    settings that work.
+    settings that work. ``retries`` is how often a run that failed or was lost is launched again.
     """
 
     name: str | None = None
     grids: list[dict[str, Values]]
     over: dict[str, Values]
     search: Search | None = None
+    retries: Whole = 0
     infeasible: Literal["refuse", "skip", "nearest"] = "refuse"

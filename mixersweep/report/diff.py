@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mixersweep.errors import UserError
+from mixersweep.paths import expanded, sweeps_dir
 from mixersweep.report.table import Row, row_of
+from mixersweep.runs.files import read_json
 from mixersweep.runs.find import find
 from mixersweep.runs.listing import read_listed
 from mixersweep.runs.record import KEYS
@@ -28,6 +32,33 @@ def read(runs: Sequence[str], runs_dir: Path) -> list[Row]:
             raise UserError(f"{run}: {listed.reason}")
         rows.append(row_of(listed))
     return rows
+
+
+def of_sweeps(names: Sequence[str], runs_dir: Path) -> list[tuple[str, int, list[tuple[int, float, float]]]] | None:
+    """Completed runs of sweeps, by model and width: of each sweep their count, mean and deviation of test accuracy.
+
+    None where the names are not all of sweeps. A deviation is that of a sample, NaN of a single run.
+    """
+    runs_dir = expanded(runs_dir).absolute()
+    folder = sweeps_dir(runs_dir)
+    stored = [read_json(folder / name / "sweep.json") if name and "/" not in name else None for name in names]
+    runs = [each["runs"] for each in stored if isinstance(each, dict) and "runs" in each]
+    if len(runs) < len(names):
+        return None
+    cells: dict[tuple[str, int], list[list[float]]] = {}
+    for place, of_sweep in enumerate(runs):
+        for run in of_sweep:
+            listed = read_listed(runs_dir / run)
+            if listed is None or listed.result is None:
+                continue
+            key = (listed.result["model"], listed.result["width"])
+            cells.setdefault(key, [[] for _ in names])[place].append(listed.result["test_accuracy"])
+    return [(*key, [_moments(values) for values in of_each]) for key, of_each in sorted(cells.items())]
+
+
+def _moments(values: Sequence[float]) -> tuple[int, float, float]:
+    mean = statistics.fmean(values) if values else math.nan
+    return len(values), mean, statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def differences(rows: Sequence[Row]) -> dict[str, list[tuple[str, list[Any]]]]:

@@ -136,9 +136,10 @@ def sizes_of(stored: Mapping[str, Any]) -> Mapping[str, Any]:
 class RunDirectory:
     """The files of a run: ``create`` makes the directory or finds it, ``open`` reads an existing one."""
 
-    def __init__(self, path: Path, run: Run) -> None:
+    def __init__(self, path: Path, run: Run, frozen: Run | None = None) -> None:
         self.path = path
         self.run = run
+        self._frozen = frozen
 
     @classmethod
     def create(cls, run: Run, runs_dir: Path) -> RunDirectory:
@@ -147,12 +148,12 @@ class RunDirectory:
         Execution settings (where and how it runs) are the new ones, since they are not part of the experiment.
         """
         path = expanded(runs_dir, "runs_dir").absolute() / run.name
-        if not (path / "config.yaml").exists():
-            _make(path, run)
+        if not (path / "config.yaml").exists() and _make(path, run):
+            return cls(path, run, run)
         stored = cls.open(path).run
         if stored.fingerprint != run.fingerprint:
             raise UserError(f"{path}: holds another experiment ({stored.fingerprint}, not {run.fingerprint})")
-        return cls(path, dataclasses.replace(stored, config=executed_as(stored.config, run.config)))
+        return cls(path, dataclasses.replace(stored, config=executed_as(stored.config, run.config)), stored)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -182,8 +183,9 @@ class RunDirectory:
 
         The settings of the experiment stay as they were stored first.
         """
-        if RunDirectory.open(self.path).run != self.run:
+        if (self._frozen or RunDirectory.open(self.path).run) != self.run:
             _freeze(self.path, self.run)
+            self._frozen = self.run
 
     @property
     def checkpoint(self) -> Path:
@@ -269,11 +271,11 @@ def _freeze(path: Path, run: Run) -> None:
         "architecture": dataclasses.asdict(run.architecture),
     }
     write_text(path / "config.yaml", yaml.dump(stored, Dumper=_Dumper, sort_keys=False))
-    write_json(path / "planned.json", stored)
+    write_text(path / "planned.json", json.dumps(stored, allow_nan=False) + "\n")  # on a line: a third of the time
 
 
-def _make(path: Path, run: Run) -> None:
-    """Make the directory under a temporary name and rename it, so that it appears complete."""
+def _make(path: Path, run: Run) -> bool:
+    """Make the directory under a temporary name and rename it, so that it appears complete; False if it was there."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -284,9 +286,11 @@ def _make(path: Path, run: Run) -> None:
         set_status(temporary, Status(State.PLANNED))
         write_json(temporary / "tracking.json", {"id": f"{run.fingerprint[:16]}-{secrets.token_hex(2)}"})
         temporary.rename(path)
+        return True
     except OSError as error:
         if not (path / "config.yaml").exists():  # otherwise another process made it first
             remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "move away what is there"
             raise UserError(f"{path}: cannot be made ({error.strerror}); {remedy}") from None
+        return False
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -50,7 +50,8 @@ class Listed:
     ``state`` is as shown: ``lost`` where the process that ran it is gone, ``broken`` (with the ``reason``) where the
     directory cannot be read. ``stored`` is what was frozen (``config``, ``architecture``, ``origin``, ...), empty in a
     broken one; ``rows`` are the last few of the metrics of a run that is not completed, ``result`` the record of one
-    that is.
+    that is. ``job``, what its scheduler says of that (``job_state``), and what becomes of the run or has to be done
+    (``next``) are there once the scheduler was asked.
     """
 
     path: Path
@@ -60,6 +61,9 @@ class Listed:
     rows: tuple[Mapping[str, Any], ...] = ()
     result: Mapping[str, Any] | None = None
     reason: str | None = None
+    job: str | None = None
+    job_state: str | None = None
+    next: str | None = None
 
     @property
     def name(self) -> str:

@@ -69,6 +69,11 @@ class Status:
         return self.state is State.RUNNING and self._holder_is_there()
 
     @property
+    def is_of_this_host(self) -> bool:
+        """Whether the process that holds or held the run is one of this host."""
+        return self.host == this_host()
+
+    @property
     def stopping(self) -> bool:
         """Whether the run is cancelled, but the process that held it has not let go of it yet."""
         return self.state is State.CANCELLED and self._holder_is_there()
@@ -76,7 +81,7 @@ class Status:
     def _holder_is_there(self) -> bool:
         if self.pid is None or self.heartbeat is None:
             return False
-        if self.host == this_host():
+        if self.is_of_this_host:
             return self.pid_started == _started(self.pid)
         seen, now = self._seen(), time.monotonic()
         if seen.changed is not None:
@@ -293,12 +298,12 @@ def hold(run_dir: Path) -> Iterator[Hold]:
         yield held
         state = State.COMPLETED
     except RunStopped as stopped:
-        state = State.INTERRUPTED if stopped.exit_code == INTERRUPTED else State.PREEMPTED
+        state, error = State.INTERRUPTED if stopped.exit_code == INTERRUPTED else State.PREEMPTED, str(stopped)
         if held.cancelled:  # and the signal only said so sooner
             raise RunCancelled(f"{run_dir}: cancelled") from None
         raise
     except KeyboardInterrupt:
-        state = State.INTERRUPTED
+        state, error = State.INTERRUPTED, "interrupted by a second SIGINT"
         raise
     except RunCancelled:
         state = State.CANCELLED

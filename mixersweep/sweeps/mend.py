@@ -6,18 +6,21 @@ import contextlib
 import dataclasses
 import shlex
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from mixersweep.errors import UserError
 from mixersweep.paths import sweeps_dir
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import Listed
 from mixersweep.runs.state import State
-from mixersweep.runs.status import guard, this_host
-from mixersweep.sweeps.launchers import slurm
+from mixersweep.runs.status import guard
+from mixersweep.sweeps.launchers import slurm_queue
+from mixersweep.sweeps.many import each
 from mixersweep.tracking.identity import read_identity, write_identity
 
 RETRIED = tuple(state for state in State if state.may_be_retried)
@@ -26,16 +29,24 @@ OF_TRAINING = ("checkpoint*", "metrics.jsonl", "probes.jsonl", "predictions.npz"
 """The files that training leaves in a run directory."""
 
 
-def retry(path: Path, states: Collection[State] = RETRIED, *, keep_checkpoint: bool = False) -> tuple[bool, str]:
+def retry(
+    path: Path,
+    states: Collection[State] = RETRIED,
+    *,
+    keep_checkpoint: bool = False,
+    listed: Listed | None = None,
+) -> tuple[bool, str]:
     """Make a run of these states ``planned`` again; whether it is now, and what was done or why nothing was.
 
     A failed, lost or cancelled run goes on from its last checkpoint. A diverged one starts anew (as another run at its
-    mirror), since what it had learnt led there; with ``keep_checkpoint`` it goes on like the others.
+    mirror), since what it had learnt led there; with ``keep_checkpoint`` it goes on like the others. ``listed`` says
+    what its directory does not: a run that is queued there has failed where its job is gone.
     """
     with guard(path):
         status = read_status(path)
-        if status.shown not in states:
-            return False, f"is {status.shown} now: left alone"
+        state = listed.state if listed is not None and listed.status == status else status.shown
+        if state not in states:
+            return False, f"is {state} now: left alone"
         if status.stopping:
             return False, f"is cancelled, but {status.holder} has not stopped yet: left alone"
         anew = status.state is State.DIVERGED and not keep_checkpoint
@@ -43,50 +54,97 @@ def retry(path: Path, states: Collection[State] = RETRIED, *, keep_checkpoint: b
             _start_anew(path)
         set_status(path, Status(State.PLANNED))
     if anew:
-        return True, f"was {status.shown}: starts anew"
+        return True, f"was {state}: starts anew"
     kept = any(path.glob("checkpoint*"))
-    return True, f"was {status.shown}: " + (
-        "goes on from its checkpoint" if kept else "starts anew, without a checkpoint"
-    )
+    return True, f"was {state}: " + ("goes on from its checkpoint" if kept else "starts anew, without a checkpoint")
 
 
-def cancel(path: Path) -> tuple[bool, str]:
-    """Mark a run that has not ended ``cancelled`` and stop its process; whether it is now, and what was done.
+def cancel(paths: Sequence[Path], step: Callable[[], None] = lambda: None) -> Iterator[tuple[bool, str]]:
+    """Mark runs that have not ended ``cancelled`` and stop their processes; for each whether it is, and what was done.
 
     A process on this host is told by a signal (TERM), one elsewhere finds it in the run directory with its next
-    heartbeat. A Slurm job that has nothing else to do is cancelled too.
+    heartbeat. Slurm is asked once which jobs have nothing else to do by then, and told to cancel those.
+    ``step`` is called for each.
     """
+    before = {}
+    for path, status in zip(paths, each(_marked, paths), strict=True):
+        before[path] = status
+        step()
+    queued = {path: status.job for path, status in before.items() if _is_for_slurm(status)}
+    listed = _jobs() if queued else []
+    released = slurm_queue.release(list(queued), listed or [])
+    live = None if listed is None else {job.id for job in listed}
+    for path, status in before.items():
+        if status.state.is_over:
+            yield False, f"is {status.state}: left alone"
+            continue
+        job = ""
+        if (name := queued.get(path)) is not None:
+            job = f", and job {name}" if name in released else f"; job {name} {_follows(name, live)}"
+        if status.alive and status.is_of_this_host:
+            yield True, f"cancelled: {status.holder} is told to stop"
+        elif status.alive:
+            yield True, f"cancelled{job}: {status.holder} stops at its next heartbeat"
+        else:
+            yield True, f"was {status.shown}: cancelled{job}"
+
+
+def _follows(job: str, live: Collection[str] | None) -> str:
+    """What becomes of a job that is not cancelled with its run."""
+    if live is not None and job not in live:
+        return "was gone"
+    said = "ends when it has nothing else to do"
+    return f"{said}; Slurm cannot be asked here" if live is None else said
+
+
+def _marked(path: Path) -> Status:
+    """Mark a run ``cancelled`` where it is not over, and signal its process here; what it was before."""
     with guard(path):
         status = read_status(path)
         if status.state.is_over:
-            return False, f"is {status.state}: left alone"
-        is_known = status.host in (None, this_host())  # of another host's process, its own look at the state tells
+            return status
+        is_known = status.host is None or status.is_of_this_host  # of another's process, its own look tells
         kept = status if status.alive or not is_known else dataclasses.replace(status, pid=None, pid_started=None)
-        set_status(path, dataclasses.replace(kept, state=State.CANCELLED))
-    if status.alive and status.host == this_host():
+        set_status(path, dataclasses.replace(kept, state=State.CANCELLED, error=None))
+    if status.alive and status.is_of_this_host:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(status.pid)
             if process.create_time() == status.pid_started:
                 process.terminate()
-        return True, f"cancelled: {status.holder} is told to stop"
-    job = ""
-    if status.job is not None and (status.alive or status.state is State.QUEUED):
-        is_released = slurm.release(path, status.job)
-        job = f", and job {status.job}" if is_released else f"; job {status.job} ends when it has nothing else to do"
-    if status.alive:
-        return True, f"cancelled{job}: {status.holder} stops at its next heartbeat"
-    return True, f"was {status.shown}: cancelled{job}"
+    return status
+
+
+def _is_for_slurm(status: Status) -> bool:
+    return not status.state.is_over and status.job is not None and not (status.alive and status.is_of_this_host)
+
+
+def _jobs() -> list[slurm_queue.Job] | None:
+    """This user's jobs; None where Slurm cannot be asked."""
+    if shutil.which("squeue") is None:
+        return None
+    try:
+        return slurm_queue.squeue()
+    except UserError:
+        return None
 
 
 def commands(runs: Iterable[Listed]) -> list[str]:
-    """What takes these runs up again: the command of each sweep that left one, else one a run."""
+    """What takes these runs up again, from here: the command of each sweep that left one, else one a run."""
     found = []
     for run in runs:
         sweep = run.planned.get("sweep")
         stored = read_json(sweeps_dir(run.path.parent) / sweep / "sweep.json") if sweep else None
         one = f"mixersweep train run_dir={shlex.quote(str(run.path))}"
-        found.append(stored["command"] if isinstance(stored, dict) and stored.get("command") else one)
+        found.append(_from_here(stored) if isinstance(stored, dict) and stored.get("command") else one)
     return list(dict.fromkeys(found))
+
+
+def _from_here(stored: Mapping[str, Any]) -> str:
+    """The command of a sweep; its paths are relative to the directory that it was typed in."""
+    typed_in = stored.get("directory")
+    if typed_in is None or Path(typed_in) == Path.cwd():
+        return str(stored["command"])
+    return f"cd {shlex.quote(typed_in)} && {stored['command']}"
 
 
 def _start_anew(path: Path) -> None:

@@ -19,6 +19,7 @@ from mixersweep.runs.listing import Listed, read_listed
 from mixersweep.runs.state import State
 from mixersweep.sweeps.expand import Expansion
 from mixersweep.sweeps.launchers import LAUNCHERS, local, ray, slurm
+from mixersweep.sweeps.launchers.slurm_queue import told
 from mixersweep.sweeps.memory import memory_bytes
 from mixersweep.sweeps.packs import formed, may_pack, why_single
 from mixersweep.sweeps.point import Point
@@ -128,8 +129,10 @@ def plan(expansion: Expansion) -> list[Planned]:
     runs = [_run(point) for point, _ in points]
     times = Times(expansion.runs_dir, [run for run in runs if run is not None])
     found = []
+    read = [read_listed(point.run_dir) if point.run_dir is not None else None for point, _ in points]
+    known = {listed.path: listed for listed in told(listed for listed in read if listed is not None)}
     for (point, is_search), run in zip(points, runs, strict=True):
-        listed = read_listed(point.run_dir) if point.run_dir is not None else None
+        listed = known.get(point.run_dir) if point.run_dir is not None else None
         pace = None if run is None else times.pace(run)
         found.append(Planned(point, run, _state(point, listed), _epochs_done(listed), pace, is_search))
     return found
@@ -183,14 +186,14 @@ def _time_left(left: Sequence[Planned], at_once: int, packs: Sequence[Sequence[P
         else:
             text += "in packs, one after another" if packed else "one after another"
             several = at_once > 1 and len(of_each) > 1
-            text += f", {duration(_together(of_each, at_once))} with {at_once} at once" if several else ""
+            text += f", {duration(together(of_each, at_once))} with {at_once} at once" if several else ""
         lines.append(text + (f", without the {unknown:,} of unknown time" if unknown else ""))
     if unknown:
         lines.append("plan --measure times what no completed run tells of")
     return lines
 
 
-def _together(seconds: Sequence[float], at_once: int) -> float:
+def together(seconds: Sequence[float], at_once: int) -> float:
     """How long so many at once take, about: as if they could be shared evenly, but for the longest."""
     return max(sum(seconds) / at_once, *seconds)
 
@@ -220,7 +223,7 @@ def _places(launcher: Mapping[str, Any], config: Config, jobs: int) -> tuple[boo
     """Whether a launcher trains on GPUs, the packs at once, and those that share a GPU; a cluster's room is unknown."""
     if launcher["name"] == "slurm":
         of_slurm = settings(slurm.SlurmSettings, launcher, "hydra.launcher.")
-        return slurm.gpus_of_a_job(of_slurm, config.device) > 0, 1, 1
+        return (gpus := of_slurm.gpus_of_a_job(config.device)) > 0, 1, of_slurm.sharing(gpus)
     if launcher["name"] == "ray":
         of_ray = settings(ray.RaySettings, launcher, "hydra.launcher.")
         asked = of_ray.gpus_per_run

@@ -20,9 +20,11 @@ from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
 from mixersweep.runs.status import watch
 from mixersweep.sweeps import queue
+from mixersweep.sweeps.cluster import resolved
 from mixersweep.sweeps.expand import Expansion, expand
 from mixersweep.sweeps.launchers import StopRequest, make
-from mixersweep.sweeps.outcome import outcome, state_of
+from mixersweep.sweeps.many import Progress, each, summed_up
+from mixersweep.sweeps.outcome import error_of, outcome, state_of
 from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
 from mixersweep.training.refusal import refuse
@@ -61,9 +63,10 @@ class _Carrying:
 
     def __init__(self, arguments: Sequence[str], stop: StopRequest, report: Report) -> None:
         self._arguments, self._stop, self._report = list(arguments), stop, report
-        self.expansion: Expansion = expand(self._arguments, multirun=True)
+        self.expansion: Expansion = resolved(expand(self._arguments, multirun=True))
         self._launcher = make(self.expansion.launcher, self.expansion.folder)
         self._tried: set[Path] = set()
+        self._again: Counter[Path] = Counter()
         self._held: list[Path] = []
         self._has_waited = False
         self._fine = {State.COMPLETED}
@@ -109,29 +112,30 @@ class _Carrying:
         left = {path: p for path, p in left.items() if path not in self._tried and not _state(p).is_over}
         queued = self._launcher.queued(list(left))
         watch(set(left) - set(queued), self._report, self._stop.check)
+        progress = Progress("frozen", len(left), self._report)
+
+        def taken(one: tuple[Path, Point]) -> tuple[Path, Status | UserError | None]:
+            path, point = one
+            try:
+                return path, None if path in queued else _taken(path, point)
+            except UserError as error:  # a directory that is broken does not stop the others
+                return path, error
+
         try:
-            for path, point in left.items():
-                self._stop.check()
-                if path in queued or queue.is_elsewhere(read_status(path)):
-                    self._held.append(path)
-                    continue
-                assert point.run is not None
-                try:
-                    refuse(point.run.config)
-                    RunDirectory.create(point.run, path.parent).freeze()
-                except UserError as error:  # a directory that is broken does not stop the others
-                    refused.append(error)
-                    self._tried.add(path)
-                    continue
-                before = queue.hand_over(path)
+            for path, before in each(taken, left.items()):
                 if before is None:
                     self._held.append(path)
+                elif isinstance(before, UserError):
+                    refused.append(before)
+                    self._tried.add(path)
                 else:
                     jobs[path] = before
+                progress.step()
+                self._stop.check()
             if refused and len(refused) == len(left):
                 raise refused[0]
-            for refusal in refused:
-                self._report(f"error: {refusal}")
+            for refusal, count in Counter(map(str, refused)).items():
+                self._report(f"error: {refusal}" + (f" ({count} runs)" if count > 1 else ""))
             if not jobs and not queued:
                 return False
             if not self._launcher.launch(list(jobs), self._stop, self._report):
@@ -141,10 +145,22 @@ class _Carrying:
                 for path, before in jobs.items():
                     queue.take_back(path, before)
         self._tried |= {*jobs, *queued}
+        self._try_again([*jobs, *queued])
         if any(search.is_open for search in self.expansion.searches):
             self.expansion = expand(self._arguments, multirun=True)
             self._write_down()
         return True
+
+    def _try_again(self, launched: Sequence[Path]) -> None:
+        """Have runs that failed or were lost launched again, as often as is asked for."""
+        most = self.expansion.settings.retries
+        failed = [path for path in launched if state_of(path) in (State.FAILED, State.LOST)]
+        again = [path for path in failed if self._again[path] < most]
+        self._again.update(again)
+        self._tried -= set(again)
+        if again:
+            times = max(self._again[path] for path in again)
+            self._report(f"{len(again)} runs failed or were lost: launched again ({times} of {most} times)")
 
     def waited(self) -> bool:
         """Wait, once and not long, for runs that others hold; returns whether one can be had now."""
@@ -166,31 +182,47 @@ class _Carrying:
         runs = [point.run.name for point in self.runs if point.run is not None]
         searched = [point.run.name for point in self.searched if point.run is not None]
         content: dict[str, Any] = {"name": self.expansion.name, "experiment": self.expansion.experiment}
-        content |= {"command": command, "runs": runs, "search_runs": searched}
+        content |= {"command": command, "directory": str(Path.cwd()), "runs": runs, "search_runs": searched}
         stored = {"sweep.json": content, **({"search.json": [each.record() for each in searches]} if searches else {})}
-        changed = {name: value for name, value in stored.items() if _stored(folder / name) != value}
-        if not changed:  # as of a sweep that is done, which may lie where nobody writes
+        before = {name: _stored(folder / name) for name in stored}
+        changed = {name: value for name, value in stored.items() if before[name] != value}
+        if not changed:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for name, value in changed.items():
+                write_json(folder / name, value)
         except OSError as error:
+            was = before["sweep.json"]
+            if isinstance(was, dict) and {**before, "sweep.json": {**was, "directory": content["directory"]}} == stored:
+                return  # a sweep that is done may lie where nobody writes
             raise UserError(f"runs_dir={self.expansion.runs_dir}: cannot be written: {error.strerror}") from None
-        for name, value in changed.items():
-            write_json(folder / name, value)
 
     def conclude(self) -> None:
         """Say what became of the runs, those that did not complete each with the reason."""
         if not self._tried and self.exit_code == DONE:
             return
         self._report(f"sweep {self.expansion.name}: {_counted(self.expansion.points)}")
-        for point in dict.fromkeys(p.run_dir for p in [*self.searched, *self.runs] if p.run_dir is not None):
-            if state_of(point) not in (State.COMPLETED, State.NEW, State.PLANNED):
-                self._report(outcome(point))
+        lines = map(self._line, self._one_a_run())
+        for text in summed_up([line for line in lines if line is not None]):
+            self._report(text)
         for waiting in dict.fromkeys(point.waiting for point in self.runs if point.waiting):
             self._report(f"waiting {waiting}")
         for search in self.expansion.searches:
             if search.lr is not None:
                 self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
+
+    def _one_a_run(self) -> list[Point]:
+        """The runs, those of searches too, each once."""
+        return list({p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None}.values())
+
+    def _line(self, point: Point) -> tuple[str, str, str] | None:
+        """State, model and width, and what became of a run that did not complete; None where that needs no word."""
+        assert point.run is not None and point.run_dir is not None
+        state = state_of(point.run_dir)
+        if state in (State.COMPLETED, State.NEW) or (state is State.PLANNED and not error_of(point.run_dir)):
+            return None
+        return state, f"{point.run.config.model.name} of width {point.run.architecture.width}", outcome(point.run_dir)
 
     def show(self) -> None:
         """Send what came out to W&B, where that is set, when runs were trained and none is left to a queue."""
@@ -199,6 +231,16 @@ class _Carrying:
             first, expansion = completed[0].config, self.expansion
             assert first is not None
             report_sweep(expansion.name, expansion.runs_dir, first.tracking, self._stop.check, self._report)
+
+
+def _taken(path: Path, point: Point) -> Status | None:
+    """Freeze a run and make it ``queued`` by this process; what it was before, None where it is not to be had."""
+    if queue.is_elsewhere(read_status(path)):
+        return None
+    assert point.run is not None
+    refuse(point.run.config)
+    RunDirectory.create(point.run, path.parent).freeze()
+    return queue.hand_over(path)
 
 
 def _stored(path: Path) -> Any:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
+import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mixersweep.errors import UserError
 from mixersweep.runs.listing import Listed
 from mixersweep.runs.state import SHOWN, State
 from mixersweep.sweeps.text import aligned, duration
 
-COLUMNS = ("state", "epoch", "accuracy", "images/s", "left", "host", "beat", "run")
-DROPPED = ("host", "images/s", "beat", "left")
+COLUMNS = ("state", "epoch", "accuracy", "images/s", "left", "host", "beat", "job", "run")
+DROPPED = ("host", "images/s", "beat", "left", "job")
 """The columns that a narrow terminal goes without, the first first."""
 
 
@@ -45,10 +48,12 @@ class Line:
                 "seconds_left": seconds_left(listed, now) if listed.state is State.RUNNING else None,
                 "host": status.host.partition("/")[0] if status.host else None,
                 "pid": status.pid,
-                "job": status.job,
+                "job": listed.job or status.job,
+                "job_state": listed.job_state,
                 "since": status.since,
                 "heartbeat": status.heartbeat if held else None,
                 "error": listed.reason or status.error,
+                "next": listed.next,
             }
         )
 
@@ -62,7 +67,8 @@ class Line:
     def cells(self, now: float) -> tuple[str, ...]:
         """The texts of ``COLUMNS``."""
         record = self.record
-        beat, error = record["heartbeat"], record["error"]
+        beat, said = record["heartbeat"], [record[key] for key in ("error", "next") if record[key]]
+        job = "" if record["job"] is None else f"{record['job']} {record['job_state'] or ''}".strip()
         epochs = f"{record['epoch']}/{record['epochs']}" if record["epochs"] else "-"
         return (
             record["state"],
@@ -72,27 +78,57 @@ class Line:
             "-" if record["seconds_left"] is None else duration(record["seconds_left"]),
             record["host"] or "-",
             "-" if beat is None else f"{duration(max(0.0, now - beat))} ago",
-            record["name"] + (f"  ({' '.join(str(error).split())})" if error else ""),
+            job,
+            record["name"] + (f"  ({' '.join('; '.join(said).split())})" if said else ""),
         )
 
 
 def seconds_left(listed: Listed, now: float) -> float | None:
-    """How long a running run has still to go by its last epochs; None before the first."""
+    """How long a running run has still to go by its last epochs; None before the first.
+
+    Between two epochs of which another process trained the first there may be a pause, which is no epoch.
+    """
     row, epochs = listed.row, listed.config.get("epochs")
     if row is None or epochs is None:
         return None
-    times = [float(r["time"]) for r in listed.rows]
-    steps = sorted(later - earlier for earlier, later in itertools.pairwise(times))
-    epoch = steps[len(steps) // 2] if steps else float(row["seconds"])  # the median: a pause is no epoch
+    times, began = [float(r["time"]) for r in listed.rows], listed.status.since or 0.0
+    steps = [later - earlier for earlier, later in itertools.pairwise(times) if earlier >= began]
+    epoch = statistics.median(steps) if steps else float(row["seconds"])
     left = epoch * (float(epochs) - float(row["epoch"]))
-    return max(0.0, left - max(0.0, now - times[-1]))
+    return max(0.0, left - max(0.0, now - max(times[-1], began)))
 
 
 def table(lines: Iterable[Line], wide: int | None, now: float | None = None) -> list[str]:
     """The lines as text under a heading, in columns; no wider than a terminal that is ``wide``."""
     now = time.time() if now is None else now
     rows = [COLUMNS, *(line.cells(now) for line in lines)]
+    if not any(row[COLUMNS.index("job")] for row in rows[1:]):
+        rows = [tuple(cell for name, cell in zip(COLUMNS, row, strict=True) if name != "job") for row in rows]
     return aligned(rows, ("epoch", "accuracy", "images/s", "left", "beat"), wide, DROPPED)
+
+
+def by(name: str, lines: Sequence[Line]) -> list[Line]:
+    """The lines in the order of a value, those without it first; raises ``UserError`` for a name that is none."""
+    known = list(lines[0].record) if lines else []
+    if lines and name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        nearest = f"; the nearest is {near[0]}" if near else f"; there are {', '.join(known)}"
+        raise UserError(f"--sort {name}: no such value of a run{nearest}")
+    return sorted(lines, key=lambda line: (line.record[name] is not None, line.record[name] or 0))
+
+
+def counts(lines: Iterable[Line]) -> list[str]:
+    """How many runs of each model and width are in each state, in columns."""
+    found: dict[tuple[str, int], Counter[str]] = {}
+    for line in lines:
+        key = (line.record["model"] or "-", line.record["width"] or 0)
+        found.setdefault(key, Counter())[line.record["state"]] += 1
+    states = [state for state in SHOWN if any(count[state] for count in found.values())]
+    rows = [
+        (model, str(width), *(str(count[state] or "-") for state in states))
+        for (model, width), count in sorted(found.items())
+    ]
+    return aligned([("model", "width", *states), *rows], ("width", *states)) if rows else []
 
 
 def summary(states: Iterable[str]) -> str:

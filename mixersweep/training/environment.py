@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import resource
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -29,7 +28,14 @@ from mixersweep.paths import cache_dir
 def choose_device(name: str) -> torch.device:
     """The torch device of a setting: ``auto`` is a GPU if there is one. Raises ``UserError`` for a missing device."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if "MIXERSWEEP_GPU" in os.environ:  # a launcher's
+            raise UserError(
+                f"device=auto: the launcher was asked for GPUs (hydra.launcher.gpus), and torch {torch.__version__} "
+                f"finds none (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}); device=cpu asks for none"
+            )
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -179,20 +185,6 @@ def versions() -> dict[str, str]:
     """The versions of Python and of the packages that determine numbers."""
     packages = ("mixersweep", "torch", "torchvision", "numpy", "hydra-core", "omegaconf")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that runs, with ``-dirty`` if it has changes; None for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        mine = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook has them
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=mine)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mixersweep.commit import git_commit
 from mixersweep.data.splits import Splits, open_splits, share_splits
 from mixersweep.data.stream import choose_workers
 from mixersweep.errors import MixersweepError, RunDiverged, RunFailed, RunHeld, RunStopped, UserError
@@ -33,7 +34,6 @@ from mixersweep.training.environment import (
     as_recorded_today,
     choose_device,
     describe_environment,
-    git_commit,
     keep_freed_memory,
     set_threads,
     set_up_torch,
@@ -186,11 +186,14 @@ class Training:
         if not self.engine.is_the_same_alone():
             self.environment["pack_size"] = len(members)
             report(f"the last digits of these {len(members)} runs depend on there being so many in the pack")
+        kind = self.environment["device_kind"]
+        report(f"on {kind}" if self.device.type == "cuda" else f"on a CPU, {threads} thread{'s' * (threads > 1)}")
         began = now()
         for member in members:
             member.begin(self.environment, began, writes=world.first)
         self.epoch, self.step = members[0].position
         self.began = self.saved = time.monotonic()
+        self.trained: float | None = None  # seconds of the steps of this epoch, once they are done
         self.asked, self.saving, self.saved_epoch, self.good = 0, 0.0, -1, True
         self.probes = [
             Probes(member.directory, splits.train, member.told, world.size) if world.first else None
@@ -256,7 +259,7 @@ class Training:
     def _epoch(self, epoch: int, shown: TrainingProgress) -> list[dict[str, Any]]:
         """Train the remaining steps of an epoch and evaluate; returns a row of metrics for each run."""
         engine, images = self.engine, len(self.splits[0].train)
-        self.began = time.monotonic() - max(member.state.seconds for member in self.left)
+        self.began, self.trained = time.monotonic() - max(member.state.seconds for member in self.left), None
         for number in engine.epoch(epoch, self.step, [member.state.sums for member in self.members]):
             self.step = number + 1
             shown.step()
@@ -264,9 +267,7 @@ class Training:
                 self._look(epoch)
             self._heed()
         self._look(epoch)
-        seconds = time.monotonic() - self.began
-        for member in self.left:
-            member.state.seconds = seconds
+        self.trained = seconds = time.monotonic() - self.began
         means = engine.means()
         evaluated = {
             f"{prefix}{split}": engine.evaluate(split, self._heed, averaged=bool(prefix))
@@ -439,8 +440,8 @@ class Training:
         if not self.world.first:
             return
         member.confirm_hold()
-        if 0 < self.step < self.engine.steps:
-            state.seconds = time.monotonic() - self.began
+        if self.step:
+            state.seconds = time.monotonic() - self.began if self.trained is None else self.trained
         self.engine.save_to(place, state)
         path = member.directory.checkpoint
         at_end = self.step == 0 and self._is_kept(self.epoch)

@@ -110,11 +110,41 @@ def test_completion_knows_verbs_keys_choices_and_runs(tmp_path: Path) -> None:
     (tmp_path / "runs" / "pk-w1-c1-x-s0-0123456789abcdef").mkdir(parents=True)
     (tmp_path / "runs" / "pk-w1-c1-x-s0-0123456789abcdef" / "config.yaml").write_text("")
     assert completed("mixersweep train run_dir=", tmp_path) == ["run_dir=runs/pk-w1-c1-x-s0-0123456789abcdef"]
+    assert completed("mixersweep logs p", tmp_path) == ["pk-w1-c1-x-s0-0123456789abcdef"]
+    assert completed("mixersweep cancel runs/pk", tmp_path) == ["runs/pk-w1-c1-x-s0-0123456789abcdef"]
+    (tmp_path / "runs" / ".sweeps" / "fig4").mkdir(parents=True)
+    assert completed("mixersweep status --sweep ", tmp_path) == ["fig4"]
+    assert completed("mixersweep diff f", tmp_path) == ["fig4"]
+    assert set(completed("mixersweep report --x chan")) == {"channels", "channels_over_tokens"}
+
+
+def test_completion_knows_the_settings_of_launchers() -> None:
+    of_slurm = completed("mixersweep train -m hydra/launcher=slurm hydra.launcher.")
+    assert {"hydra.launcher.partition=", "hydra.launcher.time="} <= set(of_slurm)
+    assert "hydra.launcher.warm=" not in of_slurm
+    assert set(completed("mixersweep train hydra.launcher.wait=")) == {
+        f"hydra.launcher.wait={v}" for v in ("true", "false")
+    }
+    assert completed("mixersweep train hydra/launcher=slurm hydra.launcher.cpus=") == ["hydra.launcher.cpus=auto"]
+
+
+def test_completion_does_not_ask_each_of_thousands_of_runs(tmp_path: Path) -> None:
+    """Of a run that is not there but by name it opens nothing, and lists the directory once."""
+    for number in range(5000):
+        (tmp_path / "runs" / f"pk-w1-c1-x-s{number}-{number:016x}").mkdir(parents=True)
+    code = "import os, sys; from mixersweep import completer; seen = []\n"
+    code += "counted = ('open', 'os.scandir', 'os.listdir')\n"
+    code += "sys.addaudithook(lambda event, _: seen.append(event) if event in counted else 0)\n"
+    code += "stat = os.stat; os.stat = lambda *a, **k: seen.append('stat') or stat(*a, **k)\n"
+    code += "assert len(completer.runs('pk')) == len(completer.run_dirs('runs/')) == 5000\n"
+    code += "assert seen == ['os.scandir'] * 2, seen[:9]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_and_completion_import_nothing_heavy() -> None:
     code = "import sys; from mixersweep import completer, cli; cli._parser(); completer.overrides('model=')\n"
-    code += "completer.overrides('con')\n"
+    code += "completer.overrides('con'), completer.x_axes('w'), completer.overrides('hydra.launcher.t')\n"
     code += "heavy = {'hydra', 'omegaconf', 'torch', 'wandb', 'pydantic', 'numpy'} & set(sys.modules)\n"
     code += "assert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -301,9 +301,9 @@ def test_a_run_that_ends_well_is_completed(directory: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("error", "state", "text"),
     [
-        (RunStopped("interrupted", 130), "interrupted", None),
-        (RunStopped("preempted", 75), "preempted", None),
-        (KeyboardInterrupt(), "interrupted", None),
+        (RunStopped("interrupted by SIGINT", 130), "interrupted", "interrupted by SIGINT"),
+        (RunStopped("preempted by SIGTERM", 75), "preempted", "preempted by SIGTERM"),
+        (KeyboardInterrupt(), "interrupted", "interrupted by a second SIGINT"),
         (RunDiverged("train_loss is nan"), "diverged", "train_loss is nan"),
         (ValueError("a bug"), "failed", "ValueError: a bug"),
     ],

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ import psutil
 import pytest
 
 from tests.slurm.cluster import frozen, job_log, listed, missing, preempt, slurm, status, until
-from tests.speed import HANGS, wall
+from tests.speed import HANGS
 from tests.sweeps.commands import environment, numbers, results, rows, run, start, states
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
@@ -102,11 +101,9 @@ def test_an_array_of_twelve_over_two_nodes(
     assert len(json.loads(record.read_text())["packs"]) == 12
     said = job_log(tmp_path / "runs", "*")
     assert "on node n1" in said and "on node n2" in said
-    began = time.perf_counter()
     again = run(tmp_path, *arguments)
     assert (again.returncode, again.stdout) == (0, done.stdout)
     assert "slurm:" not in again.stderr
-    assert time.perf_counter() - began < wall(3)
 
 
 def test_a_preempted_run_goes_on(tmp_path: Path, tiny: list[str], undisturbed: dict[str, dict[str, object]]) -> None:

@@ -104,7 +104,8 @@ def test_a_sweep_leaves_alone_what_lives_and_takes_what_is_dead(mixersweep: Comm
 
 def test_a_run_that_lives_elsewhere_can_be_cancelled_whatever_its_clock(run: RunDirectory) -> None:
     far(run.path, BEHIND)
-    assert mend.cancel(run.path)[0]
+    ((done, _),) = mend.cancel([run.path])
+    assert done
     stored = read_status(run.path)
     assert (stored.state, stored.host, stored.pid) == (State.CANCELLED, "far/away", 7)  # whose process finds it there
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mixersweep.training.environment import git_commit
+from mixersweep.commit import git_commit
 
 
 def git(*words: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixersweep import processor
-from mixersweep.sweeps.launchers import slurm
+from mixersweep.sweeps.launchers.slurm_script import outside_of_a_job
 from mixersweep.training.environment import choose_threads
 from tests.end_to_end.commands import Commands
 from tests.strangers.conftest import Command
@@ -47,15 +47,13 @@ def test_the_module_does_not_look_where_it_is_started(here: Path) -> None:
 
 def test_a_job_is_told_nothing_of_the_job_it_is_submitted_from(monkeypatch: pytest.MonkeyPatch) -> None:
     of_a_job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_MEM_PER_CPU": "100", "SLURM_TASKS_PER_NODE": "4"}
-    of_a_job |= {"SLURMD_NODENAME": "n1", "SRUN_DEBUG": "3", "SUBMITIT_EXECUTOR": "slurm", "SLURM_CPU_BIND": "none"}
+    of_a_job |= {"SLURMD_NODENAME": "n1", "SRUN_DEBUG": "3", "SLURM_CPU_BIND": "none"}
     kept = {"SLURM_CONF": "/etc/slurm/own.conf", "SBATCH_ACCOUNT": "mine", "SQUEUE_FORMAT": "%i"}
     for name, value in {**of_a_job, **kept}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ZeroDivisionError), slurm.outside_of_a_job():
-        assert not of_a_job.keys() & os.environ.keys()
-        assert {name: os.environ[name] for name in kept} == kept
-        raise ZeroDivisionError
-    assert {name: os.environ[name] for name in of_a_job} == of_a_job
+    told = outside_of_a_job()
+    assert not of_a_job.keys() & told.keys()
+    assert {name: told[name] for name in kept} == kept
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[dict]:
 
 
 def when(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.time() + 60
+    deadline = time.time() + HANGS
     while not condition():
         assert process is None or process.poll() is None, process.communicate()
         assert time.time() < deadline
@@ -137,7 +137,9 @@ def test_status_filters(command: Command, runs: dict[str, Path], tmp_path: Path)
     assert states("--model", "s_mixer") | states("--model", "sw_mlp") == set(runs) - {"broken"}
     assert states("--model", "s_mixer").isdisjoint(states("--model", "sw_mlp"))
     assert states("--sweep", "fig4") == set(runs) - {"broken"}
-    assert states("--sweep", "fig5") == set()
+    unknown = command("status", "--sweep", "fig5")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "--sweep fig5: no run here is of such a sweep; there is fig4" in unknown.stderr
     wide = {line["name"] for line in lines(command("status", "--json", "--where", "width>=1000 and model=sw_mlp"))}
     assert wide == {p.name for s, p in runs.items() if s != "broken" and p.name.startswith("sw_mlp-w1024")} != set()
     assert states("--where", "epoch<30 and test_accuracy<0.5 and not state=failed") >= {"lost", "diverged"}
@@ -158,6 +160,18 @@ def test_a_running_run_says_how_long_it_has_to_go(command: Command, tmp_path: Pa
     assert 30 < line["seconds_left"] <= 40  # 20 epochs of 2 s, less the time since the last row
     text = command("status").stdout.splitlines()[1]
     assert re.search(r"running  10/30  .*  \d\d s  far   \d+ s ago  s_mixer", text), text
+
+
+@pytest.mark.parametrize("epochs_since", [0, 1])
+def test_a_pause_is_no_epoch(command: Command, tmp_path: Path, bases: list[Run], epochs_since: int) -> None:
+    now = time.time()
+    path = write_run(tmp_path / "runs", bases[0], "running", epoch=2, host="far/away", since=now - 1, heartbeat=now)
+    texts = (path / "metrics.jsonl").read_text().splitlines()
+    ended = [now - 7200, now if epochs_since else now - 7198]
+    rows = [{**json.loads(text), "time": when} for text, when in zip(texts, ended, strict=True)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (line,) = lines(command("status", "--json"))
+    assert 0 < line["seconds_left"] <= 28 * 2  # after two hours in which nobody trained
 
 
 @pytest.mark.parametrize(
@@ -222,7 +236,7 @@ class Terminal:
         self.text = ""
 
     def until(self, wanted: str) -> None:
-        deadline = time.time() + 120
+        deadline = time.time() + HANGS
         while wanted not in self.text:
             if time.time() > deadline or not self._read():
                 os.kill(self.pid, signal.SIGKILL)
@@ -379,8 +393,9 @@ def test_cancel_by_name_and_by_path(command: Command, runs: dict[str, Path]) -> 
 
 def test_the_job_of_a_cancelled_run_is_named(command: Command, runs: dict[str, Path]) -> None:
     set_status(runs["queued"], Status(State.QUEUED, job="123_4"))
-    done = command("cancel", runs["queued"].name)
-    assert "was queued: cancelled; job 123_4 ends when it has nothing else to do" in done.stdout
+    done = command("cancel", runs["queued"].name, PATH="/nowhere")
+    said = "was queued: cancelled; job 123_4 ends when it has nothing else to do; Slurm cannot be asked here"
+    assert said in done.stdout
     with pytest.raises(RunCancelled, match="mixersweep retry"), hold(runs["queued"]):
         pytest.fail("a cancelled run was trained")
 
@@ -440,7 +455,7 @@ def test_a_run_on_another_host_notices_that_it_is_cancelled(
         assert directory.status().state == "cancelled"
         retried = command("retry", "--state", "cancelled")  # not before it has let go
         assert "has not stopped yet: left alone" in retried.stdout
-        deadline = time.time() + 10
+        deadline = time.time() + HANGS
         while time.time() < deadline:
             held.check()
             time.sleep(0.01)
@@ -579,3 +594,41 @@ def test_the_shell_is_offered_states_models_and_runs(runs: dict[str, Path], tmp_
     assert {"--watch", "--where"} <= set(completed("mixersweep status --w"))
     offered = completed(f"mixersweep cancel runs/{runs['failed'].name[:-3]}", tmp_path)
     assert offered == [f"runs/{runs['failed'].name}"]
+
+
+def test_status_sorts_and_counts(command: Command, tmp_path: Path, bases: list[Run]) -> None:
+    accuracies = [0.7, 0.9, 0.8]
+    for seed, accuracy in enumerate(accuracies):
+        write_run(tmp_path / "runs", seeded(bases[0], seed), accuracy=accuracy)
+    write_run(tmp_path / "runs", seeded(bases[2], 7), "planned")
+    found = lines(command("status", "--json", "--sort", "test_accuracy"))
+    assert [line["test_accuracy"] for line in found] == [None, *sorted(accuracies)]
+    wrong = command("status", "--sort", "test_accurcy")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "--sort test_accurcy: no such value of a run; the nearest is test_accuracy" in wrong.stderr
+    texts = command("status", "--counts").stdout.splitlines()
+    sizes = [bases[i].architecture.width for i in (0, 2)]
+    assert [text.split() for text in texts[:3]] == [
+        ["model", "width", "completed", "planned"],
+        ["s_mixer", str(sizes[0]), "3", "-"],
+        ["sw_mlp", str(sizes[1]), "-", "1"],
+    ]
+
+
+def test_two_sweeps_side_by_side(command: Command, tmp_path: Path, bases: list[Run]) -> None:
+    """Of each model and width: the first has two runs of 0.7 and 0.9, the second one of 0.85."""
+    paths = [
+        write_run(tmp_path / "runs", seeded(bases[0], n), accuracy=accuracy)
+        for n, accuracy in enumerate((0.7, 0.9, 0.85))
+    ]
+    for name, own in (("one", paths[:2]), ("two", paths[2:])):
+        (tmp_path / "runs" / ".sweeps" / name).mkdir(parents=True)
+        write_json(tmp_path / "runs" / ".sweeps" / name / "sweep.json", {"runs": [path.name for path in own]})
+    done = command("diff", "one", "two")
+    assert done.returncode == 0, done.stderr
+    width = str(bases[0].architecture.width)
+    assert done.stdout.splitlines()[1].split() == [
+        *("s_mixer", width, "0.8000", "±", "0.1414", "(2)", "0.8500", "(1)", "+0.0500"),
+    ]
+    (line,) = lines(command("diff", "one", "two", "--json"))
+    assert line["two"] == {"runs": 1, "mean": 0.85, "deviation": None}

@@ -102,7 +102,7 @@ def test_without_any_it_starts_anew(interrupted: RunDirectory, undisturbed: RunD
         path.unlink()
     said: list[str] = []
     assert_identical(finished(interrupted, said), undisturbed)
-    assert said == []
+    assert said == ["on a CPU, 1 thread"]
 
 
 @pytest.mark.parametrize(

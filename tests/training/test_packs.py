@@ -416,10 +416,11 @@ def test_rows_of_a_run_that_diverges_late_are_told(tmp_path: Path, monkeypatch: 
     assert "the last good epoch is 3" in str(errors[1])
 
 
-def test_a_stop_in_an_evaluation_keeps_the_time_of_the_epoch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checks", [5, 7], ids=["last-step", "evaluation"])
+def test_a_stop_at_the_end_of_an_epoch_keeps_its_time(tmp_path: Path, checks: int) -> None:
     (run,) = made(tmp_path, "s_mixer", "engine=eager", seeds=(0,))
     with pytest.raises(RunStopped):
-        train(run, StopAfter(7), lambda text: None)  # five steps, then in the first evaluation
+        train(run, StopAfter(checks), lambda text: None)  # of five steps
     kept = torch.load(run.checkpoint, weights_only=True)
     assert (kept["step"], len(kept["rows"])) == (5, 0)
     assert kept["seconds"] > 0

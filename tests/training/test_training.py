@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mixersweep.commit import git_commit
 from mixersweep.compose import config_of
 from mixersweep.errors import RunStopped, UserError
 from mixersweep.layers import product
@@ -20,7 +21,6 @@ from mixersweep.training.environment import (
     choose_device,
     choose_threads,
     describe_environment,
-    git_commit,
     set_up_torch,
 )
 from mixersweep.training.evaluation import Sums
@@ -209,7 +209,8 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_numbers(
     told = len(made.rows())
     made = directory(tmp_path)  # as the same command would
     train(made, StopSignals(), said.append)
-    (line,) = said
+    *where, line = said
+    assert where == ["on a CPU, 1 thread"] * 2  # each process says it
     assert line.startswith(f"going on after epoch {told} of 3 and ")
     assert same_experiment_same_numbers(made.result() or {}, undisturbed.result() or {})
     assert [row["train_loss"] for row in made.rows()] == [row["train_loss"] for row in undisturbed.rows()]

@@ -17,6 +17,9 @@ from mixersweep.errors import UserError
 LOG = "log.txt"
 """In a run directory: all that its processes said."""
 
+GIVEN_GPU = "MIXERSWEEP_GPU"
+"""In the environment of a run for which somebody asked for a GPU, so that it does not train without one unnoticed."""
+
 LAUNCHERS = {name: f"mixersweep.sweeps.launchers.{name}" for name in ("local", "slurm", "ray")}
 """Modules with a ``launcher(settings, folder)``, imported when they are chosen."""
 

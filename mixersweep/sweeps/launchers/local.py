@@ -32,7 +32,7 @@ from mixersweep.kinds import Auto, Count, Whole
 from mixersweep.runs import RunDirectory, read_status
 from mixersweep.runs.state import State
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.launchers import LOG, StopRequest, mps
+from mixersweep.sweeps.launchers import GIVEN_GPU, LOG, StopRequest, mps
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import Pack, packs, summary
 
@@ -231,7 +231,8 @@ def slots(settings: LocalSettings, run: config.Config, jobs: int) -> list[Slot]:
     cores = processor.cores()
     threads = run.threads if isinstance(run.threads, int) else 1
     gpus = _gpus(settings.gpus, run.device)
-    environments = [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(settings.runs_per_gpu) for gpu in gpus]
+    expected = {} if settings.gpus == "auto" else {GIVEN_GPU: "asked"}
+    environments = [{"CUDA_VISIBLE_DEVICES": gpu, **expected} for _ in range(settings.runs_per_gpu) for gpu in gpus]
     if gpus:
         count = len(environments) if settings.jobs == "auto" else min(settings.jobs, len(environments))
     elif settings.jobs == "auto":

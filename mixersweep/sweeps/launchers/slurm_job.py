@@ -1,4 +1,4 @@
-"""The job of an array: it executes the runs of its pack on the node that Slurm gave it.
+"""``python -m mixersweep.sweeps.launchers.slurm_job RECORD``: a job of an array executes the runs of its pack.
 
 Slurm's signals (TERM, USR1, USR2: preemption, the end of the time limit) make it stop its runs, wait until they have
 saved themselves, and requeue itself once for all of them; the requeued job goes on with what is left. It requeues
@@ -7,6 +7,7 @@ itself only while Slurm calls it RUNNING: a job that is being cancelled, or requ
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -24,10 +25,11 @@ import psutil
 from mixersweep.errors import DONE, FAILED, PREEMPTED, RunStopped
 from mixersweep.kinds import Auto
 from mixersweep.runs import Status, read_status, set_status
+from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
 from mixersweep.runs.status import guard, this_host, watch
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.launchers import LOG, StopRequest, mps
+from mixersweep.sweeps.launchers import GIVEN_GPU, LOG, StopRequest, mps
 from mixersweep.sweeps.launchers.local import visible_gpus
 from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots
 from mixersweep.sweeps.outcome import outcome
@@ -41,13 +43,12 @@ def execute_pack(record: str, index: int) -> None:
     """Execute pack ``index`` of the array that the file ``record`` describes; ends the process with an exit code."""
     from mixersweep.training.signals import StopSignals
 
-    signals = StopSignals().install()  # in the place of submitit's own, which would requeue too
+    signals = StopSignals().install()
     described = json.loads(Path(record).read_text())
     run_dirs = [Path(run) for run in described["packs"][index]]
-    asked = _Asked(
-        described["grace"], described.get("pack", 1), described.get("mps", True), described.get("runs_per_job", 1)
-    )
-    sys.exit(_Job(run_dirs, asked, index, signals).execute())
+    names = [field.name for field in dataclasses.fields(_Asked)]
+    asked = _Asked(**{name: described[name] for name in names if name in described})
+    sys.exit(_Job(run_dirs, asked, index, signals, Path(record)).execute())
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,22 @@ class _Asked:
     """The launcher's settings that a job needs, of a record that may be older than some."""
 
     grace: float
-    pack: int | Auto
-    mps: bool
-    runs_per_job: int
+    pack: int | Auto = 1
+    mps: bool = True
+    runs_per_job: int = 1
+    at_once: int | None = None
+    requeues: int = 5
+    gpus: int = 0
 
 
 class _Job:
     """A job and its runs; ``id`` is what Slurm's commands call it."""
 
-    def __init__(self, run_dirs: list[Path], asked: _Asked, index: int, signals: StopRequest) -> None:
+    def __init__(self, run_dirs: list[Path], asked: _Asked, index: int, signals: StopRequest, record: Path) -> None:
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         self.id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
         self._run_dirs, self._asked, self._index, self._signals = run_dirs, asked, index, signals
-        self._requeue = _Requeue(self.id)
+        self._requeue = _Requeue(self.id, _Attempts(record.with_suffix(f".{index}.json"), run_dirs), asked.requeues)
         self._deadline: threading.Timer | None = None
 
     def execute(self) -> int:
@@ -85,7 +89,10 @@ class _Job:
             if self._deadline is not None:
                 self._deadline.cancel()
             for run_dir in self._run_dirs:
-                queue.take_back(run_dir, Status(State.PREEMPTED))  # stopped before it began
+                stopped = Status(State.PREEMPTED, job=self.id, error="stopped before it began")
+                queue.take_back(run_dir, stopped)
+                if self._requeue.refused is not None:
+                    _say_why(run_dir, self._requeue.refused)
                 _say(outcome(run_dir))
         if self._requeue.is_done:
             return PREEMPTED
@@ -109,11 +116,15 @@ class _Job:
         while claimed := self._claimed(left):
             cpus = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
             gpus = visible_gpus()
-            sharing = math.ceil(self._asked.runs_per_job / max(1, len(gpus)))
+            at_once = self._asked.at_once or self._asked.runs_per_job
+            sharing = math.ceil(at_once / max(1, len(gpus)))
             made = packs(claimed, self._asked.pack, on_gpu=bool(gpus), places=len(gpus), sharing=sharing)
-            places = slots(len(made), int(cpus) if cpus else None, gpus, self._index)
+            places = slots(
+                min(len(made), self._asked.at_once or len(made)), int(cpus) if cpus else None, gpus, self._index
+            )
             with mps.daemon([place.environment for place in places], _say, wanted=self._asked.mps) as shared:
-                codes = execute(made, [place.plus(shared) for place in places], self)
+                expected = {GIVEN_GPU: "asked"} if self._asked.gpus else {}
+                codes = execute(made, [place.plus({**shared, **expected}) for place in places], self)
             for run_dir, code in codes.items():
                 if code and not is_to_go_on(code) and read_status(run_dir).state is State.QUEUED:
                     queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
@@ -150,24 +161,69 @@ class _Job:
             return True
 
 
+class _Attempts:
+    """How often a job was stopped, one time after another, before any of its runs had come further."""
+
+    def __init__(self, path: Path, run_dirs: Collection[Path]) -> None:
+        self._path, self._run_dirs = path, run_dirs
+        self._before = self._position()
+
+    def in_vain(self) -> int:
+        """How often by now."""
+        kept = read_json(self._path) or {}
+        count = 0 if self._position() != self._before else int(kept.get("in_vain", 0)) + 1
+        write_json(self._path, {"in_vain": count})
+        return count
+
+    def _position(self) -> list[tuple[str, int]]:
+        """What changes when a run saves itself or ends."""
+        found = []
+        for run_dir in self._run_dirs:
+            checkpoint = run_dir / "checkpoint.pt"
+            is_over = read_status(run_dir).state.has_ended
+            found.append((str(is_over), checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0))
+        return found
+
+
 class _Requeue:
     """``scontrol requeue``, once."""
 
-    def __init__(self, job: str) -> None:
-        self._job = job
+    def __init__(self, job: str, attempts: _Attempts, most: int) -> None:
+        self._job, self._attempts, self._most = job, attempts, most
         self._lock = threading.Lock()
+        self._is_enough = False
         self.is_done = False
+        self.refused: str | None = None
+        """Why the job is not requeued."""
 
     def once(self) -> bool:
         """Requeue the job where it is running and was not requeued before; returns whether it is requeued by now."""
         with self._lock:
-            if not self.is_done and (state := job_state(self._job)) != "RUNNING":
-                _say(f"Slurm calls job {self._job} {state}: not requeued")
-            elif not self.is_done:
+            if self.is_done or self._is_enough:
+                return self.is_done
+            if (state := job_state(self._job)) != "RUNNING":
+                self.refused = f"Slurm calls job {self._job} {state}: not requeued"
+            elif (in_vain := self._attempts.in_vain()) > self._most:
+                self._is_enough = True
+                self.refused = (
+                    f"job {self._job} was stopped {in_vain} times without coming further: not requeued; raise "
+                    "hydra.launcher.time, or have runs save more often (checkpoint.minutes)"
+                )
+            else:
                 done = subprocess.run(["scontrol", "requeue", self._job], capture_output=True, text=True)
                 self.is_done = done.returncode == 0
-                _say(f"job {self._job} requeued" if self.is_done else f"scontrol requeue: {done.stderr.strip()}")
+                self.refused = None if self.is_done else f"scontrol requeue: {done.stderr.strip()}"
+            _say(self.refused or f"job {self._job} requeued")
             return self.is_done
+
+
+def _say_why(run_dir: Path, reason: str) -> None:
+    """Keep, of a run that was stopped, why nobody takes it up by itself."""
+    with guard(run_dir):
+        status = read_status(run_dir)
+        if status.state is State.PREEMPTED and reason not in (status.error or ""):
+            said = "; ".join(filter(None, [status.error, reason]))
+            set_status(run_dir, dataclasses.replace(status, error=said))
 
 
 def job_state(job: str) -> str | None:
@@ -179,3 +235,7 @@ def job_state(job: str) -> str | None:
 
 def _say(text: str) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} mixersweep: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    execute_pack(sys.argv[1], int(os.environ["SLURM_ARRAY_TASK_ID"]))

@@ -1,0 +1,25 @@
+"""Which commit the program is of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+KEPT = "git_commit"
+"""A file beside a copy of the package: the commit of the checkout that it was copied from."""
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that the program runs from, ``-dirty`` with changes; None where it is installed."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        kept = root / KEPT
+        return kept.read_text().strip() or None if kept.is_file() else None
+    try:
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook has them
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=mine)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
