@@ -75,7 +75,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def diff(options: argparse.Namespace) -> int:
-    """``diff``: print settings and sizes that differ between runs, and all results; or compare sweeps, a column each."""
+    """``diff``: print settings and sizes that differ between runs, and all results; or compare sweeps by cell."""
     from mixersweep.report.diff import differences, of_sweeps, read
 
     if len(options.runs) < 2:
