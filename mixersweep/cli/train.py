@@ -142,7 +142,7 @@ def _train_pack(directories: list[RunDirectory], signals: StopSignals) -> int:
 
         report(summary(left[0]) + (f"\nand {len(left) - 1} more of this program" if len(left) > 1 else ""))
 
-        from mixersweep.training.loop import train_pack
+        from mixersweep.training.trainer import train_pack
 
         for directory, error in zip(left, train_pack(left, signals, report), strict=True):
             if error is None:
@@ -187,7 +187,7 @@ def _execute_together(make: Callable[[], RunDirectory], signals: StopSignals) ->
 
 def _train_along(directory: RunDirectory, signals: StopSignals, world: World) -> int:
     """Train as another than the first process, which does the talking but for what befalls this one."""
-    from mixersweep.training.loop import train as train_run
+    from mixersweep.training.trainer import train as train_run
 
     try:
         train_run(directory, signals, lambda _: None, world)

@@ -1,8 +1,8 @@
-"""Training, from run directories to their results: one run, or a pack of runs that are trained as one.
+"""The training loop: one run, or several as one program, epoch by epoch from their checkpoints to their results.
 
 An epoch is trained, evaluated and checkpointed before its row is written to ``metrics.jsonl``. All randomness of a step
 is a function of seeds, epoch and step, so a run that is stopped anywhere resumes from its last checkpoint as if nothing
-had happened, in another pack or alone. Each run of a pack has its own directory, hold, rows, checkpoint and end state.
+had happened, in another pack or alone.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,11 @@ import numpy as np
 from mixersweep.commit import git_commit
 from mixersweep.data.splits import Splits, open_splits, share_splits
 from mixersweep.data.stream import choose_workers
-from mixersweep.errors import MixersweepError, RunDiverged, RunFailed, RunHeld, RunStopped, UserError
+from mixersweep.errors import MixersweepError, RunDiverged, RunFailed, RunHeld, RunStopped
 from mixersweep.layers import product
 from mixersweep.layers.nonzeros import why_not_own
-from mixersweep.runs import RunDirectory, completed
+from mixersweep.runs import completed
 from mixersweep.runs.files import written_whole
-from mixersweep.tracking import start as start_mirror
 from mixersweep.training.checkpoint import load_checkpoint, previous
 from mixersweep.training.divergence import diverged, find_in_evaluation, find_offence
 from mixersweep.training.engine import Eager, Engine
@@ -38,12 +35,12 @@ from mixersweep.training.environment import (
     set_threads,
     set_up_torch,
 )
-from mixersweep.training.faults import chain, explained, is_out_of_memory
+from mixersweep.training.faults import explained, is_out_of_memory
 from mixersweep.training.learner import Learner
 from mixersweep.training.member import Member
 from mixersweep.training.outcome import now, outcome
 from mixersweep.training.packed import Packed
-from mixersweep.training.packing import is_packed, why_alone, why_apart
+from mixersweep.training.packing import is_packed, why_alone
 from mixersweep.training.parallel import World
 from mixersweep.training.probes import Probes
 from mixersweep.training.progress import TrainingProgress
@@ -62,101 +59,6 @@ SAVING = 0.1
 """The largest fraction of its time that a pack spends on checkpoints, which can take longer than an epoch."""
 
 Report = Callable[[str], None]
-
-
-def train(directory: RunDirectory, signals: StopSignals, report: Report, world: World | None = None) -> Path:
-    """Train the remaining epochs of a run and return the path of its ``result.json``.
-
-    The run is held, so that no other process trains it, and mirrored to W&B if that is set. Of several processes only
-    the first holds and writes. Raises ``RunHeld``, ``RunCancelled``, ``RunStopped``, ``RunDiverged`` or ``RunFailed``,
-    as recorded in the state of the run.
-    """
-    (error,) = train_pack([directory], signals, report, world)
-    if error is not None:
-        raise error
-    return directory.path / "result.json"
-
-
-def train_pack(
-    directories: Sequence[RunDirectory], signals: StopSignals, report: Report, world: World | None = None
-) -> list[BaseException | None]:
-    """Train the remaining epochs of a pack of runs; returns for each run the error that ended it, or None.
-
-    Raises ``UserError`` for runs that cannot form a pack (``packing.why_apart``). An error that ends the process, such
-    as a signal, stops all unfinished runs so that they can be resumed.
-    """
-    world = world or World()
-    for other in directories[1:]:
-        if (reason := why_apart(directories[0].run, other.run)) is not None:
-            raise UserError(f"run_dir={other.path}: cannot be in a pack with {directories[0].path.name}: {reason}")
-    members = [Member(directory) for directory in directories]
-    mirror, told = None, False
-    try:
-        try:
-            if world.first:
-                for member in members:
-                    member.hold()
-                if left := [member.directory for member in members if not member.is_over]:
-                    told = not world.most(0)
-                    mirror = start_mirror(left, report)
-            elif world.most(0):
-                raise RunHeld("the first process does not hold the run")
-            _train_in_turn(members, signals, report, world)
-        except BaseException as error:
-            for member in members:
-                member.end(error)
-            if len(members) > 1:
-                raise
-        return [member.error for member in members]
-    finally:
-        if world.first and not told:
-            world.most(1)
-        if mirror is not None:
-            mirror.finish()
-
-
-def _train_in_turn(members: Sequence[Member], signals: StopSignals, report: Report, world: World) -> None:
-    """Train the runs in groups at the same step; those with fewer epochs catch up first.
-
-    An error ends only the runs of its group; ``RunStopped`` is raised and ends all.
-    """
-    config = members[0].config
-    packed = world.size == 1 and is_packed(config, choose_device(world.device(config.device)).type)
-    together = len(members) if packed else 1
-    for member in members:
-        member.load(report)
-    while left := [member for member in members if member.is_still_held()]:
-        first, *later = sorted({member.position for member in left})
-        until = max(first[0] + 1, later[0][0]) if later else config.epochs
-        group = [member for member in left if member.position == first][:together]
-        training: Training | None = None
-        try:
-            training = Training(group, signals, report, world)
-            training.run(until)
-        except RunStopped:
-            raise
-        except Exception as error:
-            if is_out_of_memory(error) and packed and not group[0].is_eager:
-                together = -(-len(group) // 2)
-                group[0].is_eager = len(group) == 1
-                report(_too_large(group))
-                for each in chain(error):
-                    traceback.clear_frames(each.__traceback__)  # which hold on to the tensors of the step
-            else:
-                learner = training.learner if training is not None and len(group) == 1 else None
-                for member in group:
-                    known = explained(error, member.directory, world, learner)
-                    known.__cause__ = error if known is not error else error.__cause__
-                    member.end(known)
-        del training
-        for member in group:
-            member.load(report)
-
-
-def _too_large(group: Sequence[Member]) -> str:
-    if len(group) == 1:
-        return "the run does not fit into the memory of the device as one program: it trains operation by operation"
-    return f"{len(group)} runs do not fit into the memory of the device: {-(-len(group) // 2)} at a time"
 
 
 class Training:

@@ -16,10 +16,10 @@ from mixersweep.families import FAMILIES
 from mixersweep.runs import RunDirectory, hold, read_status, solve
 from mixersweep.sweeps.mend import cancel
 from mixersweep.training import loop, packing
-from mixersweep.training.loop import train, train_pack
 from mixersweep.training.packed import Packed
 from mixersweep.training.packing import MAY_DIFFER, why_alone, why_apart
 from mixersweep.training.signals import StopSignals
+from mixersweep.training.trainer import train, train_pack
 from tests.training.small import DIGITS, SIZES, Killed, StopAfter, assert_identical, content, directory, rows
 
 PACKED = [*DIGITS, "engine=packed"]

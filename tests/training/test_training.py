@@ -24,12 +24,12 @@ from mixersweep.training.environment import (
     set_up_torch,
 )
 from mixersweep.training.evaluation import Sums
-from mixersweep.training.loop import train
 from mixersweep.training.optimizer import make_optimizer
 from mixersweep.training.parallel import World
 from mixersweep.training.progress import TrainingProgress
 from mixersweep.training.schedule import learning_rate
 from mixersweep.training.signals import StopSignals
+from mixersweep.training.trainer import train
 from tests.training.small import StopAfter, assert_identical, finished
 
 SMALL = ["connections=1000", "depth=1", "epochs=3", "batch_size=600", "threads=1", "tracking=none"]

@@ -41,7 +41,7 @@ def main() -> int:
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)  # the launching process alone decides
     if warm:
-        import mixersweep.training.loop  # noqa: F401
+        import mixersweep.training.trainer  # noqa: F401
 
         gc.collect()
         gc.freeze()  # the runs share these pages for as long as nobody writes to them
