@@ -170,16 +170,16 @@ def _execute_together(make: Callable[[], RunDirectory], signals: StopSignals) ->
 
     world = World()
     try:
-        if not world.first:
-            told_to = world.share(None)
+        if not world.is_first:
+            told_to = world.broadcast(None)
             return told_to if isinstance(told_to, int) else _train_along(told_to, signals, world)
         try:
             directory = make()
             code = _settled(directory)
         except MixersweepError as error:
-            world.share(error.exit_code)
+            world.broadcast(error.exit_code)
             raise
-        world.share(directory if code is None else code)
+        world.broadcast(directory if code is None else code)
         return _train(directory, signals, world) if code is None else code
     finally:
         world.close()

@@ -13,7 +13,7 @@ from mixersweep.errors import RunHeld, RunStopped, UserError
 from mixersweep.runs import RunDirectory
 from mixersweep.tracking import start as start_mirror
 from mixersweep.training.environment import choose_device
-from mixersweep.training.faults import chain, explained, is_out_of_memory
+from mixersweep.training.faults import causes, explain, is_out_of_memory
 from mixersweep.training.loop import Report, Training
 from mixersweep.training.member import Member
 from mixersweep.training.packing import is_packed, why_apart
@@ -47,18 +47,18 @@ def train_pack(
         if (reason := why_apart(directories[0].run, other.run)) is not None:
             raise UserError(f"run_dir={other.path}: cannot be in a pack with {directories[0].path.name}: {reason}")
     members = [Member(directory) for directory in directories]
-    mirror, told = None, False
+    mirror, has_announced = None, False
     try:
         try:
-            if world.first:
+            if world.is_first:
                 for member in members:
                     member.hold()
                 if left := [member.directory for member in members if not member.is_over]:
-                    told = not world.most(0)
+                    has_announced = not world.max(0)
                     mirror = start_mirror(left, report)
-            elif world.most(0):
+            elif world.max(0):
                 raise RunHeld("the first process does not hold the run")
-            _train_in_turn(members, signals, report, world)
+            _train_groups(members, signals, report, world)
         except BaseException as error:
             for member in members:
                 member.end(error)
@@ -66,26 +66,26 @@ def train_pack(
                 raise
         return [member.error for member in members]
     finally:
-        if world.first and not told:
-            world.most(1)
+        if world.is_first and not has_announced:
+            world.max(1)
         if mirror is not None:
             mirror.finish()
 
 
-def _train_in_turn(members: Sequence[Member], signals: StopSignals, report: Report, world: World) -> None:
+def _train_groups(members: Sequence[Member], signals: StopSignals, report: Report, world: World) -> None:
     """Train the runs in groups at the same step; those with fewer epochs catch up first.
 
     An error ends only the runs of its group; ``RunStopped`` is raised and ends all.
     """
     config = members[0].config
     packed = world.size == 1 and is_packed(config, choose_device(world.device(config.device)).type)
-    together = len(members) if packed else 1
+    group_size = len(members) if packed else 1
     for member in members:
         member.load(report)
     while left := [member for member in members if member.is_still_held()]:
         first, *later = sorted({member.position for member in left})
         until = max(first[0] + 1, later[0][0]) if later else config.epochs
-        group = [member for member in left if member.position == first][:together]
+        group = [member for member in left if member.position == first][:group_size]
         training: Training | None = None
         try:
             training = Training(group, signals, report, world)
@@ -94,23 +94,23 @@ def _train_in_turn(members: Sequence[Member], signals: StopSignals, report: Repo
             raise
         except Exception as error:
             if is_out_of_memory(error) and packed and not group[0].is_eager:
-                together = -(-len(group) // 2)
+                group_size = -(-len(group) // 2)
                 group[0].is_eager = len(group) == 1
-                report(_too_large(group))
-                for each in chain(error):
+                report(_describe_split(group))
+                for each in causes(error):
                     traceback.clear_frames(each.__traceback__)  # which hold on to the tensors of the step
             else:
                 learner = training.learner if training is not None and len(group) == 1 else None
                 for member in group:
-                    known = explained(error, member.directory, world, learner)
-                    known.__cause__ = error if known is not error else error.__cause__
-                    member.end(known)
+                    explanation = explain(error, member.directory, world, learner)
+                    explanation.__cause__ = error if explanation is not error else error.__cause__
+                    member.end(explanation)
         del training
         for member in group:
             member.load(report)
 
 
-def _too_large(group: Sequence[Member]) -> str:
+def _describe_split(group: Sequence[Member]) -> str:
     if len(group) == 1:
         return "the run does not fit into the memory of the device as one program: it trains operation by operation"
     return f"{len(group)} runs do not fit into the memory of the device: {-(-len(group) // 2)} at a time"

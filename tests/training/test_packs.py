@@ -247,14 +247,14 @@ def test_runs_that_no_pack_computes_train_one_after_another(tmp_path: Path) -> N
 def test_a_full_disk_ends_one_run_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, pack = made(tmp_path / "whole", "s_mixer"), made(tmp_path / "pack", "s_mixer")
     trained(whole)
-    save = loop.Training._save_one
+    save = loop.Training._save_run
 
     def full(training: loop.Training, member: loop.Member) -> None:
         if member.directory is pack[0]:
             raise OSError(28, "No space left on device")
         save(training, member)
 
-    monkeypatch.setattr(loop.Training, "_save_one", full)
+    monkeypatch.setattr(loop.Training, "_save_run", full)
     errors = trained(pack)
     assert "make room" in str(errors[0])
     assert errors[1:] == [None, None]
@@ -277,7 +277,7 @@ def test_probes_see_each_run_as_it_is_alone(tmp_path: Path) -> None:
 
 
 def test_rows_are_told_only_when_they_are_in_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "SAVING", 0.0)  # as if writing took longer than training
+    monkeypatch.setattr(loop, "SAVING_FRACTION", 0.0)  # as if writing took longer than training
     pack = made(tmp_path, "s_mixer", "epochs=4")
     with pytest.raises(Killed):
         trained(pack, StopAfter(23, killed=True))
@@ -400,7 +400,7 @@ def test_a_checkpoint_that_cannot_be_read_ends_its_run_alone(tmp_path: Path) -> 
 
 
 def test_rows_of_a_run_that_diverges_late_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "SAVING", 0.0)  # no checkpoint after the first epoch
+    monkeypatch.setattr(loop, "SAVING_FRACTION", 0.0)  # no checkpoint after the first epoch
     pack = made(tmp_path, "s_mixer", "epochs=4")
     poison = Packed.epoch
 

@@ -153,7 +153,7 @@ def test_sums_are_exact_over_an_uneven_last_batch() -> None:
     for batch, part in enumerate((slice(0, 5), slice(5, 7))):
         sums.add(batch, torch.nn.functional.cross_entropy(logits[part], labels[part]), logits[part], labels[part])
     loss, accuracy = sums.means(7, World())
-    assert sums.first_bad() is None
+    assert sums.first_nonfinite() is None
     assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-6)
     assert accuracy == float((logits.argmax(1) == labels).double().mean())
 
