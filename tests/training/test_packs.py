@@ -313,7 +313,7 @@ def test_every_setting_is_on_one_side() -> None:
     known = dict(leaves(Config))
     assert set(known) >= MAY_DIFFER, MAY_DIFFER - set(known)
     run = solve(config_of(["model=sw_mlp", "data=digits"]))
-    common = packing._common(run)
+    common = packing._shared_settings(run)
     for name, field in known.items():
         if name.startswith(("model.", "optim.")) and name not in {
             f"model.{f.name}" for f in dataclasses.fields(run.config.model)
