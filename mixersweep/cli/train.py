@@ -142,7 +142,7 @@ def _train_pack(directories: list[RunDirectory], signals: StopSignals) -> int:
 
         report(summary(left[0]) + (f"\nand {len(left) - 1} more of this program" if len(left) > 1 else ""))
 
-        from mixersweep.training.loop import train_pack
+        from mixersweep.training.trainer import train_pack
 
         for directory, error in zip(left, train_pack(left, signals, report), strict=True):
             if error is None:
@@ -170,16 +170,16 @@ def _execute_together(make: Callable[[], RunDirectory], signals: StopSignals) ->
 
     world = World()
     try:
-        if not world.first:
-            told_to = world.share(None)
+        if not world.is_first:
+            told_to = world.broadcast(None)
             return told_to if isinstance(told_to, int) else _train_along(told_to, signals, world)
         try:
             directory = make()
             code = _settled(directory)
         except MixersweepError as error:
-            world.share(error.exit_code)
+            world.broadcast(error.exit_code)
             raise
-        world.share(directory if code is None else code)
+        world.broadcast(directory if code is None else code)
         return _train(directory, signals, world) if code is None else code
     finally:
         world.close()
@@ -187,7 +187,7 @@ def _execute_together(make: Callable[[], RunDirectory], signals: StopSignals) ->
 
 def _train_along(directory: RunDirectory, signals: StopSignals, world: World) -> int:
     """Train as a torchrun process of rank above 0, which prints nothing but its own failure."""
-    from mixersweep.training.loop import train as train_run
+    from mixersweep.training.trainer import train as train_run
 
     try:
         train_run(directory, signals, lambda _: None, world)

@@ -39,28 +39,28 @@ class _Recomputed(nn.Sequential):
         """Apply the blocks in order, as ``nn.Sequential`` does."""
         blocks = list(self)
         if not torch.is_grad_enabled():
-            return _through(blocks, x)
+            return _run_blocks(blocks, x)
         for first in range(0, len(blocks), self.every):
             segment = blocks[first : first + self.every]
             norms = [m for block in segment for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-            again: dict[str, Any] = {"context_fn": partial(_contexts, norms)} if norms else {}
-            x = checkpoint(_through, segment, x, use_reentrant=False, preserve_rng_state=False, **again)
+            again: dict[str, Any] = {"context_fn": partial(_make_contexts, norms)} if norms else {}
+            x = checkpoint(_run_blocks, segment, x, use_reentrant=False, preserve_rng_state=False, **again)
         return x
 
 
-def _through(blocks: list[nn.Module], x: Tensor) -> Tensor:
+def _run_blocks(blocks: list[nn.Module], x: Tensor) -> Tensor:
     for block in blocks:
         x = block(x)
     return x
 
 
-def _contexts(norms: list[nn.modules.batchnorm._BatchNorm]) -> Any:
+def _make_contexts(norms: list[nn.modules.batchnorm._BatchNorm]) -> Any:
     """The contexts of the forward pass and of its recomputation."""
-    return nullcontext(), _uncounted(norms)
+    return nullcontext(), _updating_copies(norms)
 
 
 @contextmanager
-def _uncounted(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+def _updating_copies(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
     """A context in which BatchNorm updates copies of its running statistics, so no batch is counted twice."""
     before = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
     for norm, statistics in zip(norms, before, strict=True):

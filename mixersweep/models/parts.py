@@ -186,7 +186,7 @@ class KeptEntries(nn.Module):
     """
 
     kept: Tensor
-    place: Tensor
+    position: Tensor
     patches_of_channel: Tensor
 
     def __init__(self, patches: int, width: int, generator: torch.Generator) -> None:
@@ -197,11 +197,11 @@ class KeptEntries(nn.Module):
         if more:
             for patch in torch.randperm(patches, generator=generator)[more:].tolist():
                 keep[patch, torch.randperm(self.channels, generator=generator)[: self.channels - fewer]] = False
-        place = torch.full((patches * self.channels,), width)  # one past the end: the entry that is always zero
+        position = torch.full((patches * self.channels,), width)  # one past the end: the entry that is always zero
         kept = keep.view(-1).nonzero().squeeze(1)
-        place[kept] = torch.arange(width)
+        position[kept] = torch.arange(width)
         self.register_buffer("kept", kept, persistent=False)
-        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("position", position, persistent=False)
         self.register_buffer("patches_of_channel", keep.sum(0).clamp(min=1).float(), persistent=False)
 
     def forward(self, embedded: Tensor) -> Tensor:
@@ -211,6 +211,6 @@ class KeptEntries(nn.Module):
 
     def pool(self, features: Tensor) -> Tensor:
         """The mean of each channel over the patches that keep it: (width, B) to (B, channels)."""
-        if self.width < self.place.numel():
-            features = nn.functional.pad(features, (0, 0, 0, 1)).index_select(0, self.place)
+        if self.width < self.position.numel():
+            features = nn.functional.pad(features, (0, 0, 0, 1)).index_select(0, self.position)
         return features.view(self.patches, self.channels, -1).sum(0).t() / self.patches_of_channel

@@ -57,8 +57,8 @@ class Checkpoint:
         ``keep`` is the path of a second copy, which is written first.
         """
         new = path.with_name(f"{path.stem}.next{path.suffix}")
-        for place in (keep, new) if keep else (new,):
-            with written_whole(place) as file:
+        for target in (keep, new) if keep else (new,):
+            with written_whole(target) as file:
                 torch.save({"format": FORMAT, "numbers_version": NUMBERS_VERSION, **vars(self)}, file)
         if path.exists():
             path.replace(previous(path))

@@ -18,14 +18,14 @@ from mixersweep.training.steps import Step
 
 
 @dataclass(frozen=True)
-class Offence:
+class Divergence:
     """The step (its epoch and its number) where training diverged, and what was not finite first."""
 
     step: tuple[int, int]
     what: str
 
 
-def diverged(where: str, rate: float, what: str | None, rows: list[dict[str, Any]]) -> RunDiverged:
+def divergence_error(where: str, rate: float, what: str | None, rows: list[dict[str, Any]]) -> RunDiverged:
     """The error that ends a diverged run.
 
     ``where`` is the step or metric, ``rate`` its learning rate, ``what`` the first thing that was not finite, and
@@ -38,22 +38,26 @@ def diverged(where: str, rate: float, what: str | None, rows: list[dict[str, Any
     return RunDiverged(text)
 
 
-def find_offence(
-    learner: Learner, steps: Iterator[Step], bad: tuple[int, int] | None, world: World, heed: Callable[[], None]
-) -> Offence | None:
+def find_divergence(
+    learner: Learner,
+    steps: Iterator[Step],
+    diverged_at: tuple[int, int] | None,
+    world: World,
+    check_signals: Callable[[], None],
+) -> Divergence | None:
     """Train the steps again from a checkpoint up to the first that is not finite; None if all stay finite.
 
-    ``bad`` is the epoch and step of the first loss that was not finite, None if only weights were. ``heed`` is called
-    before each step and may raise to stop. A collective call: all processes take part.
+    ``diverged_at`` is the epoch and step of the first loss that was not finite, None if only weights were.
+    ``check_signals`` is called before each step and may raise to stop. A collective call: all processes take part.
     """
     for step in steps:
-        heed()
-        if (step.epoch, step.number) == bad:
+        check_signals()
+        if (step.epoch, step.number) == diverged_at:
             loss = partial(learner.loss, step)
-            return _offence(step, first_bad_layer(learner.network, loss), world)
+            return _first_divergence(step, first_nonfinite_layer(learner.network, loss), world)
         learner.step(step)
         if not learner.is_finite():
-            return _offence(step, _bad_update(learner.network), world)
+            return _first_divergence(step, _name_nonfinite_update(learner.network), world)
     return None
 
 
@@ -63,11 +67,11 @@ def find_in_evaluation(learner: Learner, splits: Sequence[Batches], world: World
     for images in splits:
         for x, labels in images.batches(size, None, None, rank=world.rank, world_size=world.size):
             if found is None and len(labels):
-                found = first_bad_layer(learner.network, partial(learner.loss_in_evaluation, x, labels))
-    return next((words for words in world.all(found) if words), None)
+                found = first_nonfinite_layer(learner.network, partial(learner.loss_in_evaluation, x, labels))
+    return next((words for words in world.gather(found) if words), None)
 
 
-def first_bad_layer(network: nn.Module, compute: Callable[[], Tensor]) -> str | None:
+def first_nonfinite_layer(network: nn.Module, compute: Callable[[], Tensor]) -> str | None:
     """Name the first parameter, or else the first layer's output, that is not finite; None if the loss is finite.
 
     ``compute`` runs the forward pass and returns the loss.
@@ -99,13 +103,13 @@ def first_bad_layer(network: nn.Module, compute: Callable[[], Tensor]) -> str | 
     return None if bool(loss.detach().isfinite()) else "the loss itself is not finite"
 
 
-def _offence(step: Step, what: str | None, world: World) -> Offence | None:
+def _first_divergence(step: Step, what: str | None, world: World) -> Divergence | None:
     """The finding of the first process that has one: each has seen another part of the batch."""
-    found = next((words for words in world.all(what) if words), None)
-    return None if found is None else Offence((step.epoch, step.number), found)
+    found = next((words for words in world.gather(what) if words), None)
+    return None if found is None else Divergence((step.epoch, step.number), found)
 
 
-def _bad_update(network: nn.Module) -> str:
+def _name_nonfinite_update(network: nn.Module) -> str:
     """Name what made an update not finite: the gradient of the last such layer, as backward passes begin there."""
     named = list(network.named_parameters())
     gradients = [name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]

@@ -1,7 +1,7 @@
 """The engines that compute training: ``Eager`` trains one run, ``packed.Packed`` several runs as one program.
 
 The training loop (``loop``) uses an engine only to train an epoch, evaluate, and save what was learnt. An engine's runs
-are numbered 0 to ``count`` - 1; this index is called ``place``.
+are numbered 0 to ``count`` - 1: their ``run_index``.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Engine(Protocol):
         (2, steps), or None.
         """
 
-    def sums_of(self, place: int) -> Tensor:
+    def sums_of(self, run_index: int) -> Tensor:
         """The summed loss and correct predictions of each step of the epoch so far, float64 (2, steps), on the CPU."""
 
     def means(self) -> list[tuple[float, float]]:
         """The mean training loss and accuracy of each run over the epoch; waits for the device."""
 
-    def bad(self) -> list[int]:
+    def nonfinite_codes(self) -> list[int]:
         """A code for each run: 0 if all losses of the epoch and all weights are finite; waits for the device.
 
         Otherwise ``steps`` + 1 minus the number (from 0) of the first step whose loss is not finite, or 1 if only
@@ -66,13 +66,13 @@ class Engine(Protocol):
     def predict(self) -> list[dict[str, Any]]:
         """The arrays of ``predictions.npz`` for each run, from the test images."""
 
-    def save_to(self, place: int, state: Checkpoint) -> None:
+    def save_to(self, run_index: int, state: Checkpoint) -> None:
         """Put the weights and the optimiser's state of a run into its checkpoint."""
 
-    def learner(self, place: int) -> Learner:
+    def learner(self, run_index: int) -> Learner:
         """A learner with the present weights of one run, to inspect its network."""
 
-    def more(self, place: int) -> dict[str, float]:
+    def extra_metrics(self, run_index: int) -> dict[str, float]:
         """Further metrics of a run for the epoch's row."""
 
 
@@ -114,29 +114,29 @@ class Eager:
     def epoch(self, epoch: int, first: int, sums: Sequence[Tensor | None]) -> Iterator[int]:
         """Train an epoch from step ``first`` on; the first process takes over the sums of the steps before."""
         self._learner.train()
-        self._sums = Sums(self.steps, self._device, sums[0] if self._world.first else None)
+        self._sums = Sums(self.steps, self._device, sums[0] if self._world.is_first else None)
         for step in self._steps.epoch(epoch, first):
             loss, logits = self._learner.step(step)
             self._sums.add(step.number, loss, logits, step.labels)
             yield step.number
 
-    def sums_of(self, place: int) -> Tensor:
+    def sums_of(self, run_index: int) -> Tensor:
         """The sums over all processes; afterwards the first process holds them all."""
-        del place
-        total = self._world.total(self._sums.values.clone()).cpu()
+        del run_index
+        total = self._world.sum(self._sums.values.clone()).cpu()
         if self._world.size > 1:
-            self._sums = Sums(self.steps, self._device, total if self._world.first else None)
+            self._sums = Sums(self.steps, self._device, total if self._world.is_first else None)
         return total
 
     def means(self) -> list[tuple[float, float]]:
         """The mean training loss and accuracy over all processes."""
         return [self._sums.means(len(self._splits.train), self._world)]
 
-    def bad(self) -> list[int]:
-        """The code of ``Engine.bad``: the largest, hence earliest, of all processes."""
-        first = self._sums.first_bad()
+    def nonfinite_codes(self) -> list[int]:
+        """The code of ``Engine.nonfinite_codes``: the largest, hence earliest, of all processes."""
+        first = self._sums.first_nonfinite()
         mine = int(not self._learner.is_finite()) if first is None else self.steps - first + 1
-        return [self._world.most(mine)]
+        return [self._world.max(mine)]
 
     def evaluate(self, split: str, after_each: Callable[[], None], *, averaged: bool = False) -> list[Evaluation]:
         """The mean loss and accuracy on the ``validation`` or ``test`` images."""
@@ -146,17 +146,17 @@ class Eager:
         """The predictions for the test images."""
         return [predict(self._learner, self._splits.test, self._world)]
 
-    def save_to(self, place: int, state: Checkpoint) -> None:
+    def save_to(self, run_index: int, state: Checkpoint) -> None:
         """Put torch's own state dicts into the checkpoint."""
-        del place
+        del run_index
         self._learner.save_to(state)
 
-    def learner(self, place: int) -> Learner:
+    def learner(self, run_index: int) -> Learner:
         """The learner that trains, not a copy."""
-        del place
+        del run_index
         return self._learner
 
-    def more(self, place: int) -> dict[str, float]:
+    def extra_metrics(self, run_index: int) -> dict[str, float]:
         """The density of the weights under beta-LASSO; nothing for other optimisers."""
-        del place
+        del run_index
         return pruned(self._learner.optimizer)

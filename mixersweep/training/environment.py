@@ -83,7 +83,7 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
     if config.compile:
         # What AVX-512 has compiled, torch loads where there is AVX2 alone, and all is NaN: machines may share a home.
         os.environ.setdefault(
-            "TORCHINDUCTOR_CACHE_DIR", str(_compiled() / torch.backends.cpu.get_cpu_capability().lower())
+            "TORCHINDUCTOR_CACHE_DIR", str(_compile_cache() / torch.backends.cpu.get_cpu_capability().lower())
         )
     if not config.deterministic or device.type != "cuda":
         return
@@ -93,7 +93,7 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     shown, refused = warnings.showwarning, set[str]()
 
-    def tell(message: Warning | str, *rest: Any, **named: Any) -> None:
+    def show_once(message: Warning | str, *rest: Any, **named: Any) -> None:
         text = str(message)
         if "deterministic" not in text:
             shown(message, *rest, **named)
@@ -101,10 +101,10 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
             refused.add(operation)
             report(f"deterministic=true: {operation} has no deterministic way on a GPU")
 
-    warnings.showwarning = tell
+    warnings.showwarning = show_once
 
 
-def _compiled() -> Path:
+def _compile_cache() -> Path:
     """The folder of compiled networks: in the cache, or a temporary one if the cache has no usable path.
 
     A path with spaces is not usable: torch does not quote it in the compiler's command line.
@@ -153,7 +153,7 @@ def describe_environment(
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "engine": engine,
-        "products": product.routine() if _multiplies(device.type, engine) else None,
+        "products": product.routine() if _uses_own_products(device.type, engine) else None,
         "compile": bool(config and config.compile),
         "storage": storage,
         "sparse_kernels": nonzeros.implementation(device) if storage != "dense" else None,
@@ -171,12 +171,12 @@ def as_recorded_today(environment: dict[str, Any]) -> dict[str, Any]:
     whole = {"engine": "eager", **environment}
     if "products" not in whole:  # oneDNN's, wherever it was to be had
         before: product.Routine = "onednn" if product.is_available() else "torch"
-        on_cpu = _multiplies("cpu" if whole["device_kind"] == "cpu" else "cuda", whole["engine"])
+        on_cpu = _uses_own_products("cpu" if whole["device_kind"] == "cpu" else "cuda", whole["engine"])
         whole["products"] = before if on_cpu else None
     return whole
 
 
-def _multiplies(device_type: str, engine: str) -> bool:
+def _uses_own_products(device_type: str, engine: str) -> bool:
     """Whether ``layers/product.py`` computes dense products: only in the eager engine on a CPU."""
     return device_type == "cpu" and engine == "eager"
 

@@ -15,7 +15,7 @@ from mixersweep.data.batches import Batches, share_of
 from mixersweep.training.learner import Learner
 from mixersweep.training.parallel import World
 
-MOST = 512
+MAX_BATCH = 512
 """The most images in an evaluated batch; see ``batch_size``."""
 
 
@@ -34,20 +34,20 @@ class Sums:
         torch.mul(loss, len(labels), out=self.values[0, batch])
         torch.sum(logits.argmax(1) == labels, dim=0, out=self.values[1, batch])
 
-    def first_bad(self) -> int | None:
+    def first_nonfinite(self) -> int | None:
         """The first batch whose loss is not finite, None if all are; waits for the device."""
-        bad = self.values[0].isfinite().logical_not().nonzero()
-        return int(bad[0]) if len(bad) else None
+        nonfinite = self.values[0].isfinite().logical_not().nonzero()
+        return int(nonfinite[0]) if len(nonfinite) else None
 
     def means(self, images: int, world: World) -> tuple[float, float]:
         """Mean loss and accuracy over the images of all processes; waits for the device."""
-        loss, correct = world.total(self.values.clone()).sum(1).tolist()
+        loss, correct = world.sum(self.values.clone()).sum(1).tolist()
         return loss / images, correct / images
 
 
 def batch_size(config: Config) -> int:
     """The batch size of evaluation, which never takes more memory than training does."""
-    return min(MOST, 4 * math.ceil(config.batch_size / config.accumulation))
+    return min(MAX_BATCH, 4 * math.ceil(config.batch_size / config.accumulation))
 
 
 def evaluate(
@@ -84,6 +84,6 @@ def predict(learner: Learner, images: Batches, world: World) -> dict[str, Any]:
         probability[mine] = probabilities.gather(1, labels[:, None]).squeeze(1)
         true[mine] = labels.int()
     for values in (predicted, probability, true):
-        world.total(values)  # each image is one process's, and zero in the others
+        world.sum(values)  # each image is one process's, and zero in the others
     named = {"prediction": predicted, "probability_of_label": probability, "label": true}
     return {name: values.cpu().numpy() for name, values in named.items()}

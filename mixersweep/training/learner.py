@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mixersweep.training.mixing import Mixing
 
 
-LEAST_SCALE = 1e-6
+MIN_LOSS_SCALE = 1e-6
 """The smallest loss scale of fp16 that counts as finite; each overflow halves the scale, so it takes 36 in a row."""
 
 
@@ -120,7 +120,7 @@ class Learner:
     def is_finite(self) -> bool:
         """Whether all weights are finite and fp16's loss scale has not collapsed; waits for the device."""
         weights = torch.stack([p.detach().isfinite().all() for p in self.network.parameters()]).all()
-        return bool(weights) and not (self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE)
+        return bool(weights) and not (self.scaler.is_enabled() and self.scaler.get_scale() < MIN_LOSS_SCALE)
 
     def attempt(self, size: int) -> None:
         """Train one step on ``size`` blank images, to see whether they fit into memory; this spoils the weights."""
@@ -179,8 +179,8 @@ class Learner:
         A process without images draws for the first image of the batch.
         """
         if self.config.stochastic_depth:
-            places = step.places[part] if len(step.images) else torch.zeros(1, dtype=torch.int64)
-            stochastic_depth.draw(self.network, derive(step.seed, "depth"), step.count, self.device, places)
+            positions = step.positions[part] if len(step.images) else torch.zeros(1, dtype=torch.int64)
+            stochastic_depth.draw(self.network, derive(step.seed, "depth"), step.count, self.device, positions)
 
     def _unsynchronised(self, *, more: bool) -> AbstractContextManager[Any]:
         """A context without gradient averaging over processes, if ``more`` of the batch is to come."""

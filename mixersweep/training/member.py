@@ -23,7 +23,7 @@ class Member:
         self.directory, self.config, self.held = directory, directory.run.config, held
         self._holding: AbstractContextManager[Hold] | None = None
         self.kept: Checkpoint | None = None
-        self.told = 0
+        self.rows_written = 0
         """The number of rows in ``metrics.jsonl``."""
         self.is_over = False
         self.error: BaseException | None = None
@@ -68,16 +68,16 @@ class Member:
     def begin(self, environment: dict[str, Any], started: str, *, writes: bool) -> None:
         """Set ``state`` to the checkpoint or to a fresh one; ``writes`` also restores the files of the run to it."""
         self.state = self.kept or Checkpoint(self.directory.run.fingerprint, environment, started)
-        self.told = len(self.state.rows)
+        self.rows_written = len(self.state.rows)
         if writes:
             remove_leftovers(self.directory.checkpoint)
             self.directory.restore_rows(self.state.rows)
 
-    def tell(self) -> None:
+    def append_rows(self) -> None:
         """Append the new rows to ``metrics.jsonl``."""
         self.confirm_hold()
-        self.directory.append_row(*self.state.rows[self.told :])
-        self.told = len(self.state.rows)
+        self.directory.append_row(*self.state.rows[self.rows_written :])
+        self.rows_written = len(self.state.rows)
 
     def check_hold(self) -> None:
         """Raise if the run was cancelled, or taken over by another process."""

@@ -63,7 +63,7 @@ def program(run: Run) -> str:
     """A key that is equal for runs that can form a pack; a run that cannot be packed has a unique one."""
     if why_alone(run.config) is not None:
         return run.fingerprint
-    return json.dumps(_common(run), sort_keys=True)
+    return json.dumps(_shared_settings(run), sort_keys=True)
 
 
 def why_apart(one: Run, other: Run) -> str | None:
@@ -71,21 +71,21 @@ def why_apart(one: Run, other: Run) -> str | None:
     for run in (one, other):
         if (alone := why_alone(run.config)) is not None:
             return alone
-    mine, theirs = _common(one), _common(other)
+    mine, theirs = _shared_settings(one), _shared_settings(other)
     return next((f"{key}={theirs.get(key)}, not {mine.get(key)}" for key in mine if mine[key] != theirs.get(key)), None)
 
 
-def _common(run: Run) -> dict[str, Any]:
+def _shared_settings(run: Run) -> dict[str, Any]:
     sizes = {f"architecture.{name}": value for name, value in dataclasses.asdict(run.architecture).items()}
     targets = [name for name in sizes if name.endswith("_target")]  # what was asked for, not what it is
     return {
-        **_flat(run.config, ""),
+        **_flatten(run.config, ""),
         **{name: value for name, value in sizes.items() if name not in targets},
         "optim.clip_norm": run.config.optim.clip_norm is not None,
     }
 
 
-def _flat(settings: Any, prefix: str) -> dict[str, Any]:
+def _flatten(settings: Any, prefix: str) -> dict[str, Any]:
     """The settings that runs of a pack must share, by dotted name.
 
     Settings marked ``asked`` are left out: they only determine others, which are included.
@@ -96,7 +96,7 @@ def _flat(settings: Any, prefix: str) -> dict[str, Any]:
         if field.metadata.get("asked") or name in MAY_DIFFER:
             continue
         if dataclasses.is_dataclass(value):
-            found |= _flat(value, f"{name}.")
+            found |= _flatten(value, f"{name}.")
         else:
             found[name] = value
     return found

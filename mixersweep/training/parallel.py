@@ -42,7 +42,7 @@ class World:
             dist.init_process_group(backend, timeout=TIMEOUT)
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
@@ -57,7 +57,7 @@ class World:
             )
         return f"cuda:{self.local_rank}"
 
-    def share(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """Broadcast rank 0's value to all processes."""
         if self.size == 1:
             return value
@@ -65,7 +65,7 @@ class World:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
-    def most(self, value: int) -> int:
+    def max(self, value: int) -> int:
         """The maximum of the processes' values, which must not be negative."""
         if self.size == 1:
             return value
@@ -73,7 +73,7 @@ class World:
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
 
-    def all(self, value: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """Gather the values of all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
@@ -81,7 +81,7 @@ class World:
         dist.all_gather_object(box, value)
         return box
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the processes, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)

@@ -16,10 +16,10 @@ from mixersweep.models.timm import start_from
 from mixersweep.runs import Run
 from mixersweep.seeds import derive, seed_of
 
-FEWEST, MOST = 256, 1024
+MIN_IMAGES, MAX_IMAGES = 256, 1024
 """The bounds on the number of training images that the rank is measured on, which is twice that of the features."""
 
-AT_ONCE = 64
+BATCH_SIZE = 64
 """The number of images in one forward pass."""
 
 
@@ -31,7 +31,7 @@ def at_start(run: Run, images: Batches) -> dict[str, Any]:
     """
     network = build(run.config, run.architecture)
     start_from(network, run.config.model)
-    choose_storage(network, "sparse", torch.device("cpu"), AT_ONCE)
+    choose_storage(network, "sparse", torch.device("cpu"), BATCH_SIZE)
     return {"connections_drawn": connections_drawn(network), "readout_rank": readout_rank(network, run, images)}
 
 
@@ -47,26 +47,26 @@ def readout_rank(network: nn.Module, run: Run, images: Batches) -> int | None:
     Singular values below float32's precision, relative to the largest, do not count. The rank is less than the number
     of images; None if there are no training images.
     """
-    wanted = max(FEWEST, 2 * (run.architecture.readout_dimension or 0))
-    size = min(MOST, wanted, len(images))
+    wanted = max(MIN_IMAGES, 2 * (run.architecture.readout_dimension or 0))
+    size = min(MAX_IMAGES, wanted, len(images))
     if not size:
         return None
     order = derive(seed_of(run.config, "order"), "readout")
     last = len(images) // size - 1  # the last whole batch: workers would read ahead of any other
     chosen, _ = next(iter(images.batches(size, order, None, first_step=last)))
-    read = torch.cat([_read_by_head(network, some) for some in chosen.cpu().split(AT_ONCE)]).double()
+    read = torch.cat([_collect_head_inputs(network, some) for some in chosen.cpu().split(BATCH_SIZE)]).double()
     values = torch.linalg.svdvals(read - read.mean(0))
     least = max(read.shape) * torch.finfo(torch.float32).eps
-    return int((values > least * values.max()).sum()) if _varies(read, values) else 0
+    return int((values > least * values.max()).sum()) if _has_variation(read, values) else 0
 
 
-def _varies(read: Tensor, values: Tensor) -> bool:
+def _has_variation(read: Tensor, values: Tensor) -> bool:
     """Whether the features differ between images by more than rounding errors."""
     return bool(values.max() > max(read.shape) * torch.finfo(torch.float32).eps * torch.linalg.vector_norm(read))
 
 
 @torch.no_grad()
-def _read_by_head(network: nn.Module, images: Tensor) -> Tensor:
+def _collect_head_inputs(network: nn.Module, images: Tensor) -> Tensor:
     """The features that the head reads in eval mode, (B, features)."""
     kept: list[Tensor] = []
 

@@ -16,14 +16,11 @@ def refuse(config: Config) -> None:
     """
     tracking = config.tracking
     if tracking.name == "wandb" and (odd := re.search(r"[/\\#?%:]", tracking.project)):
-        why = "the user or team is tracking.entity" if odd[0] == "/" else f"the nearest is {_plain(tracking.project)}"
+        nearest = re.sub(r"[/\\#?%:]+", "-", tracking.project)
+        why = "the user or team is tracking.entity" if odd[0] == "/" else f"the nearest is {nearest}"
         raise UserError(f"tracking.project={tracking.project}: W&B takes no {odd[0]} in the name of a project; {why}")
     if isinstance(config.optim, Timm):
         from mixersweep.layers import Dense
         from mixersweep.training.optimizer import make_optimizer
 
         make_optimizer(Dense(2, 2), config.optim)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[/\\#?%:]+", "-", name)

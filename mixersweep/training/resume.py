@@ -67,11 +67,11 @@ def _elsewhere(directory: RunDirectory) -> str:
 def resume(directory: RunDirectory, signals: StopSignals, report: Report, world: World | None = None) -> Path:
     """Train the remaining epochs of a run and return the path of its record.
 
-    Raises the errors of ``loop.train``; ``RunStopped`` says how far it came.
+    Raises the errors of ``trainer.train``; ``RunStopped`` says how far it came.
     """
     report(summary(directory))
 
-    from mixersweep.training.loop import train
+    from mixersweep.training.trainer import train
 
     try:
         return train(directory, signals, report, world)

@@ -38,7 +38,7 @@ class Step:
     world_size: int = 1
 
     @property
-    def places(self) -> Tensor:
+    def positions(self) -> Tensor:
         """The positions of the images in the whole batch, int64 (B,)."""
         return share_of(self.count, self.rank, self.world_size)
 

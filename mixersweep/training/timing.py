@@ -22,8 +22,8 @@ import torch
 
 from mixersweep.errors import PREEMPTED, RunStopped
 from mixersweep.runs import Run, RunDirectory
-from mixersweep.training.loop import train
 from mixersweep.training.signals import StopSignals
+from mixersweep.training.trainer import train
 
 ENOUGH_SECONDS, ENOUGH_STEPS = 3.0, 8
 """A run is timed for at least so many seconds and so many steps, after ``WARM_UP`` steps."""
@@ -44,7 +44,7 @@ class Timed:
 
 
 def time_training(run: Run) -> Timed:
-    """Time the first steps of a run by training them; raises the errors of ``loop.train``, except ``RunStopped``."""
+    """Time the first steps of a run by training them; raises the errors of ``trainer.train``, except ``RunStopped``."""
     tracking = dataclasses.replace(run.config.tracking, name="none")
     with tempfile.TemporaryDirectory(prefix="mixersweep-time-") as folder:
         config = dataclasses.replace(run.config, tracking=tracking, runs_dir=folder)

@@ -41,7 +41,7 @@ def main() -> int:
     for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)  # only the launching process decides about stopping
     if warm:
-        import mixersweep.training.loop  # noqa: F401
+        import mixersweep.training.trainer  # noqa: F401
 
         gc.collect()
         gc.freeze()  # forks share these memory pages until one writes to them
