@@ -1,4 +1,4 @@
-"""Which commit the program is of."""
+"""Find the git commit of the program's source."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import subprocess
 from pathlib import Path
 
 KEPT = "git_commit"
-"""A file beside a copy of the package: the commit of the checkout that it was copied from."""
+"""The name of a file beside a copy of the package, with the commit of the checkout that it was copied from."""
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that the program runs from, ``-dirty`` with changes; None where it is installed."""
+    """Return the commit of the checkout that the program runs from, ``-dirty`` with changes; None if installed."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         kept = root / KEPT
         return kept.read_text().strip() or None if kept.is_file() else None
     try:
-        mine = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook has them
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # git hooks set them
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=mine)
     except (OSError, subprocess.SubprocessError):

@@ -1,7 +1,7 @@
-"""What a shell is offered behind ``mixersweep train``: keys, then their choices; run directories for ``run_dir=``.
+"""Shell completion of the command line: settings and their values, run directories, runs and sweeps.
 
-Reads the schema and the names of files, and imports neither Hydra nor torch. ``--config-dir DIR`` before the word
-brings the choices of that directory too.
+It reads only the schema of the settings and names of files, and imports neither Hydra nor torch, to be fast. After
+``--config-dir DIR``, the choices in that directory are offered too.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _RUN_NAME = re.compile(r"^[^.].*-[0-9a-f]{16}$")
 
 
 def overrides(prefix: str, parsed_args: Namespace | None = None, **_: object) -> list[str]:
-    """The completions of one override as typed so far, e.g. ``mod`` or ``model=s_``."""
+    """Complete an override, such as ``mod`` or ``model=s_``."""
     own = getattr(parsed_args, "config_dir", None)
     key, equals, value = prefix.partition("=")
     if not equals:
         own_keys = _launcher_settings(getattr(parsed_args, "overrides", None)) if key.startswith("hydra") else {}
         known = {*_keys(), *(OF_LAUNCHER + name for name in own_keys)}
         return sorted(f"{name}=" for name in known if name.startswith(key))
-    done, comma, last = value.rpartition(",")  # a sweep: the values before stay
+    done, comma, last = value.rpartition(",")  # in a list of values, keep those before the last
     if key == "run_dir":
         return [f"run_dir={path}" for path in run_dirs(value)]
     if key.startswith(OF_LAUNCHER):
@@ -43,37 +43,37 @@ def overrides(prefix: str, parsed_args: Namespace | None = None, **_: object) ->
 
 
 def data_sets(prefix: str, **_: object) -> list[str]:
-    """The data sets."""
+    """Complete the name of a data set."""
     return [name for name in groups()["data"] if name.startswith(prefix)]
 
 
 def models(prefix: str, **_: object) -> list[str]:
-    """The families, in a comma-separated list."""
+    """Complete the last model family in a comma-separated list."""
     from mixersweep.families import FAMILIES
 
     return _in_list(prefix, FAMILIES)
 
 
 def states(prefix: str, **_: object) -> list[str]:
-    """The states of runs, in a comma-separated list."""
+    """Complete the last run state in a comma-separated list."""
     from mixersweep.runs.state import SHOWN
 
     return _in_list(prefix, SHOWN)
 
 
 def run_dirs(prefix: str, **_: object) -> list[str]:
-    """The run directories, as paths: those in the directory that the path begins with, else in that of all runs."""
+    """Complete the path of a run directory, in the directory of the path so far, else in the default runs directory."""
     folder = Path(prefix.rpartition("/")[0] or "/") if "/" in prefix else runs_dir()
     return [path for name in _runs_in(folder) if (path := str(folder / name)).startswith(prefix)]
 
 
 def runs(prefix: str, **_: object) -> list[str]:
-    """The runs, by name from its first letters, or as paths."""
+    """Complete the name of a run, or else the path of its directory."""
     return [name for name in _runs_in(runs_dir()) if name.startswith(prefix)] or run_dirs(prefix)
 
 
 def sweeps(prefix: str, **_: object) -> list[str]:
-    """The sweeps that have left something in the directory of runs."""
+    """Complete the name of a sweep that has a folder in the default directory of runs."""
     try:
         found = sorted(entry.name for entry in os.scandir(sweeps_dir(runs_dir())) if not entry.name.startswith("."))
     except OSError:
@@ -82,32 +82,32 @@ def sweeps(prefix: str, **_: object) -> list[str]:
 
 
 def runs_and_sweeps(prefix: str, **_: object) -> list[str]:
-    """What ``diff`` takes."""
+    """Complete the name of a sweep or run, as ``diff`` takes them."""
     return [*sweeps(prefix), *runs(prefix)]
 
 
 def x_axes(prefix: str, **_: object) -> list[str]:
-    """The x axes of a report's main figure."""
+    """Complete an x axis of a report's main figure."""
     return [name for name in _axes().X_AXES if name.startswith(prefix)]
 
 
 def y_axes(prefix: str, **_: object) -> list[str]:
-    """Its y axes."""
+    """Complete a y axis of a report's main figure."""
     return [name for name in _axes().Y_AXES if name.startswith(prefix)]
 
 
 def _axes() -> Any:
-    """The module ``report.axes`` without its package, which computes."""
+    """Load the module ``report.axes`` without its package, whose imports are slow."""
     name = "mixersweep.report.axes"
     spec = spec_from_file_location(name, Path(__file__).parent / "report" / "axes.py")
     assert spec is not None and spec.loader is not None
-    module = sys.modules.setdefault(name, module_from_spec(spec))  # where its dataclasses look for themselves
+    module = sys.modules.setdefault(name, module_from_spec(spec))  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 
 
 def _runs_in(folder: Path) -> list[str]:
-    """The names of runs, by their looks: five thousand are not asked whether they are whole."""
+    """Return the names in a folder that look like runs; opening thousands of directories would be slow."""
     try:
         return sorted(entry.name for entry in os.scandir(folder) if _RUN_NAME.search(entry.name))
     except OSError:
@@ -143,9 +143,9 @@ def _values(key: str, own: Path | None = None) -> Iterator[str]:
 
 
 def _launcher_settings(given: Sequence[str] | None) -> dict[str, str]:
-    """The settings of the launcher that the words before choose, else of all, each with its default as it is written.
+    """Return the settings of the chosen launcher (``given``: the words so far), else of all, with their default texts.
 
-    Read by their looks: a YAML parser takes longer than all else here.
+    A regular expression reads the YAML files, since loading a YAML parser takes longer than everything else here.
     """
     chosen = [word.partition("=")[2] for word in given or () if word.startswith(f"{LAUNCHER}=")]
     found: dict[str, str] = {}

@@ -1,12 +1,12 @@
-"""Hydra: from overrides to checked configs, for one run and for many, every mistake in one line.
+"""Compose overrides into checked configs with Hydra, for one run or many, with every error in one line.
 
-Hydra's grammar, groups and defaults make the config; the schema checks it. Override keys are checked before anything is
-composed, because Hydra adds unknown keys with ``+`` in silence, and its own refusals do not know the nearest valid
-choice. What overrides mean is made out by ``sweeps/expand.py``, with the ``Composer`` here, be it one run or a sweep;
-another sweeper of Hydra's gets a job a run.
+Hydra's grammar, groups and defaults make the config; the schema checks it. Override keys are checked before composing,
+because Hydra silently adds unknown keys with ``+`` and its own errors do not name the nearest valid choice.
+``sweeps/expand.py`` expands overrides into one run or a sweep with the ``Composer`` here; any other Hydra sweeper calls
+a job for each run.
 
-``--config-dir=DIR`` adds choices of the user's own, such as ``DIR/experiment/NAME.yaml``. Where overrides are kept it
-leads them, so that they mean the same again; runs are frozen and do not read it.
+``--config-dir=DIR`` adds the user's own choices, such as ``DIR/experiment/NAME.yaml``. It is stored as the first
+override, so that stored overrides keep their meaning; a stored run does not read it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from mixersweep.kinds import FromEnvironment
 from mixersweep.paths import config_dir, expanded, groups
 
 Job = Callable[[list[str]], float | None]
-"""Trains the run that overrides mean and returns its validation accuracy, which a sweeper may maximise, or None."""
+"""A function that trains the run of these overrides and returns its validation accuracy, or None, for a sweeper."""
 
 WORST = 0.0
 """The accuracy that a diverged run counts as."""
@@ -73,7 +73,7 @@ class Invocation:
 
 
 def read_arguments(arguments: list[str]) -> Invocation:
-    """Check the arguments' keys and choices; raises ``UserError`` for those that cannot be."""
+    """Parse the arguments of ``train``; raises ``UserError`` for unknown keys and choices."""
     sys.argv = ["mixersweep train", *arguments]  # Hydra's parser shows it in its usage
     parsed = get_args_parser().parse_intermixed_args(arguments)
     overrides = list(parsed.overrides)
@@ -102,7 +102,7 @@ def read_arguments(arguments: list[str]) -> Invocation:
 
 
 def _check_for_hydra(sweeper: str, launcher: str, overrides: list[str], *, multirun: bool) -> None:
-    """Refuse what another sweeper than our own would ignore."""
+    """Raise ``UserError`` for settings that a sweeper other than our own would ignore."""
     if not multirun:
         raise UserError(f"hydra/sweeper={sweeper}: sweeps with -m, or hydra.mode=MULTIRUN")
     is_chosen = launcher != "local" or any(o.key_or_group == "hydra/launcher" for o in parsed_overrides(overrides))
@@ -114,10 +114,10 @@ def _check_for_hydra(sweeper: str, launcher: str, overrides: list[str], *, multi
 
 
 def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None]) -> None:
-    """Have Hydra show what a flag asks for, or its sweeper call ``job`` with the overrides of each run it chooses.
+    """Run Hydra: show what a flag asks for, or have a sweeper call ``job`` with the overrides of each run.
 
-    An exception of one job goes to ``failed``, and the sweeper goes on; a stop by a signal ends all. Raises
-    ``UserError`` for settings that cannot be.
+    An exception of one job goes to ``failed`` and the sweeper goes on; a stop by a signal ends all jobs. Raises
+    ``UserError`` for invalid settings.
     """
     overrides, multirun = list(invocation.overrides), invocation.multirun
     if multirun and not any(o.key_or_group == "hydra/launcher" for o in parsed_overrides(overrides)):
@@ -154,10 +154,9 @@ def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None
 
 
 class Composer:
-    """Configs of many runs: one compose of Hydra's for each set of group choices, the values set on copies of it.
+    """Composes the configs of many runs: Hydra composes once per set of group choices, and values are set on copies.
 
-    ``overrides`` are what all runs share: ``head`` holds their choices, the settings of the sweep and of Hydra. ``own``
-    is the user's directory of configs.
+    ``overrides`` are those that all runs share, and ``own`` is the user's directory of configs.
     """
 
     def __init__(self, overrides: Sequence[str] = (), own: Path | None = None) -> None:
@@ -167,7 +166,7 @@ class Composer:
 
     @cached_property
     def head(self) -> DictConfig:
-        """What does not depend on the point of a sweep: the values under ``hydra`` and ``sweep``."""
+        """The config composed of the shared choices, for the values under ``hydra`` and ``sweep``."""
         kept = [
             override.input_line or ""
             for override in parsed_overrides(self._overrides)
@@ -177,9 +176,9 @@ class Composer:
 
     @property
     def means_many(self) -> bool:
-        """Whether the overrides mean a sweep, be it of one run, without a ``-m``: they say so, or what it is made of.
+        """Whether the overrides mean a sweep without ``-m``: by Hydra's mode, a launcher, or settings under ``sweep``.
 
-        Raises ``UserError`` for settings of a sweep that the program's own sweeper would not see.
+        Raises ``UserError`` for settings that the program's own sweeper would ignore.
         """
         mode, choices, sweep = self.head.hydra.mode, self.head.hydra.runtime.choices, self.head.sweep
         if choices["hydra/sweeper"] != OWN_SWEEPER:
@@ -193,9 +192,9 @@ class Composer:
         return bool(mode == RunMode.MULTIRUN or (mode is None and asked))
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """The plain values of one run, as Hydra composes them and without its own node and the sweep's.
+        """Compose the values of one run as plain dicts, without the nodes ``hydra`` and ``sweep``.
 
-        Raises ``UserError``.
+        Raises ``UserError`` for overrides that Hydra cannot apply.
         """
         parsed = [parsed_override(override) for override in overrides]
         chosen = tuple(o.input_line or "" for o in parsed if is_choice(o))
@@ -208,7 +207,7 @@ class Composer:
             raise UserError(_one_line(error)) from error
 
     def config(self, overrides: Sequence[str]) -> Config:
-        """The checked config of one run; raises ``UserError``."""
+        """Compose and check the config of one run; raises ``UserError`` for invalid settings."""
         return parse(self.values(overrides))
 
     def _load(self, overrides: list[str], mode: RunMode) -> DictConfig:
@@ -241,7 +240,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 class _Base:
-    """A composed config on which values are set, by Hydra's own code or, where that is the same, on plain values."""
+    """A composed config to set values on, by Hydra's code or, where the result is the same, faster on plain dicts."""
 
     def __init__(self, composed: DictConfig) -> None:
         with open_dict(composed):
@@ -304,10 +303,10 @@ def _loader(own: Path | None = None) -> ConfigLoaderImpl:
 
 
 class _Checked(ConfigRepository):
-    """Hydra's files, of which one that is no YAML, or reads otherwise than it looks, is a mistake with its place."""
+    """Hydra's config files, checked: invalid YAML or ambiguous numbers are a ``UserError`` with file and line."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """Raises ``UserError``."""
+        """Load a config file; raises ``UserError`` for invalid YAML and ambiguous numbers."""
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is not None and source.scheme() == "file":
             _check_yaml(Path(source.path) / f"{config_path.removesuffix('.yaml')}.yaml")
@@ -346,11 +345,11 @@ def _check_yaml(path: Path) -> None:
 
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LOOKS_OTHERWISE = re.compile(r"[-+]?(\d[\d_]*:|0[0-7_]+$)")
-"""Numbers to the base of 60 and of 8, as no person means them."""
+"""Texts that YAML 1.1 reads as numbers to base 60 or 8, which nobody means."""
 
 
 def yaml_mistake(error: yaml.YAMLError, path: Path | None = None) -> str:
-    """What is wrong in a file, with its place, on a line."""
+    """Describe a YAML error in one line, with file and line number."""
     mark: Any = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = str(path or (mark and mark.name) or "a file") + (f":{mark.line + 1}" if mark else "")
     problem = getattr(error, "problem", None) or str(error)
@@ -358,7 +357,7 @@ def yaml_mistake(error: yaml.YAMLError, path: Path | None = None) -> str:
 
 
 def own_configs(directory: str) -> Path:
-    """The user's directory of configs, absolute; raises ``UserError`` where it is none or names a choice anew."""
+    """The user's directory of configs, absolute; raises ``UserError`` if it is missing or redefines a choice."""
     path, known = expanded(directory, "--config-dir").absolute(), groups()
     found = {group: sorted(file.stem for file in (path / group).glob("*.yaml")) for group in known}
     if not any(found.values()):
@@ -371,30 +370,30 @@ def own_configs(directory: str) -> Path:
 
 
 def leading(own: Path | None) -> list[str]:
-    """What leads overrides that are kept."""
+    """The ``--config-dir`` argument to put before stored overrides; empty without a directory."""
     return [] if own is None else [f"{CONFIG_DIR}{own}"]
 
 
 def split(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The user's directory of configs, where ``--config-dir=DIR`` leads the overrides, and the overrides."""
+    """Split off a leading ``--config-dir=DIR``: the user's directory of configs or None, and the overrides."""
     if arguments and arguments[0].startswith(CONFIG_DIR):
         return own_configs(arguments[0].removeprefix(CONFIG_DIR)), list(arguments[1:])
     return None, list(arguments)
 
 
 def config_of(overrides: list[str]) -> Config:
-    """The checked config of one run, composed without an application."""
+    """Compose and check the config of one run; raises ``UserError`` for invalid settings."""
     return Composer().config(overrides)
 
 
 def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Overrides in Hydra's grammar; raises ``UserError`` for what is none."""
+    """Parse overrides in Hydra's grammar; raises ``UserError`` for text that is not one."""
     return [parsed_override(override) for override in overrides]
 
 
 @lru_cache(maxsize=65536)
 def parsed_override(override: str) -> Override:
-    """One override in Hydra's grammar; raises ``UserError`` where it is none."""
+    """Parse one override in Hydra's grammar; raises ``UserError`` for text that is not one."""
     try:
         (parsed,) = OverridesParser.create(_loader()).parse_overrides([override])
     except HydraException as error:
@@ -449,7 +448,7 @@ def _resolved(composed: DictConfig) -> dict[str, Any]:
 
 
 def _mark(values: dict[Any, Any], written: Any) -> None:
-    """Mark the settings that are a variable of the environment and nothing more."""
+    """Mark, in place, values that come whole from an environment variable (``FromEnvironment``)."""
     for key, text in written.items():
         if isinstance(text, dict) and isinstance(values[key], dict) and key != "arguments":
             _mark(values[key], text)
@@ -458,7 +457,7 @@ def _mark(values: dict[Any, Any], written: Any) -> None:
 
 
 def check_overrides(overrides: Sequence[str], own: Path | None = None) -> None:
-    """Refuse unknown keys and choices, whatever prefix they have."""
+    """Raise ``UserError`` for unknown keys and choices, with any prefix (``+``, ``++``, ``~``)."""
     known = groups(own)
     for override in parsed_overrides(overrides):
         key = override.key_or_group
@@ -472,7 +471,7 @@ def check_overrides(overrides: Sequence[str], own: Path | None = None) -> None:
 
 
 def _text(override: Override) -> str:
-    """The value as it was typed."""
+    """The value of an override as it was typed."""
     return (override.input_line or "").partition("=")[2] or "null"
 
 
@@ -500,7 +499,7 @@ def _jobs(overrides: list[str], *, multirun: bool) -> list[list[str]]:
 
 
 def _check_against_choices(overrides: list[str], own: Path | None) -> None:
-    """Refuse settings that only other choices of their group have, e.g. ``model.tied`` of an sw_mlp."""
+    """Raise ``UserError`` for settings that only other choices of their group have, e.g. ``model.tied`` of sw_mlp."""
     parsed = parsed_overrides(overrides)
     try:
         choices = [o.input_line or "" for o in parsed if is_choice(o) and _root(o) != "hydra"]
@@ -515,7 +514,7 @@ def _check_against_choices(overrides: list[str], own: Path | None) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """What an exception of Hydra's says, or what its cause says where it says nothing itself."""
+    """The message of a Hydra exception in one line, or of its cause where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines and error.__cause__ is not None:
         return _one_line(error.__cause__)

@@ -1,4 +1,4 @@
-"""What can end a command other than success, each with the exit code that says so."""
+"""The expected errors that end a command, each with its exit code."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ DONE, FAILED, USER_MISTAKE, DIVERGED, HELD, PREEMPTED, INTERRUPTED = 0, 1, 2, 3,
 
 
 class MixersweepError(Exception):
-    """An end of the command that is no bug: one line on stderr and an exit code, never a traceback."""
+    """An expected error, shown as one line on stderr with an exit code and never as a traceback."""
 
     exit_code = FAILED
 
 
 class UserError(MixersweepError):
-    """A setting that cannot be; the message names it, its value, the reason and the nearest that works."""
+    """An invalid setting; the message names it, its value, the reason and the nearest that works."""
 
     exit_code = USER_MISTAKE
 
 
 class Infeasible(UserError):
-    """Settings that are each fine and impossible together; ``nearest`` are those that would work in their place."""
+    """Settings that are each valid but impossible together; ``nearest`` maps settings to values that would work."""
 
     def __init__(self, message: str, nearest: Mapping[str, int | str] | None = None) -> None:
         super().__init__(message)
@@ -38,21 +38,21 @@ class RunDiverged(MixersweepError):
 
 
 class RunFailed(MixersweepError):
-    """Something outside the run ended it: memory, a disk; the message says what would help."""
+    """Something outside the run ended it, such as memory or a full disk; the message says what would help."""
 
 
 class RunCancelled(MixersweepError):
-    """Somebody cancelled the run while it trained (``mixersweep cancel``); only ``retry`` takes it up again."""
+    """The run was cancelled while it trained (``mixersweep cancel``); only ``retry`` resumes it."""
 
 
 class RunHeld(MixersweepError):
-    """Another live process trains in this run directory."""
+    """Another live process is training in this run directory."""
 
     exit_code = HELD
 
 
 class RunStopped(MixersweepError):
-    """A signal asked the run to stop; the same command goes on from its last checkpoint."""
+    """A signal stopped the run; the same command resumes it from its last checkpoint."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -1,8 +1,8 @@
-"""The kinds of settings: what values they take, and whether they make the experiment.
+"""Types and marks of settings: the values that they take, and whether they enter an experiment's fingerprint.
 
-A setting that is added later is declared with ``neutral(value)``, the value that means "as before this setting
-existed": it is left out of the fingerprint while it has it. ``execution()`` marks what never changes the numbers of
-an experiment (where and how it runs), ``asked()`` what only led to other settings: neither is in the fingerprint.
+A setting added after runs exist is declared with ``neutral(value)``, where ``value`` means "as before": while it has
+that value it stays out of the fingerprint. ``execution()`` marks settings that never change a run's numbers (where and
+how it runs), ``asked()`` those that only determine other settings; both stay out of the fingerprint.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ Density = Annotated[float, Gt(0), Le(1)]
 
 
 def is_percentage(text: str) -> bool:
-    """Whether it is a positive percentage: ``50%``, ``12.5%``, ``400%``."""
+    """Whether a text is a positive percentage: ``50%``, ``12.5%``, ``400%``."""
     return re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?%", text) is not None and float(text[:-1]) > 0
 
 
 Percentage = Annotated[str, Predicate(is_percentage)]
-"""Of the widest Mixer's size: ``channels=50%`` is half as many as it has."""
+"""A percentage of the widest Mixer's size: ``channels=50%`` is half its channels."""
 
 T = TypeVar("T")
 
 
 class FromEnvironment(str):
-    """A text that came from a variable of the environment, where there are only texts: it may mean a number."""
+    """A text read from an environment variable; it may stand for a number."""
 
 
 def neutral(value: T) -> T:
-    """A setting added after runs existed; ``value`` means what they did."""
+    """Declare a setting added after runs exist; its default ``value`` means what they did without it."""
     return field(default=value, metadata={"neutral": value})
 
 
 def execution(default: Any = dataclasses.MISSING) -> Any:
-    """A setting of where and how a run is executed: not part of the experiment, not in the fingerprint.
+    """Declare a setting of where and how a run is executed, which stays out of the fingerprint.
 
-    One that is added later has a ``default``, for the runs that were frozen without it.
+    One added later needs a ``default``, for runs that were stored without it.
     """
     return field(default=default, metadata={"execution": True})
 
 
 def asked(default: Any = dataclasses.MISSING) -> Any:
-    """A setting that only says how others were asked for; what came of it is in the fingerprint instead.
+    """Declare a setting that only determines others, which are in the fingerprint in its place.
 
-    One that is added later has a ``default``, for the runs that were frozen without it.
+    One added later needs a ``default``, for runs that were stored without it.
     """
     return field(default=default, metadata={"asked": True})

@@ -1,4 +1,4 @@
-"""Where things lie by default: config files, runs, sweeps, data, what is compiled, reports and analyses."""
+"""The default directories of config files, runs, sweeps, data, compiled code, reports and analyses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def config_dir() -> Path:
 
 
 def expanded(path: str | Path, setting: str = "") -> Path:
-    """The path with ``~`` as the home directory that it means; raises ``UserError`` where there is none.
+    """The path with ``~`` replaced by the home directory; raises ``UserError`` where there is none.
 
-    In a container of another user than its image knows there is none, until HOME says so.
+    A container whose user is not in its image's list of users has none until HOME is set.
     """
     try:
         return Path(path).expanduser()
@@ -30,7 +30,7 @@ def expanded(path: str | Path, setting: str = "") -> Path:
 
 
 def groups(own: Path | None = None) -> dict[str, list[str]]:
-    """The choices of every config group, e.g. ``{"model": ["mixer", "mlp", ...]}``; ``own`` has more of the user's."""
+    """The choices of every config group, e.g. ``{"model": ["mixer", "mlp", ...]}``; ``own`` adds the user's."""
     names = [group.name for group in config_dir().iterdir() if group.is_dir() and group.name not in ("hydra", "wandb")]
     places = [config_dir(), own] if own else [config_dir()]
     return {
@@ -40,30 +40,30 @@ def groups(own: Path | None = None) -> dict[str, list[str]]:
 
 
 def runs_dir() -> Path:
-    """Where runs are without a setting, as ``configs/train.yaml`` has it too."""
+    """The default directory of runs, the same as in ``configs/train.yaml``; raises as ``expanded`` does."""
     return expanded(os.environ.get("MIXERSWEEP_RUNS") or "runs", "MIXERSWEEP_RUNS")
 
 
 def data_dir(setting: str = "data_dir") -> Path:
-    """Where data sets are without a setting, as ``configs/train.yaml`` has it too; raises as ``expanded`` does."""
+    """The default directory of data sets, the same as in ``configs/train.yaml``; raises as ``expanded`` does."""
     return expanded(os.environ.get("MIXERSWEEP_DATA") or _CACHE, setting)
 
 
 def cache_dir(kind: str) -> Path:
-    """Where what is compiled on this machine is kept between runs, by its kind; raises as ``expanded`` does."""
+    """The directory that caches code compiled on this machine, one per kind; raises as ``expanded`` does."""
     return expanded(_CACHE) / kind
 
 
 def sweeps_dir(runs_dir: Path) -> Path:
-    """Where the sweeps among these runs keep what belongs to no single run, each in a folder of its name."""
+    """The directory of sweeps' own files among these runs, with a folder per sweep."""
     return runs_dir / ".sweeps"
 
 
 def report_dir() -> Path:
-    """Where ``report`` writes."""
+    """The default output directory of ``report``."""
     return Path("report")
 
 
 def analysis_dir(verb: str) -> Path:
-    """Where ``analyze VERB`` writes."""
+    """The default output directory of ``analyze VERB``."""
     return Path("analysis") / verb

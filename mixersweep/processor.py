@@ -1,4 +1,4 @@
-"""What this machine's processor has instructions for, and how much of it this process may use, without torch."""
+"""The CPU's instruction sets, and how many of its cores this process may use; without torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ INSTRUCTIONS = {
     "bf16": {"avx512_bf16": "AVX512_BF16", "amx_bf16": "AMX", "bf16": "Arm's BF16"},
     "fp16": {"avx512_fp16": "AVX512_FP16", "amx_fp16": "AMX", "asimdhp": "Arm's FP16"},
 }
-"""For each precision the flags of the instruction sets that multiply in it, any of which will do, and their names."""
+"""For each precision the CPU flags of its instruction sets, any one of which suffices, with their names."""
 
 
 def of_torchrun(name: str, default: int) -> int:
-    """A number that torchrun sets, e.g. ``WORLD_SIZE``; empty is not set. Raises ``UserError`` for what is none."""
+    """A number that torchrun sets, e.g. ``WORLD_SIZE``; empty counts as unset. Raises ``UserError`` for other text."""
     value = os.environ.get(name) or str(default)
     if not value.strip().isdecimal():
         raise UserError(f"{name}={value}: torchrun sets it to a whole number; unset it to train in one process")
@@ -31,10 +31,10 @@ def of_torchrun(name: str, default: int) -> int:
 
 
 def cores() -> list[int]:
-    """The cores that this process may use: those it is bound to, and of them no more than its quota of their time.
+    """The cores that this process may use: those in its CPU affinity, at most as many as its CPU quota allows.
 
-    A container may have a quota of two cores' time on a machine of 64, all of which it sees. Its two are then taken
-    from a place of its own, since its neighbours have quotas as well.
+    A container may see 64 cores and have a quota of two. The first of its two is then chosen by a hash of the host
+    name, so that containers on one machine do not all choose the same cores.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     bound = sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
@@ -46,9 +46,10 @@ def cores() -> list[int]:
 
 
 def quota(cgroups: Path, own: Path) -> float | None:
-    """The CPU time a second that the control groups of this process leave it, None where they do not limit it.
+    """The CPU quota of this process's control groups, in cores; None where there is no limit.
 
-    ``own`` names them. Of a group and those above it the smallest quota counts; a container sees its own as the root.
+    ``own`` is the file that lists the groups. The smallest quota of a group and its ancestors counts; inside a
+    container its own group is the root.
     """
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
@@ -79,7 +80,7 @@ def _share(group: Path, *, is_second: bool) -> float:
 
 
 def slow(precision: str) -> str | None:
-    """A sentence on why a CPU trains more slowly in this precision than in fp32; None where it need not, or unknown."""
+    """A warning that this CPU trains more slowly in this precision than in fp32; None if it does not, or unknown."""
     wanted, found = INSTRUCTIONS.get(precision, {}), flags(CPUINFO)
     if not wanted or not found or wanted.keys() & found:
         return None
@@ -90,13 +91,13 @@ def slow(precision: str) -> str | None:
 
 
 def flags(cpuinfo: Path) -> frozenset[str]:
-    """What the kernel says that the first processor can do; nothing where there is no such file, or no such line."""
+    """The feature flags of the first processor; empty where the kernel does not list them."""
     lines = first(cpuinfo)
     return frozenset(lines.get("flags", lines.get("Features", "")).split())
 
 
 def vendor_and_family(cpuinfo: Path) -> tuple[str, int]:
-    """Of the first x86 processor: ``("AuthenticAMD", 26)`` is a Zen 5; ``("", 0)`` where the kernel does not say."""
+    """Vendor and family of the first x86 processor: ``("AuthenticAMD", 26)`` is a Zen 5, ``("", 0)`` unknown."""
     lines = first(cpuinfo)
     family = lines.get("cpu family", "")
     return lines.get("vendor_id", ""), int(family) if family.isdecimal() else 0
@@ -104,7 +105,7 @@ def vendor_and_family(cpuinfo: Path) -> tuple[str, int]:
 
 @cache
 def first(cpuinfo: Path) -> dict[str, str]:
-    """The lines on the first processor by their names; none where there is no such file."""
+    """The fields of the first processor in ``cpuinfo`` by name; empty where there is no such file."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

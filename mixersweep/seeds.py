@@ -1,4 +1,4 @@
-"""One seed for each purpose, so that no random choice depends on another or on a global state."""
+"""Derived seeds, one for each purpose, so that no random choice depends on another or on global state."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from mixersweep.config import Config
 
 PURPOSES = ("initialization", "structure", "split", "order", "augmentation")
-"""Weights; masks and permutations; the validation split; the order of batches; crops and flips."""
+"""What is random in a run: weights; masks and permutations; validation split; order of batches; augmentation."""
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose, e.g. ``derive(0, "initialization", "blocks.0.token_mixing")``.
+    """Derive a 63-bit seed for one purpose, e.g. ``derive(0, "initialization", "blocks.0.token_mixing")``.
 
     Distinct purposes give independent streams, whatever else the program draws.
     """

@@ -1,7 +1,7 @@
 """``analyze cka``: how alike the hidden features of groups of runs are (Hayase & Karakida 2024, section 3.4).
 
-One group is compared with all others of its width, layer by layer, beside what the number means nothing without: the
-same networks untrained, two seeds of one network, and a dense MLP. The estimator is in ``similarity``.
+One group is compared with all others of its width, layer by layer, beside the baselines that the similarity is read
+against: the same networks untrained, two seeds of one network, and a dense MLP. The estimator is in ``similarity``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 def analyze(
     subjects: Sequence[Subject], reference: Sequence[Subject] | None, device: torch.device
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """``cka.json`` and the rows of its table.
+    """Build ``cka.json`` and the rows of its table.
 
     ``reference`` is compared with every other group of runs (``groups``) of the same width, or with all where none
-    has it; None takes the first group. The document is the comparison that is the most alike, with all ``comparisons``
-    behind it and, where the groups are one model at several densities, the ``optimum`` over them.
+    has it; None takes the first group. The document is the comparison with the highest CKA, with all ``comparisons``
+    in it and, where the groups are one model at several densities, the ``optimum`` over them.
     """
     every = groups(subjects)
     mine = list(reference) if reference is not None else next(iter(every.values()))
@@ -92,7 +92,7 @@ def _value(brief: Mapping[str, Any] | None) -> float | None:
 
 
 def _dense(every: Mapping[str, list[Subject]], table: Similarities) -> tuple[list[Subject] | None, str | None]:
-    """The runs that have a dense MLP's weights, among those of the table."""
+    """The first group in the table with density 1, such as a dense MLP; else None, and why there is none."""
     there = {id(member.subject) for member in table.members}
     for runs in every.values():
         if _density(runs[0]) == 1 and id(runs[0]) in there:
@@ -108,7 +108,7 @@ def _document(
     name: str,
     label: str,
 ) -> dict[str, Any]:
-    """One comparison with its baselines, and why those that are null are."""
+    """One comparison with its baselines, and the reason for each baseline that is null."""
     made = compare(table, mine, theirs)
     reasons: dict[str, str] = {}
     if made.diagonal_mean is None:
@@ -155,9 +155,9 @@ def _finite(value: float) -> float | None:
 def _optimum(
     table: Similarities, mine: list[Subject], others: Mapping[str, list[Subject]]
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """The density at which the others are the most like the reference, with its interval and both candidates.
+    """The density at which CKA with the reference is highest, with its interval and both candidates.
 
-    The draws behind all densities are the same batches and seeds, so that their differences keep what they share.
+    All densities are resampled with the same batches and seeds, so that noise they share cancels in differences.
     """
     sparse: dict[str, list[tuple[float, Comparison]]] = {}
     for runs in others.values():
@@ -198,7 +198,7 @@ def _optimum(
 
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """Fig. 2(a) where there are densities to draw it over, and the matrices of up to three comparisons."""
+    """Draw CKA against density as in Fig. 2(a), if there are several, and the matrices of up to three comparisons."""
     from mixersweep.figures import draw_panels
 
     found = document["comparisons"]
@@ -245,7 +245,7 @@ def _curve(axes: Axes, document: Mapping[str, Any], curve: list[Mapping[str, Any
         )
     axes.set_ylim(
         max(-0.02, axes.get_ylim()[0]), min(1.02, axes.get_ylim()[1])
-    )  # what CKA can be; an interval is wider
+    )  # the range of CKA; an interval may be wider
     densities = [1 / one["densities"][1] for one in curve]
     log_axis(axes, densities)
     axes.set_xlabel("1/p, inverse density of the weights compared with")

@@ -1,12 +1,11 @@
-"""``analyze receptive_field``: how many pixels can reach a unit after each layer.
+"""``analyze receptive_field``: how many pixels can influence a unit after each layer.
 
-Exact, by the sparse patterns of the weights: a unit is reached by what reaches the units that it has connections from,
-and by what its skip brings. This is the paper's explanation of Fig. 7 (a random permutation fixes 1/√m of the image,
-and depth widens it). LayerNorms are left out of ``pixels``: through their mean and variance everything that they
-normalise together would reach everything, all of an SW-MLP at once; ``pixels_with_norms`` counts that too.
+Counted exactly from the sparsity patterns of the weights: a unit depends on the pixels of its input units and on those
+of its skip connection. This is the explanation of Fig. 7 by Hayase & Karakida 2024 (a random permutation fixes 1/√m of
+the image, and depth widens it). ``pixels`` leaves out LayerNorms, whose mean and variance make all units that are
+normalised together depend on each other, in an SW-MLP all at once; ``pixels_with_norms`` counts that too.
 
-The set of pixels of a unit is a row of bits, and a layer an OR over its connections, so that a network of 65,536
-units takes a second.
+A unit's set of pixels is a row of bits and a layer an OR over its connections, so that 65,536 units take a second.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Reach = NDArray[np.uint8]
-"""(units, bytes): one bit a pixel."""
+"""The pixels that each unit depends on: uint8 (units, bytes), one bit per pixel (``numpy.packbits``)."""
 
 Row = dict[str, Any]
 _ONES = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.int64)
@@ -38,11 +37,11 @@ _CHUNK = 1 << 25
 
 
 def through(pattern: sp.csr_array, reach: Reach) -> Reach:
-    """What reaches the rows of a pattern, out of what reaches its columns."""
+    """Propagate pixel sets through a pattern (outputs, inputs): each output gets the union of its inputs' sets."""
     out = np.zeros((pattern.shape[0], reach.shape[1]), dtype=np.uint8)
     starts = pattern.indptr
     first = 0
-    while first < pattern.shape[0]:  # as many rows at once as memory likes
+    while first < pattern.shape[0]:  # as many rows at once as fit a bounded amount of memory
         fits = starts[first] + max(1, _CHUNK // reach.shape[1])
         last = max(first + 1, int(np.searchsorted(starts, fits, side="right")) - 1)
         inside = pattern.indices[starts[first] : starts[last]]
@@ -56,15 +55,15 @@ def through(pattern: sp.csr_array, reach: Reach) -> Reach:
 
 
 def count(reach: Reach) -> NDArray[np.int64]:
-    """Pixels of each unit."""
+    """The number of pixels of each unit, (units,)."""
     pixels: NDArray[np.int64] = _ONES[reach].sum(1)
     return pixels
 
 
 def receptive_fields(network: nn.Module, image_size: int, channels: int, *, norms: bool = False) -> dict[str, Reach]:
-    """What reaches the units after the stem and after each mixing layer, by name.
+    """The pixel sets of the units after the stem and after each mixing layer, by name.
 
-    ``norms`` lets a LayerNorm pass on all that it normalises together.
+    With ``norms``, units that a LayerNorm normalises together share their pixels.
     """
     walk = _Walk(image_size, channels, norms)
     follow: Any = getattr(network, "follow", None)
@@ -80,14 +79,14 @@ def receptive_fields(network: nn.Module, image_size: int, channels: int, *, norm
 
 
 class _Walk:
-    """One pass through a network, ``models.parts.Walk``; ``found`` is what it leaves."""
+    """A ``models.parts.Walk`` that propagates pixel sets through a network and collects them in ``found``."""
 
     def __init__(self, image_size: int, channels: int, norms: bool) -> None:
         self.image_size, self.channels, self.norms = image_size, channels, norms
         self.found: dict[str, Reach] = {}
 
     def embedded(self, embedding: PatchEmbedding) -> Reach:
-        """After the patch embedding: unit (patch, feature) sees its patch."""
+        """The sets after the patch embedding, where unit (patch, feature) depends on its patch."""
         size = embedding.patch_size
         side = self.image_size // size
         rows, columns = np.divmod(np.arange(self.image_size**2), self.image_size)
@@ -95,45 +94,45 @@ class _Walk:
         return np.repeat(patches, embedding.projection.out_width, axis=0)
 
     def kept(self, entries: KeptEntries, reach: Reach) -> Reach:
-        """The entries that an MLP keeps."""
+        """Select the entries that an MLP keeps."""
         return reach if entries.width == len(reach) else reach[entries.kept.numpy()]
 
     def pixels(self) -> Reach:
-        """The images themselves: each pixel sees itself, in all channels."""
+        """The sets of the image itself, where each pixel depends on itself, in all channels."""
         return np.tile(np.packbits(np.eye(self.image_size**2, dtype=bool), axis=1), (self.channels, 1))
 
     def through(self, part: nn.Module, reach: Reach) -> Reach:
-        """All linear maps of a part, one after another."""
+        """Propagate through all linear maps of a module, in order."""
         for layer in part.modules():
             if isinstance(layer, SparseMap):
                 reach = through(to_sparse(layer), reach)
         return reach
 
     def all_rows(self, reach: Reach, rows: int, outputs: int) -> Reach:
-        """A table of so many rows, each of whose ``outputs`` rows has connections to all, column by column."""
+        """Propagate through dense mixing of ``rows`` rows into ``outputs`` rows, separately in each column."""
         by_column = np.bitwise_or.reduce(reach.reshape(rows, -1, reach.shape[1]), axis=0)
         return np.tile(by_column, (outputs, 1))
 
     def normalised(self, reach: Reach, together: int) -> Reach:
-        """LayerNorm over so many consecutive units."""
+        """Propagate through a LayerNorm over groups of ``together`` consecutive units."""
         if not self.norms:
             return reach
         groups = reach.reshape(-1, together, reach.shape[1])
         return np.repeat(np.bitwise_or.reduce(groups, axis=1), together, axis=0)
 
     def convolved(self, part: nn.Module, reach: Reach, side: int) -> tuple[Reach, int]:
-        """All convolutions of a part with their masks, at the borders too; with the side of what comes out."""
+        """Propagate through all masked convolutions of a module; returns the sets and the output's side length."""
         for layer in part.modules():
             if isinstance(layer, SparseConv):
                 reach, side = through(_convolution(layer, side), reach), -(-side // layer.stride)
         return reach, side
 
     def see(self, layer: str, reach: Reach) -> None:
-        """Here is a layer to look at."""
+        """Record the sets of a layer under its name."""
         self.found[layer] = reach
 
     def stack(self, network: nn.Module) -> None:
-        """Networks that are one linear map after another, on all pixels."""
+        """Propagate through a network that is a plain sequence of linear maps on the pixels."""
         reach = self.pixels()
         for name, layer in network.named_modules():
             if isinstance(layer, SparseMap) and not name.startswith("head"):
@@ -142,7 +141,7 @@ class _Walk:
 
 
 def _convolution(layer: SparseConv, side: int) -> sp.csr_array:
-    """The pattern of a masked convolution on (channels, side, side)."""
+    """A masked convolution on (channels, side, side) as a sparse matrix from inputs to outputs."""
     outputs, inputs, size, _ = layer.shape
     place = layer.positions.numpy()
     out_channel, rest = np.divmod(place, inputs * size**2)
@@ -160,7 +159,7 @@ def _convolution(layer: SparseConv, side: int) -> sp.csr_array:
 
 
 def analyze(networks: Mapping[str, tuple[nn.Module, int, int]]) -> tuple[dict[str, Any], list[Row]]:
-    """``receptive_field.json``: a row for each layer of named networks, each with its image size and channels."""
+    """Build ``receptive_field.json``, a row for each layer of named networks, given with image size and channels."""
     rows: list[Row] = []
     for name, (network, image_size, channels) in tracked(list(networks.items()), "receptive_field"):
         if not any(isinstance(module, SparseMap) for module in network.modules()):
@@ -187,7 +186,7 @@ def analyze(networks: Mapping[str, tuple[nn.Module, int, int]]) -> tuple[dict[st
 
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """The share of the image that reaches a unit, over the layers."""
+    """Draw the share of the image that a unit depends on, against depth."""
     from mixersweep.figures import counted, draw_panels, looks
 
     rows = document["layers"]

@@ -1,8 +1,8 @@
-"""``analyze sparsity``: how sparse trained effective weights are.
+"""``analyze sparsity``: how sparse the effective weight matrices are after training.
 
-Over the connections of a layer: |w|₁/(√n |w|₂) and Hoyer's index (0.80 and 0.20 for normal weights, as all start), and
-the share of weights below thresholds in units of their root mean square. Over the whole effective matrix, zeros
-counted: Hoyer's index and the nuclear norm. Weights that are shared count as often as they act.
+Over a layer's n connections: |w|₁/(√n |w|₂) and Hoyer's index (0.80 and 0.20 for the normal weights of
+initialisation), and the share of weights below thresholds in units of their root mean square. Over the whole effective
+matrix, zeros included: Hoyer's index and the nuclear norm. A shared weight counts once for each of its uses.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ Row = dict[str, Any]
 
 
 def analyze(subjects: Sequence[Subject]) -> tuple[dict[str, Any], list[Row]]:
-    """``sparsity.json``: ``layers`` (a row for each run, layer and epoch) and ``groups`` (means over layers and seeds,
-    the rows of the table).
+    """Build ``sparsity.json``, and the rows of its table.
+
+    It has ``layers`` (a row for each run, layer and epoch) and ``groups`` (means over layers and seeds: the table).
     """
     label_of = {id(run): label for label, runs in groups(subjects).items() for run in runs}
     layers: list[Row] = []
@@ -46,7 +47,7 @@ def analyze(subjects: Sequence[Subject]) -> tuple[dict[str, Any], list[Row]]:
 
 
 def _plain(row: Row) -> Row:
-    """NaN, of a layer of no or zero weights, is no JSON."""
+    """Replace NaN, as of a layer without nonzero weights, by None for JSON."""
     return {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in row.items()}
 
 
@@ -79,13 +80,13 @@ def _table(layers: Sequence[Row]) -> list[Row]:
 
 
 def _hoyer(layers: Sequence[Row], run: str, epoch: int) -> float:
-    """The mean over the layers of a run that have an index."""
+    """The mean of Hoyer's index over the layers of a run for which it is defined."""
     values = [row["hoyer"] for row in layers if (row["run"], row["epoch"]) == (run, epoch)]
     return float(np.mean([value for value in values if value is not None]))
 
 
 def draw(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """How training moved Hoyer's index, over widths."""
+    """Draw how training changes Hoyer's index, against width."""
     from mixersweep.figures import draw_panels
 
     title = "Sparsity of trained weights; 95% intervals over seeds"

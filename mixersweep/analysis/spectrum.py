@@ -1,8 +1,8 @@
-"""``analyze spectrum``: singular values of effective weights against width, at the start, on the way and at the end.
+"""``analyze spectrum``: singular values of effective weight matrices against width, before, during and after training.
 
 Hayase & Karakida 2024, section 4.3 and appendix D.1: a Mixer's largest singular value stays at 1 + √γ however wide it
-is, an SW-MLP's grows at fixed connections, which may hurt its training. Training loss stands beside it, since a network
-that cannot be trained shows it there, and one that generalises badly does not.
+is, while an SW-MLP's grows with width at fixed connections, which may hurt its training. Training loss is reported
+beside it, because it shows whether a network trains badly rather than generalises badly.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ Row = dict[str, Any]
 
 
 def spectra(network: nn.Module) -> dict[str, tuple[Extremes, float | None]]:
-    """Both ends of the spectrum of each effective matrix by name, with what theory expects of fresh weights.
+    """The extreme singular values of each effective matrix by name, with the largest expected at initialisation.
 
-    The product of a Monarch matrix's two factors is one more, ``blocks.0.mixing``, where nothing stands between them.
+    The expectation is None where there is no theory. A Monarch matrix with nothing between its two factors is listed
+    too, as their product (``blocks.0.mixing``).
     """
     found = {name: (extremes(layer), expected_largest(layer)) for name, layer in mixing_maps(network).items()}
     for name, right, left in _products(network):
@@ -44,7 +45,7 @@ def spectra(network: nn.Module) -> dict[str, tuple[Extremes, float | None]]:
 
 
 def _products(network: nn.Module) -> Iterable[tuple[str, PermutedKronecker, PermutedKronecker]]:
-    """Two permuted-Kronecker maps with nothing between them: the factors of one matrix."""
+    """Find pairs of permuted-Kronecker maps with nothing between them, as (name, right factor, left factor)."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Sequential):
             steps = [(i, step) for i, step in enumerate(module) if not isinstance(step, nn.Identity)]
@@ -54,9 +55,9 @@ def _products(network: nn.Module) -> Iterable[tuple[str, PermutedKronecker, Perm
 
 
 def analyze(subjects: Sequence[Subject], which: str = "all") -> tuple[list[Row], list[Row]]:
-    """``spectrum.json``, a row for each run, layer and epoch, and the table of groups of runs.
+    """Build ``spectrum.json``, a row for each run, layer and epoch, and the table of groups of runs.
 
-    ``which`` epochs: ``all`` that are kept, the ``first`` (0, as drawn) or the ``last``.
+    ``which`` selects epochs: ``all`` that are kept, the ``first`` (0, at initialisation) or the ``last``.
     """
     label_of = {id(run): label for label, runs in groups(subjects).items() for run in runs}
     plan: list[tuple[Subject, int]] = []
@@ -91,7 +92,7 @@ def analyze(subjects: Sequence[Subject], which: str = "all") -> tuple[list[Row],
 
 
 def table(rows: Sequence[Row]) -> list[Row]:
-    """A row for each group and epoch: means over layers, then over seeds, with 95% intervals over seeds."""
+    """Average over layers, then over seeds, with 95% intervals over seeds: a row for each group and epoch."""
     found: list[Row] = []
     cells = dict.fromkeys((row["group"], row["epoch"]) for row in rows)
     for group, epoch in cells:
@@ -139,7 +140,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def draw(document: Sequence[Row], out: Path) -> list[Path]:
-    """Largest singular value, condition and training loss against width, and the course of the first over epochs."""
+    """Draw the largest singular value, condition number and training loss against width, and the first over epochs."""
     from mixersweep.figures import draw_panels, looks_of
 
     rows = table(document)
@@ -157,7 +158,7 @@ def draw(document: Sequence[Row], out: Path) -> list[Path]:
 
 
 def _lines(rows: Sequence[Row], epoch: str) -> dict[str, list[Row]]:
-    """Per model, its groups by width, at the first or the last epoch of each."""
+    """The rows of each model sorted by width, at the first or last epoch of each group."""
     found: dict[str, list[Row]] = {}
     for group in dict.fromkeys(row["group"] for row in rows):
         inside = sorted((row for row in rows if row["group"] == group), key=lambda row: int(row["epoch"]))
@@ -213,7 +214,7 @@ def _at_end(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any], key: str,
 
 
 def _course(axes: Axes, rows: Sequence[Row], looks: Mapping[str, Any]) -> None:
-    """The widest group of each model over the epochs that are kept."""
+    """Plot the widest group of each model against epochs."""
     from mixersweep.figures import band, counted
 
     for model, some in _lines(rows, "last").items():

@@ -1,4 +1,4 @@
-"""The networks that are looked into: run directories, taken up with the weights of any epoch that is kept."""
+"""Load the runs to analyse, and their networks with the weights of any epoch that was kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KEPT = re.compile(r"checkpoint-(\d{4,})\.pt$")
 
 @dataclass(frozen=True)
 class Subject:
-    """One run, and its network at any epoch that is there: 0 is drawn anew from the seeds, as training began."""
+    """One run and its network at any kept epoch; epoch 0 is initialised again from the run's seeds."""
 
     listed: Listed
 
@@ -44,38 +44,38 @@ class Subject:
 
     @cached_property
     def directory(self) -> RunDirectory:
-        """The run, read and checked."""
+        """The opened run directory; raises ``UserError`` where it cannot be read."""
         return RunDirectory.open(self.path)
 
     @property
     def config(self) -> Config:
-        """Its settings."""
+        """The settings of the run."""
         return self.directory.run.config
 
     @property
     def name(self) -> str:
-        """Of the run."""
+        """The name of the run."""
         return self.listed.name
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """As ``result.json``, None where it is not known."""
+        """The record, with every key of ``result.json``; None for what is not known."""
         return self.listed.record
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """The seed of the run."""
         return self.config.seed
 
     @property
     def epochs(self) -> list[int]:
-        """The epochs whose weights can be had, 0 first and the end last; the end only of a completed run."""
+        """The epochs whose weights are available in rising order, from 0; the last epoch only of a completed run."""
         kept = {int(found[1]) for file in self.path.iterdir() if (found := _KEPT.search(file.name))}
         is_whole = self.listed.state is State.COMPLETED and self.directory.checkpoint.exists()
         return sorted({0, *kept, *([self.config.epochs] if is_whole else [])})
 
     def network(self, epoch: int | None = None, device: torch.device | str = "cpu") -> nn.Module:
-        """In evaluation mode, after ``epoch`` epochs; None is the end of training.
+        """Load the network after ``epoch`` epochs, in evaluation mode; None is the end of training.
 
         Raises ``UserError`` where the weights of that epoch are not there.
         """
@@ -105,14 +105,14 @@ class Subject:
         return state.model
 
     def rows(self) -> dict[int, dict[str, Any]]:
-        """The rows of metrics by epoch."""
+        """The rows of ``metrics.jsonl`` by epoch."""
         return {row["epoch"]: row for row in self.directory.rows()}
 
 
 def chosen(places: Sequence[Path], where: str | None, *, completed: bool = True) -> tuple[list[Subject], list[str]]:
-    """The runs of run directories and directories of runs that ``where`` lets through, and notes on those left out.
+    """Select runs by ``where`` from run directories and directories of runs; returns them and notes on those left out.
 
-    Raises ``UserError`` for a place or condition that cannot be, and ``MixersweepError`` where no run is left.
+    Raises ``UserError`` for an invalid place or condition, and ``MixersweepError`` where no run is left.
     """
     condition = None if where is None else parse_where(where)
     found: list[Subject] = []
@@ -134,7 +134,7 @@ def chosen(places: Sequence[Path], where: str | None, *, completed: bool = True)
 
 
 def groups(subjects: Iterable[Subject]) -> dict[str, list[Subject]]:
-    """The runs that differ in their seeds alone, under a label that says what sets the groups apart."""
+    """Group runs that differ only in their seeds, under a label that says how the groups differ."""
     described = [(subject, _described(subject)) for subject in subjects]
     first = described[0][1]
     every = dict.fromkeys(key for _, settings in described for key in settings)
@@ -159,13 +159,13 @@ def _differs_within_model(key: str, model: Any, described: list[tuple[Subject, d
 
 
 def _described(subject: Subject) -> dict[str, Any]:
-    """What makes the experiment but its seeds: sizes, then settings as they are spelled on the command line."""
+    """All settings in the fingerprint but seeds, by dotted name, with the network's sizes."""
     sizes = subject.directory.run.architecture
     return {**settings_of(subject.config), **{key: getattr(sizes, key) for key in SIZES}}
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """What makes an experiment but its seeds and its sizes, as it is spelled on the command line."""
+    """All settings in the fingerprint but seeds, by dotted name as on the command line."""
     settings = experiment(config).flat
     return {key: value for key, value in settings.items() if key.partition(".")[0] not in ("seed", "seeds")}
 
@@ -175,7 +175,7 @@ def _short(value: Any) -> str:
 
 
 def same_data(subjects: Iterable[Subject]) -> None:
-    """Raise ``UserError`` where runs do not see the same images."""
+    """Raise ``UserError`` where runs use different images."""
     seen: dict[tuple[Any, ...], str] = {}
     for subject in subjects:
         data = subject.config.data

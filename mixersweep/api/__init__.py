@@ -1,4 +1,4 @@
-"""The front door in Python: what a notebook needs of the program, each a thin layer over what the command calls.
+"""The public Python functions, for notebooks: thin layers over what the command line calls.
 
-``mixersweep/__init__.py`` names all of it and imports a module here when one of its names is first used.
+``mixersweep/__init__.py`` exports them and imports a module here when one of its names is first used.
 """

@@ -1,4 +1,4 @@
-"""Networks as modules of torch, as training begins with them."""
+"""Build networks as ``torch.nn.Module``, with the weights that training starts from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def build(*overrides: str, **settings: object) -> nn.Module:
     """Build the network that settings mean, images (B, channels, H, W) to logits (B, classes), on the CPU in float32.
 
     Its structure and weights are drawn from the run's seeds, or read from ``model.pretrained``: it is the network that
-    training starts from. Raises ``UserError`` for settings that cannot be.
+    training starts from. Raises ``UserError`` for invalid settings.
     """
     (point,) = expand_one(overrides_of(overrides, settings)).points
     assert point.run is not None

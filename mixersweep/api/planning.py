@@ -1,4 +1,4 @@
-"""The network that settings mean, and what training it would cost: the rule and the plan, without torch and data."""
+"""Solve settings for their network and estimate what training it would cost, without torch and data."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mixersweep.sweeps.plan import Planned
 class Plan:
     """The network of a run and what the run would cost, before it is trained.
 
-    Sizes a family does not have are None. ``weights`` are the mean trainable weights behind an effective matrix of
-    ``connections`` nonzeros, ``parameters`` all that is trainable, ``seconds`` about what the run takes here, None
-    where nothing is known of its shape. ``architecture`` has every other size and count, ``record`` what
-    ``mixersweep plan --json`` prints, and ``overrides`` alone mean the same run again.
+    Sizes a family does not have are None. ``weights`` is the mean number of trainable weights behind an effective
+    matrix with ``connections`` nonzeros, ``parameters`` that of all trainable numbers, ``seconds`` the estimated
+    training time on this machine, or None where no similar run was timed. ``architecture`` has every other size and
+    count, ``record`` is what ``mixersweep plan --json`` prints, and ``overrides`` alone give the same run again.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Runs as a table, and what a comparison of them finds: the report, as objects."""
+"""Read runs as a table and compare them: the report as Python objects."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def read_runs(*places: str | Path, where: str | None = None) -> DataFrame:
-    """Read runs as a table, a row a run whatever its state: its record, how it stands, and every setting.
+    """Read runs as a table with a row for each run in any state: its record, its state and every setting.
 
     ``places`` are directories of runs, or runs by path or name (default: where runs go); ``where`` is a condition such
-    as ``"width>=1000 and model=sw_mlp"``. Raises ``UserError`` for a place or condition that cannot be.
+    as ``"width>=1000 and model=sw_mlp"``. Raises ``UserError`` for an invalid place or condition.
     """
     condition = None if where is None else parse_where(where, [*names(), *DERIVED])
     table = read(find_all(places), condition, where or "")
@@ -44,15 +44,15 @@ def compare(
     """Compare completed runs as ``mixersweep report`` does: the answer, its statistics, tables and figures.
 
     ``places`` and ``where`` as for ``read_runs``; ``by`` are settings that name lines of their own, ``x`` and ``y`` the
-    axes of the main figure, and ``published`` lays the papers' curves beside it. Raises ``UserError`` for what cannot
-    be, and ``MixersweepError`` where no run is completed.
+    axes of the main figure, and ``published`` adds the papers' curves to it. Raises ``UserError`` for invalid
+    arguments, and ``MixersweepError`` where no run is completed.
     """
     return Findings(build(find_all(places), where, x=x, y=y, published=published, by=by), x, y, published)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a comparison of runs found; a notebook shows it as its report in Markdown."""
+    """The result of comparing runs; a notebook shows it as a report in Markdown."""
 
     report: Report
     x: str
@@ -61,12 +61,12 @@ class Findings:
 
     @property
     def answer(self) -> str:
-        """The answer in words, each no stronger than its test."""
+        """The answer in words; no claim is stronger than its statistical test."""
         return self.report.answer
 
     @cached_property
     def tables(self) -> dict[str, DataFrame]:
-        """The tables by name: ``runs`` are all runs that were found, the others accuracies, pairs, trends and so on."""
+        """The tables by name: ``runs`` has all runs found, others have accuracies, pairs, trends and so on."""
         return {name: DataFrame(rows) for name, rows in self.report.tables.items()}
 
     @property
@@ -76,7 +76,7 @@ class Findings:
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """The figures of matplotlib by name, that of the answer first."""
+        """The matplotlib figures by name, that of the answer first."""
         return {figure.name: figure.drawing for figure in self._gallery.figures}
 
     @property
@@ -90,7 +90,7 @@ class Findings:
         return self._gallery.left_out
 
     def write(self, out: str | Path) -> Path:
-        """Write all files of the report into a directory, and return the path of its page."""
+        """Write all files of the report into a directory and return the path of its page."""
         page = write_report(self.report, Path(out), self.x, self.y, self.published).page
         assert page is not None
         return page

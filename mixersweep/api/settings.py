@@ -1,7 +1,7 @@
-"""Settings as Python says them, turned into the overrides of the command line; and what every function tells a person.
+"""Turn Python arguments into command-line overrides, and print notices.
 
-The texts stand as they are, ``"optim.lr=0.1"``; a keyword is the same with ``__`` for each dot, ``optim__lr=0.1``. The
-first text may be ``"--config-dir=DIR"``, which adds choices of one's own.
+Texts such as ``"optim.lr=0.1"`` are kept as they are; a keyword has ``__`` for each dot, ``optim__lr=0.1``. The first
+text may be ``"--config-dir=DIR"``, which adds the user's own config files.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from mixersweep.errors import UserError
 
 
 def say(text: str) -> None:
-    """One line on stderr, as the command says it."""
+    """Print one line on stderr, as the command does."""
     print(f"mixersweep: {text}", file=sys.stderr, flush=True)
 
 
 def overrides_of(texts: Sequence[str], keywords: Mapping[str, object], *, several: bool = False) -> list[str]:
-    """The overrides that texts and keywords mean, in that order.
+    """Turn texts, then keywords, into overrides.
 
     With ``several``, a list, tuple or range is values to sweep over; else a list is the value of a setting that takes
-    one. Raises ``UserError`` for a value that no setting can have.
+    one. Raises ``UserError`` for a value of a type that no setting takes.
     """
     overrides = list(texts)
     for name, value in keywords.items():

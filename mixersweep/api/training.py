@@ -1,4 +1,4 @@
-"""Training from Python, one run or many, and what a run left: the same directories as the command's, taken up alike.
+"""Train one run or many from Python and read what they left, in the same directories as the command.
 
 While a function here trains, this process's signals ask it to stop, as they do the command: the first Ctrl-C ends the
 step under way, writes a checkpoint and raises ``RunStopped``, a second raises ``KeyboardInterrupt`` at once. The same
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class TrainedRun:
-    """A run that was trained, or begun, read from its directory each time it is asked."""
+    """A run in its directory, completed or not; each attribute is read from disk anew."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = expanded(path).absolute()
@@ -48,13 +48,13 @@ class TrainedRun:
 
     @property
     def state(self) -> State:
-        """How the run stands: ``completed``, ``interrupted``, ``failed`` and so on; ``new`` without a directory."""
+        """The state of the run: ``completed``, ``interrupted``, ``failed`` and so on; ``new`` without a directory."""
         listed = read_listed(self.path)
         return State.NEW if listed is None else listed.state
 
     @property
     def error(self) -> str | None:
-        """What ended the run, None where nothing did."""
+        """The error that ended the run, or None."""
         return self._listed.reason or self._listed.status.error
 
     @property
@@ -64,21 +64,21 @@ class TrainedRun:
 
     @property
     def metrics(self) -> DataFrame:
-        """Losses, accuracies and speed, a row an epoch."""
+        """Losses, accuracies and speed, with a row for each epoch."""
         from pandas import DataFrame
 
         return DataFrame(read_rows(self.path / "metrics.jsonl"))
 
     @property
     def probes(self) -> DataFrame:
-        """What was found inside the network on the way (the setting ``probes``), a row an epoch that was looked at."""
+        """Measurements inside the network during training (setting ``probes``), with a row for each probed epoch."""
         from pandas import DataFrame
 
         return DataFrame(read_rows(self.path / "probes.jsonl"))
 
     @property
     def predictions(self) -> dict[str, NDArray[Any]]:
-        """The arrays of ``predictions.npz``, of the test images (N,): among them ``prediction`` and ``label``.
+        """The arrays of ``predictions.npz`` over the N test images, among them ``prediction`` and ``label`` (N,).
 
         Raises ``UserError`` for a run that is not completed.
         """
@@ -89,7 +89,7 @@ class TrainedRun:
             return dict(stored)
 
     def network(self, epoch: int | None = None) -> nn.Module:
-        """The network after so many epochs, in evaluation mode; None is the end of training, 0 its beginning.
+        """Load the network after ``epoch`` epochs, in evaluation mode; None is the end of training, 0 its start.
 
         Raises ``UserError`` where the weights of that epoch are not there.
         """
@@ -106,7 +106,7 @@ class TrainedRun:
 
 
 def train(*overrides: str, **settings: object) -> TrainedRun:
-    """Train the run that settings mean, or what is left of it; a completed one is returned at once.
+    """Train the run that settings mean, or resume it; a completed run is returned at once.
 
     ``train(model="pk", width=1024, epochs=5)``: the settings are those of the command line, as for ``plan``, and
     ``run_dir=...`` alone takes up a run as it stands. Raises ``UserError`` for settings that cannot be, ``RunDiverged``
@@ -128,7 +128,7 @@ def train(*overrides: str, **settings: object) -> TrainedRun:
 
 
 def sweep(*overrides: str, **settings: object) -> list[TrainedRun]:
-    """Train the runs that settings mean together, or what is left of them, and return all of them in their order.
+    """Train the sweep of runs that settings mean, or resume it, and return all runs in order.
 
     A list, tuple or range is values to sweep over: ``sweep(model=["pk", "sw_mlp"], width=[512, 1024], seed=range(3))``
     is every combination, ``sweep(experiment="small_width")`` the grids of an experiment, each in processes of their own

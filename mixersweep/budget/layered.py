@@ -1,9 +1,8 @@
-"""Networks that are a list of weight tensors, each dense or with as many of its weights as water-filling leaves.
+"""Sizes of networks given as a list of weight tensors, each dense or thinned by water-filling.
 
-Golubeva, Neyshabur & Gur-Ari (2021) hold the number of weights of a narrow dense net fixed while it widens: weights
-are removed from its largest tensor until that equals the next largest, then from both equally, and so on. Small
-tensors stay dense. Biases and norms are dense and not counted. S-FC (Neyshabur 2020) is dense: what it loses, it
-loses in training.
+Golubeva, Neyshabur & Gur-Ari (2021) widen a dense network at a fixed number of weights: weights are removed from its
+largest tensor until that equals the next largest, then from both equally, and so on. Small tensors stay dense. Biases
+and norms are dense and not counted. S-FC (Neyshabur 2020) starts dense and loses weights only in training.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from mixersweep.errors import UserError
 
 
 class Layer(NamedTuple):
-    """One weight tensor: ``inputs`` weights a unit when dense, used at ``places`` of an image where it is a kernel."""
+    """One weight tensor, (outputs, inputs) when dense; a convolution is applied at ``places`` positions."""
 
     outputs: int
     inputs: int
@@ -29,13 +28,13 @@ class Layer(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Its weights when dense."""
+        """The number of weights when dense."""
         return self.outputs * self.inputs
 
 
 @dataclass(frozen=True)
 class Layered(ABC):
-    """A kind of network: the layers it has at a width, and the number of weights that it keeps at every width."""
+    """A kind of network: its layers at each width, and its number of weights, the same at every width."""
 
     image_channels: int
     image_size: int
@@ -48,22 +47,22 @@ class Layered(ABC):
     @property
     @abstractmethod
     def narrowest(self) -> int:
-        """The width that ``auto`` takes: the narrowest that holds its weights, where it is dense."""
+        """The width for ``auto``: the smallest that holds all its weights, where it is dense."""
 
     @abstractmethod
     def layers(self, width: int) -> list[Layer]:
         """Its weight tensors at a width, from the image to the classes."""
 
     def total(self) -> int:
-        """The weights that it keeps."""
+        """The number of weights that it has at every width."""
         return sum(layer.size for layer in self.layers(self.narrowest))
 
     def kept(self, width: int) -> list[int]:
-        """How many weights each of its layers keeps at a width."""
+        """The number of nonzero weights of each layer at a width."""
         return water_filling([layer.size for layer in self.layers(width)], self.total())
 
     def check(self, width: int) -> None:
-        """Refuse a width that is too small for its weights."""
+        """Raise ``UserError`` for a width that is too small to hold its weights."""
         if width < self.narrowest:
             raise UserError(
                 f"width={width}: too narrow for the {self.total()} weights of {self.setting}; "
@@ -72,9 +71,9 @@ class Layered(ABC):
 
 
 def water_filling(sizes: Sequence[int], total: int) -> list[int]:
-    """How many of the weights of each tensor stay where ``total`` do: min(size, level), exact.
+    """Share ``total`` weights among tensors: each gets min(size, level), with one level for all.
 
-    Where the level is no whole number, the first of the tensors above it keep one weight more.
+    Where the level is not a whole number, the first of the tensors above it get one weight more.
     """
     assert 0 <= total <= sum(sizes), (sizes, total)
     below = 0  # of the tensors that stay dense, smallest first
@@ -94,9 +93,9 @@ def water_filling(sizes: Sequence[int], total: int) -> list[int]:
 
 
 def solve_layered(request: Request, network: Layered) -> Architecture:
-    """The network with its width: ``connections`` is the mean of all its tensors, rounded; all are counted.
+    """Solve a request for all sizes; ``connections`` is the rounded mean of nonzeros over all tensors.
 
-    Raises ``UserError`` for a width that does not hold its weights, and for settings that it has not.
+    Raises ``UserError`` for a width that cannot hold the weights, and for settings of other families.
     """
     width = network.narrowest if request.width is None else request.width
     for name, share in request.shares.items():
@@ -153,7 +152,7 @@ def solve_layered(request: Request, network: Layered) -> Architecture:
 
 
 def _refuse_other_settings(request: Request, network: Layered, connections: int) -> None:
-    """Refuse what belongs to other families; ``connections`` may be said where they are so anyway."""
+    """Raise ``UserError`` for settings of other families; ``connections`` is allowed if it equals the solved value."""
     for name in ("connections", "weights", "density", "tokens", "channels"):
         value = getattr(request, name)
         if value is not None and (name, value) != ("connections", connections):

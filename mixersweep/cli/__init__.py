@@ -1,6 +1,6 @@
-"""The command line: a module a verb, with ``add`` for its arguments.
+"""The command line: one module per verb, whose ``add`` declares its arguments.
 
-Each imports what it needs when it is called, torch only to train and to measure.
+A module imports what it needs when its verb is called, and torch only to train and to measure.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _settle_streams() -> None:
-    """Open what was closed (``>&-``), else the next file would take its place; and have all be writable somehow."""
+    """Reopen closed standard streams (``>&-``), whose descriptors the next file would take, and make all encodable."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
@@ -47,14 +47,14 @@ def _settle_streams() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End this process as ``sys.exit`` does, but for the interpreter, which is not taken down.
+    """End this process like ``sys.exit``, but without finalising the interpreter.
 
-    gloo's threads outlive their process group (torch 2.14: DistributedDataParallel holds on to it), and one that lets
-    go of a tensor when Python has begun to end aborts the process, and torchrun then the others.
+    gloo's threads outlive their process group (torch 2.14: DistributedDataParallel keeps a reference), and one that
+    frees a tensor during finalisation aborts the process, whereupon torchrun ends the others.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # closed by whoever reads it, or here
+        with contextlib.suppress(OSError, ValueError):  # closed by its reader, or here
             stream.flush()
     os._exit(code)
 
@@ -63,7 +63,7 @@ def _exit_code(arguments: list[str]) -> int:
     os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's own backend may be missing here
     try:
         if arguments[:1] == ["train"] and "_ARGCOMPLETE" not in os.environ:
-            return train.train(arguments[1:])  # everything behind it is Hydra's
+            return train.train(arguments[1:])  # all further arguments are Hydra's
         code = _parse_and_run(arguments)
         sys.stdout.flush()
         return code
@@ -72,19 +72,19 @@ def _exit_code(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         report("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has had enough
+    except BrokenPipeError:  # the reader closed our output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
         if error.filename is None and error.errno == errno.ENOSPC:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what it holds would be tried again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else its buffer is written again at exit
         return told(MixersweepError(f"{error.filename or 'stdout'}: cannot be written or read: {error.strerror}"))
 
 
 def completion(options: argparse.Namespace) -> int:
-    """``completion SHELL``: print what the shell has to source."""
+    """``completion SHELL``: print the completion script for the shell to source."""
     import argcomplete
 
     print(argcomplete.shellcode(["mixersweep"], shell=options.shell))  # type: ignore[attr-defined]
@@ -116,6 +116,6 @@ def _parse_and_run(arguments: list[str]) -> int:
     if rest and (any(word.startswith("-") for word in rest) or not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        options.overrides += rest  # overrides behind a flag
+        options.overrides += rest  # overrides after a flag
     code: int = options.run(options)
     return code

@@ -26,7 +26,7 @@ VERBS = {
 
 
 def add(verbs: Any) -> None:
-    """``analyze cka|spectrum|sparsity|receptive_field|effective|cost|landscape|coordinates [RUNS ...]``."""
+    """Declare ``analyze cka|spectrum|sparsity|receptive_field|effective|cost|landscape|coordinates [RUNS ...]``."""
     parser = verbs.add_parser("analyze", help="look inside finished networks: similarity, spectra, sparsity, ...")
     inner = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     made = {}
@@ -69,7 +69,7 @@ def _add_coordinates(verb: argparse.ArgumentParser) -> None:
 
 
 def analyze(options: argparse.Namespace) -> int:
-    """``analyze VERB``: the path of its JSON on stdout."""
+    """``analyze VERB``: run an analysis and print the path of its JSON."""
     import torch
 
     from mixersweep.analysis.output import folder, write
@@ -188,9 +188,9 @@ def _coordinates(options: argparse.Namespace, device: Any, _out: Path) -> Any:
 
 
 def _of_several_widths(options: argparse.Namespace) -> list[Any]:
-    """The networks of a coordinate check: of run directories, of settings, or the default ones.
+    """The networks of a coordinate check, from run directories, settings or defaults.
 
-    Settings that name no shape are those of the Mixers of ``--sizes``, and of MLPs of their width and connections.
+    Settings without a shape apply to the Mixers of ``--sizes``, and to MLPs of their width and connections.
     """
     from mixersweep.analysis.coordinates import DEFAULT, SIZES, SMALL
 
@@ -214,11 +214,11 @@ def _of_several_widths(options: argparse.Namespace) -> list[Any]:
 
 
 _SHAPES = ("width", "tokens", "channels", "connections", "weights", "flops", "density", "budget", "experiment")
-"""Settings that say something of a network's shape."""
+"""The settings that determine a network's shape."""
 
 
 def _counts(flag: str, text: str) -> list[int]:
-    """Whole numbers with commas between them, rising; raises ``UserError``."""
+    """Parse comma-separated rising whole numbers; raises ``UserError`` for anything else."""
     try:
         found = sorted({int(word) for word in text.split(",")})
     except ValueError:
@@ -229,7 +229,7 @@ def _counts(flag: str, text: str) -> list[int]:
 
 
 def _are_settings(places: list[str]) -> bool:
-    """Whether the words behind a verb are settings; raises ``UserError`` where only some are."""
+    """Whether the arguments of a verb are settings; raises ``UserError`` where only some are."""
     settings = ["=" in place and not Path(place).exists() for place in places]
     if any(settings) and not all(settings):
         raise UserError(f"{places[settings.index(False)]}: give run directories or key=value settings, not both")
@@ -237,9 +237,9 @@ def _are_settings(places: list[str]) -> bool:
 
 
 def _networks(options: argparse.Namespace, settings: list[str] | None = None) -> dict[str, Any]:
-    """The solved runs that settings mean, or one of each group of runs that differ in their seeds alone.
+    """The solved runs that settings mean, or one run of each group that differs only in seeds.
 
-    ``settings`` take the place of the words behind the verb.
+    ``settings`` replace the arguments of the verb.
     """
     from mixersweep.analysis.cost import named
 

@@ -1,4 +1,4 @@
-"""``mixersweep bench``: speed, as ratios."""
+"""``mixersweep bench``: measure speed, as ratios to named alternatives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mixersweep.errors import DONE
 
 
 def add(verbs: Any) -> None:
-    """``bench SUITE``."""
+    """Declare ``bench SUITE``."""
     verb = verbs.add_parser("bench", help="measure speed against named alternatives")
     verb.add_argument("suite", choices=("layers", "step", "loader", "train", "pack"), help="what is measured")
     verb.add_argument("--json", action="store_true", help="one object a line and nothing else")
@@ -44,7 +44,7 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def said(verdict: dict[str, Any]) -> str:
-    """Whether a path of ours was slower than torch's own, in a line."""
+    """Say in one line which code paths of ours were slower than torch's own."""
     compared, slower, unsure = verdict["compared"], verdict["slower"], verdict["unsure"]
     told = [
         f"torch's own is faster in {len(slower) or 'none'} of {compared} paths (lowest {verdict['lowest_ratio']:.2g}x)"

@@ -1,4 +1,4 @@
-"""``mixersweep data``: which data sets are ready, and getting one."""
+"""``mixersweep data``: list the data sets that are ready, and prepare one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mixersweep.paths import data_dir, expanded
 
 
 def add(verbs: Any) -> None:
-    """``data list`` and ``data prepare NAME``."""
+    """Declare ``data list`` and ``data prepare NAME``."""
     verb = verbs.add_parser("data", help="list the data sets, or prepare one")
     actions = verb.add_subparsers(metavar="ACTION", required=True)
     directory = argparse.ArgumentParser(add_help=False)
@@ -41,7 +41,7 @@ def data_list(options: argparse.Namespace) -> int:
 def data_prepare(options: argparse.Namespace) -> int:
     """``data prepare NAME``: fetch, check and convert a data set once; check a folder of images.
 
-    Prints the file, or for a folder the settings of ``train`` that name it.
+    Prints the path of the file, or for a folder of images the settings that ``train`` needs for it.
     """
     from mixersweep.config.spelling import spelled
     from mixersweep.data import Folder, find, folders, prepare

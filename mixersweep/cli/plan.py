@@ -1,4 +1,4 @@
-"""``mixersweep plan``: what the same overrides would train, and what that would cost."""
+"""``mixersweep plan``: list the runs that overrides mean, and what training them would cost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any) -> None:
-    """``plan [-m] [key=value ...]``, with the overrides of ``train``."""
+    """Declare ``plan [-m] [key=value ...]``, with the overrides of ``train``."""
     verb = verbs.add_parser(
         "plan", help="what train with the same overrides would cost: sizes, memory, time; trains nothing"
     )
@@ -37,7 +37,7 @@ def add(verbs: Any) -> None:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """``plan [-m] [key=value ...]``: the runs, their cost and their state; nothing is trained."""
+    """``plan [-m] [key=value ...]``: print the runs, their cost and their state; nothing is trained."""
     from mixersweep.compose import leading, own_configs
     from mixersweep.config import warnings
     from mixersweep.sweeps.cluster import asked
@@ -91,7 +91,7 @@ def _print(expansion: Expansion, rows: list[Planned]) -> None:
 
 
 def _measure(expansion: Expansion, rows: list[Planned]) -> None:
-    """Time the shapes that no completed run tells of."""
+    """Time the network shapes that no completed run has timed."""
     from mixersweep.sweeps.measure import measure
     from mixersweep.sweeps.plan import at_once
     from mixersweep.sweeps.times import Times
@@ -103,14 +103,14 @@ def _measure(expansion: Expansion, rows: list[Planned]) -> None:
         report("nothing to measure: completed runs tell how long each takes")
         return
     jobs, threads = at_once(expansion, rows)
-    times.calibration.add([])  # where nobody may write, that is told before minutes are spent
+    times.calibration.add([])  # an unwritable file should fail before minutes are spent
     report(f"measuring {jobs} at once, {threads} thread{'' if threads == 1 else 's'} each")
     for entry in measure(unknown, jobs, threads, report):
         times.calibration.add([entry])
 
 
 def _sweeps(overrides: list[str]) -> bool:
-    """Whether a value among the overrides is several, which ``train`` takes with ``-m``."""
+    """Whether an override has several values, for which ``train`` needs ``-m``."""
     from mixersweep.compose import parsed_overrides
 
     return any(override.is_sweep_override() for override in parsed_overrides(overrides))

@@ -1,4 +1,4 @@
-"""``mixersweep report`` and ``mixersweep diff``: what came out of many runs, and what sets a few apart."""
+"""``mixersweep report`` and ``mixersweep diff``: compare the results of many runs, and the settings of a few."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mixersweep.paths import report_dir, runs_dir
 
 
 def add(verbs: Any) -> None:
-    """``report [RUNS_DIR ...]`` and ``diff RUN RUN ...``."""
+    """Declare ``report [RUNS_DIR ...]`` and ``diff RUN RUN ...``."""
     verb = verbs.add_parser("report", help="compare completed runs: statistics, figures, one page")
     verb.add_argument(
         "runs_dirs", nargs="*", metavar="RUNS_DIR", help="directories of runs, or runs by path or name (default: runs)"
@@ -47,7 +47,7 @@ def add(verbs: Any) -> None:
 
 
 def report(options: argparse.Namespace) -> int:
-    """``report``: the path of the page on stdout, or what was asked to be printed."""
+    """``report``: write the report and print the path of its page, or print what a flag asks for."""
     from mixersweep.report import build
     from mixersweep.runs.find import find_all
 
@@ -75,7 +75,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def diff(options: argparse.Namespace) -> int:
-    """``diff``: a column a run; only settings and sizes that differ, and all results. Or sweeps, a column each."""
+    """``diff``: print settings and sizes that differ between runs, and all results; or compare sweeps by cell."""
     from mixersweep.report.diff import differences, of_sweeps, read
 
     if len(options.runs) < 2:

@@ -1,4 +1,4 @@
-"""``mixersweep status``, ``retry``, ``cancel``, ``logs``: how the runs stand, and mending them."""
+"""The commands ``mixersweep status``, ``retry``, ``cancel`` and ``logs``, which show runs and change their states."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mixersweep.runs.listing import Listed
 
 EVERY = 2.0
-"""Seconds between two looks of ``--watch``, or five times as long as a look takes."""
+"""The least seconds between two updates of ``--watch``; the pause is at least five times as long as an update."""
 
 COLOURS: dict[str, str] = {
     **dict.fromkeys((State.FAILED, State.DIVERGED, State.LOST, State.BROKEN), "31"),
@@ -36,7 +36,7 @@ COLOURS: dict[str, str] = {
 
 
 def add(verbs: Any) -> None:
-    """``status``, ``retry``, ``cancel`` and ``logs``."""
+    """Add the commands ``status``, ``retry``, ``cancel`` and ``logs`` to the parser."""
     chosen = argparse.ArgumentParser(add_help=False)
     group: Any = chosen.add_argument_group("which runs")
     group.add_argument("--model", metavar="M,..", help="of these families").completer = completer.models
@@ -80,7 +80,7 @@ def add(verbs: Any) -> None:
 
 
 def status(options: argparse.Namespace) -> int:
-    """``status [RUNS_DIR ...]``: how the runs stand."""
+    """Print the state of runs (``status [RUNS_DIR ...]``); returns the exit code."""
     if options.watch and (options.json or not sys.stdout.isatty()):
         why = "not with --json" if options.json else "needs a terminal; without it, status prints once"
         raise UserError(f"--watch: {why}")
@@ -109,7 +109,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def retry(options: argparse.Namespace) -> int:
-    """``retry --state S,.. [RUNS_DIR ...]``: make runs planned again."""
+    """Make runs planned again, to be trained by the same command (``retry --state S,.. [RUNS_DIR ...]``)."""
     from mixersweep.runs.status import watch
     from mixersweep.sweeps import mend
 
@@ -132,7 +132,7 @@ def retry(options: argparse.Namespace) -> int:
 
 
 def cancel(options: argparse.Namespace) -> int:
-    """``cancel RUN ...``, or by ``--state``, ``--sweep``, ``--model``, ``--where``: stop runs for good."""
+    """Stop runs for good, by name or by filters such as ``--state`` (``cancel RUN ...``); returns the exit code."""
     from mixersweep.runs.find import find
     from mixersweep.sweeps import mend
     from mixersweep.sweeps.many import Progress
@@ -156,7 +156,7 @@ def cancel(options: argparse.Namespace) -> int:
 
 
 def _tell(told: Sequence[tuple[Listed, str]]) -> None:
-    """Say what was done to runs: a line each, or of many how often it was done to runs of a model and width."""
+    """Print what was done to each run; for many runs, a count for each outcome, model and width."""
     from mixersweep.sweeps.many import LINES
 
     lines = [f"{listed.name}  {text}" for listed, text in told]
@@ -167,13 +167,13 @@ def _tell(told: Sequence[tuple[Listed, str]]) -> None:
 
 
 def of_kind(listed: Listed) -> str:
-    """Model and width of a run, in words."""
+    """Describe model and width of a run in words."""
     planned = listed.planned
     return f"{planned['model']} of width {planned['width']}" if "model" in planned else "no known model"
 
 
 def logs(options: argparse.Namespace) -> int:
-    """``logs RUN``: the end of the run's ``log.txt``, into which a launcher writes all that the run says."""
+    """Print the end of a run's ``log.txt``, to which a launcher sends the run's output (``logs RUN``)."""
     from mixersweep.runs.find import find
     from mixersweep.runs.listing import read_listed
 
@@ -185,7 +185,7 @@ def logs(options: argparse.Namespace) -> int:
         raise UserError(f"{path}: has no log.txt; a launcher writes one, a run in a terminal speaks to that")
     position = 0
     while True:
-        listed = read_listed(path)  # before the file: what a run that has ended wrote is all there
+        listed = read_listed(path)  # before the file, so that an ended run's log is complete
         if file.exists():
             with file.open("rb") as log:
                 position = position or _before_last_lines(file, options.lines)
@@ -200,7 +200,7 @@ def logs(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    """Draw the end of the table, which is what needs a person, as high as the terminal is, again and again."""
+    """Redraw the last lines of the table (runs that need a person), as many as fit on the terminal, until Ctrl-C."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -220,7 +220,7 @@ def _watch(options: argparse.Namespace) -> int:
         end = f"{summary(line.record['state'] for line in lines)}   {clock}"
         return Text.from_ansi("\n".join([heading, *above, *map(_coloured, texts), end[: wide - 1]]))
 
-    first = look()  # a mistake is told before the screen is taken
+    first = look()  # so that a mistake is reported before the screen switches
     try:
         with Live(first, console=console, auto_refresh=False, screen=True) as live:
             while True:
@@ -233,7 +233,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _selected(options: argparse.Namespace) -> Iterator[Listed]:
-    """The runs of the given directories that the filters let through."""
+    """Yield the runs in the given directories that match the filters; raises ``UserError`` for an unknown sweep."""
     from mixersweep.families import FAMILIES
     from mixersweep.runs.find import find_all
     from mixersweep.runs.listing import listing
@@ -270,7 +270,7 @@ def _selected(options: argparse.Namespace) -> Iterator[Listed]:
 
 
 def _listed(text: str | None, flag: str, known: Any) -> list[str]:
-    """The words of a comma-separated list; each must be known."""
+    """Split a comma-separated list; raises ``UserError`` for a word that is not in ``known``."""
     words = [] if text is None else [word.strip() for word in text.split(",")]
     for word in words:
         if word not in known:
@@ -281,7 +281,7 @@ def _listed(text: str | None, flag: str, known: Any) -> list[str]:
 
 
 def _before_last_lines(file: Path, count: int) -> int:
-    """Where in a file its last ``count`` lines begin."""
+    """Return the position, in bytes, at which the last ``count`` lines of a file begin."""
     with file.open("rb") as log:
         end = position = log.seek(0, os.SEEK_END)
         tail = b""
@@ -304,7 +304,7 @@ def _runs_dirs(verb: Any) -> None:
 
 
 def _coloured(line: str) -> str:
-    """The line with its first word in the colour of the state, on a terminal."""
+    """Colour the first word of a line by the state that it names, if printing to a terminal."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return line
     state = line.partition(" ")[0]

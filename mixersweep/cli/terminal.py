@@ -1,4 +1,4 @@
-"""What every verb says to a person: lines on stderr; stdout is for results."""
+"""Messages of all verbs to the user, as lines on stderr; stdout is for results."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mixersweep.errors import INTERRUPTED, MixersweepError
 
 
 def report(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     print(f"mixersweep: {text}", file=sys.stderr, flush=True)
 
 
 def told(error: MixersweepError) -> int:
-    """Print the one line of an expected end, and return its exit code."""
+    """Print the one line of an expected error and return its exit code."""
     if os.environ.get("MIXERSWEEP_DEBUG"):
         traceback.print_exception(error)
     report(f"error: {error}" if error.exit_code != INTERRUPTED else str(error))

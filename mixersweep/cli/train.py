@@ -1,4 +1,4 @@
-"""``mixersweep train``: one network, or with ``-m`` many."""
+"""The command ``mixersweep train``, which trains one network, or with ``-m`` many."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any) -> None:
-    """For help and completion; what stands behind ``train`` is parsed by Hydra."""
+    """Add ``train`` to the parser, for help and completion only: Hydra parses its arguments."""
     verb = verbs.add_parser("train", add_help=False, help="train a network: mixersweep train model=pk width=1024")
     settings = verb.add_argument("overrides", nargs="*", metavar="key=value", help="an experiment means many runs")
     settings.completer = completer.overrides
@@ -34,7 +34,7 @@ def add(verbs: Any) -> None:
 
 
 def train(arguments: list[str]) -> int:
-    """``train [key=value ...]``: train one network, or with ``-m`` or an experiment many."""
+    """Train one network, or with ``-m`` or an experiment many (``train [key=value ...]``); returns the exit code."""
     from mixersweep.training.signals import StopSignals
 
     signals = StopSignals().install()
@@ -67,7 +67,7 @@ def train(arguments: list[str]) -> int:
 
 
 def _train_one(arguments: list[str], signals: StopSignals) -> tuple[int, float | None]:
-    """Train the run that overrides mean; its exit code, and its validation accuracy where it has one."""
+    """Train the run that the overrides mean; returns its exit code, and its validation accuracy if it has one."""
     from mixersweep.runs import RunDirectory
     from mixersweep.sweeps.expand import expand_one
     from mixersweep.training.resume import check
@@ -88,7 +88,7 @@ def _train_one(arguments: list[str], signals: StopSignals) -> tuple[int, float |
 
 
 def _by_hydra(invocation: Invocation, signals: StopSignals) -> int:
-    """What Hydra shows, or what another of its sweepers trains, a run at a time."""
+    """Let Hydra print its information, or another Hydra sweeper train runs one after another; returns the exit code."""
     from mixersweep.compose import WORST, run_app
 
     outcomes: list[int] = []
@@ -99,7 +99,7 @@ def _by_hydra(invocation: Invocation, signals: StopSignals) -> int:
         return WORST if code == DIVERGED else accuracy
 
     def failed(error: Exception) -> None:
-        """One run did not complete: say so, and let the others go on."""
+        """Report a run that did not complete, so that the others go on."""
         if not isinstance(error, MixersweepError):
             traceback.print_exception(error)
         outcomes.append(told(error) if isinstance(error, MixersweepError) else FAILED)
@@ -111,7 +111,7 @@ def _by_hydra(invocation: Invocation, signals: StopSignals) -> int:
 
 
 def _show_scripts(overrides: list[str]) -> int:
-    """``train -m --dry-run``: print what ``sbatch`` would be given."""
+    """Print the scripts that ``sbatch`` would get (``train -m --dry-run``)."""
     from mixersweep.sweeps.cluster import resolved, scripts
     from mixersweep.sweeps.expand import expand
 
@@ -120,7 +120,7 @@ def _show_scripts(overrides: list[str]) -> int:
 
 
 def _take_up(arguments: list[str], signals: StopSignals) -> int:
-    """``train run_dir=DIR ...``: one run, or several that one program can train."""
+    """Train the run of a directory, or several as one pack (``train run_dir=DIR ...``); returns the exit code."""
     from mixersweep.runs import RunDirectory
     from mixersweep.training.resume import frozen
 
@@ -133,7 +133,7 @@ def _take_up(arguments: list[str], signals: StopSignals) -> int:
 
 
 def _train_pack(directories: list[RunDirectory], signals: StopSignals) -> int:
-    """Train what is left of runs as one; the exit code is theirs where all have the same, else that of a failure."""
+    """Train the unfinished runs as one pack; returns the exit code that all share, else ``FAILED``."""
     settled = {directory.path: _settled(directory) for directory in directories}
     left = [directory for directory in directories if settled[directory.path] is None]
     codes = [code for code in settled.values() if code is not None]
@@ -142,7 +142,7 @@ def _train_pack(directories: list[RunDirectory], signals: StopSignals) -> int:
 
         report(summary(left[0]) + (f"\nand {len(left) - 1} more of this program" if len(left) > 1 else ""))
 
-        from mixersweep.training.loop import train_pack
+        from mixersweep.training.trainer import train_pack
 
         for directory, error in zip(left, train_pack(left, signals, report), strict=True):
             if error is None:
@@ -156,7 +156,7 @@ def _train_pack(directories: list[RunDirectory], signals: StopSignals) -> int:
 
 
 def _execute(make: Callable[[], RunDirectory], signals: StopSignals) -> int:
-    """Train what is left of a run; print the path of its result when it is completed."""
+    """Train the rest of a run, and print the path of its result once it is completed; returns the exit code."""
     if of_torchrun("WORLD_SIZE", 1) > 1:
         return _execute_together(make, signals)
     directory = make()
@@ -165,29 +165,29 @@ def _execute(make: Callable[[], RunDirectory], signals: StopSignals) -> int:
 
 
 def _execute_together(make: Callable[[], RunDirectory], signals: StopSignals) -> int:
-    """One of several processes, as torchrun starts them: the first decides what is to be done and tells the others."""
+    """Train a run in several processes started by torchrun: the first decides what to do and tells the others."""
     from mixersweep.training.parallel import World
 
     world = World()
     try:
-        if not world.first:
-            told_to = world.share(None)
+        if not world.is_first:
+            told_to = world.broadcast(None)
             return told_to if isinstance(told_to, int) else _train_along(told_to, signals, world)
         try:
             directory = make()
             code = _settled(directory)
         except MixersweepError as error:
-            world.share(error.exit_code)
+            world.broadcast(error.exit_code)
             raise
-        world.share(directory if code is None else code)
+        world.broadcast(directory if code is None else code)
         return _train(directory, signals, world) if code is None else code
     finally:
         world.close()
 
 
 def _train_along(directory: RunDirectory, signals: StopSignals, world: World) -> int:
-    """Train as another than the first process, which does the talking but for what befalls this one."""
-    from mixersweep.training.loop import train as train_run
+    """Train as a torchrun process of rank above 0, which prints nothing but its own failure."""
+    from mixersweep.training.trainer import train as train_run
 
     try:
         train_run(directory, signals, lambda _: None, world)
@@ -199,7 +199,7 @@ def _train_along(directory: RunDirectory, signals: StopSignals, world: World) ->
 
 
 def _settled(directory: RunDirectory) -> int | None:
-    """The exit code for a run that is not to be trained, None for one that is."""
+    """Return the exit code of a run that has ended already and report how, or None for one to train."""
     from mixersweep.training.resume import ended
 
     end = ended(directory, report)

@@ -1,4 +1,4 @@
-"""``mixersweep wandb sync | report | workspace``: what is left to do in W&B once runs have trained."""
+"""``mixersweep wandb sync | report | workspace``: upload runs and reports to W&B after training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Any) -> None:
-    """``wandb`` and its three actions."""
+    """Declare ``wandb`` and its three actions."""
     verb = verbs.add_parser("wandb", help="upload runs, a sweep's report or a view of the project to W&B")
     actions = verb.add_subparsers(title="actions", metavar="ACTION", required=True)
     place = argparse.ArgumentParser(add_help=False)
@@ -48,12 +48,12 @@ def add(verbs: Any) -> None:
 
 
 def sweeps(prefix: str, **_: object) -> list[str]:
-    """The names of sweeps, for the shell."""
+    """Complete the names of sweeps in the shell."""
     return [name for name in _sweeps(paths.runs_dir()) if name.startswith(prefix)]
 
 
 def sync(options: argparse.Namespace) -> int:
-    """``wandb sync``: the directories of runs that went up on stdout; 1 where one did not."""
+    """``wandb sync``: upload runs and print their directories; returns 1 if an upload failed."""
     from mixersweep.runs.find import find_all
     from mixersweep.runs.listing import listing
     from mixersweep.runs.where import parse_where
@@ -85,7 +85,7 @@ def sync(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    """``wandb report``: the URL of the report's run on stdout."""
+    """``wandb report``: upload a sweep's report and print the URL of its run."""
     from mixersweep.runs.listing import listing
     from mixersweep.tracking.identity import Destination
 
@@ -107,7 +107,7 @@ def report(options: argparse.Namespace) -> int:
 def _send(
     folder: Path, sweep: dict[str, Any], runs: list[Path], destination: Destination, options: argparse.Namespace
 ) -> str | None:
-    """Build the report and upload it; its URL, or None where it was only asked for online."""
+    """Build the report and upload it; returns its URL, or None if W&B is offline and it was only for online."""
     from mixersweep.report.build import build, write
     from mixersweep.tracking import REPORT_LOG, leave_agent, processes
 
@@ -138,13 +138,13 @@ def _send(
         if options.where_online:
             return None
         raise UserError(NO_KEY) from None
-    except (CommError, TimeoutError, ValueError) as error:  # the last is what an artifact's failure is
+    except (CommError, TimeoutError, ValueError) as error:  # a failed artifact raises ValueError
         raise MixersweepError(f"W&B: {first_line(error)}") from None
     return str(run.url)
 
 
 def workspace(options: argparse.Namespace) -> int:
-    """``wandb workspace``: the URL of the view on stdout."""
+    """``wandb workspace``: print the URL of the view."""
     from mixersweep.tracking.identity import Destination
     from mixersweep.tracking.workspace import save
 
@@ -160,7 +160,7 @@ def _sweeps(runs_dir: Path) -> list[str]:
 
 
 def _sweep(runs_dir: Path, name: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of a sweep, and what stands in its ``sweep.json``."""
+    """The folder of a sweep and the content of its ``sweep.json``."""
     from mixersweep.runs.files import read_json
 
     names = _sweeps(runs_dir)

@@ -1,4 +1,4 @@
-"""All settings of a run, the way into them (``parse``) and on to the rule (``network``)."""
+"""All settings of a run (``schema``), their checks (``parse``) and the network that they mean (``network``)."""
 
 from mixersweep.config.network import architecture, image_facts, request_of, warnings
 from mixersweep.config.parse import check_key, keys, owners, parse, parse_sweep, settings

@@ -1,4 +1,4 @@
-"""Checks of the settings about images, before anything is allocated: sizes, patches, channels, augmentation."""
+"""Checks of the settings about images: sizes, patches, channels and augmentation."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mixersweep.config.schema import Augment, Config, Data
 from mixersweep.errors import Infeasible, UserError
 
 RAND_AUGMENT = re.compile(r"rand(-(m\d+|mstd\d+(\.\d+)?|mmax\d+|n\d+|p\d+(\.\d+)?|inc[01]))*")
-"""What timm's ``rand_augment_transform`` understands."""
+"""The strings that timm's ``rand_augment_transform`` accepts."""
 
 
 def check_facts(data: Mapping[str, Any]) -> None:
-    """Refuse a data set whose facts nobody has stated: ``image_folder`` as it ships."""
-    if data.get("content") is None:  # which only a folder of one's own has
+    """Raise ``UserError`` for an image folder whose facts (classes, numbers of images, content hash) are not set."""
+    if data.get("content") is None:  # only image folders have this setting
         return
     facts = ("classes", "train_images", "test_images", "content")
     missing = [f"data.{fact}" for fact in facts if data.get(fact) in (None, "")]
@@ -28,7 +28,10 @@ def check_facts(data: Mapping[str, Any]) -> None:
 
 
 def check_images(config: Config) -> None:
-    """Refuse, in one line, images that cannot come to ``image_size`` or be cut into patches, and odd augmentation."""
+    """Check that images can be brought to ``image_size``, cut into patches and augmented as set.
+
+    Raises ``UserError``, or ``Infeasible`` where a nearest setting works.
+    """
     if config.image_size % config.patch_size:
         sizes = [p for p in range(1, config.image_size + 1) if config.image_size % p == 0]
         nearest = min(sizes, key=lambda size: abs(size - config.patch_size))

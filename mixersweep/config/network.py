@@ -1,4 +1,4 @@
-"""From settings to the rule: the network that a ``Config`` means."""
+"""The network that a ``Config`` means: its settings as a request to ``mixersweep.budget`` ("the rule")."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mixersweep.families.base import ImageFacts
 
 
 def image_facts(config: Config) -> ImageFacts:
-    """What a family has to know of the images."""
+    """The facts about images that a family needs."""
     return ImageFacts(config.data.image_channels, config.image_size, config.patch_size, config.data.classes)
 
 
 def architecture(config: Config) -> budget.Architecture:
-    """The network that the rule gives for this config; raises ``UserError`` where there is none."""
+    """Solve a config for all sizes of its network; raises ``UserError`` where no network meets it."""
     return config.model.solve(request_of(config), image_facts(config))
 
 
 def warnings(config: Config, solved: budget.Architecture) -> list[str]:
-    """What a reader of this run's accuracy has to know."""
+    """Caveats for interpreting this run's accuracy, one sentence each."""
     found = config.model.warnings(solved, config.data.classes)
     if config.model.structure == "kronecker" and isinstance(config.optim, WidthScaled):
         found += [_SHARED[rule] for rule in [config.optim.lr_scaling] if rule in _SHARED]
@@ -34,11 +34,11 @@ _SHARED = {
     "mup_tied": "optim.lr_scaling=mup_tied: where blocks share weights no rate moves features and logits alike at all "
     "widths; this one keeps the move of features, and logits may move less the wider it is (analyze coordinates)",
 }
-"""Notes on what learning rates by width do to weights that blocks share (``training.width_scaling``)."""
+"""Caveats on width-scaled learning rates for weights that blocks share (``training.width_scaling``)."""
 
 
 def request_of(config: Config) -> budget.Request:
-    """What the settings ask of the rule."""
+    """The sizes that the settings ask for, as a request to ``mixersweep.budget``."""
 
     def given(value: Any) -> Any:
         return None if value == "auto" else value

@@ -1,6 +1,6 @@
-"""From a composed mapping to a ``Config``, or to one line that says which setting cannot be and what can.
+"""Parse a composed mapping into a ``Config``, with errors in one line that name the setting and what would work.
 
-Imports pydantic, which checks types and bounds, only when a mapping is parsed: completion needs the keys alone.
+Imports pydantic, which checks types and bounds, only when a mapping is parsed: shell completion needs only the keys.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def parse(values: Mapping[str, Any]) -> Config:
-    """Check a composed mapping against the schema.
+    """Parse a composed mapping into a checked ``Config``.
 
     Raises ``UserError`` in one line that names the key, the value, the reason and the nearest valid choice.
     """
@@ -47,7 +47,7 @@ def parse(values: Mapping[str, Any]) -> Config:
 
 
 def parse_sweep(values: Mapping[str, Any]) -> Sweep:
-    """Check the composed mapping under ``sweep``; raises ``UserError`` in one line."""
+    """Parse the composed mapping under ``sweep``; raises ``UserError`` in one line."""
     for name in values:
         check_key(f"sweep.{name}", values[name])
     parts: dict[str, Any] = {"search": None}
@@ -57,7 +57,7 @@ def parse_sweep(values: Mapping[str, Any]) -> Sweep:
 
 
 def settings(cls: type[T], values: Any, prefix: str) -> T:
-    """Check a mapping against a dataclass whose settings are spelled ``prefix`` and their name."""
+    """Parse a mapping into a dataclass whose settings are spelled ``<prefix><name>``; raises ``UserError``."""
     known = _fields(typing.cast(Any, cls))
     if not isinstance(values, Mapping):
         raise UserError(f"{prefix[:-1]}={_shown(values)}: a group of settings; set {prefix}<setting>")
@@ -70,7 +70,7 @@ def settings(cls: type[T], values: Any, prefix: str) -> T:
 
 
 def keys(config_class: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of the schema with its annotation, those of all variants included (perhaps repeatedly)."""
+    """Every dotted key of the schema with its type annotation; keys that several variants have come several times."""
     for name, annotation in typing.get_type_hints(config_class, include_extras=True).items():
         if typing.get_origin(annotation) is ClassVar or name.startswith("__"):
             continue
@@ -87,13 +87,13 @@ def keys(config_class: type = Config, prefix: str = "") -> Iterator[tuple[str, A
 
 @cache
 def owners(key: str) -> list[str]:
-    """The choices of a group that have the setting ``key``, e.g. the families with ``model.tied``."""
+    """The choices of a config group that have the setting ``key``, e.g. the families with ``model.tied``."""
     group, _, name = key.partition(".")
     return [choice for choice, cls in VARIANTS.get(group, {}).items() if name in _fields(cls)]
 
 
 def check_key(key: str, value: object, choice: str | None = None) -> None:
-    """Refuse a dotted key that no schema has, or that the chosen variant of its group has not."""
+    """Raise ``UserError`` for a dotted key that does not exist, or that the chosen variant of its group lacks."""
     known = _known()
     if key.startswith("sweep.over."):  # the settings that all grids are crossed with
         return check_key(key.removeprefix("sweep.over."), value, choice)
@@ -101,7 +101,7 @@ def check_key(key: str, value: object, choice: str | None = None) -> None:
         return None
     above = key.rpartition(".")[0]
     if "." in above and any(typing.get_origin(part) is dict for part in typing.get_args(known.get(above))):
-        return check_key(above, value, choice)  # a mapping with keys of its own
+        return check_key(above, value, choice)  # a setting whose value is a mapping with free keys
     text = f"{key}={_shown(value)}"
     if key in known:
         group, _, name = key.partition(".")
@@ -116,7 +116,7 @@ def check_key(key: str, value: object, choice: str | None = None) -> None:
 
 
 def describe(annotation: Any) -> str:
-    """What a setting takes, in words: ``a whole number, at least 1, or auto``."""
+    """The values that a type annotation allows, in words: ``a whole number, at least 1, or auto``."""
     if annotation == Percentage:
         return "a percentage such as 50%"
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -140,7 +140,7 @@ def describe(annotation: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as people write it in an override, on one line."""
+    """A value as it is typed in an override, on one line."""
     if isinstance(value, (dict, list, bool)) or value is None:
         return json.dumps(value, default=str)
     return " ".join(str(value).split())
@@ -163,7 +163,7 @@ def _fields(cls: type) -> list[str]:
 
 
 def _check_keys(values: Mapping[str, Any], schema: Mapping[str, type]) -> None:
-    """Refuse unknown keys, and name the first that is missing."""
+    """Raise ``UserError`` for the first unknown key, or group that is not a mapping."""
     hints = _hints(Config)
     for name, value in values.items():
         cls = schema.get(name, hints.get(name))
@@ -201,7 +201,7 @@ def _validated(cls: type[T], values: Mapping[str, Any], prefix: str, parts: Mapp
             done[name] = adapter.validate_python(_power(str(value) if isinstance(value, FromEnvironment) else value))
         except pydantic.ValidationError:
             if isinstance(value, FromEnvironment):
-                with contextlib.suppress(ValueError):  # pydantic's error is one
+                with contextlib.suppress(ValueError):  # pydantic's error is a ValueError
                     done[name] = adapter.validate_python(json.loads(value))
                     continue
             raise UserError(_expects(f"{prefix}{name}", plain[name], hints[name])) from None
@@ -217,7 +217,7 @@ def _adapter(cls: type, name: str) -> Any:
 
 
 def _power(value: Any) -> Any:
-    """2**15 as people write budgets; anything else as it is."""
+    """Evaluate a power such as ``2**15``; return anything else unchanged."""
     if isinstance(value, str):
         base, stars, exponent = value.partition("**")
         if stars and base.isdecimal() and exponent.isdecimal() and len(base) <= 3 and len(exponent) <= 2:
@@ -243,7 +243,7 @@ def _parts(annotation: Any) -> list[Any]:
 
 
 def _check_values(config: Config) -> None:
-    """What no type can say: settings that are each fine and impossible together."""
+    """Raise ``UserError`` for settings that are each valid but impossible together."""
     check_images(config)
     _check_optim(config.optim, config.epochs)
     has_skips = config.model.has_skips

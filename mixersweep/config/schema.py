@@ -1,7 +1,7 @@
 """The schema: every setting of a run with its type, bounds and choices.
 
-The values live in ``configs/*.yaml``; the classes here and in ``families`` only say what may stand there. Imports
-neither torch nor Hydra nor pydantic.
+The values are in ``configs/*.yaml``; the classes here and in ``families`` only say which are allowed. Imports neither
+torch nor Hydra nor pydantic.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from mixersweep.kinds import (
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """The facts of a data set, so that checking and planning need no data.
+    """The facts about a data set, so that checking and planning need no data.
 
-    ``native_size`` is null for images of many sizes. ``fit`` says how an image comes to ``image_size``: zero-padded,
-    resized, or its shorter side resized to image_size / crop_share and the middle taken. ``content`` tells one image
-    folder from another (``mixersweep data prepare image_folder``), wherever its ``root`` is.
+    ``native_size`` (pixels) is null for images of many sizes. ``fit`` says how an image is brought to ``image_size``:
+    zero-padded, resized, or its shorter side resized to image_size / crop_share and the centre cropped. ``content`` is
+    a hash that identifies an image folder (``mixersweep data prepare image_folder``), wherever its ``root`` is.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim(ABC):
-    """What every optimiser has: the learning rate's course (``training.schedule``) and the regularisers beside it."""
+    """The settings that all optimisers share: learning-rate schedule (``training.schedule``) and regularisation."""
 
     trains_packs: ClassVar[bool] = False
-    """Whether runs of a pack can be trained by it (``training.packed_optimizer``)."""
+    """Whether it can train several runs at once, as a pack (``training.packed_optimizer``)."""
 
     lr: Positive
     weight_decay: NotNegative
@@ -81,7 +81,7 @@ class Optim(ABC):
     @property
     @abstractmethod
     def state_numbers(self) -> int:
-        """How many numbers it keeps of each parameter, beside the weight and its gradient."""
+        """How many numbers it stores per parameter, besides the weight and its gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class WidthScaled(Optim):
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(WidthScaled):
-    """Stochastic gradient descent; the papers' default is Nesterov with momentum 0.9 (C.4)."""
+    """Stochastic gradient descent; by default with Nesterov momentum 0.9 (Hayase & Karakida 2024, appendix C.4)."""
 
     name: Literal["sgd"]
     momentum: Share
@@ -103,13 +103,13 @@ class SGD(WidthScaled):
 
     @property
     def state_numbers(self) -> int:
-        """The momentum, if there is any."""
+        """One with momentum, else zero."""
         return int(self.momentum > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(WidthScaled):
-    """AdamW, which the papers use with strong augmentation (C.1, C.3)."""
+    """AdamW, used with strong augmentation (Hayase & Karakida 2024, appendices C.1 and C.3)."""
 
     name: Literal["adamw"]
     beta1: Share
@@ -119,13 +119,13 @@ class AdamW(WidthScaled):
 
     @property
     def state_numbers(self) -> int:
-        """Both moments."""
+        """Two: the first and the second moment."""
         return 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class BetaLasso(Optim):
-    """SGD with an L1 penalty; at each step every weight below beta penalties becomes zero (Neyshabur 2020).
+    """SGD with an L1 penalty lambda, which sets weights below beta·lambda to zero at each step (Neyshabur 2020).
 
     ``conv_lambda`` is the penalty of convolutions and of the first layer, ``fc_lambda`` that of all other matrices.
     """
@@ -137,7 +137,7 @@ class BetaLasso(Optim):
 
     @property
     def state_numbers(self) -> int:
-        """It keeps nothing."""
+        """Zero, since it has no momentum."""
         return 0
 
 
@@ -146,7 +146,7 @@ Argument = bool | int | float | str | list[float] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Timm(Optim):
-    """Any optimiser of timm's factory, by timm's name, with more arguments of its class where they are wanted."""
+    """Any optimiser of timm's factory, by timm's name; ``arguments`` are passed on to its class."""
 
     name: Literal["timm"]
     optimizer: str
@@ -154,7 +154,7 @@ class Timm(Optim):
 
     @property
     def state_numbers(self) -> int:
-        """What most of timm's many keep."""
+        """Two, as for most of timm's optimisers."""
         return 2
 
 
@@ -164,10 +164,10 @@ OPTIMIZERS: dict[str, type[Optim]] = {"sgd": SGD, "adamw": AdamW, "beta_lasso": 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """What is done to training images, in this order; ``configs/augment/none.yaml`` comments on each setting.
+    """The augmentation of training images, in this order; ``configs/augment/none.yaml`` explains each setting.
 
-    ``mixup`` and ``cutmix`` are the alphas of their Beta distributions, 0 for none; a batch that could have either has
-    cutmix with ``switch_probability``. ``erasing`` is the probability of an image.
+    ``mixup`` and ``cutmix`` are the alphas of their Beta distributions, 0 for off; where both are on, a batch gets
+    CutMix with probability ``switch_probability``. ``erasing`` is the probability of random erasing per image.
     """
 
     random_resized_crop: Density | None = neutral(None)
@@ -184,10 +184,10 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """The mirror of a run; ``timeout`` is the most seconds that it may delay the end of a training run.
+    """Where runs are mirrored (W&B); ``timeout`` is how many seconds that may delay the end of a run.
 
-    ``checkpoint``: the checkpoint goes up with config and result. ``report``: so do the figures of a sweep when it
-    ends, which may delay that by ``report_timeout`` seconds.
+    ``checkpoint`` uploads the checkpoint too, beside config and result. ``report`` uploads the figures of a sweep when
+    it ends, which may delay its end by ``report_timeout`` seconds.
     """
 
     name: Literal["wandb", "none"]
@@ -201,8 +201,9 @@ class Tracking:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """When a checkpoint is written: after every so many epochs and, within an epoch too, minutes; ``keep`` are epochs
-    whose checkpoints stay, for analysis.
+    """When a checkpoint is written: after each ``every`` epochs and each ``minutes`` minutes, within an epoch too.
+
+    ``keep`` lists epochs whose checkpoints are kept for analysis.
     """
 
     every: Count = 1
@@ -212,7 +213,7 @@ class Checkpoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Seeds:
-    """A seed for each purpose; None derives it from ``seed``."""
+    """One seed per purpose (``seeds.PURPOSES``); None derives it from ``seed``."""
 
     initialization: Whole | None
     structure: Whole | None
@@ -223,7 +224,7 @@ class Seeds:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One training run as it was asked for. ``--cfg job`` shows it, ``configs/train.yaml`` comments on it."""
+    """All settings of one training run; ``--cfg job`` prints them, ``configs/train.yaml`` explains them."""
 
     model: Family
     budget: Literal["connections", "parameters", "flops"] = asked("connections")
@@ -270,9 +271,9 @@ class Config:
 
     @property
     def patches(self) -> int:
-        """S0: the patches of an image."""
+        """The number of patches of an image (S0)."""
         return (self.image_size // self.patch_size) ** 2
 
 
 VARIANTS: dict[str, Mapping[str, type]] = {"model": FAMILIES, "optim": OPTIMIZERS}
-"""Groups whose settings depend on the choice; the others have one class."""
+"""The config groups whose settings depend on the choice, with a class for each choice."""

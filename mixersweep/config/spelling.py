@@ -1,4 +1,4 @@
-"""Values as overrides spell them: in Hydra's grammar, in which some characters mean something."""
+"""Write Python values in Hydra's override grammar, with quotes around text that has special characters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mixersweep.errors import UserError
 
 
 def spelled(key: str, value: object) -> str:
-    """A value in Hydra's grammar; raises ``UserError`` for one that no setting can have."""
+    """Write a value for ``key`` in Hydra's grammar; raises ``UserError`` for a type that no setting takes."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -30,7 +30,7 @@ def spelled(key: str, value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as it is where Hydra reads it so, else in quotes, within which quotes and what ends in one are escaped."""
+    """Put a text in single quotes unless it is safe without; escapes quotes, and backslashes before a quote."""
     if re.fullmatch(r"[A-Za-z0-9_./+*%@-]+", text):
         return text
     return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"

@@ -1,4 +1,4 @@
-"""The settings under ``sweep``: how many runs an invocation means. Never part of any of them."""
+"""The settings under ``sweep``, which say what runs an invocation means; they are not part of any run."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Literal
 from mixersweep.kinds import Count, Positive, Whole
 
 Values = str | int | float | bool | None
-"""What stands behind the ``=`` of an override: a value, or several in Hydra's grammar (``'256,512'``)."""
+"""The right side of an override: one value, or several in Hydra's grammar (``'256,512'``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Learning rates to choose from, on validation, for every setting of the other values.
+    """A search for the learning rate by validation accuracy, done for each setting of the other values.
 
-    ``lr`` are the first values tried and ``seeds`` the seeds of each; ``epochs`` is how long they train (None: as the
-    runs themselves). At most ``grow`` values, a factor of √10 apart, are added at either end while the best is there.
+    ``lr`` are the first values tried and ``seeds`` the seeds of each; ``epochs`` is how long they train (None: as long
+    as the runs). While the best value is at an end of the grid, one a factor of √10 beyond is added, at most ``grow``
+    at either end.
     """
 
     lr: list[Positive]
@@ -27,9 +28,9 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A union of grids, all crossed with ``over``; ``infeasible`` says what becomes of a point with no network.
+    """A union of grids, each crossed with ``over``; ``infeasible`` says what to do with a point that has no network.
 
-    ``refuse`` tells of it as an error and trains the others, ``skip`` leaves it out, ``nearest`` takes the nearest
+    ``refuse`` reports it as an error and trains the others, ``skip`` leaves it out, ``nearest`` takes the nearest
     settings that work. ``retries`` is how often a run that failed or was lost is launched again.
     """
 

@@ -1,6 +1,6 @@
-"""The data sets: which there are, what is prepared on this machine, and their images in memory.
+"""The data sets: a registry, their preparation on this machine, and loading their images into memory.
 
-``load`` never touches the network; ``prepare`` (the command ``mixersweep data prepare NAME``) gets a data set once.
+``load`` never uses the network; ``prepare`` (the command ``mixersweep data prepare NAME``) gets a data set once.
 A further data set is one module with a ``Source`` and one line in ``REGISTRY``. Imports neither torch nor torchvision,
 so ``mixersweep data list`` answers at once; ``splits.open_splits`` is what a training run takes its batches from.
 """
@@ -36,15 +36,15 @@ REGISTRY: dict[str, Source | Folder] = {
     "stl10": stl10.SOURCE,
     "svhn": svhn.SOURCE,
 }
-"""What is converted once into one file (``Source``), and what stays a folder of images (``Folder``)."""
+"""The data sets by name: those converted once into one file (``Source``), and folders of images (``Folder``)."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One data set in ``mixersweep data list``.
+    """One data set in the output of ``mixersweep data list``.
 
-    ``size_bytes`` is its size on disk, or about what it will be, None where that is up to the user; ``where`` its file
-    or folder, or what gets it.
+    ``size_bytes`` is its size on disk, approximate before it is prepared, and None if it depends on the user's images.
+    ``where`` is its file or folder, or how to get it.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Row:
 
 
 def find(name: str) -> Source | Folder:
-    """What a data set is; raises ``UserError`` for an unknown name, with the nearest."""
+    """Look up a data set by name; raises ``UserError`` for an unknown one, with the nearest name."""
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, 1)
         rest = f"the nearest is {near[0]}" if near else f"there are {', '.join(REGISTRY)}"
@@ -63,10 +63,10 @@ def find(name: str) -> Source | Folder:
 
 
 def load(name: str, data_dir: Path) -> tuple[Images, Images]:
-    """The training and the test images of a data set that is on this machine; never downloads.
+    """Load the training and the test images of a data set that is on this machine; never downloads.
 
-    Raises ``DataMissing`` where it is not there and ``UserError`` where it is damaged, both with what mends it, and
-    ``UserError`` for an unknown name or one that is a folder of images.
+    Raises ``DataMissing`` if it is missing and ``UserError`` if it is damaged, both with a remedy, and ``UserError``
+    for an unknown name or a folder of images.
     """
     source = find(name)
     if isinstance(source, Folder):
@@ -82,10 +82,11 @@ def load(name: str, data_dir: Path) -> tuple[Images, Images]:
 
 
 def prepare(name: str, data_dir: Path, report: Report) -> Path:
-    """Put a data set into ``data_dir`` if it is not there whole, and return its file; ``report`` gets lines to show.
+    """Put a data set into ``data_dir``, unless it is already there undamaged, and return the path of its file.
 
-    Safe to repeat and to start many times at once: one does the work, the others wait for it. Raises ``UserError``
-    where the data cannot be had or written, with what to do about it. A folder of images is ``folders.prepare``'s.
+    ``report`` is called with lines to show. Safe to repeat and to run in many processes at once: one does the work, the
+    others wait. Raises ``UserError``, with a remedy, if the data cannot be obtained or written. For folders of images
+    use ``folders.prepare``.
     """
     source = find(name)
     assert isinstance(source, Source), name
@@ -114,7 +115,7 @@ def prepare(name: str, data_dir: Path, report: Report) -> Path:
 
 
 def listing(data_dir: Path) -> list[Row]:
-    """Every data set there is, prepared or not; looks at names and sizes, reads no images."""
+    """List all data sets, prepared or not; looks at files' names and sizes only, and reads no images."""
     rows = []
     for name, source in REGISTRY.items():
         if isinstance(source, Folder):
@@ -131,7 +132,7 @@ def listing(data_dir: Path) -> list[Row]:
 
 
 def _prepare(name: str, fetch: Fetch, path: Path, report: Report) -> None:
-    """With the lock held: fetch and write the file, unless another process just did."""
+    """Fetch the data and write the file, unless another process just did; the caller holds the lock."""
     if is_whole(path):
         report(f"{name}: ready in {path}")
         return
@@ -154,7 +155,7 @@ def _file(name: str, source: Source, data_dir: Path) -> Path:
 
 
 def _command(name: str, data_dir: Path) -> str:
-    """What to type to get a data set into ``data_dir``."""
+    """The command line that gets a data set into ``data_dir``."""
     folder = expanded(data_dir, "data_dir")
     try:
         is_usual = folder == paths.data_dir()

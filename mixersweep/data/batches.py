@@ -1,9 +1,9 @@
-"""Batches: what a training run asks for, and the fast way to have it: all images on the device, as bytes.
+"""Batches of images: the interface (``Batches``), and its fast implementation with all images on the device as uint8.
 
-The images are zero-padded once. A crop out of a padded image is the same strides from its first pixel on, wherever
-that is. So all crops that there can be are one view of the bytes (``crops``), from which a batch takes its own by their
-first pixels, and nothing waits for the device. Every random choice of an epoch is drawn beforehand from generators on
-the CPU: each device sees the same.
+The images are zero-padded once. Every crop of a padded image has the same strides from its first pixel on, so all
+possible crops form one strided view of the bytes (``crops``). A batch gathers its crops from it by the indices of their
+first pixels, without waiting for the device. All random choices of an epoch are drawn beforehand on the CPU, so they
+are the same on every device.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from mixersweep.seeds import derive
 
 
 class Batches(Protocol):
-    """One split of a data set, wherever its images are."""
+    """The interface of one split of a data set, whose images may be on the device or read from files."""
 
     def __len__(self) -> int:
-        """The images, over all ranks."""
+        """The number of images, over all ranks."""
 
     def batches(
         self,
@@ -39,26 +39,27 @@ class Batches(Protocol):
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch: normalised images, float32 (B, channels, image_size, image_size), and labels, int64 (B,).
+        """Yield one epoch: normalised images, float32 (B, channels, image_size, image_size), and labels, int64 (B,).
 
-        Every image comes once, in an order of ``order_seed`` or, without it, as it stands; the last batch may be
-        smaller. Image i gets the i-th augmentation of ``augment_seed`` whatever the order or, without it, none.
-        ``batch_size`` is that of all ranks together, of which this one gets its share (``share_of``), perhaps no image
-        of the last batch. From ``first_step`` on the batches are those of the whole epoch, without its work.
+        Every image comes once, in the random order of ``order_seed`` or, if None, in that of the data set; the last
+        batch may be smaller. Image i gets the i-th augmentation of ``augment_seed``, whatever the order, or none if it
+        is None. ``batch_size`` is that of all ranks together, of which this one gets its part (``share_of``), perhaps
+        no image of the last batch. The batches before ``first_step`` are skipped without being computed.
         """
 
 
 def epoch_order(count: int, order_seed: int | None) -> Tensor:
-    """The order of ``count`` images in an epoch, int64 (count,)."""
+    """The order of ``count`` images in an epoch, int64 (count,): a random permutation, or 0, 1, ... without a seed."""
     if order_seed is None:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(order_seed))
 
 
 def share_of(count: int, rank: int, world_size: int) -> Tensor:
-    """Which places of a batch of ``count`` are a rank's, int64, ascending: each ``world_size``-th from either end.
+    """The positions, in a batch of ``count`` images, of those that a rank computes: int64, ascending.
 
-    So the images at places i and count - 1 - i, which mixup mixes, are in one rank, whatever the number of ranks.
+    These are every ``world_size``-th from both ends, so that images i and count - 1 - i, which mixup mixes, are in the
+    same rank, whatever the number of ranks.
     """
     place = torch.arange(count)
     return place[torch.minimum(place, count - 1 - place) % world_size == rank]
@@ -67,7 +68,7 @@ def share_of(count: int, rank: int, world_size: int) -> Tensor:
 def shares(
     epoch: Sequence[Tensor], batch_size: int, first_step: int, rank: int, world_size: int
 ) -> Iterator[list[Tensor]]:
-    """What a rank has in each step, (B,) each, of tensors (N,) that stand in the order of an epoch."""
+    """Yield a rank's part of each batch, tensors (B,), from tensors (N,) in the order of an epoch."""
     count = len(epoch[0])
     for first in range(first_step * batch_size, count, batch_size):
         batch = [values[first : first + batch_size] for values in epoch]
@@ -78,8 +79,9 @@ def shares(
 
 
 class Finish:
-    """What is done to a batch of bytes on the device: normalisation with ``mean`` and ``std``, of pixels in 0..1, a
-    channel each, and erasing with a probability.
+    """The last steps for a batch of uint8 images, on the device: normalisation and random erasing.
+
+    ``mean`` and ``std`` have one value per channel, for pixels in 0..1; ``erasing`` is a probability.
     """
 
     def __init__(
@@ -90,14 +92,14 @@ class Finish:
         self.std = 255 * torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
 
     def boxes(self, count: int, augment_seed: int | None) -> Boxes | None:
-        """What is erased of ``count`` images in an epoch; None for nothing."""
+        """Draw the boxes to erase from ``count`` images in an epoch; None without augmentation or erasing."""
         if augment_seed is None or not self.erasing:
             return None
         seed = derive(augment_seed, "erasing")
         return draw_boxes(count, self.erasing, len(self.mean), self.image_size, seed, self.device)
 
     def __call__(self, bytes_bcyx: Tensor, boxes: Boxes | None, which: Tensor | None) -> Tensor:
-        """float32 (B, channels, size, size); ``which``, int64 (B,), says which boxes are theirs."""
+        """Normalise and erase: uint8 to float32, (B, channels, size, size); ``which``, int64 (B,), selects boxes."""
         images = bytes_bcyx.float().sub_(self.mean).div_(self.std)
         return images if boxes is None or which is None else boxes.erase(images, which)
 
@@ -105,10 +107,10 @@ class Finish:
 def split(
     labels: npt.NDArray[np.int64], share: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Training and validation indices, both sorted: of each class with n images, round(share n) are for validation.
+    """Split into training and validation indices, both sorted: of n images of a class, round(share n) validate.
 
-    ``labels`` is (N,); the seed decides which images. Raises ``UserError`` where a class would get no image on one of
-    the two sides of a share above 0.
+    ``labels`` is (N,); the seed decides which images. Raises ``UserError`` if ``share`` is above 0 and a class would
+    have no image in one of the two.
     """
     generator = np.random.default_rng(seed)
     held_out = np.zeros(len(labels), dtype=bool)
@@ -125,12 +127,12 @@ def split(
 
 
 class DeviceImages:
-    """Images on a device and the batches of an epoch over them.
+    """A split of a data set (``Batches``) whose images are all on a device, as uint8.
 
-    The images are centred in zeros to ``image_size``, with ``crop_padding`` more on each side; an augmented image is a
-    random crop of ``image_size`` out of that, with ``flip`` mirrored every other time, and with the probability
-    ``erasing`` a box of it is noise. ``mean`` and ``std`` are one a channel, of pixels in 0..1. Raises ``UserError``
-    where the images do not fit ``image_size``, ``mean`` or ``std``.
+    The images are zero-padded to ``image_size``, centred, and by ``crop_padding`` more on each side. An augmented image
+    is a random crop of ``image_size`` pixels out of that, mirrored with probability 1/2 if ``flip``, in which a box is
+    replaced by noise with probability ``erasing``. ``mean`` and ``std`` have one value per channel, for pixels in 0..1.
+    Raises ``UserError`` if the images do not fit ``image_size``, ``mean`` or ``std``.
     """
 
     def __init__(
@@ -178,7 +180,7 @@ class DeviceImages:
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch, see ``Batches``; without augmentation an image is its centre."""
+        """Yield one epoch, see ``Batches``; without augmentation an image is the central crop."""
         order = epoch_order(len(self), order_seed).to(self.images.device)
         boxes = self.finish.boxes(len(self), augment_seed)
         drawn = [values.to(self.images.device) for values in self.draw(augment_seed)]
@@ -187,7 +189,7 @@ class DeviceImages:
             yield self.finish(self.cropped(start, *mirrored), boxes, which), labels
 
     def cropped(self, start: Tensor, mirrored: Tensor | None = None) -> Tensor:
-        """The crops that begin at these places (B,), those ``mirrored`` with a 1: uint8 (B, channels, size, size)."""
+        """The crops at indices ``start`` (B,), mirrored where ``mirrored`` is 1: uint8 (B, channels, size, size)."""
         bytes_bcyx = self.crops.index_select(0, start)
         if mirrored is None:
             return bytes_bcyx
@@ -195,14 +197,15 @@ class DeviceImages:
         return both.index_select(0, torch.arange(len(start), device=start.device) + mirrored * len(start))
 
     def centres(self) -> Tensor:
-        """The places in ``crops`` of the images as they are without augmentation, int64 (N,), on the CPU."""
+        """The indices in ``crops`` of the images without augmentation, int64 (N,), on the CPU."""
         first = self.crop_padding
         places: Tensor = (self.which * self.channels * self.padded_size + first) * self.padded_size + first
         return places
 
     def draw(self, augment_seed: int | None) -> list[Tensor]:
-        """The places in ``crops`` of the augmented images and, where any is mirrored, a 1 for each that is: int64 (N,),
-        on the CPU. Image i has the i-th augmentation of the seed or, without one, none.
+        """Draw an epoch's augmentation: indices in ``crops`` and, with ``flip``, 1 for each mirrored image.
+
+        Each is int64 (N,), on the CPU. Image i has the i-th augmentation of the seed; without a seed there is none.
         """
         if augment_seed is None:
             return [self.centres()]
@@ -213,15 +216,15 @@ class DeviceImages:
         return [(self.which * self.channels * self.padded_size + row) * self.padded_size + column, *mirrored]
 
     def subset(self, which: Tensor) -> DeviceImages:
-        """Some of the images, int64 (n,), in that order; they stay where they are."""
+        """The images at indices ``which``, int64 (n,), in that order; they share memory with these."""
         part = copy.copy(self)
         part.which, part.labels = self.which[which], self.labels[which.to(self.labels.device)]
         return part
 
     def _crops(self) -> Tensor:
-        """(places, channels, image_size, image_size): crops by the flat index of their first pixel, without a copy.
+        """All crops, indexed by their first pixel: a view (pixels, channels, image_size, image_size) without a copy.
 
-        Those that reach over an image's border are never asked for.
+        It includes crops that extend beyond an image's border, which are never used.
         """
         size, line = self.image_size, self.padded_size
         within = ((self.channels - 1) * line + size - 1) * line + size - 1  # from a crop's first pixel to its last

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 and 10,000 images, 32 x 32, in 10 and in 100 classes."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images, 32 x 32, of 10 and 100 classes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SHA256 = {
     "cifar10": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
     "cifar100": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
 }
-"""Of the archives with the Python version."""
+"""The sha256 of the archives with the Python version."""
 
 
 def fetcher(name: str, reader: str) -> Callable[[Path, Path, Report], Arrays]:
-    """How to get one of the two, of which ``reader`` is torchvision's class."""
+    """Make the ``fetch`` function of one of the two; ``reader`` is the name of torchvision's class."""
 
     def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
         import torchvision.datasets

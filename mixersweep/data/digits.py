@@ -1,7 +1,7 @@
 """The 1,797 handwritten digits of scikit-learn, 8 x 8: the test part of UCI's optdigits (Alpaydin and Kaynak 1998).
 
-There is no published split of this part. The file goes from writer to writer, so the last 36 images of each class are
-the test images here, mostly by writers that the others do not hold.
+This part has no published split. The file is ordered by writer, so the last 36 images of each class, mostly by writers
+who do not occur in the others, are the test images here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ SHA256 = {
     "images": "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3",
     "target": "8ba4f891220f5e4c9c819638d1602d74b83618f167043c6da52a2a247841ddf0",
 }
-"""Of the grey levels 0..16, uint8 (1797, 8, 8), and the classes, uint8 (1797,)."""
+"""The sha256 of the grey levels 0..16, uint8 (1797, 8, 8), and of the classes, uint8 (1797,)."""
 
 
 def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
-    """The four arrays, out of the installed scikit-learn; grey level x becomes round(255 / 16 x)."""
+    """Make the four arrays from the installed scikit-learn; grey level x becomes round(255 / 16 x).
+
+    Raises ``UserError`` if scikit-learn is missing or its digits are not the published ones.
+    """
     del folder, scratch
     try:
         from sklearn.datasets import load_digits

@@ -1,4 +1,4 @@
-"""Getting published files: looked for where a user put them, else downloaded by torchvision, and checked by sha256."""
+"""Get published files: from where a user put them, else downloaded by torchvision; checked by sha256."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mixersweep.errors import UserError
 
 @contextlib.contextmanager
 def downloading(name: str, otherwise: str) -> Iterator[None]:
-    """What torchvision prints goes to stderr, and a download that fails is one ``UserError`` with what else to do."""
+    """A context for downloads: torchvision prints to stderr, and a failure becomes one ``UserError`` with a remedy."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -29,9 +29,9 @@ def downloading(name: str, otherwise: str) -> Iterator[None]:
 
 
 def published(name: str, url: str, md5: str, sha256: str, folder: Path, scratch: Path, report: Report) -> Path:
-    """The file of this URL: as it lies in ``folder``, or downloaded into ``scratch``; checked before it is opened.
+    """The path of a published file, found in ``folder`` or downloaded into ``scratch``, after checking its sha256.
 
-    Raises ``UserError`` where it is not the published file or cannot be had.
+    Raises ``UserError`` if it is not the published file or the download fails.
     """
     file = url.rpartition("/")[2]
     path = folder / file
@@ -54,9 +54,9 @@ def published(name: str, url: str, md5: str, sha256: str, folder: Path, scratch:
 def unpacked(
     name: str, folder_name: str, archive: tuple[str, str, str], folder: Path, scratch: Path, report: Report
 ) -> Path:
-    """The folder that holds ``folder_name``: ``folder`` if it is there unpacked, else ``scratch`` after unpacking.
+    """The folder in which ``folder_name`` lies unpacked: ``folder`` if it is there, else ``scratch`` after unpacking.
 
-    ``archive`` is its URL, md5 and sha256.
+    ``archive`` is the URL, md5 and sha256 of the archive. Raises what ``published`` does.
     """
     if (folder / folder_name).is_dir():
         report(f"{name}: reading {folder / folder_name}")
@@ -69,7 +69,7 @@ def unpacked(
 
 @contextlib.contextmanager
 def reading(name: str, where: Path) -> Iterator[None]:
-    """A file that torchvision's reader refuses, by its md5 or its form, is one ``UserError``."""
+    """A context in which a file that torchvision's reader refuses raises one ``UserError``."""
     try:
         yield
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:

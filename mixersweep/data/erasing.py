@@ -1,9 +1,9 @@
-"""Random erasing (Zhong et al. 2017, arXiv:1708.04896) of a whole batch at once, as timm's ``RandomErasing`` does one.
+"""Random erasing (Zhong et al. 2017, arXiv:1708.04896) of a whole batch at once, as timm's does it per image.
 
-With a probability, a box of 2% to 33% of an image's area and a side ratio of 0.3 to 3.3 becomes normal noise, a value
-a pixel (timm's mode ``pixel``). Boxes are drawn for all images of an epoch beforehand, and noise is a stretch of one
-long row of numbers that begins somewhere else for each image: nothing depends on batches, and each device sees the
-same.
+With some probability, a box with 2% to 33% of an image's area and an aspect ratio of 0.3 to 3.3 is replaced by normal
+noise, independent for each pixel (timm's mode ``pixel``). Boxes are drawn for all images of an epoch beforehand; the
+noise of a box is a slice of one long random vector, at a random offset for each image. So nothing depends on how images
+are batched, and all devices see the same.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 AREA, LOG_RATIO = (0.02, 1 / 3), (math.log(0.3), -math.log(0.3))
 ATTEMPTS = 10
 STARTS = 2**16
-"""Of this many places, the noise of a box begins at one."""
+"""The number of offsets at which the noise of a box may begin."""
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """The boxes of an epoch, each int64 (N,) and of height 0 where nothing is erased, and the row of noise."""
+    """The boxes to erase in an epoch, each field int64 (N,), height 0 for none, and the vector of noise, float32."""
 
     top: Tensor
     left: Tensor
@@ -32,14 +32,14 @@ class Boxes:
     noise: Tensor
 
     def erase(self, images: Tensor, which: Tensor) -> Tensor:
-        """``images``, float32 (B, channels, size, size), with the boxes of the images ``which``, int64 (B,), erased.
+        """Erase boxes in ``images``, float32 (B, channels, size, size); ``which``, int64 (B,), indexes the boxes.
 
-        A CPU goes from box to box; a GPU treats all pixels, since it would have to wait to learn which are in a box.
+        A CPU erases box by box; a GPU computes all pixels, since looking up the boxes would wait for the device.
         """
         return self.erase_each(images, which) if images.device.type == "cpu" else self.erase_together(images, which)
 
     def erase_each(self, images: Tensor, which: Tensor) -> Tensor:
-        """Image by image, in place."""
+        """Erase image by image, in place."""
         boxes = torch.stack([part[which] for part in (self.top, self.left, self.height, self.width, self.start)], 1)
         shape, count = images.shape[1:], images[:1].numel()
         for image, (top, left, height, width, start) in zip(images, boxes.tolist(), strict=True):
@@ -49,7 +49,7 @@ class Boxes:
         return images
 
     def erase_together(self, images: Tensor, which: Tensor) -> Tensor:
-        """The whole batch, without waiting for the device."""
+        """Erase in the whole batch at once, without waiting for the device; returns new images."""
         pixel = torch.arange(images.shape[-1], device=images.device)
 
         def within(first: Tensor, length: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Boxes:
 
 
 def draw_boxes(count: int, probability: float, channels: int, size: int, seed: int, device: torch.device) -> Boxes:
-    """The boxes of ``count`` images of (channels, size, size); drawn on the CPU, so that each device gets the same."""
+    """Draw boxes for ``count`` images (channels, size, size), on the CPU so that all devices get the same."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -21,17 +21,17 @@ SHA256 = {
     "test_images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "test_labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-"""Of the unpacked files."""
+"""The sha256 of the unpacked files."""
 
 
 def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
-    """The four arrays: as torchvision lays them out in ``folder``, from Debian's package, or downloaded."""
+    """Get the four arrays: from torchvision's layout in ``folder``, from Debian's package, or by download."""
     folders = [folder / "FashionMNIST" / "raw", DEBIAN_DIR]
     return idx.find(_files(), folders, scratch, report)
 
 
 def read_idx(folder: Path) -> Arrays:
-    """The four arrays out of the idx files in ``folder``: uint8 (N, 28, 28) and (N,)."""
+    """Read the four arrays from the idx files in ``folder``: uint8 (N, 28, 28) and (N,)."""
     return idx.read(_files(), folder)
 
 

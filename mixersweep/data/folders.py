@@ -1,4 +1,4 @@
-"""Data sets that stay what they are, a folder of images for each class: ImageNet, and any tree of that form.
+"""Data sets that are used as they are, with one folder of images per class: ImageNet, and any such tree.
 
 Such a tree is too large to convert; its images are read and decoded anew in each epoch. ``root/train`` holds the
 training images, ``root/val`` or ``root/test`` the test images. Classes are numbered in the order of their folders'
@@ -25,14 +25,14 @@ from mixersweep.errors import DataMissing, UserError
 from mixersweep.paths import config_dir, expanded
 
 READ_OF_A_SIDE = 1000
-"""Files of a side that are read to tell a tree from another."""
+"""About how many files of each side (training or test) are read to identify a tree."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Where the images of a data set are: the folders under its root that may hold the test images, in that order.
+    """A data set whose images are files; ``test`` lists the folders that may hold the test images, first match first.
 
-    ``size_bytes`` is about what it takes; None where that depends. ``how`` says in the imperative how to get it.
+    ``size_bytes`` is its approximate size, None if it varies. ``how`` says how to get it, in the imperative.
     """
 
     test: tuple[str, ...]
@@ -41,7 +41,7 @@ class Folder:
 
     @property
     def layout(self) -> str:
-        """What its root holds."""
+        """The layout that its root must have, in words."""
         return f"train/ and {' or '.join(f'{test}/' for test in self.test)}, each with one folder of images a class"
 
 
@@ -55,7 +55,7 @@ IMAGE_FOLDER = Folder(test=("test", "val"), how="say where yours is with data.ro
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """The files of one side of a data set: their paths below ``root``, encoded, and their classes, int64 (N,)."""
+    """The files of one side (training or test) of a data set: encoded paths below ``root``, and labels, int64 (N,)."""
 
     root: Path
     files: npt.NDArray[np.bytes_]
@@ -69,25 +69,25 @@ class Tree:
         return Tree(self.root, self.files[indices], self.labels[indices])
 
     def path(self, index: int) -> Path:
-        """The file of one image."""
+        """The path of one image."""
         return self.root / os.fsdecode(self.files[index])
 
 
 def root_of(name: str, data_dir: Path, root: str | None) -> Path:
-    """Where a tree is: as set, or in the folder of its name in ``data_dir``."""
+    """The absolute root of a data set: ``root`` if set, else the folder ``name`` in ``data_dir``."""
     return expanded(root, "data.root").absolute() if root else expanded(data_dir, "data_dir").absolute() / name
 
 
 def is_there(folder: Folder, root: Path) -> bool:
-    """Whether both sides are there, at a glance."""
+    """Whether the folders of both sides exist; does not look into them."""
     return (root / "train").is_dir() and any((root / test).is_dir() for test in folder.test)
 
 
 def read_tree(name: str, folder: Folder, root: Path) -> tuple[Tree, Tree]:
-    """The training and the test files, listed and not opened.
+    """List the training and the test files, without opening them.
 
-    Raises ``DataMissing`` where a side is missing, and ``UserError`` where the sides have different classes or a class
-    has no images.
+    Raises ``DataMissing`` if a side is missing, and ``UserError`` if the sides have different classes or a class has no
+    images.
     """
     test = next((test for test in folder.test if (root / test).is_dir()), None)
     if test is None or not (root / "train").is_dir():
@@ -101,11 +101,11 @@ def read_tree(name: str, folder: Folder, root: Path) -> tuple[Tree, Tree]:
 
 
 def content(train: Tree, test: Tree) -> str:
-    """Two hashes of 16 hex digits that tell this tree from others: over its files' names, and over what is in them.
+    """Two hashes of 16 hex digits, joined by "-", that identify a tree: of its files' names and of their contents.
 
-    The second is over the size of each file, and over all bytes of a thousand a side, evenly spread, so that a large
-    tree is not read twice. Runs of earlier versions know the first alone (``names``). Raises ``UserError`` for a file
-    that cannot be read.
+    The second covers the size of each file and all bytes of about a thousand files a side, evenly spread, so that a
+    large tree is not read as a whole. Runs of earlier versions recorded only the first (``names``). Raises
+    ``UserError`` for a file that cannot be read.
     """
     digest = hashlib.sha256()
     try:
@@ -121,7 +121,7 @@ def content(train: Tree, test: Tree) -> str:
 
 
 def names(train: Tree, test: Tree) -> str:
-    """16 hex digits over the names of the files."""
+    """A hash, 16 hex digits, of the names of the files."""
     digest = hashlib.sha256()
     for side in (train, test):
         digest.update(b"%d\n" % len(side) + b"\n".join(side.files.tolist()))
@@ -129,7 +129,11 @@ def names(train: Tree, test: Tree) -> str:
 
 
 def settings(name: str, root: Path, train: Tree, test: Tree) -> dict[str, str | int]:
-    """The settings that name a tree and state its facts."""
+    """The settings for a tree: its name, root, classes, numbers of images and content hash.
+
+    ``data.native_size`` is included if the first images of all classes are squares of one size. Raises ``UserError``
+    if one of these cannot be read.
+    """
     from PIL import Image
 
     sizes = set()
@@ -153,7 +157,7 @@ def settings(name: str, root: Path, train: Tree, test: Tree) -> dict[str, str | 
 
 
 def check(root: Path, facts: Mapping[str, Any], train: Tree, test: Tree) -> None:
-    """Raises ``UserError`` where a tree is not what ``facts`` says, with what it is."""
+    """Raise ``UserError`` if a tree does not match the settings ``facts``, naming the values found."""
     found: dict[str, str | int] = {
         "classes": int(train.labels.max()) + 1,
         "train_images": len(train),
@@ -170,21 +174,24 @@ def check(root: Path, facts: Mapping[str, Any], train: Tree, test: Tree) -> None
 
 
 def unreadable(name: str, path: Path, error: Exception) -> UserError:
-    """What is wrong with a picture, of which Pillow has many words; a picture that is far too large is none for it."""
+    """Turn any of Pillow's errors about a file into a ``UserError`` that names the file."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"data={name}: {path} cannot be read ({reason}); mend or remove it")
 
 
 @cache
 def shipped_facts(name: str) -> dict[str, Any]:
-    """What ``configs/data`` says of a data set."""
+    """The settings of a data set in ``configs/data``."""
     facts = yaml.safe_load((config_dir() / "data" / f"{name}.yaml").read_text(encoding="utf-8"))
     assert isinstance(facts, dict)
     return facts
 
 
 def prepare(name: str, folder: Folder, root: Path, report: Report) -> dict[str, str | int]:
-    """Check that a tree is there and as it should be; the settings that name it and state its facts."""
+    """Check that a tree exists and matches its settings; returns the settings with which to use it.
+
+    Raises what ``read_tree``, ``check`` and ``settings`` do.
+    """
     train, test = read_tree(name, folder, root)
     facts = shipped_facts(name)
     if "content" not in facts:
@@ -195,7 +202,7 @@ def prepare(name: str, folder: Folder, root: Path, report: Report) -> dict[str, 
 
 
 def _side(name: str, side: Path) -> tuple[Tree, list[str]]:
-    """The files of one side in the order of torchvision's reader, and its classes."""
+    """The files of one side, in the order of torchvision's ``ImageFolder``, and the names of its classes."""
     from torchvision.datasets.folder import is_image_file, make_dataset
 
     def is_shown(path: str) -> bool:
@@ -213,5 +220,5 @@ def _side(name: str, side: Path) -> tuple[Tree, list[str]]:
 
 
 def _is_unseen(name: str) -> bool:
-    """Whether it is what file managers, archives and notebooks leave."""
+    """Whether a name is hidden, or a leftover of file managers, archives or notebooks."""
     return name.startswith(".") or name == "__MACOSX"

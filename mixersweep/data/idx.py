@@ -25,9 +25,9 @@ FILES = {
 
 @dataclass(frozen=True)
 class Published:
-    """The four files of a data set: torchvision's class, the sums, and what else to do where a download fails.
+    """The four files of a data set: torchvision's class, their sha256, and a remedy if the download fails.
 
-    The sums are of the unpacked files: gzip writes a name and a time that differ from one place to another.
+    The sha256 are of the unpacked files, since gzip files also hold a name and a time, which vary.
     """
 
     name: str
@@ -37,9 +37,9 @@ class Published:
 
 
 def find(files: Published, folders: Sequence[Path], scratch: Path, report: Report) -> Arrays:
-    """The four arrays, from the first folder that has all four files, else downloaded into ``scratch``.
+    """Get the four arrays from the first folder that has all four files, else by download into ``scratch``.
 
-    Raises ``UserError`` where a file is not the published one or cannot be had.
+    Raises ``UserError`` if a file is not the published one or the download fails.
     """
     for folder in folders:
         if all(_path(folder, file) for file in FILES.values()):
@@ -54,9 +54,9 @@ def find(files: Published, folders: Sequence[Path], scratch: Path, report: Repor
 
 
 def read(files: Published, folder: Path) -> Arrays:
-    """The four arrays out of the idx files in ``folder``, gzipped or not: uint8 (N, size, size) and (N,).
+    """Read the four arrays from the idx files in ``folder``, gzipped or not: uint8 (N, size, size) and (N,).
 
-    Raises ``UserError`` where a file is not the published one.
+    Raises ``UserError`` if a file is not the published one.
     """
     name, arrays = files.name, {}
     for key, file in FILES.items():
@@ -78,7 +78,7 @@ def _path(folder: Path, file: str) -> Path | None:
 
 
 def _array(content: bytes) -> npt.NDArray[np.uint8]:
-    """An idx file: two zeros, the type (8: uint8), the number of axes, their sizes as big-endian int32, the values."""
+    """Parse an idx file: two zeros, the type (8: uint8), the number of axes, their sizes (big-endian int32), values."""
     axes = content[3]
     shape = np.frombuffer(content, ">i4", axes, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)

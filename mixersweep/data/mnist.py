@@ -1,4 +1,4 @@
-"""MNIST (LeCun, Cortes and Burges 1998): 60,000 and 10,000 handwritten digits, 28 x 28."""
+"""MNIST (LeCun, Cortes and Burges 1998): 60,000 training and 10,000 test images of handwritten digits, 28 x 28."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SHA256 = {
     "test_images": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "test_labels": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-"""Of the unpacked files."""
+"""The sha256 of the unpacked files."""
 
 
 def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
-    """The four arrays: as torchvision lays them out in ``folder``, or downloaded."""
+    """Get the four arrays: from torchvision's layout in ``folder``, or by download."""
     raw = folder / "MNIST" / "raw"
     otherwise = f"put {', '.join(idx.FILES.values())} into {raw}"
     return idx.find(idx.Published("mnist", "MNIST", SHA256, otherwise), [raw], scratch, report)

@@ -1,4 +1,4 @@
-"""What a data set in memory is: where its arrays come from, the one file that they become, and its images.
+"""Data sets in memory: the source of their arrays, the one file that stores them, and their images.
 
 The file is ``NAME.npz`` with uint8 ``train_images`` and ``test_images``, (N, size, size) or (N, channels, size, size),
 and ``train_labels`` and ``test_labels``, (N,). Its sha256 stands beside it in ``NAME.npz.sha256``, as ``sha256sum``
@@ -23,7 +23,7 @@ Report = Callable[[str], None]
 Fetch = Callable[[Path, Path, Report], Arrays]
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The time that a zip file gives its members here, so that equal arrays make equal bytes."""
+"""The fixed time stamp of members of zip files, so that equal arrays make equal bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +43,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from.
+    """The source of a data set: ``fetch(folder, scratch, report)`` returns its arrays.
 
-    ``fetch`` gets its arrays: from the published files where a user put them into the data folder, else through an
-    empty scratch folder on the same disk; None for a data set that ships with the program, whose file then has this
-    ``sha256``. ``size_bytes`` is about the size of the file.
+    It reads the published files if a user put them into the data folder, else it downloads them into ``scratch``, an
+    empty folder on the same disk. ``fetch`` is None for a data set that ships with the program, whose file has this
+    ``sha256``. ``size_bytes`` is the approximate size of the file.
     """
 
     size_bytes: int
@@ -56,18 +56,18 @@ class Source:
 
 
 class Damaged(Exception):
-    """A file that is not what was written; the message says in a few words why."""
+    """A data set's file is not as it was written; the message says why."""
 
 
 def read(path: Path, sha256: str | None = None) -> Arrays:
-    """The arrays of a file whose bytes have the given sha256, or the one that stands beside it; else ``Damaged``."""
+    """Read the arrays of a file; raises ``Damaged`` unless it has the given sha256, or that in the file beside it."""
     _check(path, sha256)
     with np.load(path) as arrays:
         return dict(arrays)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the file is there and every byte is as the sha256 beside it says."""
+    """Whether the file exists and has the sha256 recorded in the file beside it."""
     try:
         _check(path)
     except Damaged:
@@ -76,12 +76,12 @@ def is_whole(path: Path) -> bool:
 
 
 def is_ready(path: Path, sha256: str | None = None) -> bool:
-    """Whether the file is there with its checksum and, at a glance, whole; reads a few bytes only."""
+    """Whether the file and its checksum exist and it looks like a zip file; reads only a few bytes."""
     return zipfile.is_zipfile(path) and (sha256 is not None or _sidecar(path).is_file())
 
 
 def write(path: Path, arrays: Arrays, scratch: Path) -> None:
-    """Write the file and its checksum through ``scratch``, a folder on the same disk: each appears whole or not."""
+    """Write the file and its checksum, each atomically, by way of ``scratch``, a folder on the same disk."""
     part = scratch / path.name
     write_npz(part, arrays)
     with part.open("rb") as file:
@@ -94,7 +94,7 @@ def write(path: Path, arrays: Arrays, scratch: Path) -> None:
 
 
 def write_npz(path: Path, arrays: Arrays, compression: int = zipfile.ZIP_STORED) -> None:
-    """``numpy.savez`` without the time of day: the same arrays make the same bytes."""
+    """Write an npz file as ``numpy.savez`` does, but without the time, so that equal arrays make equal bytes."""
     with zipfile.ZipFile(path, "w") as archive:
         for key, array in arrays.items():
             member = zipfile.ZipInfo(f"{key}.npy", EPOCH)
@@ -109,7 +109,7 @@ def pair(arrays: Arrays) -> tuple[Images, Images]:
 
 
 def _check(path: Path, sha256: str | None = None) -> None:
-    """Raises ``Damaged`` unless the file is what was written."""
+    """Raise ``Damaged`` unless the file has the given sha256, or that in the file beside it."""
     try:
         expected = sha256 or _sidecar(path).read_text().split()[0]
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The three splits of a run's data set, as batches: the one thing that a training run needs to know about data."""
+"""The three splits of a run's data set, as batches: the interface between data and training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mixersweep.seeds import seed_of
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation (perhaps of no images) and test images; ``close`` ends the processes that read them."""
+    """Training, validation (possibly empty) and test images; ``close`` ends the worker processes that read them."""
 
     train: Batches
     validation: Batches
@@ -36,11 +36,11 @@ class Splits:
 
 
 def open_splits(config: Config, device: torch.device, *, workers: int = 0) -> Splits:
-    """The splits of ``config.data``, which has to be on this machine; nothing is downloaded.
+    """Open the splits of ``config.data``, which must be on this machine; nothing is downloaded.
 
-    Small sets lie on ``device`` as bytes. A set whose images are files, or an augmentation that is done image by image,
-    is read by ``workers`` processes (``stream.choose_workers``; 0: by this one); batches are the same for any number.
-    Raises ``DataMissing`` or ``UserError`` where the data are not there, damaged, or not what the config says they are.
+    Images in memory are put on ``device`` as uint8. Images that are files, or are augmented one by one, are read by
+    ``workers`` processes (``stream.choose_workers``; 0: by this one); the batches are the same for any number. Raises
+    ``DataMissing`` or ``UserError`` if the data are missing, damaged, or do not match the settings.
     """
     train, test = _read(config)
     chosen, withheld = split(train.labels, config.validation, seed_of(config, "split"))
@@ -57,7 +57,7 @@ def open_splits(config: Config, device: torch.device, *, workers: int = 0) -> Sp
 
 
 def share_splits(configs: Sequence[Config], device: torch.device) -> list[Splits]:
-    """The splits of runs that, as far as data go, differ in their seeds alone; the images lie on the device once.
+    """The splits of several runs whose data settings differ only in seeds; all share one copy of the images.
 
     Raises what ``open_splits`` does. Images that are read one by one cannot be shared.
     """
@@ -74,7 +74,7 @@ def share_splits(configs: Sequence[Config], device: torch.device) -> list[Splits
 
 
 def _read(config: Config) -> tuple[Images | Tree, Images | Tree]:
-    """The training and the test images of a set, checked against the settings."""
+    """Read the training and the test images of a data set, checked against the settings."""
     source, data_dir = find(config.data.name), Path(config.data_dir)
     train: Images | Tree
     test: Images | Tree
@@ -89,14 +89,14 @@ def _read(config: Config) -> tuple[Images | Tree, Images | Tree]:
 
 
 def batches_of(config: Config, images: Images, device: torch.device, *, workers: int = 0) -> Batches:
-    """Training batches of images in memory, augmented as ``config`` says; what ``open_splits`` would make of them."""
+    """Training batches of images in memory, augmented as ``config`` says, as ``open_splits`` would make them."""
     if not _is_streamed(config, images, training=True):
         return _on_device(config, images, device)
     return Stream(Workers([_side(config, images)], workers, device), 0, images, _finish(config, device))
 
 
 def _is_streamed(config: Config, images: Images | Tree, *, training: bool) -> bool:
-    """Whether images are read and augmented one by one, beside the trainer, and not held on the device."""
+    """Whether images are read and augmented one by one by workers, and not held on the device."""
     per_image = config.augment.policy != "none" or config.augment.random_resized_crop is not None
     return isinstance(images, Tree) or (training and per_image)
 
@@ -120,7 +120,7 @@ def _on_device(config: Config, images: Images | Tree, device: torch.device) -> D
 
 
 def _side(config: Config, images: Images | Tree) -> Side:
-    """A split that is streamed. Images in memory are resized once, unless a crop of the original is wanted."""
+    """A split for the workers; images in memory are resized once, unless crops of the originals are wanted."""
     data = config.data
     if isinstance(images, Images) and config.augment.random_resized_crop is None:
         images, data = fit_all(images, data, config.image_size), dataclasses.replace(data, fit="pad")
@@ -128,7 +128,7 @@ def _side(config: Config, images: Images | Tree) -> Side:
 
 
 def _check(config: Config, train: Images, test: Images) -> None:
-    """Refuse images that are not what the settings say; everything else was planned from those."""
+    """Raise ``UserError`` if the images do not match the settings, from which the network was planned."""
     data = config.data
     found = {
         "native_size": train.images.shape[-1],

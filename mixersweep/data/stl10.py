@@ -1,4 +1,4 @@
-"""STL-10 (Coates, Ng and Lee 2011), its labelled part: 5,000 and 8,000 images, 96 x 96, in 10 classes."""
+"""The labelled part of STL-10 (Coates, Ng and Lee 2011): 5,000 training and 8,000 test images, 96 x 96, 10 classes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mixersweep.data.download import reading, unpacked
 from mixersweep.data.source import Arrays, Report, Source
 
 SHA256 = "f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866"
-"""Of the archive with the binary files."""
+"""The sha256 of the archive with the binary files."""
 
 
 def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
-    """The four arrays: from ``stl10_binary`` or its archive in ``folder``, or downloaded (2.6 GB)."""
+    """Get the four arrays: from ``stl10_binary`` or its archive in ``folder``, or by download (2.6 GB)."""
     from torchvision.datasets import STL10
 
     class Labelled(STL10):  # type: ignore[misc]
-        """Without the unlabelled images, which a user may have left out."""
+        """torchvision's reader without the unlabelled images, which a user may have left out."""
 
         train_list = STL10.train_list[:2]
 

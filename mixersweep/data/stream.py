@@ -1,8 +1,9 @@
 """Batches of images that worker processes read and augment, one at a time.
 
-For what a batch on the device cannot have: policies, random shapes, images too large or too many to be held. Each
-image's random choices are seeded by (augment_seed, image), inside the worker: batches depend neither on the number of
-workers nor on the number of ranks. Normalisation and erasing are done on the device, for the whole batch.
+They are for what ``DeviceImages`` cannot do: augmentation policies, random resized crops, and images too large or too
+many to hold on the device. Each image's random choices are seeded by (augment_seed, image) in the worker, so batches
+depend neither on the number of workers nor on that of ranks. Normalisation and erasing are done on the device, for the
+whole batch.
 """
 
 from __future__ import annotations
@@ -30,34 +31,34 @@ from mixersweep.kinds import Auto
 from mixersweep.seeds import derive
 
 Key = tuple[int, int, int | None]
-"""Which side of the data set, which of its images, and the augment_seed."""
+"""The index of a split, the index of an image in it, and the augment_seed, None for no augmentation."""
 
 MOST_WORKERS = 16
 GRACE_SECONDS = 60
-"""How long a worker goes on after a TERM that everything in a job may get; its trainer saves and ends it before."""
+"""How long a worker survives SIGTERM, which a whole job may get; the trainer saves and ends its workers before."""
 
 
 class LoaderFailed(MixersweepError):
-    """A worker process died: killed, or out of memory."""
+    """A worker process died: it was killed, or ran out of memory."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What a worker hands over in place of a batch: one line on the image that it cannot read."""
+    """What a worker returns instead of a batch with an image that it cannot read: the reason, in one line."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Side:
-    """The images of one split, and how to see them."""
+    """The images of one split, and the ``View`` that resizes and augments them."""
 
     name: str
     images: Images | Tree
     view: View
 
     def picture(self, index: int) -> Picture:
-        """One image as it is stored; raises ``UserError`` where its file cannot be read or has another size."""
+        """One image as it is stored; raises ``UserError`` if its file cannot be read or has another size."""
         if isinstance(self.images, Images):
             pixels = self.images.images[index]
             return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
@@ -76,7 +77,7 @@ class Side:
 
 
 class Workers:
-    """The processes that all splits of a data set share, kept over the epochs; 0 reads in this process."""
+    """Worker processes that all splits of a data set share and that live over the epochs; 0 reads in this process."""
 
     def __init__(self, sides: list[Side], count: int, device: torch.device) -> None:
         self._work, self._count, self._device = _Work(sides), count, device
@@ -86,9 +87,9 @@ class Workers:
         _POOLS.add(self)
 
     def batches(self, keys: Iterable[list[Key]]) -> Iterator[Tensor]:
-        """uint8 (B, channels, image_size, image_size) for each list of keys, in that order.
+        """Yield a batch, uint8 (B, channels, image_size, image_size), for each list of keys, in that order.
 
-        Raises ``LoaderFailed`` where a worker died, and ``UserError`` for an image that cannot be read.
+        Raises ``LoaderFailed`` if a worker died, and ``UserError`` for an image that cannot be read.
         """
         if self._busy:  # an epoch within an epoch has processes of its own
             yield from self._run(*self._loader(kept=False), keys)
@@ -102,7 +103,7 @@ class Workers:
             self._busy = False
 
     def close(self) -> None:
-        """End the processes; the next epoch would start others."""
+        """End the processes; another epoch would start new ones."""
         self._kept = None
         while self._iterators:
             end = getattr(self._iterators.pop(), "_shutdown_workers", None)
@@ -146,7 +147,7 @@ class Workers:
 
 
 class Stream:
-    """One split, whose images the workers read: the same interface as ``DeviceImages``."""
+    """A split of a data set (``Batches``) whose images the workers read."""
 
     def __init__(self, workers: Workers, side: int, images: Images | Tree, finish: Finish) -> None:
         self._workers, self._side, self._finish = workers, side, finish
@@ -165,7 +166,7 @@ class Stream:
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch, see ``Batches``."""
+        """Yield one epoch, see ``Batches``."""
         boxes, device = self._finish.boxes(len(self), augment_seed), self._finish.device
 
         def mine() -> Iterator[Tensor]:
@@ -180,14 +181,14 @@ class Stream:
 
 
 def choose_workers(setting: int | Auto, processes: int = 1) -> int:
-    """Worker processes for one of ``processes`` trainers on this machine: ``auto`` is one a core, shared among them."""
+    """The number of workers of each of ``processes`` trainers on this machine; ``auto`` divides the cores by them."""
     if setting != "auto":
         return setting
     return max(1, min(MOST_WORKERS, len(processor.cores()) // processes))
 
 
 class _Work(Dataset[Any]):
-    """What a worker does: a list of keys becomes a batch."""
+    """The data set that workers serve: maps a list of keys to a batch, or to ``Unreadable``."""
 
     def __init__(self, sides: list[Side]) -> None:
         self._sides = sides
@@ -216,7 +217,7 @@ class _Work(Dataset[Any]):
 
 
 class _Keys:
-    """The lists of keys of the epoch that is about to be read."""
+    """The batch sampler: yields the lists of keys of the coming epoch."""
 
     keys: Iterable[list[Key]] = ()
 
@@ -234,7 +235,7 @@ _OF_THE_TRAINER = [
 
 
 def _begin_worker(_: int) -> None:
-    """Signals are the trainer's to act on: it saves, and ends its workers."""
+    """Ignore the signals that stop a run: the trainer acts on them, saves, and ends its workers."""
     for number in _OF_THE_TRAINER:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
@@ -245,9 +246,10 @@ def _begin_worker(_: int) -> None:
 
 
 def _quiet_iterator(loader: DataLoader[Any]) -> Any:
-    """An epoch of the loader, whose dead workers are then noticed here, and not wherever the trainer happens to be.
+    """An iterator over the loader without torch's SIGCHLD handler, which would raise anywhere in the trainer.
 
-    Its workers begin with the trainer's signals blocked, so that none ends them before ``_begin_worker`` has run.
+    Dead workers are noticed when a batch is read instead. Workers start with the trainer's signals blocked, so that
+    none ends them before ``_begin_worker`` has run.
     """
     chld = getattr(signal, "SIGCHLD", None)
     before = signal.getsignal(chld) if chld and threading.current_thread() is threading.main_thread() else None
@@ -268,6 +270,6 @@ _POOLS: weakref.WeakSet[Workers] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Before multiprocessing would wait for workers that nobody ended."""
+    """End all workers at exit, before multiprocessing would wait for them."""
     for pool in list(_POOLS):
         pool.close()

@@ -1,4 +1,4 @@
-"""Street View House Numbers (Netzer et al. 2011), cropped digits: 73,257 and 26,032 images, 32 x 32."""
+"""Street View House Numbers (Netzer et al. 2011), cropped digits: 73,257 training and 26,032 test images, 32 x 32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHA256 = {
 
 
 def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
-    """The four arrays: from the two .mat files in ``folder``, or downloaded. A zero, 10 in the files, is class 0."""
+    """Get the four arrays from the two .mat files in ``folder``, or by download; the digit 0, 10 there, is class 0."""
     from torchvision.datasets import SVHN
 
     arrays = {}

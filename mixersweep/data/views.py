@@ -1,7 +1,8 @@
-"""How a picture becomes ``image_size`` pixels: the plain view for evaluation, the augmented one for training.
+"""Resize a picture to ``image_size`` pixels: plainly for evaluation, with augmentation for training.
 
-One picture at a time, with torchvision's and timm's own transforms on PIL images, for what cannot be done to a whole
-batch on the device. They draw from torch's, Python's and NumPy's global states, which ``seeded`` sets for each image.
+This works on one picture at a time, with the transforms of torchvision and timm on PIL images, for what cannot be done
+to a whole batch on the device. They draw from the global random states of torch, Python and NumPy, which ``seeded``
+sets for each image.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CHUNK = 1000
 
 
 class View:
-    """The two ways to see a picture; ``plain`` and ``augmented`` give uint8 (channels, image_size, image_size)."""
+    """The transforms of a picture: ``plain`` and ``augmented`` return uint8 (channels, image_size, image_size)."""
 
     def __init__(self, data: Data, augment: Augment, image_size: int) -> None:
         from torchvision.transforms import v2  # takes a second to import, which images on the device do without
@@ -47,11 +48,11 @@ class View:
             self.transforms.append(self._with_policy)
 
     def plain(self, picture: Picture) -> Tensor:
-        """As in evaluation: nothing random."""
+        """The picture as in evaluation, without anything random."""
         return self._bytes(self._fitted(picture))
 
     def augmented(self, picture: Picture) -> Tensor:
-        """As in training; draws from the global random states."""
+        """The picture as in training, augmented; draws from the global random states."""
         for transform in self.transforms:
             picture = transform(picture)
         return self._bytes(picture)
@@ -61,7 +62,7 @@ class View:
         return fitted
 
     def _with_policy(self, picture: Picture) -> Picture:
-        """Policies know colours; of three equal channels, grey is what it was."""
+        """Apply the policy, which needs colours: grey pictures are converted to RGB and back."""
         return self.policy(picture.convert("RGB")).convert("L") if self.grey else self.policy(picture)
 
     def _bytes(self, picture: Picture) -> Tensor:
@@ -70,10 +71,10 @@ class View:
 
 
 def of_bytes(picture: Picture) -> Picture:
-    """A picture of at most 8 bits a channel; of 16 the upper 8, which is how Pillow reads colours of 16 bits.
+    """Convert a picture to 8 bits per channel; of 16 bits the upper 8 are taken, as Pillow does for 16-bit colours.
 
-    Pillow's own ``convert`` would make all above 255 white. Raises ``ValueError`` where the range is not known: of 32
-    bits, and of floating point.
+    Pillow's ``convert`` would turn all grey values above 255 white. Raises ``ValueError`` if the range of values is
+    unknown: for 32 bits and for floating point.
     """
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
@@ -83,7 +84,7 @@ def of_bytes(picture: Picture) -> Picture:
 
 
 def fit(image: Any, data: Data, image_size: int) -> Any:
-    """A picture, or uint8 (..., size, size), brought to ``image_size`` as ``data.fit`` says."""
+    """Resize, crop or pad a picture, or uint8 (..., size, size), to ``image_size`` pixels, as ``data.fit`` says."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as f
 
@@ -101,7 +102,7 @@ def fit(image: Any, data: Data, image_size: int) -> Any:
 
 
 def fit_all(images: Images, data: Data, image_size: int) -> Images:
-    """All images resized or cropped once, on the CPU, so that each device sees the same; padding is left to others."""
+    """Resize or crop all images once, on the CPU so that all devices see the same; with ``pad`` they are unchanged."""
     if data.fit == "pad" or not len(images):
         return images
     chunks = [
@@ -113,7 +114,7 @@ def fit_all(images: Images, data: Data, image_size: int) -> Images:
 
 @contextlib.contextmanager
 def seeded() -> Iterator[Callable[[int], None]]:
-    """Yields a function that sets torch's (CPU), Python's and NumPy's global states; puts back what they were."""
+    """A context with a function that seeds the global states of torch (CPU), Python and NumPy; restored after."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield _seed
@@ -156,7 +157,7 @@ def _policy(augment: Augment, mean: list[float], image_size: int) -> Transform:
 
 
 def _posterize(picture: Picture, bits: int, **_: object) -> Picture:
-    """timm's; of no bits, which its recipe asks for and Pillow refuses since 13, black is left as it was before."""
+    """timm's posterize, also for 0 bits, which its recipe asks for and Pillow 13 refuses: the result is black."""
     if bits >= 8:
         return picture
     return ImageOps.posterize(picture, bits) if bits > 0 else Image.new(picture.mode, picture.size)

@@ -12,7 +12,7 @@ from mixersweep.families.base import Family, FamilyLook
 
 
 def _found(place: str) -> type[Family]:
-    """The class ``file.Class`` of this folder."""
+    """Import the class that ``file.Class`` names in this folder."""
     module, _, name = place.partition(".")
     family: type[Family] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     return family
@@ -40,11 +40,11 @@ FAMILIES: dict[str, type[Family]] = {
 
 
 def look_of(name: str) -> FamilyLook | None:
-    """How the lines of a family look; None for a name that no family here has, as in a record from elsewhere."""
+    """How a family is drawn in figures; None for an unknown name, as in a record made by another version."""
     family: Any = FAMILIES.get(name)
     return None if family is None else family.look
 
 
 def order_of(name: str) -> int:
-    """The place of a family in tables and legends; names that no family here has come last."""
+    """The rank of a family in tables and legends, from 0; unknown names come last."""
     return list(FAMILIES).index(name) if name in FAMILIES else len(FAMILIES)

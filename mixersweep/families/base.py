@@ -1,11 +1,11 @@
-"""What a family of networks is: the contract that every other file here fulfils.
+"""The base classes of all model families: their settings, sizes, memory estimates and looks.
 
-A family is a frozen dataclass. Its fields are its settings, as they stand in ``configs/model/<name>.yaml`` under
-``model``; its methods and class attributes are all that the rest of the program asks of it: what it wants of the rule,
-what memory it takes, what it cannot do, how it looks in figures, and where its network is. Whatever has no safe answer
-is abstract: a family that leaves it out cannot be made, and the error names what is missing.
+A family is a frozen dataclass. Its fields are the settings under ``model`` in ``configs/model/<name>.yaml``; its
+methods and class attributes tell the rest of the program which sizes to solve for (``mixersweep.budget``, "the rule"),
+how much memory training takes, which settings are impossible, how to draw it, and which class builds its networks.
+What has no safe default is abstract, so that a family that leaves it out cannot be instantiated.
 
-Plans and completion read families, so no file here imports torch but within a method that builds a layer.
+Plans and shell completion import families, so files here import torch only inside methods that build layers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mixersweep.kinds import Count, Positive, neutral
 Colour = Literal["blue", "orange", "green", "pink", "sky", "gold", "grey"]
 Dash = Literal["solid", "long", "dots"]
 Marker = Literal["o", "s", "^", "D", "v", "P", "<", ">", "X", "d", "p", "h", "H", "*"]
-"""What ``figures.palette`` can draw."""
+"""The markers that ``figures.palette`` can draw."""
 
 
 class FamilyLook(NamedTuple):
-    """How a family's line looks in every figure: a colour of the palette, a marker of matplotlib's, and a dash.
+    """How a family's line looks in every figure: its palette colour, matplotlib marker and dash pattern.
 
-    Marker or dash differ between families, so that figures are read without colours too.
+    Families differ in marker or dash as well as colour, so that figures can be read without colours.
     """
 
     colour: Colour
@@ -37,7 +37,7 @@ class FamilyLook(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a family and its network have to know of the images beside the network's own sizes."""
+    """The facts about images that a family and its network need; sizes are in pixels."""
 
     channels: int
     size: int
@@ -46,20 +46,20 @@ class ImageFacts:
 
     @property
     def values(self) -> int:
-        """The numbers of an image."""
+        """The number of values in an image, over all channels."""
         return self.channels * self.size**2
 
     @property
     def patch_values(self) -> int:
-        """C0: the values of a patch."""
+        """The number of values in a patch, over all channels (C0)."""
         return self.channels * self.patch_size**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family(ABC):
-    """All that the program asks of a family; ``name`` is its first setting, as ``model=name`` spells it."""
+    """The interface of a model family; its first setting ``name`` is what ``model=<name>`` selects."""
 
-    if TYPE_CHECKING:  # a setting of some families, and of others the same in all their networks
+    if TYPE_CHECKING:  # a setting in some families, a constant in others
 
         @property
         def name(self) -> str: ...
@@ -74,29 +74,29 @@ class Family(ABC):
         @property
         def norms_per_block(self) -> int: ...
 
-    # --- its network and what the rule makes of it ------------------------------------------------------------------
+    # --- the network and its sizes ----------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def network(self) -> str:
-        """The class of its networks, ``module:Class``, which is imported when one is built."""
+        """The class that builds its networks, as ``module:Class``; it is imported only when a network is built."""
 
     @property
     @abstractmethod
     def structure(self) -> Structure:
-        """How its effective weight matrices are sparse."""
+        """The sparsity structure of its effective weight matrices."""
 
     @property
     @abstractmethod
     def has_skips(self) -> bool:
-        """Whether its network is a sequence of blocks with skips, whose branches can be dropped or computed again."""
+        """Whether its network is a sequence of residual blocks, as stochastic depth and gradient checkpointing need."""
 
     def check(self, depth: int) -> None:
-        """Raise ``UserError`` for settings that no network of this depth can have; by default there are none."""
+        """Raise ``UserError`` for settings that are impossible at this depth; by default all are possible."""
         del depth
 
     def request(self, asked: Request, images: ImageFacts) -> Request:
-        """What is asked of the rule, completed by what the family says of itself."""
+        """Complete the sizes that were asked for with those that the family fixes."""
         del images
         return replace(
             asked,
@@ -109,34 +109,36 @@ class Family(ABC):
         )
 
     def solve(self, request: Request, images: ImageFacts) -> Architecture:
-        """The network that the rule gives for a request; raises ``UserError`` where there is none."""
+        """Solve a request for all sizes of the network; raises ``UserError`` where no network meets it."""
         del images
         solved = budget.solve(request)
         budget.check_readout(request, solved)
         return solved
 
     def warnings(self, solved: Architecture, classes: int) -> list[str]:
-        """What a reader of this network's accuracy has to know, one sentence each."""
+        """Caveats for interpreting this network's accuracy, one sentence each."""
         return budget.warnings(solved, self.structure, classes, pooled=self.head == "pool")
 
-    # --- what training it takes -------------------------------------------------------------------------------------
+    # --- the cost of training ---------------------------------------------------------------------------------------
 
     @abstractmethod
     def activations(self, a: Architecture, images: ImageFacts, *, recomputed: bool) -> float:
-        """Numbers of an image that the forward pass keeps for the backward pass: of each layer its input, plain and
-        normalised, and what is before and behind each activation. ``recomputed``: blocks are computed again.
+        """Estimate how many numbers per image the forward pass keeps for the backward pass.
+
+        For each layer these are its input, plain and normalised, and the values before and after each activation
+        function. ``recomputed``: with gradient checkpointing, which computes blocks again in the backward pass.
         """
 
     @abstractmethod
     def largest_layer(self, a: Architecture, images: ImageFacts) -> int:
-        """Numbers of an image in its largest layer."""
+        """The number of activations per image in its largest layer."""
 
     @abstractmethod
     def beside_weights(self, a: Architecture, batch_size: int, device_kind: str) -> float:
-        """Bytes beside parameters and activations: where sparse weights are, or the matrices that stand for them."""
+        """Bytes beside parameters and activations: the indices of sparse weights, and dense matrices made from them."""
 
     def alone_for(self) -> str | None:
-        """The setting, as it is spelled, for which a network cannot train in a pack with others; None for none."""
+        """The setting (``key=value``, or its key) that keeps a run from training in a pack with others, or None."""
         return None
 
     # --- how it is shown --------------------------------------------------------------------------------------------
@@ -144,12 +146,12 @@ class Family(ABC):
     @property
     @abstractmethod
     def look(self) -> FamilyLook:
-        """Its line in figures."""
+        """How its lines look in figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockFamily(Family):
-    """Families that stand between one stem and one head, as blocks with skips and LayerNorms."""
+    """Families of residual blocks with LayerNorms between a stem and a head."""
 
     head: Head
     readout_dimension: Count = neutral(DEFAULT_READOUT)
@@ -159,25 +161,25 @@ class BlockFamily(Family):
     has_skips = True
 
     def request(self, asked: Request, images: ImageFacts) -> Request:
-        """With the features that the head reads."""
+        """Add the number of features that the head reads to the request."""
         return replace(super().request(asked, images), readout_dimension=self.readout_dimension)
 
     def activations(self, a: Architecture, images: ImageFacts, *, recomputed: bool) -> float:
-        """The image, its patches and all layers; recomputed, the inputs of all layers, and one block in full."""
+        """Count the image, its patches and all layers; if recomputed, the inputs of all layers and one whole block."""
         layer = self.layer_activations(a)
         layers = 2 + a.mixing_layers * a.width / layer if recomputed else a.mixing_layers
         return images.values + a.patches * a.embedding_channels + layers * layer
 
     def layer_activations(self, a: Architecture) -> float:
-        """Numbers of an image that one mixing layer keeps for the backward pass."""
+        """How many numbers per image one mixing layer keeps for the backward pass."""
         return 2.0 * a.width + (2 * a.hidden_width if self.hidden else a.width)
 
     def largest_layer(self, a: Architecture, images: ImageFacts) -> int:
-        """The stream between the blocks, or a hidden layer."""
+        """The residual stream or a hidden layer, whichever is wider."""
         del images
         return max(a.width, a.hidden_width)
 
     def beside_weights(self, a: Architecture, batch_size: int, device_kind: str) -> float:
-        """Nothing: the weights are matrices."""
+        """Zero, since all weights are stored as dense matrices."""
         del a, batch_size, device_kind
         return 0.0

@@ -1,6 +1,6 @@
-"""Golubeva, Neyshabur & Gur-Ari 2021: networks that widen at a fixed number of weights.
+"""Networks that are widened at a fixed number of weights (Golubeva, Neyshabur & Gur-Ari 2021).
 
-Their networks are in ``models/golubeva.py``.
+Their modules are in ``models/golubeva.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mixersweep.kinds import Count, execution
 
 @dataclass(frozen=True, kw_only=True)
 class GolubevaMLP(LayeredFamily):
-    """One hidden ReLU layer (Golubeva et al., Fig. 5)."""
+    """An MLP with one hidden ReLU layer (Golubeva et al., Fig. 5)."""
 
     name: Literal["golubeva_mlp"]
     weights_total: Count
@@ -29,13 +29,13 @@ class GolubevaMLP(LayeredFamily):
     look = FamilyLook("green", "p", "dots")
 
     def layered(self, images: ImageFacts) -> Layered:
-        """Two matrices."""
+        """The sizes of its two weight matrices."""
         return TwoLayerMLP(images.channels, images.size, images.classes, self.weights_total)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GolubevaResNet18(LayeredFamily):
-    """ResNet-18 with the weights of a narrower dense one (Golubeva et al., Figs. 6 and 7)."""
+    """A sparse ResNet-18 with as many weights as a narrower dense one (Golubeva et al., Figs. 6 and 7)."""
 
     name: Literal["golubeva_resnet18"]
     base_width: Annotated[int, Ge(8), Le(64)]
@@ -44,13 +44,13 @@ class GolubevaResNet18(LayeredFamily):
     look = FamilyLook("sky", "h", "dots")
 
     def layered(self, images: ImageFacts) -> Layered:
-        """Its kernels and the head."""
+        """The sizes of its convolution kernels and its head."""
         return ResNet18(images.channels, images.size, images.classes, self.base_width)
 
 
 @dataclass(frozen=True)
 class TwoLayerMLP(Layered):
-    """pixels -> width -> classes (Golubeva et al., Fig. 5); its base width is weights_total / (pixels + classes)."""
+    """MLP pixels -> width -> classes (Golubeva et al., Fig. 5), dense at width weights_total / (pixels + classes)."""
 
     weights_total: int
     name = "golubeva_mlp"
@@ -59,22 +59,22 @@ class TwoLayerMLP(Layered):
 
     @property
     def narrowest(self) -> int:
-        """The base width; where that is no whole number, the next."""
+        """The width at which it is dense, rounded up."""
         return -(-self.weights_total // (self.image_channels * self.image_size**2 + self.classes))
 
     def total(self) -> int:
-        """As it was set."""
+        """The number of weights, as set by ``model.weights_total``."""
         return self.weights_total
 
     def layers(self, width: int) -> list[Layer]:
-        """Two matrices, with biases."""
+        """Its two matrices, with biases."""
         pixels = self.image_channels * self.image_size**2
         return [Layer(width, pixels, bias=True), Layer(self.classes, width, part="head", bias=True)]
 
 
 @dataclass(frozen=True)
 class ResNet18(Layered):
-    """ResNet-18 as CIFAR has it: the first convolution is 3x3 and there is no pooling before the head.
+    """The CIFAR version of ResNet-18: its first convolution is 3x3, and no max pooling follows it.
 
     The width is the first convolution's output channels, doubled in each of the three later stages.
     """
@@ -86,11 +86,11 @@ class ResNet18(Layered):
 
     @property
     def narrowest(self) -> int:
-        """The base width."""
+        """The base width, at which it is dense."""
         return self.base_width
 
     def layers(self, width: int) -> list[Layer]:
-        """The kernels, a block's shortcut after its two, and the head."""
+        """All kernels in order (a block's shortcut follows its two convolutions), then the head."""
         size = self.image_size
         found = [Layer(width, 9 * self.image_channels, size**2, norm=True)]
         channels = width

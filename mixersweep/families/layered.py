@@ -24,23 +24,23 @@ class LayeredFamily(Family):
 
     @abstractmethod
     def layered(self, images: ImageFacts) -> budget.Layered:
-        """Its layers, as the rule counts them."""
+        """The sizes of its layers, as ``budget.solve_layered`` counts them."""
 
     def solve(self, request: Request, images: ImageFacts) -> Architecture:
-        """By the rule of layers."""
+        """Solve the request with ``budget.solve_layered``; raises ``UserError`` where no network meets it."""
         return budget.solve_layered(request, self.layered(images))
 
     def activations(self, a: Architecture, images: ImageFacts, *, recomputed: bool) -> float:
-        """The image, and of each layer what is before and behind its activation."""
+        """Count the image, and each layer's values before and after its activation function."""
         del recomputed
         return images.values + 2.0 * sum(self._outputs(a, images))
 
     def largest_layer(self, a: Architecture, images: ImageFacts) -> int:
-        """Its outputs."""
+        """The outputs of its largest layer."""
         return max(self._outputs(a, images))
 
     def beside_weights(self, a: Architecture, batch_size: int, device_kind: str) -> float:
-        """Nothing: where its few weights are is left out of the estimate."""
+        """Zero: the estimate leaves out the indices of its sparse weights, which are few."""
         del a, batch_size, device_kind
         return 0.0
 

@@ -1,6 +1,6 @@
 """The permuted-Kronecker families: S-Mixer, MLP-Mixer, their random-permutation and untied versions.
 
-Hayase & Karakida 2024, sections 2.2, 5.1 and 5.2; their networks are in ``models/mixer.py``.
+Hayase & Karakida 2024, sections 2.2, 5.1 and 5.2 ("the paper" here); their modules are in ``models/mixer.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MixerFamily(BlockFamily):
     norms_per_block: ClassVar[int] = 2
     network = "mixersweep.models.mixer:MixerNetwork"
 
-    if TYPE_CHECKING:  # a setting of some Mixers, and of others the same in all their networks
+    if TYPE_CHECKING:  # a setting in some Mixers, a constant in others
 
         @property
         def tied(self) -> bool: ...
@@ -35,11 +35,11 @@ class MixerFamily(BlockFamily):
 
     @property
     def structure(self) -> Structure:
-        """Tied blocks share one matrix, untied ones have one each."""
+        """Kronecker if all blocks of a layer share one matrix (tied), else block-diagonal."""
         return "kronecker" if self.tied else "block_diagonal"
 
     def request(self, asked: Request, images: ImageFacts) -> Request:
-        """With its wiring and the expansions of its two kinds of layers."""
+        """Add the stem, the skip connection and the expansions of token and channel mixing to the request."""
         return replace(
             super().request(asked, images),
             stem=self.stem,
@@ -62,7 +62,7 @@ class RandomPermutations(MixerFamily):
     random_blocks: Literal["all"] | list[Whole]
 
     def check(self, depth: int) -> None:
-        """Refuse blocks that are not there."""
+        """Raise ``Infeasible`` for ``random_blocks`` beyond the depth."""
         blocks = self.random_blocks
         if blocks != "all" and any(block >= depth for block in blocks):
             raise Infeasible(f"model.random_blocks={blocks}: depth={depth} has the blocks 0 to {depth - 1}")
@@ -100,13 +100,16 @@ class RPSMixer(RandomPermutations):
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrainable(MixerFamily):
-    """A Mixer that may start from the weights of a file: where that lies is execution, what is in it the experiment."""
+    """A Mixer that may start from the weights of a file.
+
+    The path ``pretrained`` does not enter the experiment's fingerprint, ``pretrained_sha256`` (the content) does.
+    """
 
     pretrained: str | None = execution(None)
     pretrained_sha256: str | None = neutral(None)
 
     def alone_for(self) -> str | None:
-        """Weights of a file are read by one run at a time."""
+        """``model.pretrained`` where it is set: weights from a file cannot be loaded into a pack of runs."""
         return super().alone_for() if self.pretrained is None else "model.pretrained"
 
 

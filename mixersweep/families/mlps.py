@@ -30,7 +30,7 @@ FLOAT, INDICES = 4, 20
 
 @dataclass(frozen=True, kw_only=True)
 class MLPFamily(BlockFamily):
-    """Networks on vectors of m features, with a mixing layer for each of a Mixer's (section 3.4)."""
+    """MLPs on vectors of m features, with one layer for each mixing layer of a Mixer (section 3.4)."""
 
     hidden: bool
     layers_per_block: Annotated[int, Ge(1), Le(2)]
@@ -38,26 +38,26 @@ class MLPFamily(BlockFamily):
 
     @property
     def norms_per_block(self) -> int:
-        """One before each mixing layer."""
+        """One LayerNorm before each mixing layer."""
         return self.layers_per_block
 
     @abstractmethod
     def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
-        """Build one linear map of a mixing layer with so many nonzeros.
+        """Build the linear map (B, inputs) to (B, outputs) of a mixing layer, with ``connections`` nonzero weights.
 
-        What is random in its structure is drawn from ``generator``; ``plane`` says where its units lie on the image.
+        A random mask is drawn from ``generator``; ``plane`` gives the positions of its units on the image.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedMLP(MLPFamily):
-    """MLPs whose matrices have static masks, of whatever pattern; how they are multiplied is no experiment."""
+    """MLPs whose weight matrices have fixed masks; ``storage`` only chooses how they are multiplied."""
 
     storage: Literal["auto", "sparse", "dense"] = execution()
     structure = "sparse"
 
     def beside_weights(self, a: Architecture, batch_size: int, device_kind: str) -> float:
-        """The indices of the nonzeros; where products are dense, the matrices too."""
+        """The indices of the nonzeros, and the dense matrices where products are dense."""
         matrices = a.mixing_layers * (2 if self.hidden else 1)
         indices = INDICES * a.connections * matrices
         fits = sparse_is_faster(a.width, a.hidden_width, int(a.connections), batch_size, device_kind)
@@ -76,14 +76,14 @@ class SWMLP(MaskedMLP):
     look = FamilyLook("green", "^", "dots")
 
     def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
-        """A matrix with a random mask."""
+        """Build a linear map whose weights have a random mask."""
         from mixersweep.layers import SparseWeights, draw_mask
 
         positions = draw_mask(outputs, inputs, connections, self.mask, generator, size=self.mask_size, plane=plane)
         return SparseWeights(inputs, outputs, positions, bias=self.bias, rescale=self.rescale)
 
     def solve(self, request: Request, images: ImageFacts) -> Architecture:
-        """Refuse groups that do not divide the inputs of a matrix."""
+        """Solve the request; raises ``Infeasible`` where ``n_of_m`` groups do not divide a layer's inputs."""
         solved = super().solve(request, images)
         for inputs in (solved.width, solved.hidden_width) if self.hidden else (solved.width,):
             if self.mask == "n_of_m" and inputs % self.mask_size:
@@ -97,7 +97,7 @@ class SWMLP(MaskedMLP):
         return solved
 
     def warnings(self, solved: Architecture, classes: int) -> list[str]:
-        """With what the kind of its masks means for the fan-in and the connections."""
+        """Caveats for interpreting its accuracy, with those that its kind of mask adds."""
         pooled = self.head == "pool"
         unread = self._share_without_input(solved)
         found = budget.warnings(solved, self.structure, classes, pooled=pooled, share_without_input=unread)
@@ -109,7 +109,7 @@ class SWMLP(MaskedMLP):
         return found
 
     def _share_without_input(self, a: Architecture) -> float:
-        """The share of units that no connection reaches, as expected of masks of this kind."""
+        """The expected share of units without any input, in [0, 1], for this kind of mask."""
         if self.mask in ("fixed_fan_in", "degree_regular", "expansion"):  # all have the fan-in's floor or ceiling
             return max(0.0, 1 - a.mean_fan_in)
         inputs = a.mean_fan_in / a.density
@@ -119,20 +119,20 @@ class SWMLP(MaskedMLP):
         return math.pow(1 - a.density, inputs / drawn_at_once)
 
     def alone_for(self) -> str | None:
-        """Masks of which each has another number of nonzeros have no axis of runs."""
+        """``model.mask=bernoulli``: masks with unequal numbers of nonzeros cannot be stacked over runs."""
         return "model.mask=bernoulli" if self.mask == "bernoulli" else super().alone_for()
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLP(MLPFamily):
-    """The dense MLP with the same connections."""
+    """The dense MLP with the same number of connections."""
 
     name: Literal["mlp"]
     structure = "dense"
     look = FamilyLook("grey", "*", "dots")
 
     def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
-        """A matrix."""
+        """Build a dense linear map; the mask's arguments are not used."""
         from mixersweep.layers import Dense
 
         del connections, generator, plane

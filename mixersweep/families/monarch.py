@@ -1,6 +1,6 @@
-"""Monarch matrices in place of a Mixer's two layers, and in shallow networks on pixels (Hayase & Karakida 2024, 3.3).
+"""Monarch matrices in Mixer blocks and in shallow networks on pixels (Hayase & Karakida 2024, section 3.3).
 
-Their networks are in ``models/monarch.py``.
+Their modules are in ``models/monarch.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mixersweep.kinds import Auto
 
 @dataclass(frozen=True, kw_only=True)
 class Monarch(MixerFamily):
-    """Blocks x + act(L R LN(x)) of Monarch matrices (eq 12): a Mixer block with one skip and one LN around both."""
+    """Residual blocks x + act(L R LN(x)) with a Monarch matrix L R (eq 12) in place of token and channel mixing."""
 
     name: Literal["monarch"]
     tied: bool
@@ -29,13 +29,13 @@ class Monarch(MixerFamily):
     look = FamilyLook("gold", "P", "long")
 
     def layer_activations(self, a: Architecture) -> float:
-        """Its two layers have one norm, and perhaps nothing between them."""
+        """How many numbers per image a layer keeps: two layers share one norm, and the inner activation is optional."""
         return super().layer_activations(a) - (a.width / 2 if self.inner_activation else a.width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shallow(Family):
-    """x to B_c B_2 ReLU(B_1 x) on the pixels, each B a Monarch or Kronecker product of two factors (Fig. 2d)."""
+    """Networks B_c B_2 act(B_1 x) on pixels x, where each B is a Monarch matrix or Kronecker product (Fig. 2d)."""
 
     activation: Literal["gelu", "relu"]
     bias: bool
@@ -49,34 +49,34 @@ class Shallow(Family):
 
     @property
     def structure(self) -> Structure:
-        """A Kronecker product is a Monarch matrix whose factors share their blocks (Corollary 3.4)."""
+        """Kronecker if tied, else block-diagonal; a Kronecker product is a tied Monarch matrix (Corollary 3.4)."""
         return "kronecker" if self.tied else "block_diagonal"
 
     def request(self, asked: Request, images: ImageFacts) -> Request:
-        """With the pixels themselves, as a matrix."""
+        """Replace patches by the pixels themselves, as a matrix (image channels x size, size)."""
         rows, columns = images.channels * images.size, images.size
         request = super().request(asked, images)
         return replace(request, stem="none", tokens=rows, channels=columns, patches=rows, patch_values=0)
 
     def activations(self, a: Architecture, images: ImageFacts, *, recomputed: bool) -> float:
-        """The input of each factor, and half as much for the activations between products."""
+        """Count the input of each factor, and half a width for the activation functions between products."""
         del recomputed
         return images.values + a.width * (a.mixing_layers + 0.5)
 
     def largest_layer(self, a: Architecture, images: ImageFacts) -> int:
-        """All are as wide."""
+        """The width, which all layers share."""
         del images
         return max(a.width, a.hidden_width)
 
     def beside_weights(self, a: Architecture, batch_size: int, device_kind: str) -> float:
-        """Nothing: the weights are matrices."""
+        """Zero, since all weights are stored as dense matrices."""
         del a, batch_size, device_kind
         return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShallowMonarch(Shallow):
-    """Each product of two block-diagonal factors, a matrix a block."""
+    """Shallow networks of Monarch matrices: each block of a factor has its own matrix."""
 
     name: Literal["shallow_monarch"]
     tied: ClassVar[bool] = False
@@ -85,7 +85,7 @@ class ShallowMonarch(Shallow):
 
 @dataclass(frozen=True, kw_only=True)
 class ShallowKronecker(Shallow):
-    """Each product of two factors whose blocks share one matrix."""
+    """Shallow networks of Kronecker products: all blocks of a factor share one matrix."""
 
     name: Literal["shallow_kronecker"]
     tied: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""MLP-Mixers of published sizes, which their YAML sets (Hayase & Karakida 2024, Table 1; Tolstikhin et al. 2021)."""
+"""MLP-Mixers of published sizes (Hayase & Karakida 2024, Table 1; Tolstikhin et al. 2021), as set in their YAML."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NamedMixer(Pretrainable):
 
 @dataclass(frozen=True, kw_only=True)
 class MixerSS8(NamedMixer):
-    """Mixer-SS/8, the small one of Table 1."""
+    """Mixer-SS/8, the small Mixer of Table 1."""
 
     name: Literal["mixer_ss_8"]
     look = FamilyLook("sky", "<", "solid")
@@ -41,7 +41,10 @@ class MixerB16(NamedMixer):
 
 @dataclass(frozen=True, kw_only=True)
 class PrintedMixer(MixerFamily):
-    """A published size where the table contradicts itself: as its totals say, or as its sizes are printed."""
+    """An MLP-Mixer of Table 1 whose printed sizes contradict its printed totals.
+
+    ``as_printed`` takes the size as printed, else the size that gives the totals.
+    """
 
     as_printed: bool = asked()
     token_expansion: Positive | Auto = asked()
@@ -52,10 +55,10 @@ class PrintedMixer(MixerFamily):
     @property
     @abstractmethod
     def sizes(self) -> Mapping[str, int | float]:
-        """The one setting that the two readings differ in."""
+        """The one size in which the two readings of the table differ."""
 
     def request(self, asked: Request, images: ImageFacts) -> Request:
-        """With the size of the reading, where none was asked for."""
+        """Add the size of the chosen reading to the request, unless another was asked for."""
         request = super().request(asked, images)
         open_sizes: dict[str, Any] = {name: size for name, size in self.sizes.items() if getattr(request, name) is None}
         return replace(request, **open_sizes)
@@ -63,25 +66,25 @@ class PrintedMixer(MixerFamily):
 
 @dataclass(frozen=True, kw_only=True)
 class MixerSSW(PrintedMixer):
-    """Mixer-SS-W, the small wide one of Table 1."""
+    """Mixer-SS-W, the small wide Mixer of Table 1."""
 
     name: Literal["mixer_ss_w"]
     look = FamilyLook("gold", ">", "dots")
 
     @property
     def sizes(self) -> Mapping[str, int | float]:
-        """Its channels."""
+        """The number of channels."""
         return {"channels": 487 if self.as_printed else 467}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixerBW(PrintedMixer):
-    """Mixer-B-W, the large wide one of Table 1."""
+    """Mixer-B-W, the large wide Mixer of Table 1."""
 
     name: Literal["mixer_b_w"]
     look = FamilyLook("gold", "H", "long")
 
     @property
     def sizes(self) -> Mapping[str, int | float]:
-        """Its expansion."""
+        """The expansion of its hidden layers."""
         return {"expansion": 4.57 if self.as_printed else 4.10}

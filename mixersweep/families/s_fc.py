@@ -1,6 +1,6 @@
 """S-FC, the dense equivalent of a shallow convolutional network, which beta-LASSO prunes (Neyshabur 2020).
 
-Its network is in ``models/s_fc.py``.
+Its module is in ``models/s_fc.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mixersweep.kinds import Count
 
 @dataclass(frozen=True, kw_only=True)
 class SFC(LayeredFamily):
-    """S-FC with ``alpha`` channels of the convolution that it stands for."""
+    """S-FC, whose first layer can express a convolution with ``alpha`` channels."""
 
     name: Literal["s_fc"]
     alpha: Count
@@ -26,13 +26,13 @@ class SFC(LayeredFamily):
     look = FamilyLook("gold", "d", "dots")
 
     def layered(self, images: ImageFacts) -> Layered:
-        """Three matrices."""
+        """The sizes of its three weight matrices."""
         return ThreeMatrices(images.channels, images.size, images.classes, self.alpha)
 
 
 @dataclass(frozen=True)
 class ThreeMatrices(Layered):
-    """S-FC: the dense equivalent of a convolution with stride 2 and alpha channels, then 24·alpha, then classes."""
+    """S-FC: a dense equivalent of a stride-2 convolution to alpha channels, then 24·alpha, then classes."""
 
     alpha: int
     name = "s_fc"
@@ -41,11 +41,11 @@ class ThreeMatrices(Layered):
 
     @property
     def narrowest(self) -> int:
-        """Its one width: 256·alpha for images of 32 pixels."""
+        """The only width that it has: 256·alpha for images of 32 x 32 pixels."""
         return (-(-self.image_size // 2)) ** 2 * self.alpha
 
     def layers(self, width: int) -> list[Layer]:
-        """Three matrices; a norm stands in for the biases of the first two."""
+        """Its three matrices; the first two have norms in place of biases."""
         hidden = 24 * self.alpha
         pixels = self.image_channels * self.image_size**2
         return [
@@ -55,7 +55,7 @@ class ThreeMatrices(Layered):
         ]
 
     def check(self, width: int) -> None:
-        """Refuse any width but its own."""
+        """Raise ``UserError`` for any width but its only one."""
         if width != self.narrowest:
             one = self.narrowest // self.alpha
             raise UserError(

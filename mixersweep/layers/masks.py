@@ -1,8 +1,8 @@
-"""Random masks of exactly so many nonzeros, one function for each structure of sparsity that a mask can have.
+"""Random masks with a given number of nonzeros, one function for each kind of sparsity.
 
-A mask is drawn from its nonzeros alone, never as a matrix: time and memory are O(nonzeros), up to a logarithm. It is
-returned as the sorted flat positions, row · columns + column, int64, and each function is uniform over all masks of
-its kind, unless its docstring says what it draws instead.
+Masks are never built as dense matrices: time and memory are O(nonzeros), up to a logarithm. A mask is returned as its
+sorted flat positions row · columns + column, (connections,) int64, and is uniform over all masks of its kind unless
+the docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 Mask = Literal["exact", "bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local"]
 
 TRADES = 16
-"""Rounds of trades between all rows of a degree-regular mask. Four-cycles and the second singular value of masks of
-128 x 128 and 256 x 256 with 4 to 64 nonzeros a row are after 8 rounds what they are after 100."""
+"""Rounds of trades between all rows of a degree-regular mask. After 8 rounds, four-cycles and the second singular
+value of masks of 128 x 128 and 256 x 256 with 4 to 64 nonzeros per row are the same as after 100."""
 
 
 class Plane(NamedTuple):
-    """Where the units of a layer lie on the image: their places (int64), counted row by row on side x side places."""
+    """The image positions of a layer's output (rows) and input (columns) units: int64, row-major on side x side."""
 
     rows: Tensor
     columns: Tensor
@@ -37,9 +37,9 @@ def draw_mask(
     size: int = 4,
     plane: Plane | None = None,
 ) -> Tensor:
-    """Sorted flat positions (int64) of the nonzeros of a random (rows, columns) mask of this kind.
+    """Draw a random (rows, columns) mask of this kind: the sorted flat positions (int64) of its nonzeros.
 
-    ``size`` is that of the blocks of ``block`` and of the groups of ``n_of_m``; ``local`` needs ``plane``.
+    ``size`` is the block size of ``block`` and the group size of ``n_of_m``; ``local`` needs ``plane``.
     """
     if kind == "local":
         assert plane is not None
@@ -58,12 +58,12 @@ def draw_mask(
 
 
 def exact(rows: int, columns: int, connections: int, generator: torch.Generator) -> Tensor:
-    """That many nonzeros anywhere."""
+    """Place exactly ``connections`` nonzeros anywhere."""
     return _subset(rows * columns, connections, generator)
 
 
 def bernoulli(rows: int, columns: int, connections: int, generator: torch.Generator) -> Tensor:
-    """Each entry independently with the mean density, so that only the mean number of nonzeros is ``connections``."""
+    """Draw each entry independently with the mean density: only the expected number of nonzeros is ``connections``."""
     size = rows * columns  # a binomial number of nonzeros, then uniform: the same law as independent entries
     density = torch.tensor(connections / size, dtype=torch.float64)
     count = torch.tensor(float(size), dtype=torch.float64)
@@ -71,7 +71,7 @@ def bernoulli(rows: int, columns: int, connections: int, generator: torch.Genera
 
 
 def fixed_fan_in(rows: int, columns: int, connections: int, generator: torch.Generator) -> Tensor:
-    """Each row has the mean number of nonzeros, its floor or ceiling; which rows have one more is random."""
+    """Give each row the mean number of nonzeros, rounded down or up; which rows have one more is random."""
     fan_in, extra = divmod(connections, rows)
     fewer = torch.ones(rows, dtype=torch.bool)
     fewer[torch.randperm(rows, generator=generator)[:extra]] = False
@@ -82,26 +82,27 @@ def fixed_fan_in(rows: int, columns: int, connections: int, generator: torch.Gen
 
 
 def n_of_m(rows: int, columns: int, connections: int, generator: torch.Generator, *, size: int) -> Tensor:
-    """In each row, n of every ``size`` successive columns, n the floor or ceiling of the mean (N:M sparsity).
+    """Place n nonzeros in each group of ``size`` successive columns of a row (N:M sparsity).
 
-    Zhou et al. 2021 (2102.04010), who choose the n by their weights; here they are random. ``size`` divides columns.
+    Zhou et al. 2021 (arXiv 2102.04010) choose them by the size of their weights; here they are random. n is the mean,
+    rounded down or up; ``size`` must divide ``columns``.
     """
     return fixed_fan_in(rows * columns // size, size, connections, generator)
 
 
 def degree_regular(rows: int, columns: int, connections: int, generator: torch.Generator) -> Tensor:
-    """Each row and each column has the mean number of nonzeros, its floor or ceiling (a biregular random graph).
+    """Give each row and column its mean number of nonzeros, rounded down or up (a biregular random graph).
 
-    A regular start is forgotten by trades: rows are paired at random, and what only one of the two has is dealt out
-    anew between them, ``TRADES`` times. All masks of these degrees are equally likely in the limit (Carstens, Hamann,
-    Meyer, Penschuck, Tran & Wagner 2018, "Parallel and I/O-efficient randomisation of massive networks using global
-    curveball trades").
+    A regular mask is randomised by ``TRADES`` rounds of trades: rows are paired at random, and the columns that only
+    one of a pair has are redistributed between the two at random. In the limit all masks of these degrees are
+    equally likely (Carstens, Hamann, Meyer, Penschuck, Tran & Wagner 2018, "Parallel and I/O-efficient randomisation
+    of massive networks using global curveball trades").
     """
     fan_in, extra = divmod(connections, rows)
     degrees = torch.full((rows,), fan_in)
     degrees[torch.randperm(rows, generator=generator)[:extra]] += 1
     row = torch.arange(rows).repeat_interleave(degrees)
-    # successive places of a circle of all columns: no row meets itself, and no column is passed twice more than another
+    # each row takes the next columns in a cycle: no column twice in a row, and all columns equally often, up to one
     column = torch.randperm(columns, generator=generator)[torch.arange(connections) % columns]
     for _ in range(TRADES):
         row = _trade(row, column, rows, columns, generator)
@@ -109,7 +110,7 @@ def degree_regular(rows: int, columns: int, connections: int, generator: torch.G
 
 
 def _trade(row: Tensor, column: Tensor, rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """The rows of the nonzeros after each pair of rows has dealt out anew what only one of the two has."""
+    """Do one round of trades between random pairs of rows; returns the new row of each nonzero."""
     order = torch.randperm(rows, generator=generator)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(rows)
@@ -129,7 +130,7 @@ def _trade(row: Tensor, column: Tensor, rows: int, columns: int, generator: torc
 
 
 def block(rows: int, columns: int, connections: int, generator: torch.Generator, *, size: int) -> Tensor:
-    """Dense blocks of ``size`` x ``size`` at random places of a grid (Gray, Radford & Kingma 2017, block-sparse).
+    """Place dense blocks of ``size`` x ``size`` at random cells of a grid (Gray, Radford & Kingma 2017).
 
     Blocks at the edges are cut where ``size`` does not divide the sizes of the matrix, and the last block drawn keeps
     as many of its entries, row by row, as are left of ``connections``.
@@ -146,10 +147,10 @@ def block(rows: int, columns: int, connections: int, generator: torch.Generator,
 
 
 def expansion(rows: int, columns: int, connections: int, generator: torch.Generator) -> Tensor:
-    """The units of a narrow dense layer, each split into children that share its inputs disjointly.
+    """Split each unit of a narrow dense layer into children, among which its inputs are divided.
 
-    Fixed-parameter expansion (Kong et al. 2025, 2510.04500). connections / columns parents read all columns, and the
-    one that is left over reads what is left; a parent's columns are dealt out at random to its children, rows in
+    Fixed-parameter expansion (Kong et al. 2025, arXiv 2510.04500). connections / columns parents read all columns, and
+    a last one as many as are left over; a parent's columns are dealt out at random to its children, rows in
     succession, so that each row has about the mean number of nonzeros and each column one nonzero for each parent.
     """
     parents, rest = divmod(connections, columns)
@@ -167,10 +168,9 @@ def expansion(rows: int, columns: int, connections: int, generator: torch.Genera
 
 
 def local(plane: Plane, connections: int, generator: torch.Generator) -> Tensor:
-    """The nearest pairs of units on the image's plane: all within a radius, and of those at it a random part.
+    """Connect the nearest pairs of units on the image: all within a radius, and some of those at it, at random.
 
-    The radius is what the number of connections leaves. Units near the border have fewer connections than others, as
-    those of a convolution without padding.
+    The number of connections determines the radius. Units near the border have fewer connections than others.
     """
     row_places, column_places, side = plane
     columns, places = column_places.numel(), side**2
@@ -178,7 +178,7 @@ def local(plane: Plane, connections: int, generator: torch.Generator) -> Tensor:
     place = torch.arange(places)
     apart = [(at[:, None] - at[None, :]) ** 2 for at in (place // side, place % side)]
     distance = (apart[0] + apart[1]).flatten()
-    pairs = torch.outer(*counts).flatten()  # of units, for each pair of places
+    pairs = torch.outer(*counts).flatten()  # the number of pairs of units for each pair of image positions
     order = distance.argsort(stable=True)
     distances, shell = distance[order].unique_consecutive(return_inverse=True)
     ends = torch.zeros_like(distances).index_add(0, shell, pairs[order]).cumsum(0)
@@ -190,7 +190,7 @@ def local(plane: Plane, connections: int, generator: torch.Generator) -> Tensor:
     starts = [count.cumsum(0) - count for count in counts]
 
     def units(of: Tensor, number: Tensor) -> Tensor:
-        """The flat positions of the pairs of units with these numbers, in the order of the pairs of places ``of``."""
+        """Flat mask positions of unit pairs ``number``, counted along the pairs of image positions ``of``."""
         ends = pairs[of].cumsum(0)
         which = torch.searchsorted(ends, number, right=True)
         number = number - (ends - pairs[of])[which]
@@ -204,8 +204,8 @@ def local(plane: Plane, connections: int, generator: torch.Generator) -> Tensor:
 
 
 def _distinct_in_rows(rows: int, columns: int, count: int, generator: torch.Generator) -> Tensor:
-    """(rows, count): in each row distinct columns in random order, uniform, in O(rows·count²) at most."""
-    if count**2 > columns:  # the largest of random keys, a few rows at a time
+    """Draw ``count`` distinct columns per row, uniform, in random order: (rows, count), in O(rows·count²) at most."""
+    if count**2 > columns:  # take the columns with the largest random keys, a few rows at a time
         some = max(1, 2**22 // columns)
         keys = (
             torch.rand(min(some, rows - r), columns, generator=generator, dtype=torch.float64)
@@ -213,7 +213,7 @@ def _distinct_in_rows(rows: int, columns: int, count: int, generator: torch.Gene
         )
         return torch.cat([key.topk(count).indices for key in keys])
     drawn = torch.randint(columns, (rows, count), generator=generator)
-    while True:  # a row with a column drawn twice is drawn anew as a whole
+    while True:  # a row in which a column was drawn twice is redrawn as a whole
         again = (drawn.sort().values.diff() == 0).any(1).nonzero().squeeze(1)
         if not again.numel():
             return drawn
@@ -221,13 +221,13 @@ def _distinct_in_rows(rows: int, columns: int, count: int, generator: torch.Gene
 
 
 def _subset(size: int, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` of the first ``size`` integers, sorted, uniform over all subsets, in O(count) memory."""
+    """Draw a sorted uniform subset of ``count`` of the integers 0 to size - 1, in O(count) memory."""
     if count > size // 2:
         keep = torch.ones(size, dtype=torch.bool)
         keep[_subset(size, size - count, generator)] = False
         return keep.nonzero().squeeze(1)
     drawn = torch.empty(0, dtype=torch.int64)
-    while drawn.numel() < count:  # distinct draws are a uniform subset of their own size
+    while drawn.numel() < count:  # distinct draws are a uniform subset of their size
         more = torch.randint(size, (count - drawn.numel() + count // 8 + 16,), generator=generator)
         drawn = torch.cat([drawn, more]).unique()
     return drawn[torch.randperm(drawn.numel(), generator=generator)[:count]].sort().values

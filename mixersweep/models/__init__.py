@@ -1,4 +1,4 @@
-"""The network that a run's settings mean, built and with its first weights drawn."""
+"""Build the network that a run's settings describe, and draw its initial weights."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["build", "checkpointed", "initialize", "network_class", "stochastic_d
 
 
 def network_class(family: Family | type[Family]) -> Any:
-    """The class of a family's networks, imported from where the family says that it is."""
+    """The network class of a family, imported from the ``module:name`` in its ``network``."""
     named: Any = family.network
     module, _, name = named.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def build(config: Config, architecture: Architecture) -> nn.Module:
-    """The network of a run on the CPU in float32, with its structure and weights drawn from the run's seeds."""
+    """Build the network of a run on the CPU in float32, with structure and weights drawn from the run's seeds."""
     structure = StructureSeed(seed_of(config, "structure"))
     network: nn.Module = network_class(config.model)(config.model, architecture, image_facts(config), structure)
     initialize(network, seed_of(config, "initialization"))
@@ -42,16 +42,17 @@ def build(config: Config, architecture: Architecture) -> nn.Module:
 
 
 def initialize(network: nn.Module, seed: int) -> None:
-    """Draw all weights, each layer from a generator of its own name, so that no layer depends on another's draws."""
+    """Draw all weights, each layer's from a generator seeded by its name, so layers do not affect each other."""
     for name, layer in network.named_modules():
         if isinstance(layer, SparseMap):
             layer.initialize(torch.Generator().manual_seed(derive(seed, name)))
 
 
 def shrink_head(network: nn.Module, base_fan_in: float) -> None:
-    """The variance of the head's initial weights from 1/fan-in to base_fan_in/fan-in² (muP, ``optim.lr_scaling=mup``).
+    """Scale the head's initial weights from variance 1/fan_in to base_fan_in/fan_in² (muP, ``optim.lr_scaling=mup``).
 
-    Else the gradients of hidden features would be larger the wider they are than the learning rates suppose.
+    Yang et al., *Tensor Programs V*, 2022, Table 3. Otherwise the gradients of hidden features would be larger, the
+    wider the network, than the scaled learning rates assume.
     """
     *_, head = (layer for layer in network.modules() if isinstance(layer, SparseMap))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A mixing block by itself, from plain sizes: for networks of one's own, without Hydra, a run or images."""
+"""Make a single mixing block from plain sizes, for use in other networks, without Hydra, a run or images."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def mixing_block(
     seed: int = 0,
     **choices: Any,
 ) -> nn.Module:
-    """One block of a family, skips and norms included, as a module on vectors of m features: (B, m) to (B, m).
+    """One block of a family, with its skips and norms, as a module on vectors of m features: (B, m) to (B, m).
 
-    The sizes are those of the command line, and what is left open follows by the same rule; a Mixer's m features are
-    its tokens x channels, row by row. ``choices`` are settings of the family without their ``model.``, such as
-    ``tied=False`` or ``activation="relu"``, with the family's own defaults. Structure and weights are those that the
-    first square block of a run with this seed has. Raises ``UserError`` for a block that cannot be.
+    The sizes are the settings of the command line, and those left out are derived by the same rules; a Mixer's m
+    features are its (tokens, channels) matrix, row by row. ``choices`` are settings of the family without the prefix
+    ``model.``, such as ``tied=False`` or ``activation="relu"``, with the family's defaults. Structure and weights are
+    those of the first square block of a run with this seed. Raises ``UserError`` for sizes or settings that make no
+    block.
     """
     networks = {name: network_class(cls) for name, cls in FAMILIES.items()}
     with_blocks = {name: network for name, network in networks.items() if hasattr(network, "block_alone")}

@@ -1,4 +1,4 @@
-"""What a network consists of for whoever looks inside: its mixing maps, and what its branches add to their skips."""
+"""Access to the inside of a network, for analyses and probes: its mixing maps, and its residual branches' outputs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from mixersweep.layers import SparseMap
 from mixersweep.models.parts import Block, Mixing
 
 ENDS = ("embedding", "head", "stem", "resize")
-"""The parts of a network that mix nothing."""
+"""The names of the parts before and after the mixing layers."""
 
 
 def mixing_maps(network: nn.Module) -> dict[str, SparseMap]:
-    """The linear maps of the mixing layers by name: those on residual branches, or where a network has none, all but
-    stem and head.
+    """The linear maps of the mixing layers, by name.
+
+    These are the maps on residual branches; in a network without such branches, all but those of stem and head.
     """
     found: dict[str, SparseMap] = {}
     for name, branch in _branches(network).items():
@@ -38,10 +39,10 @@ def _branches(network: nn.Module) -> dict[str, nn.Sequential]:
 
 
 class Features:
-    """The features of each branch of a network, just before they are added to its skip: (B, features) in ``layers``.
+    """A context that records the output of each residual branch, before it is added to the skip, as (B, features).
 
-    A context: within it, ``of(images)`` runs the network and returns them in that order. A network without residual
-    branches has the outputs of its mixing maps instead.
+    Within it, ``of(images)`` runs the network and returns the outputs in the order of the names in ``layers``. For a
+    network without residual branches they are the outputs of its mixing maps.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -69,11 +70,11 @@ class Features:
 
     @torch.no_grad()
     def of(self, images: Tensor) -> list[Tensor]:
-        """One forward pass."""
+        """Run the network on images (B, ch, H, W), and return the features of each layer, (B, features)."""
         self._kept = {}
         self.network(images)
         return list(self.kept().values())
 
     def kept(self) -> dict[str, Tensor]:
-        """Those of the last forward pass, whoever made it, by layer."""
+        """The features of the last forward pass, by layer, even if it was run outside ``of``."""
         return {name: self._kept[name] for name in self.layers}

@@ -1,6 +1,6 @@
-"""Gradient checkpointing: a block's inside is computed again in the backward pass, not kept from the forward one.
+"""Gradient checkpointing: activations inside blocks are recomputed in the backward pass instead of stored.
 
-Chen et al. 2016 (1604.06174), by torch's implementation. The arithmetic is the same and done in the same order.
+Chen et al. 2016 (1604.06174), by torch's implementation. The arithmetic and its order are unchanged.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mixersweep.models.parts import Block
 
 
 def checkpointed(network: nn.Module, every: int = 1) -> nn.Module:
-    """The same network, which keeps for the backward pass only what goes into each ``every`` blocks.
+    """Change a network in place to store only the inputs of every ``every``-th block for the backward pass.
 
-    Names of parameters stay. Of a network without blocks nothing changes.
+    The names of parameters do not change, nor does a network without blocks. Returns the network.
     """
     for name, child in network.named_children():
         if isinstance(child, nn.Sequential) and len(child) and isinstance(child[0], Block):
@@ -29,39 +29,39 @@ def checkpointed(network: nn.Module, every: int = 1) -> nn.Module:
 
 
 class _Recomputed(nn.Sequential):
-    """Blocks in segments whose inside is computed again in the backward pass."""
+    """Blocks in segments of ``every``, whose activations are recomputed in the backward pass."""
 
     def __init__(self, blocks: nn.Sequential, every: int) -> None:
         super().__init__(*blocks)
         self.every = every
 
     def forward(self, x: Tensor) -> Tensor:
-        """As ``nn.Sequential``'s."""
+        """Apply the blocks in order, as ``nn.Sequential`` does."""
         blocks = list(self)
         if not torch.is_grad_enabled():
-            return _through(blocks, x)
+            return _run_blocks(blocks, x)
         for first in range(0, len(blocks), self.every):
             segment = blocks[first : first + self.every]
             norms = [m for block in segment for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-            again: dict[str, Any] = {"context_fn": partial(_contexts, norms)} if norms else {}
-            x = checkpoint(_through, segment, x, use_reentrant=False, preserve_rng_state=False, **again)
+            again: dict[str, Any] = {"context_fn": partial(_make_contexts, norms)} if norms else {}
+            x = checkpoint(_run_blocks, segment, x, use_reentrant=False, preserve_rng_state=False, **again)
         return x
 
 
-def _through(blocks: list[nn.Module], x: Tensor) -> Tensor:
+def _run_blocks(blocks: list[nn.Module], x: Tensor) -> Tensor:
     for block in blocks:
         x = block(x)
     return x
 
 
-def _contexts(norms: list[nn.modules.batchnorm._BatchNorm]) -> Any:
-    """Of the forward pass, and of computing it again."""
-    return nullcontext(), _uncounted(norms)
+def _make_contexts(norms: list[nn.modules.batchnorm._BatchNorm]) -> Any:
+    """The contexts of the forward pass and of its recomputation."""
+    return nullcontext(), _updating_copies(norms)
 
 
 @contextmanager
-def _uncounted(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """Within, BatchNorm normalises by the batch as before, and counts it in copies of its statistics, not again."""
+def _updating_copies(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """A context in which BatchNorm updates copies of its running statistics, so no batch is counted twice."""
     before = [(norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
     for norm, statistics in zip(norms, before, strict=True):
         norm.running_mean, norm.running_var, norm.num_batches_tracked = (

@@ -1,8 +1,8 @@
 """Golubeva, Neyshabur & Gur-Ari 2021: networks that widen at a fixed number of weights.
 
-Each weight tensor keeps what water-filling leaves it (``budget.Layered.kept``), at uniformly random places drawn once
-and static; norms and biases are dense and not counted. Weights, and biases, start from U(-b, b) with
-b = 1/sqrt(fan-in · connectivity), PyTorch's own at the effective fan-in.
+Water-filling sets the number of nonzeros of each weight tensor (``budget.Layered.kept``); their positions are drawn
+uniformly once and stay. Norms and biases are dense and not counted. Weights and biases start from U(-b, b) with
+b = 1/sqrt(fan-in · connectivity), PyTorch's default at the effective fan-in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mixersweep.models.parts import BatchNorm, Block, StructureSeed, Walk
 
 
 class GolubevaMLPNetwork(nn.Module):
-    """All pixels, one hidden ReLU layer: (B, ch, H, W) to logits (B, classes)."""
+    """An MLP on all pixels with one hidden ReLU layer: (B, ch, H, W) to logits (B, classes)."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class GolubevaResNet18Network(nn.Module):
         return logits
 
     def follow(self, walk: Walk) -> None:
-        """The pixels that reach stem and blocks; BatchNorm normalises over other images, not pixels."""
+        """Record which pixels reach stem and blocks; BatchNorm mixes images, not pixels."""
         reach, side = walk.convolved(self.stem, walk.pixels(), self.image_size)
         walk.see("stem", reach)
         for number, block in enumerate(self.blocks):
@@ -93,7 +93,7 @@ class GolubevaResNet18Network(nn.Module):
 
 
 class ResidualBlock(Block):
-    """relu(skip(x) + second(relu(first(x)))), each a convolution and a norm."""
+    """A residual block relu(skip(x) + second(relu(first(x)))), where each part is a convolution and a norm."""
 
     branches = ("second",)
 
@@ -102,7 +102,7 @@ class ResidualBlock(Block):
         self.first, self.second, self.skip = first, second, skip
 
     def forward(self, x_bchw: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H, W), or half the size where the channels double."""
+        """(B, inputs, H, W) to (B, outputs, H, W), or to (B, outputs, H/2, W/2) where the channels double."""
         return F.relu(self.skip(x_bchw) + self.second(F.relu(self.first(x_bchw))))
 
 

@@ -1,16 +1,17 @@
 """MLP-Mixers as permuted-Kronecker networks: S-Mixer, MLP-Mixer, their random-permutation and untied versions.
 
 Hayase & Karakida 2024, sections 2.2, 5.1 and 5.2, appendices A.1-A.2. With features X (tokens S, channels C)
-stored row by row, channel mixing is I_S x V with no permutation and token mixing J_cᵀ (I_C x W) J_c (eqs 6-10, S.21);
-RP-Mixers have independent random permutations in their place. A block with skip connections and LayerNorms is
+stored row by row, channel mixing is the Kronecker product I_S x V without permutation, and token mixing is
+J_cᵀ (I_C x W) J_c (eqs 6-10, S.21); RP-Mixers have independent random permutations instead. A block with skip
+connections and LayerNorms is
 
     U = skip(X) + token(LN(X)),   Y = U + channel(LN(U)),
 
 token(x) = act(J2 (I x W) J1 x), or J2 (I x W2) act((I x W1) J1 x) where layers have a hidden layer. The first token
 mixing maps the S0 patches to S tokens; its skip is then LN(W̃ X) (appendix A.2.4).
 
-Between stem and head the tokens come first, (S, B, C): either mixing is one matrix product there, from the left on
-(S, B·C) or from the right on (S·B, C), and nothing is copied but for random permutations.
+Between stem and head the layout is (S, B, C), tokens first: both mixings are then one matrix product, from the left on
+(S, B·C) or from the right on (S·B, C), and nothing is copied except for random permutations.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mixersweep.models.parts import ACTIVATIONS, Block, Mixing, PatchEmbedding, 
 
 
 class MixerBlock(Block):
-    """Token mixing and channel mixing with their skips: (inputs, B, C) to (S, B, C)."""
+    """A Mixer block, token mixing and channel mixing with their skips: (inputs, B, C) to (S, B, C)."""
 
     branches = ("token_mixing", "channel_mixing")
 
@@ -66,7 +67,7 @@ class MixerBlock(Block):
         return y_sbc
 
     def follow(self, walk: Walk, reach: Any, name: str) -> Any:
-        """The pixels that reach its outputs, of those that reach its inputs."""
+        """The pixels that reach the outputs, given those that reach the inputs; also records both mixing layers."""
         channels = int(self.token_norm.normalized_shape[0])
         skipped = follow_skip(self.skip, walk, reach, channels)
         reach = skipped | walk.through(self.token_mixing, walk.normalised(reach, channels))
@@ -77,7 +78,7 @@ class MixerBlock(Block):
 
 
 class MixerNetwork(nn.Module):
-    """Patch embedding, ``depth`` blocks, LN, head: (B, ch, H, W) to logits (B, classes)."""
+    """A Mixer: patch embedding, ``depth`` blocks, LayerNorm, head; (B, ch, H, W) to logits (B, classes)."""
 
     block_class: type[nn.Module] = MixerBlock
 
@@ -106,7 +107,7 @@ class MixerNetwork(nn.Module):
 
     @classmethod
     def block_alone(cls, settings: MixerFamily, architecture: Architecture, structure: StructureSeed) -> nn.Module:
-        """Its first block where that is square, by itself: (B, m) to (B, m)."""
+        """A single block with as many input as output tokens, on vectors: (B, m) to (B, m)."""
         tokens = architecture.tokens
         assert tokens is not None
         return BlockAlone(cls.block_class(settings, architecture, 0, tokens, skip=False, structure=structure), tokens)
@@ -121,7 +122,7 @@ class MixerNetwork(nn.Module):
         return logits
 
     def follow(self, walk: Walk) -> None:
-        """The pixels that reach stem and blocks."""
+        """Record which pixels reach stem and blocks."""
         reach = walk.embedded(self.embedding)
         if isinstance(self.resize, TokenMap):
             reach = self.resize.follow(walk, reach)
@@ -131,7 +132,7 @@ class MixerNetwork(nn.Module):
 
 
 class BlockAlone(nn.Module):
-    """A block on features in one vector an image, the table of S x C row by row: (B, m) to (B, m)."""
+    """A block on vectors, each the (S, C) features of an image row by row: (B, m) to (B, m)."""
 
     def __init__(self, block: nn.Module, tokens: int) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class BlockAlone(nn.Module):
 
 
 class TokenMap(nn.Module):
-    """X to W̃ X, (inputs, B, C) to (tokens, B, C): the skip of a first token mixing, or the resizing stem."""
+    """The linear map X to W̃ X, (inputs, B, C) to (tokens, B, C): the skip of a first block, or the resizing stem."""
 
     def __init__(self, inputs: int, tokens: int) -> None:
         super().__init__()
@@ -158,17 +159,17 @@ class TokenMap(nn.Module):
         return y.view(-1, *x_tbc.shape[1:])
 
     def follow(self, walk: Walk, reach: Any) -> Any:
-        """Every output token has every input token, channel by channel."""
+        """The pixels that reach the outputs: every output token reads all input tokens, channel by channel."""
         return walk.all_rows(reach, self.map.in_width, self.map.out_width)
 
 
 def skip_layer(inputs: int, tokens: int, channels: int, eps: float) -> nn.Sequential:
-    """LN(W̃ X): the skip of a block that maps ``inputs`` to ``tokens`` (A.2.4)."""
+    """LN(W̃ X), the skip of a block that maps ``inputs`` to ``tokens`` (Hayase & Karakida 2024, appendix A.2.4)."""
     return nn.Sequential(TokenMap(inputs, tokens), RowNorm(channels, eps=eps))
 
 
 def follow_skip(skip: nn.Module, walk: Walk, reach: Any, channels: int) -> Any:
-    """The pixels that a skip brings: an identity's, or ``skip_layer``'s."""
+    """The pixels that reach the outputs of a skip, which is an identity or a ``skip_layer``."""
     if isinstance(skip, nn.Identity):
         return reach
     assert isinstance(skip, nn.Sequential) and isinstance(skip[0], TokenMap)
@@ -183,7 +184,7 @@ def _mixing(
     inputs: int,
     structure: StructureSeed,
 ) -> Mixing:
-    """One mixing layer: one permuted-Kronecker map and an activation, or two around it."""
+    """Build a mixing layer: one permuted-Kronecker map and an activation, or two maps with the activation between."""
     tokens, channels = architecture.tokens, architecture.channels
     hidden = architecture.token_hidden if layer == "token" else architecture.channel_hidden
     assert tokens is not None and channels is not None and hidden is not None

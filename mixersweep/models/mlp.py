@@ -1,10 +1,10 @@
 """MLPs on the vectorised patch embedding, with static sparse weights (SW-MLP) or dense ones.
 
 Hayase & Karakida 2024, section 3.4 and appendix A.2.5: x + act((M o A) LN(x)) (S.16), or with two matrices a layer
-x + (M2 o W2) act((M1 o W1) LN(x)) (S.17, without its outer activation, as the Mixer it stands beside). Stem and head
-are those of a Mixer; a block is two such layers, as many as a Mixer's.
+x + (M2 o W2) act((M1 o W1) LN(x)) (S.17, without its outer activation, like the Mixer it is compared with). Here o is
+the entrywise product. Stem and head are those of a Mixer; a block is two such layers, as many as a Mixer block has.
 
-Between stem and head the features come first, (m, B), because products with sparse matrices are fastest so.
+Between stem and head the layout is (m, B), features first, in which products with sparse matrices are fastest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mixersweep.models.parts import (
 
 
 class MLPNetwork(nn.Module):
-    """Patch embedding, m of its entries, mixing layers on them, LN, head: (B, ch, H, W) to logits (B, classes)."""
+    """An MLP on m entries of a patch embedding, with LayerNorm and head: (B, ch, H, W) to logits (B, classes)."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class MLPNetwork(nn.Module):
 
     @classmethod
     def block_alone(cls, settings: MLPFamily, architecture: Architecture, structure: StructureSeed) -> nn.Module:
-        """Its first block by itself: (B, m) to (B, m)."""
+        """A single block, on vectors: (B, m) to (B, m)."""
         count = architecture.mixing_layers // architecture.depth
         patch_of = spread(architecture.width, architecture.patches)
         return BlockAlone(
@@ -72,7 +72,7 @@ class MLPNetwork(nn.Module):
         return logits
 
     def follow(self, walk: Walk) -> None:
-        """The pixels that reach stem and layers."""
+        """Record which pixels reach stem and layers."""
         reach = walk.kept(self.entries, walk.embedded(self.embedding))
         walk.see("stem", reach)
         for number, layer in enumerate(self.layers):
@@ -80,7 +80,7 @@ class MLPNetwork(nn.Module):
 
 
 class BlockAlone(nn.Module):
-    """The layers of a block on features in one vector an image: (B, m) to (B, m)."""
+    """The layers of a block on vectors, images first: (B, m) to (B, m)."""
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class MLPLayer(Block):
         structure: StructureSeed,
         patch_of: Tensor,
     ) -> None:
-        """``patch_of`` (m,) says which patch of the image each of the m features comes from."""
+        """``patch_of``, int64 (m,), is the patch of the image that each of the m features comes from."""
         super().__init__()
         width, hidden = architecture.width, architecture.hidden_width
         self.norm = ColumnNorm(width, eps=settings.norm_eps)
@@ -130,22 +130,22 @@ class MLPLayer(Block):
         return mixed
 
     def follow(self, walk: Walk, reach: Any, name: str) -> Any:
-        """The pixels that reach its outputs, of those that reach its inputs."""
+        """The pixels that reach the outputs, given those that reach the inputs; also records this layer."""
         reach = reach | walk.through(self.mixing, walk.normalised(reach, len(reach)))
         walk.see(f"{name}.mixing", reach)
         return reach
 
 
 def spread(units: int, patches: int) -> Tensor:
-    """A patch for each unit, (units,), so that all patches have equally many, or one more."""
+    """Assign units to patches evenly: the patch of each unit, int64 (units,)."""
     return torch.arange(units) * patches // units
 
 
 def choose_storage(network: nn.Module, asked: str, device: torch.device, batch_size: int) -> str:
-    """Set how the sparse weights of a network are multiplied, and return it: ``sparse``, ``dense`` or ``mixed``.
+    """Set how each layer stores and multiplies its sparse weights; returns ``sparse``, ``dense`` or ``mixed``.
 
-    ``auto`` takes for each layer what is faster where there is a kernel for both. ``mixed`` is what that gives a
-    network whose layers differ.
+    ``auto`` takes the faster storage for each layer, or ``dense`` if there is no sparse kernel. ``mixed`` means that
+    the layers of the network differ.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, SparseWeights)]
     has_kernel = device.type == "cuda" or torch.backends.mkl.is_available() or nonzeros.implementation(device) == "own"

@@ -1,8 +1,8 @@
-"""Monarch matrices M = J_cᵀ L J_c R: in place of a Mixer's two layers, and in the shallow nets on pixels.
+"""Networks of Monarch matrices M = J_cᵀ L J_c R, in the place of a Mixer's two layers or in shallow nets on pixels.
 
-Hayase & Karakida 2024, section 3.3, eq 12 and Corollary 3.4; Dao et al. 2022. R is C blocks S x S (a Mixer's token
-mixing, one matrix a channel), L is S blocks C x C (its channel mixing, one matrix a token). Tied, all blocks of a
-factor are one, and M is the Kronecker product of a Mixer without its inner activation.
+Hayase & Karakida 2024, section 3.3, eq 12 and Corollary 3.4; Dao et al. 2022. R has C blocks of S x S (a Mixer's token
+mixing, with one matrix per channel), L has S blocks of C x C (its channel mixing, with one matrix per token). If tied,
+all blocks of a factor are the same, and M is the Kronecker product of a Mixer without its inner activation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mixersweep.models.parts import ACTIVATIONS, Block, Mixing, StructureSeed, W
 
 
 class MonarchBlock(Block):
-    """skip(X) + act(L act?(R LN(X))): (inputs, B, C) to (S, B, C)."""
+    """A Monarch block skip(X) + act(L act(R LN(X))), (inputs, B, C) to (S, B, C); the inner activation is optional."""
 
     branches = ("mixing",)
 
@@ -51,7 +51,7 @@ class MonarchBlock(Block):
         return y_sbc
 
     def follow(self, walk: Walk, reach: Any, name: str) -> Any:
-        """The pixels that reach its outputs, of those that reach its inputs."""
+        """The pixels that reach the outputs, given those that reach the inputs; also records the mixing layer."""
         channels = int(self.norm.normalized_shape[0])
         skipped = follow_skip(self.skip, walk, reach, channels)
         reach = skipped | walk.through(self.mixing, walk.normalised(reach, channels))
@@ -60,13 +60,16 @@ class MonarchBlock(Block):
 
 
 class MonarchNetwork(MixerNetwork):
-    """A Mixer's stem and head around Monarch blocks."""
+    """A network of Monarch blocks with the stem and head of a Mixer."""
 
     block_class = MonarchBlock
 
 
 class ShallowNetwork(nn.Module):
-    """x to B_c B_L act(... act(B_1 x)) on the pixels, without skips and norms (Fig. 2d has L = 2)."""
+    """A shallow network on pixels, B_c B_L act(... act(B_1 x)) without skips and norms.
+
+    Hayase & Karakida 2024, Fig. 2d, which has L = 2. B_1, ..., B_L are Monarch matrices, B_c is a dense head.
+    """
 
     def __init__(
         self,
@@ -95,7 +98,10 @@ class ShallowNetwork(nn.Module):
 def monarch_factors(
     inputs: int, tokens: int, channels: int, *, tied: bool, bias: bool
 ) -> tuple[PermutedKronecker, PermutedKronecker]:
-    """(J_cᵀ R J_c, L) on features stored row by row: ``channels`` blocks tokens x inputs, then ``tokens`` blocks."""
+    """The factors (J_cᵀ R J_c, L) of a Monarch matrix, on features (tokens, channels) stored row by row.
+
+    R has ``channels`` blocks of tokens x inputs, L has ``tokens`` blocks of channels x channels.
+    """
     right = PermutedKronecker(
         channels,
         inputs,

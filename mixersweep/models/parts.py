@@ -1,4 +1,4 @@
-"""What all families share: patches in, classes out, and a generator for every random choice."""
+"""Parts that all families share: patch embedding, heads, residual branches, and seeds of random structure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 
 @dataclass(frozen=True)
 class StructureSeed:
-    """Seeds the masks and permutations, each from its own name, so that no layer depends on another's draws."""
+    """The seed of all masks and permutations, each drawn by its name, so that layers do not affect each other."""
 
     seed: int
 
@@ -29,9 +29,10 @@ class StructureSeed:
 
 
 class PatchEmbedding(nn.Module):
-    """Cut an image into patches and map each by one matrix: (B, ch, H, W) to (patches, B, channels) (A.1).
+    """Cut images into patches and map each by one matrix: (B, ch, H, W) to (patches, B, channels).
 
-    Patches come row by row, the values of one as (ch, row, column): the order of a convolution with stride P.
+    Hayase & Karakida 2024, appendix A.1. Patches are ordered row by row, the values of a patch by (ch, row, column), as
+    in a convolution with kernel and stride P.
     """
 
     def __init__(self, patch_size: int, patch_values: int, channels: int) -> None:
@@ -46,7 +47,7 @@ class PatchEmbedding(nn.Module):
 
 
 def patches(images: Tensor, size: int) -> Tensor:
-    """The patches of images (B, ch, H, W), (H·W/size², B, ch·size²)."""
+    """Cut images (B, ch, H, W) into square patches, (H·W/size², B, ch·size²)."""
     plain = images.requires_grad or torch.compiler.is_compiling() or not (images.is_cpu and images.is_contiguous())
     if size % WORD == 0 and images.dtype == torch.float32 and not plain:
         return _patches(images.view(torch.complex128), size, size // WORD).view(torch.float32)
@@ -54,7 +55,7 @@ def patches(images: Tensor, size: int) -> Tensor:
 
 
 WORD = 4
-"""Numbers that a CPU moves at once, as if they were one complex: 6 times as fast for images of CIFAR's size."""
+"""The number of float32 values that a CPU copies as one complex128: 6 times as fast for images of CIFAR's size."""
 
 
 def _patches(images: Tensor, rows: int, columns: int) -> Tensor:
@@ -65,42 +66,42 @@ def _patches(images: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class Walk(Protocol):
-    """Follows pixels through a network (``analyze receptive_field``): what reaches units is handed from part to part.
+    """The interface by which ``analyze receptive_field`` follows pixels through a network, part by part.
 
-    A ``reach`` says of each unit of a layer, stored row by row, which pixels reach it; the union of two is ``a | b``. A
-    network with skips has a method ``follow(walk)``, which goes the way of its ``forward``.
+    A ``reach`` holds, for each unit of a layer (row by row), the set of pixels that reach it; the union of two is
+    ``a | b``. A network with skips has a method ``follow(walk)``, which mirrors its ``forward``.
     """
 
     def embedded(self, embedding: PatchEmbedding) -> Any:
-        """Patches, embedded."""
+        """The reach of the embedded patches."""
 
     def kept(self, entries: KeptEntries, reach: Any) -> Any:
-        """The entries that an MLP keeps."""
+        """The reach of the entries that an MLP keeps."""
 
     def pixels(self) -> Any:
-        """The images themselves."""
+        """The reach of the pixels themselves: each only its own."""
 
     def through(self, part: nn.Module, reach: Any) -> Any:
-        """All linear maps of a part, one after another."""
+        """The reach after all linear maps of a part, one after another."""
 
     def all_rows(self, reach: Any, rows: int, outputs: int) -> Any:
-        """A table of so many rows, each of whose ``outputs`` rows has connections to all, column by column."""
+        """The reach after a map from ``rows`` to ``outputs`` rows that connects all of them, within each column."""
 
     def normalised(self, reach: Any, together: int) -> Any:
-        """LayerNorm over so many consecutive units."""
+        """The reach after a LayerNorm over each ``together`` consecutive units."""
 
     def convolved(self, part: nn.Module, reach: Any, side: int) -> tuple[Any, int]:
-        """All convolutions of a part on images of so many pixels a side; with the side of what comes out."""
+        """The reach after all convolutions of a part on ``side`` x ``side`` images, and the side of their output."""
 
     def see(self, layer: str, reach: Any) -> None:
-        """Here is a layer to look at."""
+        """Record the reach of a layer under its name."""
 
 
 class Block(nn.Module):
-    """A part of a network with skips, which says what it adds to them."""
+    """A block with skip connections, which names its residual branches."""
 
     branches: tuple[str, ...]
-    """The names of its residual branches, each an ``nn.Sequential`` whose output is added to a skip."""
+    """The attributes of its residual branches, each an ``nn.Sequential`` whose output is added to a skip."""
 
     def residual(self) -> Iterator[tuple[str, nn.Sequential]]:
         """Its residual branches by name."""
@@ -111,8 +112,10 @@ class Block(nn.Module):
 
 
 class Mixing(nn.Sequential):
-    """The layers of a residual branch on what lies between stem and head: features first, (m, B), or a Mixer's table
-    (rows, B, columns), which it gives back with ``rows``. Layers that are appended later get what it would give back.
+    """The layers of a residual branch, on features in the layout (m, B) or, in a Mixer, (rows, B, columns).
+
+    The output has the layout of the input, with ``rows`` rows in a Mixer. Layers that are appended later, such as
+    ``DropPath``, act on that output.
     """
 
     def __init__(self, *layers: nn.Module, rows: int) -> None:
@@ -120,7 +123,7 @@ class Mixing(nn.Sequential):
         self.rows, self.own = rows, len(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """To the same layout, contiguous."""
+        """Apply the layers; the output is contiguous, in the layout of the input."""
         layers, had_table = list(self), x.dim() == 3
         has_table = had_table
         for layer in layers[: self.own]:
@@ -143,14 +146,14 @@ class Mixing(nn.Sequential):
 
 
 def _batch_inside(x: Tensor, rows: int = 1) -> Tensor:
-    """(m, B) or (rows, columns, B) to (rows, B, columns), a view where the order in memory allows."""
+    """Change the layout from (m, B) or (rows, columns, B) to (rows, B, columns), as a view if possible."""
     return x.reshape(rows, -1, x.shape[-1]).transpose(1, 2)
 
 
 def readout(
     settings: BlockFamily, architecture: Architecture, width: int, classes: int, structure: StructureSeed
 ) -> Dense | GroupReadout:
-    """The head of a network of ``width`` vectorised features: of groups of them, of all, or of means."""
+    """Build the head of a network of ``width`` features: on groups of them, on all, or on their means."""
     if settings.head in ("groups", "signed_groups"):
         generator, signed = structure.generator("head.groups"), settings.head == "signed_groups"
         return GroupReadout(width, classes, settings.readout_dimension, generator, signed=signed)
@@ -159,16 +162,16 @@ def readout(
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over a batch, and places if there are any: (B, channels) or (B, channels, H, W).
+    """BatchNorm over the batch and all pixels, if any: (B, channels) or (B, channels, H, W).
 
-    A last batch that is a single value a channel has no variance: it is normalised by the running statistics.
+    A batch with a single value per channel has no variance: it is normalised by the running statistics.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
         assert input.dim() in (2, 4), input.shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Normalise; the shape stays."""
         if self.training and x.numel() == x.shape[1]:
             running = (self.running_mean, self.running_var)
             return nn.functional.batch_norm(x, *running, self.weight, self.bias, training=False, eps=self.eps)
@@ -176,14 +179,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class KeptEntries(nn.Module):
-    """The m entries of a vectorised (patches, channels) embedding that an MLP of width m keeps, and their way back.
+    """Select the m entries of a (patches, channels) embedding that an MLP of width m keeps, and pool them again.
 
-    channels = ceil(m / patches). Where that is more than m, every patch keeps floor(m / patches) or one more of its
-    entries; which patches have one more, and which entries go, is random.
+    channels = ceil(m / patches). If patches · channels exceeds m, every patch keeps floor(m / patches) of its entries
+    or one more; which patches keep one more, and which entries are dropped, is random.
     """
 
     kept: Tensor
-    place: Tensor
+    position: Tensor
     patches_of_channel: Tensor
 
     def __init__(self, patches: int, width: int, generator: torch.Generator) -> None:
@@ -194,11 +197,11 @@ class KeptEntries(nn.Module):
         if more:
             for patch in torch.randperm(patches, generator=generator)[more:].tolist():
                 keep[patch, torch.randperm(self.channels, generator=generator)[: self.channels - fewer]] = False
-        place = torch.full((patches * self.channels,), width)  # one past the end: the entry that is always zero
+        position = torch.full((patches * self.channels,), width)  # one past the end: the entry that is always zero
         kept = keep.view(-1).nonzero().squeeze(1)
-        place[kept] = torch.arange(width)
+        position[kept] = torch.arange(width)
         self.register_buffer("kept", kept, persistent=False)
-        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("position", position, persistent=False)
         self.register_buffer("patches_of_channel", keep.sum(0).clamp(min=1).float(), persistent=False)
 
     def forward(self, embedded: Tensor) -> Tensor:
@@ -207,7 +210,7 @@ class KeptEntries(nn.Module):
         return flat if self.width == flat.shape[0] else flat.index_select(0, self.kept)
 
     def pool(self, features: Tensor) -> Tensor:
-        """Each channel's mean over the patches that keep it: (width, B) to (B, channels)."""
-        if self.width < self.place.numel():
-            features = nn.functional.pad(features, (0, 0, 0, 1)).index_select(0, self.place)
+        """The mean of each channel over the patches that keep it: (width, B) to (B, channels)."""
+        if self.width < self.position.numel():
+            features = nn.functional.pad(features, (0, 0, 0, 1)).index_select(0, self.position)
         return features.view(self.patches, self.channels, -1).sum(0).t() / self.patches_of_channel

@@ -1,7 +1,8 @@
 """S-FC: the fully-connected equivalent of a shallow convolutional network (Neyshabur 2020).
 
-A 9x9 convolution with stride 2 and alpha channels, written as a dense matrix, then 24·alpha units, then the classes;
-BatchNorm and ReLU after all but the last. ``optim=beta_lasso`` finds the sparsity that a convolution has by design.
+A dense layer of the size of a 9x9 convolution with stride 2 and alpha channels, one of 24·alpha units, and the head;
+BatchNorm and ReLU follow all but the head. ``optim=beta_lasso`` is to learn the sparsity that a convolution has by
+design.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mixersweep.models.parts import BatchNorm, StructureSeed
 
 
 class SFCNetwork(nn.Module):
-    """All pixels, two hidden layers: (B, ch, H, W) to logits (B, classes)."""
+    """A fully-connected network on all pixels with two hidden layers: (B, ch, H, W) to logits (B, classes)."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
-"""Stochastic depth: in training, an image passes by a residual branch with some probability (Huang et al. 2016).
+"""Stochastic depth (Huang et al. 2016): in training, an image skips each residual branch with some probability.
 
-As timm's ``DropPath``: each branch of a block is dropped by itself and an image at a time, what is kept is divided by
-the probability to be kept, and the rate rises linearly from 0 in the first block to ``stochastic_depth`` in the last.
-The two layers of an MLP that stand for a Mixer's block have the rate of that block. What is dropped is drawn before a
-step from a seed, not while it runs, so that no global random state is read and a block that is computed again in the
-backward pass drops the same.
+As in timm's ``DropPath``, each branch is dropped independently for each image, a kept output is divided by the
+probability of keeping it, and the rate rises linearly from 0 in the first block to ``stochastic_depth`` in the last.
+The two layers of an MLP that correspond to a Mixer block have the rate of that block. The choices are drawn from a seed
+before a step, so that no global random state is read and a block that gradient checkpointing recomputes drops the same
+images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mixersweep.models.parts import Block, Mixing
 
 
 class DropPath(nn.Module):
-    """The end of a branch: an image's features times 1/keep or 0 in training, as they are in evaluation."""
+    """The last layer of a branch: multiplies an image's features by 1/keep or 0 in training, by 1 in evaluation."""
 
     kept: Tensor | None
 
@@ -26,7 +26,7 @@ class DropPath(nn.Module):
         self.kept = None  # (B,), 1/keep or 0; set by draw
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape, which has the batch in ``batch_dim``."""
+        """Scale the features, whose batch axis is ``batch_dim``; the shape stays."""
         if not self.training:
             return x
         assert self.kept is not None, "stochastic_depth.draw comes before a forward pass in training"
@@ -34,7 +34,7 @@ class DropPath(nn.Module):
 
 
 def attach(network: nn.Module, rate: float, depth: int) -> None:
-    """End the branches of all blocks but the first with a ``DropPath``; the last has ``rate``."""
+    """Append a ``DropPath`` to the branches of all blocks but the first; the rate of the last is ``rate``."""
     blocks = [module for module in network.modules() if isinstance(module, Block)]
     for index, block in enumerate(blocks):
         of_block = rate * (index * depth // len(blocks)) / (depth - 1)
@@ -43,10 +43,11 @@ def attach(network: nn.Module, rate: float, depth: int) -> None:
 
 
 def draw(network: nn.Module, seed: int, batch: int, device: torch.device, part: slice | Tensor = slice(None)) -> None:
-    """Draw what the next forward pass of ``batch`` images drops; nothing to do for a network without drop paths.
+    """Draw which branches the next forward pass drops for each image; without drop paths this does nothing.
 
-    Drawn on the CPU, whatever the device, which is not waited for. A process that computes a part of a batch with
-    others (DDP) gives the size of the whole and its ``part``, a slice or places, and drops what one process would.
+    The choices are drawn on the CPU, without waiting for the device. ``batch`` is the size of the whole batch; a
+    process with only a part of it (DDP) gives its ``part``, a slice or int64 (B,) of positions, and drops there what a
+    single process would.
     """
     paths = [module for module in network.modules() if isinstance(module, DropPath)]
     if not paths:

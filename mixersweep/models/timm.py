@@ -1,6 +1,6 @@
-"""Weights of timm's MLP-Mixers (``timm.models.mlp_mixer.MlpMixer``) for ``MixerNetwork``, and back. Needs no timm.
+"""Convert weights of timm's MLP-Mixers (``timm.models.mlp_mixer.MlpMixer``) for ``MixerNetwork``; needs no timm.
 
-The two compute the same function of the same numbers; ``settings_of`` says with which settings. Key by key:
+With the settings from ``settings_of`` both networks compute the same function. Key by key:
 
     timm                          MixerNetwork                            shape
     stem.proj                     embedding.projection                    (C, ch, P, P), here (C, ch·P²)
@@ -39,12 +39,13 @@ from mixersweep.runs.files import sha256_of
 State = dict[str, Tensor]
 
 NORM_EPS = 1e-6
+"""The eps of every LayerNorm in timm's Mixers, which checkpoints do not store."""
 
 HOLDERS = ("state_dict", "model", "model_state_dict")
-"""Where training scripts keep a state dict among other things."""
+"""The keys under which training scripts store a state dict in a checkpoint."""
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")
-"""Of every LayerNorm of timm's Mixers; it is in no checkpoint."""
+"""The prefixes that wrappers such as DistributedDataParallel and ``torch.compile`` add to all names."""
 
 OUTER = {"stem.proj": "embedding.projection", "norm": "norm", "head": "head"}
 INNER = {
@@ -58,9 +59,9 @@ INNER = {
 
 
 def from_timm(state: Mapping[str, Tensor]) -> State:
-    """timm's state dict under the names and in the shapes of ``MixerNetwork``; the tensors share their memory.
+    """Convert timm's state dict to the names and shapes of ``MixerNetwork``; the tensors share their memory.
 
-    Raises ``UserError`` with the first key that an MLP-Mixer of timm has not.
+    Raises ``UserError`` with the first key that timm's MLP-Mixer does not have.
     """
     converted = {}
     for key, value in state.items():
@@ -74,10 +75,10 @@ def from_timm(state: Mapping[str, Tensor]) -> State:
 
 
 def settings_of(state: Mapping[str, Tensor]) -> dict[str, str | int | float]:
-    """The settings, as overrides of ``model=mixer``, whose network computes what a timm checkpoint means.
+    """The settings, as overrides of ``model=mixer``, with which ``MixerNetwork`` matches a timm checkpoint.
 
-    ``data.classes`` is left out where it has no head. Raises ``UserError`` with the key that is missing, or that no
-    such network has: patches or images that are not square.
+    ``data.classes`` is left out if the checkpoint has no head. Raises ``UserError`` with a key that is missing, or
+    whose shape implies patches or images that are not square.
     """
     stem, token, channel = (
         _weight(state, name) for name in ("stem.proj", "blocks.0.mlp_tokens.fc1", "blocks.0.mlp_channels.fc1")
@@ -103,9 +104,10 @@ def settings_of(state: Mapping[str, Tensor]) -> dict[str, str | int | float]:
 
 
 def read_checkpoint(path: Path, sha256: str) -> State:
-    """timm's state dict in a ``.safetensors`` file or one of ``torch.save``, whose bytes have this sha256.
+    """Read timm's state dict from a ``.safetensors`` or ``torch.save`` file with the given sha256.
 
-    Nothing in the file is executed. Raises ``UserError`` that names the file.
+    Nothing in the file is executed. Raises a ``UserError`` that names the file if it cannot be read or has another
+    sha256.
     """
     named = f"model.pretrained={path}"
     if sha256_of(path, "model.pretrained") != sha256:
@@ -126,7 +128,7 @@ def read_checkpoint(path: Path, sha256: str) -> State:
 
 
 def _without_wrappers(state: State) -> State:
-    """The same names without what DistributedDataParallel, compile and other wrappers put before all of them."""
+    """Strip the prefixes that DistributedDataParallel, ``torch.compile`` and other wrappers add to all names."""
     for prefix in itertools.chain.from_iterable(itertools.repeat(WRAPPERS, len(WRAPPERS))):
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -134,9 +136,9 @@ def _without_wrappers(state: State) -> State:
 
 
 def start_from(network: nn.Module, settings: Family) -> list[str]:
-    """Give a network the weights of ``model.pretrained``, if its family has that and it is set; return notes on them.
+    """Load the weights of ``model.pretrained`` into a network, if it is set; returns notes for the user.
 
-    A head of another shape is left as it was drawn. Raises ``UserError`` with the first key that does not fit.
+    A head of another shape keeps its initial weights. Raises ``UserError`` with the first key that does not fit.
     """
     if not isinstance(settings, Pretrainable) or settings.pretrained is None or settings.pretrained_sha256 is None:
         return []
@@ -188,7 +190,7 @@ def _weight(state: Mapping[str, Tensor], layer: str) -> Tensor:
 
 
 def _fits(state: Mapping[str, Tensor]) -> str:
-    """What would fit, in the words of an override."""
+    """A hint for error messages: the overrides with which a checkpoint would fit."""
     try:
         settings = settings_of(state)
     except UserError as error:

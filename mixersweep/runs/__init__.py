@@ -1,4 +1,4 @@
-"""Run directories: what an experiment is, who holds it, what it left."""
+"""Run directories: an experiment's identity, its state, its files and its results."""
 
 from mixersweep.runs.directory import Origin, Run, RunDirectory, solve
 from mixersweep.runs.experiment import NUMBERS_VERSION, fingerprint

@@ -1,15 +1,15 @@
-"""One run, one directory: the only meeting place of training, sweeps, reports and mirrors.
+"""One directory per run, through which training, sweeps, reports and mirrors share all files.
 
 runs/<readable name>-<16 hex of the fingerprint>/
     config.yaml      resolved and frozen: what `train run_dir=DIR` reads, and nothing else
-    planned.json     the same for those that read many runs (``listing``), since YAML is slow
+    planned.json     the same in JSON, which is faster to read for many runs (``listing``)
     status.json      state, host, pid, heartbeat, error (``status``)
-    metrics.jsonl    a row an epoch
-    probes.jsonl     a row for each epoch that was looked into (``probes=``)
+    metrics.jsonl    a row for each epoch
+    probes.jsonl     a row for each probed epoch (``probes=``)
     checkpoint.pt    model, optimiser and the rows so far
     predictions.npz  of the test images, at the end
     result.json      the record (``record``)
-    tracking.json    the id of its mirror
+    tracking.json    the id of its W&B run
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 @dataclass(frozen=True)
 class Origin:
-    """How a run was asked for: never part of the experiment, always part of its record."""
+    """How a run was requested; part of its record but not of its fingerprint."""
 
     experiment: str | None = None
     sweep: str | None = None
@@ -56,7 +56,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Run:
-    """A solved config: everything that is known of a run before it trains."""
+    """A config with its solved network: all that is known of a run before it trains."""
 
     config: Config
     architecture: Architecture
@@ -71,13 +71,13 @@ class Run:
 
 
 def solve(config: Config, origin: Origin | None = None) -> Run:
-    """Ask the rule for the network and name the run; raises ``UserError`` where there is no such network."""
+    """Solve a config for its network and fingerprint; raises ``UserError`` where no network meets it."""
     sizes = architecture(config)
     solved = dataclasses.replace(
         config,
         model=_with_content(config.model),
         width=sizes.width,
-        budget="connections",  # tokens, channels and connections say it all
+        budget="connections",  # the solved tokens, channels and connections determine the network
         connections=sizes.connections if isinstance(sizes.connections, int) else "auto",
         count="formula",
         weights="auto",
@@ -94,12 +94,12 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
 
 
 def _whole(path: str) -> str:
-    """A path that means the same wherever the run is taken up; one in somebody's home (~) is left to them."""
+    """Make a path absolute, so that a run can be resumed from anywhere; a path with ~ stays as it is."""
     return path if path.startswith("~") else str(Path(path).absolute())
 
 
 def _with_content(model: Family) -> Family:
-    """The settings of a family with the content of the file that it starts from, which is what makes its numbers."""
+    """Add the sha256 of the file of pretrained weights, if any, to a family's settings."""
     if not isinstance(model, Pretrainable):
         return model
     expected = model.pretrained_sha256
@@ -115,13 +115,13 @@ def _with_content(model: Family) -> Family:
 
 
 def sizes_of(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The sizes of a frozen run; those that runs were once frozen without follow from the others."""
+    """The sizes of a stored run; those missing in runs of older versions are computed from the others."""
     sizes: Mapping[str, Any] = stored["architecture"]
     if "connections_real" in sizes:
         return sizes
     read = {"pool": "embedding_channels", "linear": "width"}.get(stored["config"]["model"].get("head"))
     matrices = round(sizes["total_connections"] / sizes["connections_counted"])
-    beside = ("skip_connections", "skip_parameters") if sizes["tokens"] else ()  # elsewhere they are among the others
+    beside = ("skip_connections", "skip_parameters") if sizes["tokens"] else ()  # else counted with the rest
     more = [sizes[name] for name in beside] or [0, 0]
     weights = sizes["mixing_parameters"] if sizes["tokens"] or read else sizes["total_connections"]
     return {
@@ -134,7 +134,7 @@ def sizes_of(stored: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class RunDirectory:
-    """A run's files. ``create`` makes the directory (or finds it), ``open`` takes one that is there."""
+    """The files of a run: ``create`` makes the directory or finds it, ``open`` reads an existing one."""
 
     def __init__(self, path: Path, run: Run, frozen: Run | None = None) -> None:
         self.path = path
@@ -143,9 +143,9 @@ class RunDirectory:
 
     @classmethod
     def create(cls, run: Run, runs_dir: Path) -> RunDirectory:
-        """The directory of this experiment, made whole if it is new; what it froze before stays.
+        """Make the directory of this run, or open it if it exists; its stored experiment is kept.
 
-        The settings of where and how it runs are the new ones, since they are not part of the experiment.
+        Execution settings (where and how it runs) are the new ones, since they are not part of the experiment.
         """
         path = expanded(runs_dir, "runs_dir").absolute() / run.name
         if not (path / "config.yaml").exists() and _make(path, run):
@@ -157,7 +157,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """The run frozen in ``path/config.yaml``; raises ``UserError`` where there is none that can be read."""
+        """Open the run stored in ``path/config.yaml``; raises ``UserError`` if that is missing or unreadable."""
         try:
             stored = yaml.load((path / "config.yaml").read_text(), Loader=_Loader)
         except OSError:
@@ -179,9 +179,9 @@ class RunDirectory:
         return cls(path, run)
 
     def freeze(self) -> None:
-        """Store where and how the run is executed as ``run`` has it now, for whoever takes up the directory alone.
+        """Store the current execution settings, so that the run can be resumed from its directory alone.
 
-        What makes the experiment stays as it was frozen first.
+        The settings of the experiment stay as they were stored first.
         """
         if (self._frozen or RunDirectory.open(self.path).run) != self.run:
             _freeze(self.path, self.run)
@@ -189,33 +189,33 @@ class RunDirectory:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the checkpoint stands."""
+        """The path of the checkpoint."""
         return self.path / "checkpoint.pt"
 
     @property
     def predictions(self) -> Path:
-        """Where the predictions on the test images stand."""
+        """The path of the predictions on the test images."""
         return self.path / "predictions.npz"
 
     def status(self) -> Status:
-        """State and holder as stored."""
+        """Read the stored state and the process that holds the run."""
         return read_status(self.path)
 
     def result(self) -> dict[str, Any] | None:
-        """The record of a completed run, or None."""
+        """Read the record of a completed run, or None."""
         return None if self.status().state is not State.COMPLETED else read_json(self.path / "result.json")
 
     def write_result(self, record: Mapping[str, Any]) -> Path:
-        """Write ``result.json`` whole."""
+        """Write ``result.json`` atomically and return its path."""
         write_json(self.path / "result.json", record)
         return self.path / "result.json"
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.jsonl``; a line that a crash left half is none."""
+        """Read the rows of ``metrics.jsonl``, without a last line cut off by a crash."""
         return read_rows(self.path / "metrics.jsonl")
 
     def append_row(self, *rows: Mapping[str, Any]) -> None:
-        """Append one epoch's row, or those of several, on disk when this returns."""
+        """Append the rows of one or more epochs to ``metrics.jsonl`` and flush them to disk."""
         _append(self.path / "metrics.jsonl", *rows)
 
     def restore_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -226,22 +226,22 @@ class RunDirectory:
             write_text(path, content.decode())
 
     def probes(self) -> list[dict[str, Any]]:
-        """The rows of ``probes.jsonl``, flat; empty where nothing was looked into."""
+        """Read the rows of ``probes.jsonl``, flat; empty without probes."""
         return read_rows(self.path / "probes.jsonl")
 
     def append_probe(self, row: Mapping[str, Any]) -> None:
-        """Append what was found at the end of an epoch, on disk when this returns."""
+        """Append one epoch's measurements to ``probes.jsonl`` and flush them to disk."""
         _append(self.path / "probes.jsonl", row)
 
     def restore_probes(self, epochs: int) -> None:
-        """Drop what was found after so many epochs, which are trained again, and what a crash left half."""
+        """Drop the rows after ``epochs``, which are trained again, and a line cut off by a crash."""
         path = self.path / "probes.jsonl"
         if path.exists():
             write_text(path, b"".join(_line(row) for row in self.probes() if row["epoch"] <= epochs).decode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a ``metrics.jsonl``; empty where there is none."""
+    """Read the complete rows of a JSON Lines file; empty where there is none."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
@@ -261,7 +261,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _freeze(path: Path, run: Run) -> None:
-    """Write the run into the directory."""
+    """Write ``config.yaml`` and ``planned.json`` of a run into a directory."""
     stored = {
         "schema_version": SCHEMA_VERSION,
         "name": run.name,
@@ -275,7 +275,7 @@ def _freeze(path: Path, run: Run) -> None:
 
 
 def _make(path: Path, run: Run) -> bool:
-    """Make the directory beside its place and move it there, so that it appears whole; whether it was not there yet."""
+    """Make the directory under a temporary name and rename it, so that it appears complete; False if it was there."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir(parents=True)

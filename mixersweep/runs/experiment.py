@@ -1,9 +1,9 @@
-"""What makes an experiment: the settings that decide the numbers of a run, what they are called, and their hash.
+"""The settings that determine a run's numbers, and their fingerprint.
 
-A setting of the schema says itself what it is (``kinds``): ``execution`` is where and how a run is executed,
-``asked`` only led to other settings, and a setting at its ``neutral`` value is as if it had never been added. This is
-the one walk over settings that knows these marks. It takes a ``Config``, or settings as a run froze them, which may be
-older than some of the schema: a setting that is missing there has its default.
+Settings are marked in the schema (``kinds``): ``execution`` is where and how a run is executed, ``asked`` only
+determines other settings, and a setting at its ``neutral`` value counts as absent. Only this module interprets the
+marks. It takes a ``Config`` or the stored settings of a run, which may be older than the schema: settings missing
+there have their defaults.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from mixersweep.config import VARIANTS, Config
 
 T = TypeVar("T")
 EXECUTION = frozenset(each.name for each in dataclasses.fields(Config) if each.metadata.get("execution"))
-"""The settings, and groups of them, of where and how a run is executed."""
+"""The execution settings and groups: where and how a run is executed."""
 Settings = Mapping[str, Any]
-"""Nested, as in ``config.yaml``."""
+"""Settings nested as in ``config.yaml``."""
 
 NUMBERS_VERSION = 1
-"""Rises whenever a change of the code changes the losses of a run; runs made before are then other experiments."""
+"""Raised whenever a change of the code changes the losses of a run; earlier runs are then other experiments."""
 
 SIZES = ("tokens", "channels", "width", "token_hidden", "channel_hidden", "hidden_width", "connections")
-"""The sizes that define a network; its counts follow from them and are left out."""
+"""The sizes that define a network and enter the fingerprint; counts follow from them."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Settings that make an experiment.
+    """The settings that determine a run's numbers.
 
-    ``content`` is nested and without neutral values: what is hashed. ``flat`` has every setting under its dotted name,
-    as the command line spells it: what is filtered and compared.
+    ``content``, nested and without neutral values, is hashed. ``flat`` has every setting under its dotted name, as on
+    the command line, for filters and comparisons.
     """
 
     content: dict[str, Any] = field(default_factory=dict)
@@ -46,25 +46,25 @@ class Experiment:
 
 
 def experiment(settings: Config | Settings) -> Experiment:
-    """The settings among these that make the experiment."""
+    """Select the settings that determine a run's numbers."""
     found = Experiment()
     found.content.update(_walk(Config, _values(settings), "", found.flat))
     return found
 
 
 def fingerprint(config: Config, architecture: Architecture) -> str:
-    """sha256 (64 hex digits) over canonical JSON of the solved config and ``NUMBERS_VERSION``."""
+    """The sha256 (64 hex digits) of canonical JSON of the solved config and ``NUMBERS_VERSION``."""
     return _hash(experiment(config), vars(architecture), NUMBERS_VERSION)
 
 
 def version_of(found: Experiment, stored: Settings) -> int | None:
-    """The ``NUMBERS_VERSION`` that a frozen run was made with, by its fingerprint; None for one that is not known."""
+    """The ``NUMBERS_VERSION`` of a stored run, found by its fingerprint; None if no known version matches."""
     versions = range(NUMBERS_VERSION, 0, -1)
     return next((v for v in versions if _hash(found, stored["architecture"], v) == stored["fingerprint"]), None)
 
 
 def executed_as(stored: T, now: T) -> T:
-    """The settings of a stored experiment, with those of where and how it runs as they are now."""
+    """Combine the experiment's settings of ``stored`` with the execution settings of ``now``."""
     changed = {}
     for setting in dataclasses.fields(stored):  # type: ignore[arg-type]
         frozen, wanted = getattr(stored, setting.name), getattr(now, setting.name)
@@ -76,7 +76,7 @@ def executed_as(stored: T, now: T) -> T:
 
 
 def flat(settings: Config | Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting under its dotted name, those of where and how a run is executed too."""
+    """Every setting with its dotted name, execution settings included."""
     for name, value in _values(settings).items():
         if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
             yield from flat(value, f"{prefix}{name}.")  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def _hash(found: Experiment, sizes: Settings, version: int) -> str:
 
 
 def _walk(cls: type, values: Settings, prefix: str, flat: dict[str, Any]) -> dict[str, Any]:
-    """Put the settings under their dotted names into ``flat``; what is hashed of them is returned."""
+    """Add the settings under their dotted names to ``flat``, and return the nested content to be hashed."""
     content: dict[str, Any] = {}
     for name, default, neutral, group, is_variant in _settings(cls, not prefix):
         value = values.get(name, default)
@@ -112,7 +112,7 @@ def _values(settings: Any) -> Settings:
 
 
 class _Setting(NamedTuple):
-    """A field of the schema: of a ``group`` of settings its class, of a variant's none, since a name chooses it."""
+    """A field of the schema; ``group`` is the class of a fixed group of settings, None for values and variants."""
 
     name: str
     default: Any
@@ -123,7 +123,7 @@ class _Setting(NamedTuple):
 
 @cache
 def _settings(cls: type, top: bool) -> tuple[_Setting, ...]:
-    """Those of a class that make the experiment."""
+    """The fields of a schema class that enter the fingerprint."""
     hints = typing.get_type_hints(cls)
     found = []
     for each in dataclasses.fields(cls):

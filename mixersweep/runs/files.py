@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, flushed to disk, then moved into it."""
+"""Atomic file writes: to a temporary file in the same directory, flushed to disk, then renamed; and locks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mixersweep.errors import MixersweepError, UserError
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write; it stands at ``path`` once the block ends well, and nowhere if it does not."""
+    """Open a binary file for an atomic write; it appears at ``path`` only if the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -33,20 +33,20 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole."""
+    """Write UTF-8 text atomically."""
     with written_whole(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON document whole; NaN and infinities are refused, since they are no JSON."""
+    """Write one JSON document atomically; raises ``ValueError`` for NaN and infinities, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def overwrite_json(path: Path, value: Any) -> None:
-    """Write a small JSON document over the one that is there, which a full disk still lets be done.
+    """Overwrite a small JSON document in place, which works even on a full disk.
 
-    In one call and over as many bytes as there were, so that a reader finds the one document or the other.
+    It is written in one call and padded to the old length, so that a reader finds the old or the new document.
     """
     text = json.dumps(value, allow_nan=False).encode()
     with path.open("r+b", buffering=0) as file:
@@ -55,7 +55,7 @@ def overwrite_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The document at ``path``, or None where there is no file; raises ``UserError`` for what is none."""
+    """Read the JSON document at ``path``, or None without a file; raises ``UserError`` for invalid JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -66,7 +66,7 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
-    """The lock at ``path``, held: the system's, or, on a file system that has none, a file that is there meanwhile.
+    """Hold the lock at ``path``: the system's file lock or, where the file system has none, a file's existence.
 
     Raises ``MixersweepError`` where others hold it for longer than ``timeout`` seconds.
     """
@@ -103,7 +103,7 @@ def sha256_of(path: Path, setting: str) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Read once for all the runs of a sweep, and again where the file has changed."""
+    """Hash a file, cached until its size or modification time changes."""
     del size, mtime_ns
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""How every verb finds the runs that a person names: directories of runs, and runs by their path or name."""
+"""Find the runs that the user names: directories of runs, and runs by path or name."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mixersweep.errors import UserError
 
 
 def find_all(named: Iterable[str | Path]) -> list[Path]:
-    """The directories that are named; that of runs without a setting where none is. Raises as ``find`` does."""
+    """Find all named directories, or the default directory of runs if none is named; raises as ``find`` does."""
     return [find(name) for name in named] or [paths.runs_dir()]
 
 
 def find(named: str | Path, runs_dir: Path | None = None) -> Path:
-    """The directory at this path, or else the one run in ``runs_dir`` with this in its name, such as its hash.
+    """Find the directory at this path, or else the one run in ``runs_dir`` whose name contains it, such as a hash.
 
-    A whole name comes before beginnings, and those before what stands anywhere. Raises ``UserError`` where there is
-    none, and where there are several.
+    A full match comes before a prefix, and a prefix before any other match. Raises ``UserError`` for no match and for
+    several.
     """
     path = paths.expanded(named)
     if path.exists():

@@ -1,8 +1,7 @@
-"""Many run directories at once, as status, plan and report see them: only JSON and the ends of files are read.
+"""Read many run directories fast, for status, plan and report: only JSON and the ends of files are read.
 
-Ten thousand directories take about two seconds, read before or not. A directory that cannot be read is listed as
-``broken`` with its reason; what is no run directory (``.sweeps``, files in the making, anything else of the user's) is
-passed over.
+Ten thousand directories take about two seconds, cached by the system or not. A directory that cannot be read is listed
+as ``broken`` with its reason; anything else (``.sweeps``, temporary files, the user's own) is skipped.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ METRICS = (
     *("epoch", "learning_rate", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"),
     *("test_loss", "test_accuracy", "images_per_second"),
 )
-"""What the last row of an unfinished run says under the names of the record."""
+"""The keys of the record that an unfinished run takes from its last row of metrics."""
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _RUN_NAME = re.compile(r"-[0-9a-f]{16}$")
 _ROW_BYTES = 2048
 
 READ = frozenset({"status.json", "planned.json", "result.json"})
-"""The files of a run that are read whole."""
+"""The files of a run that are read completely."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Listed:
 
     @property
     def row(self) -> Mapping[str, Any] | None:
-        """The last row of metrics of a run that is not completed."""
+        """The last row of metrics of a run that is not completed, or None."""
         return self.rows[-1] if self.rows else None
 
     @property
@@ -89,7 +88,7 @@ class Listed:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Every key of ``result.json``, None where it is not known: yet, or because the directory is broken."""
+        """Every key of ``result.json``; None for values not known yet, or of a broken directory."""
         return {**dict.fromkeys(KEYS), **self.planned, **(self.result or {})}
 
     def values(self) -> dict[str, Any]:
@@ -118,9 +117,9 @@ def names() -> list[str]:
 
 
 def listing(places: Iterable[Path]) -> Iterator[Listed]:
-    """Every run in directories of runs, sorted by name, and every run directory that is named itself.
+    """List every run in directories of runs, sorted by name, and run directories given themselves.
 
-    Raises ``UserError`` for a place that is no directory. A directory that goes away meanwhile is passed over.
+    Raises ``UserError`` for a place that is no directory. A directory that disappears meanwhile is skipped.
     """
     seen: set[str] = set()
     for place in places:
@@ -144,7 +143,7 @@ def listing(places: Iterable[Path]) -> Iterator[Listed]:
 
 @contextmanager
 def _read_ahead(runs: Sequence[str]) -> Iterator[None]:
-    """Have the system fetch the files of runs while those before are parsed: a disk alone takes as long as parsing."""
+    """Prefetch the files of the next runs while earlier ones are parsed, since reading takes as long as parsing."""
     with ThreadPoolExecutor(4) as pool:
         for first in range(0, len(runs) if hasattr(os, "posix_fadvise") else 0, 64):
             pool.submit(_fetch, runs[first : first + 64])
@@ -156,7 +155,7 @@ def _read_ahead(runs: Sequence[str]) -> Iterator[None]:
 
 def _fetch(runs: Sequence[str]) -> None:
     for run in runs:
-        with suppress(OSError):  # who reads it says so
+        with suppress(OSError):  # the actual read reports it
             for name in READ.intersection(os.listdir(run)):  # noqa: PTH208
                 descriptor = os.open(f"{run}/{name}", os.O_RDONLY)
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
@@ -164,7 +163,7 @@ def _fetch(runs: Sequence[str]) -> None:
 
 
 def read_listed(path: str | Path) -> Listed | None:
-    """One run directory; None where ``path`` is none (and where it is gone)."""
+    """Read one run directory; None if ``path`` is not one, or is gone."""
     path = str(path)
     try:
         files = os.listdir(path)  # noqa: PTH208 (a Path for each of 50,000 files takes longer than reading them)
@@ -207,7 +206,7 @@ def _read(path: str, files: list[str]) -> Listed:
 
 
 def _stored(path: str, files: list[str]) -> Mapping[str, Any]:
-    """What was frozen, from ``planned.json``, or from ``config.yaml`` where a directory is older than that file."""
+    """Read the stored run from ``planned.json``, or from ``config.yaml`` in directories of older versions."""
     if "planned.json" in files:
         file, stored = "planned.json", _json(f"{path}/planned.json")
     else:
@@ -236,7 +235,7 @@ def _json(path: str) -> dict[str, Any]:
 
 
 def _content(path: str) -> bytes:
-    """A small file, whole."""
+    """Read a small file completely."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         parts = [os.read(descriptor, 1 << 16)]
@@ -248,14 +247,14 @@ def _content(path: str) -> bytes:
 
 
 def last_rows(path: str) -> tuple[dict[str, Any], ...]:
-    """The last whole rows of a ``metrics.jsonl``: those in its last two kilobytes, at least one where there is one."""
+    """Read the last complete rows of a ``metrics.jsonl``: those in its last 2 kB, and at least one if it has any."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size
         length = _ROW_BYTES
         while True:
             start = max(0, size - length)
-            lines = os.pread(descriptor, size - start, start).split(b"\n")[:-1]  # what a crash left half is no row
+            lines = os.pread(descriptor, size - start, start).split(b"\n")[:-1]  # drop a line cut off by a crash
             whole = lines if start == 0 else lines[1:]
             if whole or start == 0:
                 break

@@ -19,7 +19,7 @@ VOLATILE = (
     "versions",
     "git_commit",
 )
-"""What two runs of the same experiment may differ in."""
+"""The keys in which two runs of the same experiment may differ."""
 
 _ARCHITECTURE = (
     "width width_target hidden_width tokens channels expansion depth mixing_layers connections connections_target "
@@ -59,7 +59,7 @@ def planned(run: Run) -> dict[str, Any]:
 
 
 def planned_of(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """``planned`` of a run as ``config.yaml`` and ``planned.json`` hold it; raises ``KeyError`` where that is short."""
+    """``planned`` for a run as stored in ``planned.json`` or ``config.yaml``; raises ``KeyError`` for a missing key."""
     own = {
         "schema_version": stored["schema_version"],
         "fingerprint": stored["fingerprint"],
@@ -74,11 +74,11 @@ def planned_of(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completed(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole record; ``measured`` has exactly the keys that training adds (null where there is none)."""
+    """Build the whole record; ``measured`` has exactly the keys that training adds (None where there is no value)."""
     assert set(measured) == set(_MEASURED), set(measured) ^ set(_MEASURED)
     return {**planned(run), **{key: measured[key] for key in _MEASURED}}
 
 
 def same_experiment_same_numbers(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two records agree in all that the experiment decides."""
+    """Whether two records agree in everything but ``VOLATILE`` keys."""
     return {k: v for k, v in one.items() if k not in VOLATILE} == {k: v for k, v in other.items() if k not in VOLATILE}

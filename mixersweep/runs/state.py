@@ -1,18 +1,18 @@
-"""The life of a run, from its directory to its end: the states it can be in, and what follows what.
+"""The states of a run and the transitions between them.
 
     new ──► planned ──► queued ──► running ──► completed
                 ▲          ▲          │
                 │          │          ├──► interrupted, preempted, failed ──► queued or running again
                 │          │          └──► diverged                            by the same command
-                │          └─ a run that is lost, whose process is gone without a word
+                │          └─ a lost run, whose process died without storing a state
                 └─ ``retry``, of runs that are failed, lost, diverged or cancelled
 
-    cancelled: by ``cancel``, whatever is not over yet
-    waiting, infeasible: points of a sweep that are no runs, yet or ever: a learning rate is searched, or no network
-               meets the settings
+    cancelled: by ``cancel``, from any state that is not over
+    waiting, infeasible: points of a sweep that are not runs, since their learning rate is still searched, or no network
+               meets their settings
     broken:    a run directory that cannot be read
 
-``status.json`` stores the states that a run gives itself (``is_stored``); the others are what people see.
+``status.json`` stores only some states (``is_stored``); the others are derived when a run is shown.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a run is in its life, in the order in which a person has less and more to do with it."""
+    """The state of a run; the order is that of display, with what needs attention last."""
 
     COMPLETED = "completed"
     CANCELLED = "cancelled"
-    """Somebody wants no more of it; its process may still have to notice."""
+    """The user cancelled it; its process may still be about to stop."""
     NEW = "new"
     """It has no directory yet."""
     WAITING = "waiting"
     PLANNED = "planned"
-    """It has a directory, and nobody who trains it."""
+    """It has a directory, but no process or job that trains it."""
     QUEUED = "queued"
     """A launching process will start it, or a job of a scheduler."""
     INTERRUPTED = "interrupted"
-    """Somebody stopped it (Ctrl-C); it goes on from its checkpoint."""
+    """The user stopped it (Ctrl-C); it can resume from its checkpoint."""
     PREEMPTED = "preempted"
-    """A signal of the system or a scheduler stopped it; it goes on from its checkpoint."""
+    """A signal of the system or a scheduler stopped it; it can resume from its checkpoint."""
     RUNNING = "running"
     DIVERGED = "diverged"
-    """A loss or a weight became infinite, or not a number; the same settings would do so again."""
+    """A loss or weight became infinite or NaN, which the same settings would repeat."""
     FAILED = "failed"
     """An error ended it."""
     LOST = "lost"
@@ -49,7 +49,7 @@ class State(StrEnum):
 
     @property
     def is_stored(self) -> bool:
-        """Whether ``status.json`` may say so."""
+        """Whether ``status.json`` may contain this state."""
         return self in SHOWN and self not in (State.LOST, State.BROKEN)
 
     @property
@@ -59,19 +59,19 @@ class State(StrEnum):
 
     @property
     def has_ended(self) -> bool:
-        """Whether no job takes the run up again by itself."""
+        """Whether no job resumes the run by itself."""
         return self.is_over or self is State.FAILED
 
     @property
     def is_for_a_job(self) -> bool:
-        """Whether the job that the run was given to trains it; ``running`` where its process is gone."""
+        """Whether the job that the run is assigned to should train it; for ``running``, only if its process is gone."""
         return self in (State.PLANNED, State.QUEUED, State.RUNNING, State.PREEMPTED)
 
     @property
     def may_be_retried(self) -> bool:
-        """Whether ``retry`` takes it: the others are completed, or taken up by the same command anyway."""
+        """Whether ``retry`` accepts it: other runs are completed, or resumed by the same command anyway."""
         return self in (State.FAILED, State.LOST, State.DIVERGED, State.CANCELLED)
 
 
 SHOWN = tuple(state for state in State if state not in (State.NEW, State.WAITING, State.INFEASIBLE))
-"""What the state of a run directory can be, as people see it."""
+"""The states that a run directory can be shown in."""

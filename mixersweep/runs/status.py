@@ -1,10 +1,10 @@
-"""The state of a run and who holds it: ``status.json``, read and changed under a lock.
+"""The state of a run and the process that holds it, stored in ``status.json`` and changed under a lock.
 
-A process that trains a run *holds* it: its host, pid and heartbeat stand in the status. The hold of a process that
-is gone (seen at once on its own host, by its silent heartbeat from any other) is taken over. Clocks of hosts differ:
-where the time of a heartbeat says that its process may be gone, who wants the run looks whether it changes (``watch``),
-and only that counts. A process whose run was taken over writes no more of it (``Hold.confirm``). Who stores
-``cancelled`` over a running status ends the run: its holder sees it at its next heartbeat.
+A process that trains a run *holds* it: its host, pid and heartbeat are in the status. If that process is gone (known at
+once on its own host, by its silent heartbeat on any other), another may take the run over. Clocks of hosts differ, so
+an old heartbeat only raises suspicion: a process that wants the run then observes whether the heartbeat changes
+(``watch``). A process whose run was taken over stops writing to it (``Hold.confirm``). Storing ``cancelled`` over a
+running status ends the run: its holder sees that at its next heartbeat.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from mixersweep.runs.state import State
 
 BEAT_EVERY = 10.0
 DEAD_AFTER = 60.0
-"""Seconds between heartbeats, and of silence after which another host takes a run for lost."""
+"""Seconds between heartbeats, and seconds of silence after which another host considers a run lost."""
 
 _SEEN: dict[tuple[Any, ...], _Seen] = {}
-"""The heartbeats of other hosts' processes, as this process has seen them."""
+"""The heartbeats of processes on other hosts that this process has observed, by host, pid and start of the hold."""
 
 
 @dataclass
 class _Seen:
-    """A heartbeat; when it was first looked at, and when it was last seen to change, by this host's steady clock."""
+    """An observed heartbeat, and when it was first read and last seen to change (seconds of ``time.monotonic``)."""
 
     heartbeat: float
     first: float
@@ -49,9 +49,10 @@ class _Seen:
 
 @dataclass(frozen=True)
 class Status:
-    """``status.json``; times are seconds since the epoch, UTC.
+    """The content of ``status.json``; times are in seconds since 1970 (UTC).
 
-    ``job`` is what a scheduler calls the job that the run is queued or running in, None without one.
+    ``since`` is when the process took or queued the run. ``job`` is the scheduler's id of the job that the run is
+    queued or running in, None without one.
     """
 
     state: State
@@ -65,17 +66,17 @@ class Status:
 
     @property
     def alive(self) -> bool:
-        """Whether the run is held by a process that is there, as far as this host can tell."""
+        """Whether the run is held by a process that is alive, as far as this host can tell."""
         return self.state is State.RUNNING and self._holder_is_there()
 
     @property
     def is_of_this_host(self) -> bool:
-        """Whether the process that holds or held the run is one of this host."""
+        """Whether the process that holds or held the run is on this host."""
         return self.host == this_host()
 
     @property
     def stopping(self) -> bool:
-        """Whether the run is cancelled, but the process that held it has not let go of it yet."""
+        """Whether the run is cancelled, but the process that held it has not stopped yet."""
         return self.state is State.CANCELLED and self._holder_is_there()
 
     def _holder_is_there(self) -> bool:
@@ -90,7 +91,7 @@ class Status:
 
     @property
     def is_unsure(self) -> bool:
-        """Whether only a look at its heartbeat for a while tells if another host's process is there."""
+        """Whether the heartbeat has to be observed for a while to tell if another host's process is alive."""
         if self.pid is None or self.heartbeat is None or self.host == this_host():
             return False
         if self.state not in (State.RUNNING, State.CANCELLED):
@@ -100,11 +101,11 @@ class Status:
 
     @property
     def _seems_silent(self) -> bool:
-        """Whether the heartbeat is old, or of a time to come, if both clocks are right."""
+        """Whether the heartbeat is too old, or in the future, by this host's clock."""
         return not -BEAT_EVERY < time.time() - (self.heartbeat or 0) < DEAD_AFTER
 
     def _seen(self) -> _Seen:
-        """What is known of the heartbeat, this look at it included."""
+        """Record the present heartbeat, and return what has been observed of it so far."""
         key, now = (self.host, self.pid, self.since), time.monotonic()
         assert self.heartbeat is not None
         seen = _SEEN.setdefault(key, _Seen(self.heartbeat, now))
@@ -114,12 +115,12 @@ class Status:
 
     @property
     def shown(self) -> State:
-        """The state as people see it: a running run whose process is gone is ``lost``."""
+        """The state to show to people: ``lost`` for a running run whose process is gone."""
         return State.LOST if self.state is State.RUNNING and not self.alive else self.state
 
     @property
     def holder(self) -> str:
-        """Who holds the run, in words."""
+        """The process that holds the run, in words: its pid, host and since when."""
         since = datetime.fromtimestamp(self.since or 0, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         since += " by its clock, which is ahead" if (self.since or 0) > time.time() + BEAT_EVERY else ""
         return f"pid {self.pid} on {(self.host or '').partition('/')[0]} since {since}"
@@ -129,7 +130,7 @@ _KEYS = frozenset(field.name for field in dataclasses.fields(Status))
 
 
 def this_host() -> str:
-    """Host and process-id namespace: the reach within which a pid means something."""
+    """Return the host name and the process-id namespace, within which a pid is unique."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115
     except OSError:
@@ -138,7 +139,7 @@ def this_host() -> str:
 
 
 def read_status(run_dir: Path) -> Status:
-    """The stored status; a directory without one is ``planned``."""
+    """Read the stored status; a directory without one is ``planned``."""
     try:
         return status_of((run_dir / "status.json").read_bytes())
     except FileNotFoundError:
@@ -146,10 +147,10 @@ def read_status(run_dir: Path) -> Status:
 
 
 def status_of(content: bytes) -> Status:
-    """The status that a file holds, which another version may have written.
+    """Parse the content of ``status.json``, which another version may have written.
 
-    Where nobody can know it (a crash left the file empty, the state is none), the run counts as ``running``: as lost,
-    unless the process is there that the file names. The ``error`` says why.
+    If the state cannot be read (an empty file after a crash, an unknown state), it is taken to be ``running``, which is
+    shown as lost unless the process that the file names is alive. ``error`` then gives the reason.
     """
     try:
         stored = json.loads(content)
@@ -167,7 +168,7 @@ def status_of(content: bytes) -> Status:
 
 
 def _foreign(path: Path) -> dict[str, Any]:
-    """What another version stored there that this one does not know."""
+    """Return the keys of a stored status that this version does not know, to keep them."""
     try:
         stored = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -178,9 +179,10 @@ def _foreign(path: Path) -> dict[str, Any]:
 def watch(
     run_dirs: Iterable[Path], tell: Callable[[str], None] = lambda _: None, check: Callable[[], None] = lambda: None
 ) -> None:
-    """Look at the heartbeats of runs whose process on another host seems gone, until it is known; all at once.
+    """Observe the heartbeats of runs whose process on another host seems gone until it is certain, all in parallel.
 
-    Takes the time of three heartbeats at most, and none where there is no such run. ``check`` may end it by an error.
+    Takes at most ``3 * BEAT_EVERY`` seconds, and none if there is no such run. ``check`` is called repeatedly and may
+    raise to end it.
     """
     unsure = {run_dir: status for run_dir in run_dirs if (status := read_status(run_dir)).is_unsure}
     if unsure:
@@ -197,7 +199,7 @@ def _beats(count: int) -> float:
 
 
 def set_status(run_dir: Path, status: Status) -> None:
-    """Replace the stored status; where the disk is full, in its own place."""
+    """Replace the stored status atomically, or by overwriting the file if the disk is full."""
     assert status.state.is_stored, status.state
     path = run_dir / "status.json"
     stored = {**dataclasses.asdict(status), **_foreign(path)}
@@ -222,9 +224,9 @@ class Hold:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise ``RunCancelled`` where somebody cancelled the run, and ``RunHeld`` where another process took it over.
+        """Raise ``RunCancelled`` if the run was cancelled, and ``RunHeld`` if another process has taken it over.
 
-        The latter comes of a long suspension of this process.
+        The latter happens if this process was suspended for long.
         """
         if self._cancelled:
             raise RunCancelled(f"{self._run_dir}: cancelled")
@@ -232,7 +234,7 @@ class Hold:
             raise RunHeld(f"{self._run_dir}: taken over by {self._lost_to.holder} while this process was silent")
 
     def confirm(self) -> None:
-        """Raise ``RunHeld`` where another process holds the run by now: before what it holds is written."""
+        """Raise ``RunHeld`` if another process holds the run by now; call this before writing to the run directory."""
         stored = read_status(self._run_dir)
         if not self._is_mine(stored):
             self._lost_to = stored
@@ -244,14 +246,14 @@ class Hold:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody has cancelled the run, as its directory says now."""
+        """Whether the run has been cancelled, as read from its directory now."""
         with guard(self._run_dir):
             stored = read_status(self._run_dir)
         return stored.state is State.CANCELLED and (stored.pid, stored.since) == (self._status.pid, self._status.since)
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_EVERY):
-            with contextlib.suppress(OSError):  # of a disk or a network for a while; the next one tells
+            with contextlib.suppress(OSError):  # a temporary failure of disk or network; the next beat tries again
                 self._store(dataclasses.replace(self._status, heartbeat=time.time()))
 
     def _store(self, status: Status) -> None:
@@ -261,7 +263,7 @@ class Hold:
                 self._lost_to = stored
             elif stored.state is State.CANCELLED and status.state is not State.COMPLETED:
                 self._cancelled = True
-                pid = status.pid if status.state is State.RUNNING else None  # at the end, the process lets go
+                pid = status.pid if status.state is State.RUNNING else None  # at the end, the hold is released
                 set_status(self._run_dir, dataclasses.replace(stored, pid=pid, heartbeat=status.heartbeat))
             else:
                 set_status(self._run_dir, status)
@@ -274,10 +276,10 @@ class Hold:
 
 @contextmanager
 def hold(run_dir: Path) -> Iterator[Hold]:
-    """Hold the run while the block trains it; how the block ends becomes the state of the run.
+    """Hold the run while the block trains it; the way in which the block ends decides the run's state.
 
-    Raises ``RunHeld`` where a live process holds it already, with host, pid and since when, and ``RunCancelled`` where
-    somebody cancelled it: before, or while the block trains it.
+    Raises ``RunHeld`` if a live process holds it already, and ``RunCancelled`` if it was cancelled before or is during
+    the block.
     """
     watch([run_dir])
     pid = os.getpid()
@@ -299,7 +301,7 @@ def hold(run_dir: Path) -> Iterator[Hold]:
         state = State.COMPLETED
     except RunStopped as stopped:
         state, error = State.INTERRUPTED if stopped.exit_code == INTERRUPTED else State.PREEMPTED, str(stopped)
-        if held.cancelled:  # and the signal only said so sooner
+        if held.cancelled:  # a cancelled run, whatever signal came with it
             raise RunCancelled(f"{run_dir}: cancelled") from None
         raise
     except KeyboardInterrupt:
@@ -319,12 +321,12 @@ def hold(run_dir: Path) -> Iterator[Hold]:
 
 
 def guard(run_dir: Path) -> AbstractContextManager[None]:
-    """The lock under which a status is read and changed."""
+    """Return the lock to hold while reading and changing a run's status; waits for it up to 30 s."""
     return locked(run_dir / ".lock", timeout=30)
 
 
 def _started(pid: int) -> float | None:
-    """When the process began, which tells it from a later one with the same pid; None where there is none."""
+    """Return when a process began, to distinguish it from a later one with the same pid; None if there is none."""
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()

@@ -53,11 +53,11 @@ _ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def parse_where(text: str, known: Collection[str] | None = None) -> Predicate:
-    """The condition that ``text`` says, on a mapping from names to values (a ``Listed.values()``, a row of a table).
+    """Parse a condition into a predicate on a mapping from names to values (``Listed.values()``, a table row).
 
     Comparisons are ``= == != < <= > >=`` and ``in [..]`` with numbers (``1e-3``, ``2**15``), words, quoted texts,
     ``true``, ``false`` and ``null``. A value that is null or missing makes every comparison false, but for ``x=null``
-    and ``x!=null``, which ask just that. ``known`` are the names there may be; the default are all of runs.
+    and ``x!=null``, which ask just that. ``known`` are the allowed names, by default all names of runs.
 
     Raises ``UserError`` for what cannot be read and for a name that is not known; the condition itself raises it where
     a number is compared by size with a text.

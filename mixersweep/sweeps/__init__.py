@@ -1,1 +1,1 @@
-"""Many runs: what an invocation means (``expand``), and carrying it out (``sweeper``, ``launchers``)."""
+"""Sweeps over many runs: expanding a command into runs (``expand``) and executing them (``sweeper``, ``launchers``)."""

@@ -1,4 +1,4 @@
-"""What a sweep asks of a Slurm cluster: jobs, cores, hours, and the limits that ``auto`` stands for."""
+"""Estimate what a sweep requests from Slurm: jobs, cores, hours, and its values for ``time=auto`` and ``mem=auto``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from mixersweep.sweeps.plan import Packs, Planned, packs, plan, together
 from mixersweep.sweeps.text import duration
 
 MARGIN, TO_BEGIN = 1.5, 300.0
-"""What ``time=auto`` asks for beyond an estimate: so many times it, and the seconds that a job takes to begin."""
+"""With ``time=auto``: the factor on the estimated time of a job, and the seconds added for its start."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The jobs of a sweep, and what each asks for; ``seconds`` is that of the longest, None where nobody knows."""
+    """The jobs of a sweep, and the resources that each requests.
+
+    ``seconds`` is the estimated time of the longest job and ``core_seconds`` that of all jobs times their cores, both
+    None where unknown; ``memory`` is in bytes a job.
+    """
 
     settings: slurm.SlurmSettings
     jobs: list[list[Sequence[Planned]]]
@@ -32,7 +36,7 @@ class Asked:
 
     @property
     def lines(self) -> list[str]:
-        """Jobs x cores x hours, in words."""
+        """The number of jobs, their cores, GPUs and hours, in words."""
         most = max(map(len, self.jobs))
         what = "pack" if any(len(pack) > 1 for job in self.jobs for pack in job) else "run"
         share = f" of {most} {what}s, {min(most, self.settings.at_once)} at once" if most > 1 else ""
@@ -45,7 +49,7 @@ class Asked:
 
     @property
     def notes(self) -> list[str]:
-        """What a person may not have meant."""
+        """Warnings about settings that are valid but probably unintended, such as a time limit shorter than a job."""
         limit, first = self.settings.seconds, self.jobs[0][0][0].run
         assert first is not None
         found = slurm.notes(self.settings, first.config, sum(len(pack) for job in self.jobs for pack in job))
@@ -59,7 +63,7 @@ class Asked:
 
 
 def asked(expansion: Expansion, rows: Sequence[Planned], packed: Packs | None = None) -> Asked | None:
-    """What the runs that are left ask for; None where there are none, or where they do not go to Slurm."""
+    """Return the jobs for the unfinished runs; None if there are no such runs, or if they do not go to Slurm."""
     left = [row for row in rows if row.run is not None and not row.state.is_over]
     if not left or not expansion.multirun or expansion.launcher.get("name") != "slurm":
         return None
@@ -87,7 +91,10 @@ def asked(expansion: Expansion, rows: Sequence[Planned], packed: Packs | None = 
 
 
 def resolved(expansion: Expansion) -> Expansion:
-    """The expansion with the launcher's ``time`` and ``mem`` by the plan where they are ``auto``."""
+    """Return the expansion with the launcher's ``time`` and ``mem`` estimated where they are ``auto``.
+
+    Raises ``UserError`` if ``time`` is ``auto`` and the time of a run is unknown.
+    """
     wanted = [name for name in ("time", "mem") if expansion.launcher.get(name) == "auto"]
     if expansion.launcher.get("name") != "slurm" or not wanted:
         return expansion
@@ -105,7 +112,10 @@ def resolved(expansion: Expansion) -> Expansion:
 
 
 def scripts(expansion: Expansion) -> list[str]:
-    """What ``sbatch`` would be given for the runs that are left; nothing is written or submitted."""
+    """Return the scripts that ``sbatch`` would get for the unfinished runs, without writing or submitting anything.
+
+    Raises ``UserError`` for another launcher than Slurm.
+    """
     if expansion.launcher.get("name") != "slurm":
         raise UserError("--dry-run: prints the script of hydra/launcher=slurm; plan says what others would do")
     found = asked(expansion, plan(expansion))
@@ -117,7 +127,7 @@ def scripts(expansion: Expansion) -> list[str]:
 
 
 def _seconds(job: Sequence[Sequence[Planned]], at_once: int) -> float | None:
-    """How long a job takes about, None where that of one of its runs is not known."""
+    """Estimate the seconds that a job takes; None if the time of one of its runs is unknown."""
     of_each = []
     for pack in job:
         left = [row.wall_seconds_left for row in pack]

@@ -1,10 +1,10 @@
-"""From overrides to the runs that they mean, each solved by the rule: what ``plan`` shows and ``train -m`` carries out.
+"""Expand overrides into the runs that they mean, with their sizes solved: for ``plan`` and ``train -m`` alike.
 
-A sweep is a union of grids, since a dense MLP has one width and an SW-MLP goes where no Mixer can. An experiment file
-lists them under ``sweep.grids``; ``sweep.over`` and the command line are crossed with each. A value on the command line
-takes the place of what a grid, or ``over``, has for the same setting; one that chooses another family or optimiser than
-a grid does leaves out what the grid sets and that has not. Without an experiment the command line is the one grid, in
-the order of Hydra's own sweeper. Runs of the same fingerprint are one.
+A sweep is a union of grids, since a dense MLP has a single width and an SW-MLP can have sizes that no Mixer has. An
+experiment file lists the grids under ``sweep.grids``; ``sweep.over`` and the command line are crossed with each. A
+value on the command line replaces those of a grid, or of ``over``, for the same setting; if it chooses another family
+or optimiser than a grid, the grid's settings that the new choice does not have are dropped. Without an experiment the
+command line is the only grid, in the order of Hydra's own sweeper. Runs with the same fingerprint count once.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from mixersweep.sweeps.point import Point, with_settings
 from mixersweep.sweeps.search import Search, searches_of
 
 Grid = dict[str, list[str]]
-"""The overrides of each setting, by its key; a grid means all their combinations."""
+"""The overrides of each setting, by its key; a grid stands for all their combinations."""
 
 LONGEST_NAME = 200
-"""Bytes of a sweep's name: file systems take 255, of which some go to what is written beside its place."""
+"""The most bytes in a sweep's name: file systems allow 255, and temporary files beside it need a longer name."""
 
 ATTEMPTS = 4
-"""How often ``infeasible=nearest`` follows what a refusal says would work, since one change may need another."""
+"""How many times ``infeasible=nearest`` applies the changes that an error suggests; one may require another."""
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """All that an invocation means: its points in job order, without duplicates, and the settings of the sweep.
+    """The meaning of a command: its points in job order, without duplicates, and the settings of the sweep.
 
-    ``searches`` are what waiting points wait for; ``launcher`` is the mapping under ``hydra.launcher``.
+    Waiting points wait for ``searches``; ``launcher`` is the mapping under ``hydra.launcher``, with its ``name``.
     """
 
     name: str
@@ -60,12 +60,15 @@ class Expansion:
 
     @property
     def folder(self) -> Path:
-        """Where the sweep keeps what belongs to no single run."""
+        """The directory for the sweep's files that belong to no single run."""
         return sweeps_dir(self.runs_dir) / self.name
 
 
 def expand_one(arguments: Sequence[str], *, multirun: bool | None = None) -> Expansion:
-    """What overrides of one run mean; raises ``UserError`` where they mean several, or none."""
+    """Expand the overrides of a single run.
+
+    Raises ``UserError`` if they mean several runs, and ``Infeasible`` if no network meets the settings.
+    """
     expansion = expand(arguments, multirun=multirun)
     several = next((o for o in parsed_overrides(split(arguments)[1]) if o.is_sweep_override()), None)
     if several is not None:
@@ -83,11 +86,11 @@ def expand_one(arguments: Sequence[str], *, multirun: bool | None = None) -> Exp
 
 
 def expand(arguments: Sequence[str], *, multirun: bool | None = None) -> Expansion:
-    """What ``mixersweep train [-m] ARGUMENTS`` means; reads outcomes of search runs, writes nothing, trains nothing.
+    """Expand the arguments of ``mixersweep train [-m]``; reads results of search runs, and neither writes nor trains.
 
-    The arguments are overrides, perhaps led by a ``--config-dir=DIR``. They mean many runs where ``multirun`` says so,
-    or with None where an experiment does. Raises ``UserError`` for a setting that cannot be; a point that no network
-    meets is ``infeasible`` instead.
+    The arguments are overrides, optionally after a ``--config-dir=DIR``. ``multirun`` says whether they mean many runs;
+    None leaves it to them (an experiment means many). Raises ``UserError`` for an invalid setting; a point whose
+    settings no network meets is marked ``infeasible`` instead.
     """
     own, overrides = split(arguments)
     check_overrides(overrides, own)
@@ -122,7 +125,7 @@ def expand(arguments: Sequence[str], *, multirun: bool | None = None) -> Expansi
 
 
 class _Expanding:
-    """Solves the points of all grids and keeps what is to be told about them; ``origin`` is what all share."""
+    """Solves the points of all grids and collects notices about them; ``origin`` is common to all runs."""
 
     def __init__(self, composer: Composer, settings: Sweep, grids: list[Grid], origin: Origin) -> None:
         self._composer, self._settings, self._grids, self._origin = composer, settings, grids, origin
@@ -133,7 +136,7 @@ class _Expanding:
         self._duplicates = 0
 
     def points(self, combinations: Iterable[list[str]]) -> list[Point]:
-        """The points of these overrides, each once."""
+        """Solve each combination of overrides; returns the points without duplicates."""
         found: dict[str, Point] = {}
         for combination in combinations:
             point, is_moved = self._point(self._fitting(combination))
@@ -146,11 +149,11 @@ class _Expanding:
         return list(found.values())
 
     def searched(self, overrides: list[str]) -> Point:
-        """A run of a search, told apart by the name of its sweep."""
+        """Solve a run of a search; the name of its sweep ends in ``/search``."""
         return self._solved(overrides, dataclasses.replace(self._origin, sweep=f"{self._origin.sweep}/search"))
 
     def decided(self, point: Point, searches: list[Search]) -> Point:
-        """The point with the learning rate that its search chose, or waiting for it."""
+        """Return the point with the learning rate that its search chose, or marked as waiting for it."""
         search = next((search for search in searches if search.is_for(point)), None)
         if search is None:
             return point
@@ -161,7 +164,7 @@ class _Expanding:
         return self._solved(with_settings(point.overrides, optim__lr=search.lr), self._origin)
 
     def runs_dir(self, points: list[Point]) -> Path:
-        """Where the runs of the sweep are."""
+        """Return the directory that contains the run directories of the sweep."""
         known = next((point.config.runs_dir for point in points if point.config is not None), None)
         if known is None:
             shared = [grid[key][0] for grid in self._grids[:1] for key in ("experiment", "runs_dir") if key in grid]
@@ -169,7 +172,7 @@ class _Expanding:
         return expanded(known, "runs_dir").absolute()
 
     def notices(self) -> list[str]:
-        """What became of points that are not as they were asked for."""
+        """Describe the points that were left out or changed, one line for each reason."""
         told = []
         for network, sizes in self._dense.items():
             asked = list(dict.fromkeys(sizes))
@@ -182,7 +185,7 @@ class _Expanding:
         return told
 
     def _fitting(self, overrides: list[str]) -> list[str]:
-        """Without a grid's settings of a family or optimiser that the command line has chosen another in place of."""
+        """Drop a grid's settings that the family or optimiser chosen on the command line does not have."""
         groups = {override.group for override in overrides if isinstance(override, _OfReplaced)}
         if not groups:
             return overrides
@@ -196,7 +199,7 @@ class _Expanding:
         ]
 
     def _point(self, overrides: list[str]) -> tuple[Point, bool]:
-        """The point, and whether it was moved to settings that work."""
+        """Solve a point; returns it, and whether its settings were changed to ones that work."""
         try:
             return self._solved(overrides, self._origin), False
         except Infeasible as error:
@@ -226,11 +229,11 @@ class _Expanding:
     def _is_dense(self, overrides: list[str]) -> bool:
         try:
             return self._composer.config(overrides).model.structure == "dense"
-        except Infeasible:  # it is the images that cannot be
+        except Infeasible:  # the image settings are infeasible
             return False
 
     def _solved(self, overrides: list[str], origin: Origin) -> Point:
-        """Raises ``Infeasible`` where no network meets the settings."""
+        """Compose and solve one point; raises ``Infeasible`` if no network meets the settings."""
         config = self._composer.config(overrides)
         try:
             sizes = architecture(config)
@@ -243,7 +246,7 @@ class _Expanding:
 
 
 def _grids(settings: Sweep, task: list[Override], own: Path | None) -> list[Grid]:
-    """The grids of the experiment, each crossed with ``over`` and with the command line, whose values win."""
+    """Return the experiment's grids, each crossed with ``over`` and the command line, whose values take precedence."""
     command, over = grid_of(task), _of_mapping(settings.over, "sweep.over", own)
     experiment = {key: command.pop(key) for key in list(command) if key == "experiment"}
     grids = [_of_mapping(grid, f"sweep.grids[{i}]", own) for i, grid in enumerate(settings.grids)] or [{}]
@@ -259,7 +262,7 @@ def _grids(settings: Sweep, task: list[Override], own: Path | None) -> list[Grid
 
 
 class _OfReplaced(str):
-    """An override of a grid's that was made for another choice of its group than the command line's."""
+    """A grid's override in a group (``model``, ``optim``) for which the command line makes a choice of its own."""
 
     @property
     def group(self) -> str:
@@ -267,12 +270,12 @@ class _OfReplaced(str):
 
 
 def grid_of(task: Sequence[Override]) -> Grid:
-    """The grid that overrides mean, each once for every value; its product is in the order of Hydra's own sweeper."""
+    """Turn overrides into a grid, with one entry a value; its product is in the order of Hydra's own sweeper."""
     return {_identity(override): _values(override) for override in task}
 
 
 def _of_mapping(values: Mapping[str, object], where: str, own: Path | None) -> Grid:
-    """The grid that a mapping of an experiment file means."""
+    """Turn a mapping of an experiment file into a grid; raises ``UserError`` for a setting that no run has."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
     overrides = [f"{key}={text}" for key, text in texts.items()]
     try:
@@ -287,7 +290,7 @@ def _of_mapping(values: Mapping[str, object], where: str, own: Path | None) -> G
 
 
 def _values(override: Override) -> list[str]:
-    """The override once for each of its values, as Hydra's own sweeper spells them."""
+    """Split an override by its values, as Hydra's own sweeper spells them; raises ``UserError`` for intervals."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
     if not override.is_discrete_sweep():
@@ -319,7 +322,7 @@ def _varies(grids: list[Grid], key: str) -> bool:
 
 
 def _name(grids: list[Grid]) -> str:
-    """What is swept over, and a hash of all that makes the runs."""
+    """Name a sweep by the settings that it varies, and a hash of everything that determines its runs."""
     kept = [{k: v for k, v in grid.items() if k.partition(".")[0] not in EXECUTION} for grid in grids]
     keys = dict.fromkeys(key.rpartition(".")[2] for grid in kept for key, values in grid.items() if len(values) > 1)
     content = [{key: sorted(values) for key, values in grid.items()} for grid in kept]
@@ -328,7 +331,7 @@ def _name(grids: list[Grid]) -> str:
 
 
 def _checked_name(name: str | None) -> str | None:
-    """The name of a sweep, which is that of its folder; raises ``UserError`` for one that leads elsewhere."""
+    """Check the name of a sweep, which also names its folder; raises ``UserError`` if it is too long or a path."""
     if name is not None and len(name.encode()) > LONGEST_NAME:
         raise UserError(f"sweep.name={name[:20]}...: is of {len(name.encode())} bytes; at most {LONGEST_NAME}")
     if name and (name.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", name)):

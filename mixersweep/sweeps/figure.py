@@ -1,9 +1,10 @@
-"""The figure of a plan: how wide and how sparse a Mixer is at each number of channels (Hayase & Karakida 2024, Fig. 3).
+"""Plot width and density of Mixers over the number of channels (Hayase & Karakida 2024, Fig. 3): ``plan --figure``.
 
 A curve is the budget's own rule (``budget.rules``) without the rounding to whole sizes: at fixed connections Omega and
 expansion g (eqs 13-15),  Omega = g·C·S·(S + C) / 2,  m = C·S,  p = Omega / (g·m²), and m is largest, (Omega/g)^(2/3),
-at C = S = (Omega/g)^(1/3). With budget=parameters Pi = g·(S² + C²) / 2; with count=real and budget=flops what is really
-there. The density is always that of the square layers. Drawn with matplotlib, no display needed.
+at C = S = (Omega/g)^(1/3). With budget=parameters, Pi = g·(S² + C²) / 2 is fixed instead; with count=real or
+budget=flops, the actual count of the network is. The density is always that of the square layers. Drawn with
+matplotlib, which needs no display.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 
 LINES = ("-", "--", "-.", ":")
-"""What tells several laws apart, beside their grey."""
+"""The line styles that distinguish several curves, beside their shades of grey."""
 
 BUDGETS: dict[str, tuple[Literal["connections", "parameters", "flops"], Literal["formula", "real"]]] = {
     "flops_target": ("flops", "formula"),
@@ -38,34 +39,34 @@ BUDGETS: dict[str, tuple[Literal["connections", "parameters", "flops"], Literal[
     "weights_target": ("parameters", "formula"),
     "connections_target": ("connections", "formula"),
 }
-"""The budget and its reading that have a target."""
+"""The settings ``budget`` and ``count`` that belong to each target of a solved architecture."""
 
 
 class Law(NamedTuple):
-    """What a curve holds fixed: what a ``rule`` counts of a Mixer is ``target``."""
+    """The constraint that a curve obeys: the count of a Mixer by ``rule`` equals ``target``."""
 
     rule: Rule
     target: float
 
     def tokens(self, channels: float) -> float:
-        """S(C), not rounded; NaN where no network has so many channels."""
+        """Return the number of tokens S(C), not rounded; NaN if no network has so many channels."""
         if self.rule.smooth(1, channels) > self.target:
             return math.nan
         return _root(lambda tokens: self.rule.smooth(tokens, channels) - self.target)
 
     def width(self, channels: float) -> float:
-        """m(C) = C·S(C)."""
+        """Return the effective width m(C) = C·S(C)."""
         return channels * self.tokens(channels)
 
     def density(self, channels: float) -> float:
-        """p(C): the mean of the shares of a token and a channel matrix that are there, (S + C) / (2·m)."""
+        """Return the density p(C) = (S + C) / (2·m), the mean fraction of nonzeros in token and channel matrices."""
         return (self.tokens(channels) + channels) / (2 * self.width(channels))
 
     @property
     def peak(self) -> float:
-        """The channels at which m is largest."""
+        """The number of channels at which the width m is largest, not rounded."""
         low, high = 0.0, math.log2(_root(lambda channels: self.rule.smooth(1, channels) - self.target))
-        while high - low > 1e-9:  # m rises with C up to there, and then falls
+        while high - low > 1e-9:  # m rises with C up to the peak, and then falls
             left, right = (2 * low + high) / 3, (low + 2 * high) / 3
             rises = self.width(2**left) < self.width(2**right)
             low, high = (left, high) if rises else (low, right)
@@ -73,7 +74,7 @@ class Law(NamedTuple):
 
     @property
     def is_square_at_peak(self) -> bool:
-        """Whether it is largest at S = C: where square layers are counted, of equal expansions."""
+        """Whether the peak is at S = C, as it is if square layers of equal expansions are counted."""
         return self.rule.is_formula and self.rule.expansion.token == self.rule.expansion.channel
 
     def __str__(self) -> str:
@@ -94,7 +95,7 @@ class Law(NamedTuple):
 
 
 def _root(rising: Callable[[float], float]) -> float:
-    """Where a function that rises from below 0 at 1 is 0, to rounding; 1 where it is above."""
+    """Find the root of a rising function on [1, inf) by bisection; returns 1 if the function is positive there."""
     low, high = 1.0, 2.0
     while rising(high) < 0:
         low, high = high, 2 * high
@@ -105,9 +106,9 @@ def _root(rising: Callable[[float], float]) -> float:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """Write the figure of these runs to ``path``, whose suffix says the format.
+    """Draw the figure of these runs into the file ``path``, whose suffix gives the format.
 
-    Raises ``UserError`` where the format is unknown, or no run has channels.
+    Raises ``UserError`` if the format is unknown, no run has channels, or the file cannot be written.
     """
     kind = path.suffix.lstrip(".").lower()
     if kind not in FORMATS:
@@ -124,7 +125,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
 
 def _draw(figure: Figure, mixers: Sequence[Run], others: Sequence[Run]) -> None:
-    """Two panels over the channels: the curves of what was held fixed, and the networks on them."""
+    """Draw width and density over the channels, in two panels: a curve for each budget, a point for each shape."""
     upper, lower = figure.subplots(2, 1, sharex=True)
     look = looks_of(run.config.model.name for run in (*mixers, *others))
     laws = list(dict.fromkeys(law_of(run) for run in mixers))
@@ -151,7 +152,7 @@ def _density(run: Run) -> float:
 
 
 def law_of(run: Run) -> Law:
-    """What the budget of a Mixer fixed: a solved run says it by its target alone."""
+    """Return the constraint that a Mixer's budget imposed, from the one target that its solved architecture has."""
     solved = run.architecture
     target = next(name for name in TARGETS if getattr(solved, name) is not None)
     budget, count = BUDGETS[target]
@@ -169,7 +170,7 @@ def _curves(axes: Axes, laws: Sequence[Law], grid: Sequence[float], quantity: Ca
 
 
 def _mark_peak(upper: Axes, lower: Axes, law: Law) -> None:
-    """Where the network of a law is widest and sparsest, through both panels."""
+    """Mark the channels at which networks are widest and sparsest, by a vertical line through both panels."""
     for axes in (upper, lower):
         axes.axvline(law.peak, color="0.8", linewidth=0.9, zorder=0)
     said: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (4, 0), "textcoords": "offset points"}
@@ -177,7 +178,7 @@ def _mark_peak(upper: Axes, lower: Axes, law: Law) -> None:
 
 
 def _points(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look: Mapping[str, Look]) -> None:
-    """A point a shape, with the marker of its family; those of several families at one place stay visible."""
+    """Draw one point for each distinct shape, marked by family; coinciding points of several families stay visible."""
     models = list(dict.fromkeys(run.config.model.name for run in runs))
     for number, model in enumerate(models):
         alike = [run for run in runs if run.config.model.name == model]
@@ -196,7 +197,7 @@ def _points(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look
 
 
 def _beside(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look: Mapping[str, Look]) -> None:
-    """Networks without channels, at the right edge: their height alone says something."""
+    """Draw networks without channels at the right edge, where only their height has a meaning."""
     for number, model in enumerate(dict.fromkeys(run.config.model.name for run in runs)):
         heights = sorted({value(run) for run in runs if run.config.model.name == model})
         axes.update_datalim([(1.0, height) for height in heights], updatex=False)

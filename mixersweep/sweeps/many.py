@@ -1,4 +1,4 @@
-"""Work on thousands of run directories: several at a time, since each waits for the disk, and not in silence."""
+"""Process thousands of run directories: several at a time, since each waits for the disk, with reports of progress."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ R = TypeVar("R")
 
 AT_ONCE = 8
 EVERY = 5.0
-"""Seconds between two lines on how far it is."""
+"""Seconds between two lines that report progress."""
 
 LINES = 20
-"""Lines of single runs that a person reads; more are summed up."""
+"""The most lines to print about single runs; more are summarised."""
 
 
 class Progress:
-    """How far something is, told every few seconds: ``frozen: 1,200 of 5,040 runs``."""
+    """Reports progress every few seconds, such as ``frozen: 1,200 of 5,040 runs``."""
 
     def __init__(self, word: str, total: int, report: Callable[[str], None]) -> None:
         self._word, self._total, self._report = word, total, report
         self._done, self._told = 0, time.monotonic()
 
     def step(self) -> None:
-        """One more is done."""
+        """Count one more run as done."""
         self._done += 1
         if self._done < self._total and time.monotonic() - self._told >= EVERY:
             self._told = time.monotonic()
@@ -36,7 +36,7 @@ class Progress:
 
 
 def each(act: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """What ``act`` returns for each item, in order; what it raises is raised, and what has not begun does not begin."""
+    """Apply ``act`` to the items in parallel and yield its results in order; its first error stops the rest."""
     rest = iter(items)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         going = [pool.submit(act, item) for item in islice(rest, 4 * AT_ONCE)]
@@ -49,7 +49,7 @@ def each(act: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 def summed_up(lines: Sequence[tuple[str, str, str]]) -> list[str]:
-    """A line each (state, model and width, text), or where they are many how many there are of each kind."""
+    """Return the text of each (state, model and width, text), or if there are many, the number of each kind."""
     if len(lines) <= LINES:
         return [text for _, _, text in lines]
     counts = Counter((state, kind) for state, kind, _ in lines)

@@ -1,6 +1,6 @@
-"""``plan --measure``: really train the first steps of each shape, as many at once as the launcher would have.
+"""Time the first training steps of each shape of run, as many at once as the launcher would (``plan --measure``).
 
-Each is timed (``training/timing.py``) in a process that has the cores of a run. Imports torch, in those processes only.
+Each is timed (``training/timing.py``) in a process that has the cores of a run; only those processes import torch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mixersweep.sweeps.times import shape_of
 
 
 def measure(runs: Sequence[Run], at_once: int, threads: int, told: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """An entry of the calibration for each distinct shape among the runs, as they come.
+    """Time each distinct shape among the runs and yield its entry for the calibration file (times in seconds).
 
-    Raises ``UserError`` where a run cannot be trained here (its data are missing, its device is not there).
+    Raises ``UserError`` if a run cannot be trained here, because its data or its device are missing.
     """
     distinct = list({shape_of(run): run for run in runs}.values())
     context = multiprocessing.get_context("spawn")
@@ -31,7 +31,7 @@ def measure(runs: Sequence[Run], at_once: int, threads: int, told: Callable[[str
         for place in places:
             free.put(place)
         with ProcessPoolExecutor(len(places), context, initializer=_begin, initargs=(free,)) as pool:
-            tasks = distinct * (len(places) if len(distinct) == 1 else 1)  # so that it, too, has neighbours
+            tasks = distinct * (len(places) if len(distinct) == 1 else 1)  # a single shape runs beside its copies
             waiting = [pool.submit(_measure, run) for run in tasks]
             try:
                 for number, future in enumerate(as_completed(waiting), start=1):
@@ -44,13 +44,13 @@ def measure(runs: Sequence[Run], at_once: int, threads: int, told: Callable[[str
 
 
 def _places(at_once: int, threads: int) -> list[list[int]]:
-    """The cores of each of the processes."""
+    """Return the CPU cores of each of ``at_once`` processes."""
     cores = processor.cores()
     return [[cores[(i * threads + k) % len(cores)] for k in range(threads)] for i in range(at_once)]
 
 
 def _begin(free: Any) -> None:
-    """A process takes its cores before it loads torch, which asks for them once."""
+    """Bind a new process to its cores before it imports torch, which counts them only once."""
     cores = free.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)

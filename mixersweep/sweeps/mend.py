@@ -1,4 +1,4 @@
-"""Mending: runs that the same command shall take up again (``retry``), or never more (``cancel``)."""
+"""Change the state of runs: make them trainable again (``retry``), or stop them for good (``cancel``)."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def retry(
     keep_checkpoint: bool = False,
     listed: Listed | None = None,
 ) -> tuple[bool, str]:
-    """Make a run of these states ``planned`` again; whether it is now, and what was done or why nothing was.
+    """Make a run ``planned`` again if it is in one of these states; returns whether it was changed, and a message.
 
-    A failed, lost or cancelled run goes on from its last checkpoint. A diverged one starts anew (as another run at its
-    mirror), since what it had learnt led there; with ``keep_checkpoint`` it goes on like the others. ``listed`` says
-    what its directory does not: a run that is queued there has failed where its job is gone.
+    A failed, lost or cancelled run will continue from its last checkpoint. A diverged one will start from scratch, and
+    as a new run in the tracker, since its weights are useless; ``keep_checkpoint`` makes it continue too. ``listed``
+    adds what the directory does not tell: a run that is queued there has failed if its Slurm job is gone.
     """
     with guard(path):
         status = read_status(path)
@@ -60,11 +60,10 @@ def retry(
 
 
 def cancel(paths: Sequence[Path], step: Callable[[], None] = lambda: None) -> list[tuple[bool, str]]:
-    """Mark runs that have not ended ``cancelled`` and stop their processes; for each whether it is, and what was done.
+    """Mark unfinished runs ``cancelled`` and stop their processes; returns of each whether it was, and a message.
 
-    A process on this host is told by a signal (TERM), one elsewhere finds it in the run directory with its next
-    heartbeat. Slurm is asked once which jobs have nothing else to do by then, and told to cancel those.
-    ``step`` is called for each.
+    A process on this host gets SIGTERM; one on another host sees the mark at its next heartbeat. Slurm jobs that are
+    left without unfinished runs are cancelled, all at once. ``step`` is called after each run that was marked.
     """
     before = {}
     for path, status in zip(paths, each(_marked, paths), strict=True):
@@ -93,7 +92,7 @@ def cancel(paths: Sequence[Path], step: Callable[[], None] = lambda: None) -> li
 
 
 def _follows(job: str, live: Collection[str] | None) -> str:
-    """What becomes of a job that is not cancelled with its run."""
+    """Describe in words what happens to the Slurm job of a cancelled run that was not cancelled itself."""
     if live is not None and job not in live:
         return "was gone"
     said = "ends when it has nothing else to do"
@@ -101,12 +100,12 @@ def _follows(job: str, live: Collection[str] | None) -> str:
 
 
 def _marked(path: Path) -> Status:
-    """Mark a run ``cancelled`` where it is not over, and signal its process here; what it was before."""
+    """Mark an unfinished run ``cancelled`` and signal its process on this host; returns its earlier status."""
     with guard(path):
         status = read_status(path)
         if status.state.is_over:
             return status
-        is_known = status.host is None or status.is_of_this_host  # of another's process, its own look tells
+        is_known = status.host is None or status.is_of_this_host  # another host's process reads the mark itself
         kept = status if status.alive or not is_known else dataclasses.replace(status, pid=None, pid_started=None)
         set_status(path, dataclasses.replace(kept, state=State.CANCELLED, error=None))
     if status.alive and status.is_of_this_host:
@@ -122,7 +121,7 @@ def _is_for_slurm(status: Status) -> bool:
 
 
 def _jobs() -> list[slurm_queue.Job] | None:
-    """This user's jobs; None where Slurm cannot be asked."""
+    """List this user's Slurm jobs, or return None if Slurm cannot be queried."""
     if shutil.which("squeue") is None:
         return None
     try:
@@ -132,7 +131,7 @@ def _jobs() -> list[slurm_queue.Job] | None:
 
 
 def commands(runs: Iterable[Listed]) -> list[str]:
-    """What takes these runs up again, from here: the command of each sweep that left one, else one a run."""
+    """Return the shell commands that continue these runs: one for each recorded sweep, and one for each other run."""
     found = []
     for run in runs:
         sweep = run.planned.get("sweep")
@@ -143,7 +142,7 @@ def commands(runs: Iterable[Listed]) -> list[str]:
 
 
 def _from_here(stored: Mapping[str, Any]) -> str:
-    """The command of a sweep; its paths are relative to the directory that it was typed in."""
+    """Return the command of a sweep, after a ``cd`` if it was typed in another directory than this."""
     typed_in = stored.get("directory")
     if typed_in is None or Path(typed_in) == Path.cwd():
         return str(stored["command"])

@@ -1,4 +1,4 @@
-"""What became of runs, judged from their directories alone."""
+"""Describe how runs ended, by their directories alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mixersweep.runs.state import State
 
 
 def outcome(run_dir: Path) -> str:
-    """State, name and accuracy or error of a run, in a line."""
+    """Return the state, name and test accuracy or error of a run as one line."""
     state = state_of(run_dir)
     if state is State.COMPLETED:
         said = f"test {read_json(run_dir / 'result.json')['test_accuracy']:.4f}"
@@ -20,11 +20,11 @@ def outcome(run_dir: Path) -> str:
 
 
 def state_of(run_dir: Path) -> State:
-    """The state of a run as people see it; ``new`` where there is no directory."""
+    """Return the state of a run as people see it; ``new`` if it has no directory."""
     return read_status(run_dir).shown if (run_dir / "config.yaml").exists() else State.NEW
 
 
 def error_of(run_dir: Path) -> str:
-    """The first line of what ended the run, empty where nothing did."""
+    """Return the first line of the error that ended the run, empty without one."""
     lines = (read_status(run_dir).error or "").splitlines()
     return lines[0] if lines else ""

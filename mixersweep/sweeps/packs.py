@@ -1,9 +1,9 @@
-"""Packs of a sweep: which of its runs one process trains as one program, and how large the packs are.
+"""Group the runs of a sweep into packs, each of which one process trains as a single program.
 
-Runs that share a program (``training.packing``) are packed where they train on a GPU, as many as its memory holds: by
-what an earlier pack of such runs took at its peak, or by arithmetic (``memory``) before there is one. Beyond some
-dozens a larger pack gains nothing. Where there are several places for packs, each
-gets some. The longest begin first.
+Runs that share a program (``training.packing``) are packed if they train on a GPU, as many as its memory holds,
+judged by the measured peak of an earlier pack of such runs, or by an estimate (``memory``) before there is one. Beyond
+a few dozen runs a larger pack gains nothing. If several packs can train at once, the runs are divided among as many.
+The packs with the most work begin first.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ Pack = tuple[Path, ...]
 """Run directories that one process trains."""
 
 MOST = 64
-"""Runs in a pack that nobody asked for: the gain of a larger one is small, and the loss of a process large."""
+"""The most runs in a pack with ``pack=auto``: a larger one gains little, and its process loses more if it dies."""
 
 SHARE = 0.7
-"""Of a GPU's memory that a pack may need. Arithmetic leaves out a library's work space and the images, and measured or
-not a process needs some that its tensors do not show."""
+"""The fraction of a GPU's memory that a pack may fill. The estimate leaves out work space and images, and in any case a
+process needs memory beside its tensors."""
 
 UNKNOWN_MEMORY = 16e9
-"""Bytes that a GPU is taken to have where nobody says: few have less."""
+"""Bytes of memory assumed for a GPU if the driver does not tell; few have less."""
 
 
 def packs(jobs: Sequence[Path], pack: Count | Auto, *, on_gpu: bool, places: int = 1, sharing: int = 1) -> list[Pack]:
-    """The runs of these directories in packs, as ``formed`` makes them; each by itself, in order, where nothing packs.
+    """Group run directories into packs with ``formed``; without packing, each is a pack of one, in the given order.
 
-    A directory that cannot be read is a pack of its own: its training says what is wrong.
+    A directory that cannot be read is a pack of one: training it reports what is wrong.
     """
     if pack == 1 or (pack == "auto" and not on_gpu and not any(map(_asks_for_packs, jobs))):
         return [(job,) for job in jobs]
@@ -57,28 +57,28 @@ def packs(jobs: Sequence[Path], pack: Count | Auto, *, on_gpu: bool, places: int
 
 
 def may_pack(runs: Iterable[Run], pack: Count | Auto, *, on_gpu: bool) -> bool:
-    """Whether a launcher looks for packs among runs: on GPUs, or where somebody asks for them."""
+    """Whether a launcher may pack these runs: on GPUs, or where ``pack`` or a run's ``engine=packed`` asks for it."""
     return pack != 1 and (on_gpu or pack != "auto" or any(run.config.engine == "packed" for run in runs))
 
 
 def formed(
     runs: Mapping[T, Run], pack: Count | Auto, *, on_gpu: bool, places: int = 1, sharing: int = 1
 ) -> list[tuple[T, ...]]:
-    """Runs, each under a key of its own, in packs of at most ``pack``; the packs with the most work come first.
+    """Group runs, each given with a key, into packs of at most ``pack``; the packs with the most work come first.
 
-    ``places``: the packs that are trained at once, each of which gets some where there are enough runs. ``sharing``:
-    the packs that share a GPU and its memory.
+    ``places`` is the number of packs that train at once, and so the least number of packs if there are enough runs.
+    ``sharing`` is the number of packs that share a GPU and its memory.
     """
     memory = _gpu_memory() / sharing if pack == "auto" else 0.0
     programs: dict[object, list[T]] = {}
     for key, run in runs.items():
         packed = why_single(run.config, on_gpu=on_gpu) is None
         programs.setdefault(program(run) if packed else ("alone", key), []).append(key)
-    # How many runs fit is asked of programs that have several: it takes a look at the directory of runs.
+    # Only for programs with several runs, since finding out how many fit reads the directory of runs.
     several = {name: keys for name, keys in programs.items() if len(keys) > 1}
     most = {name: pack if pack != "auto" else _fitting(runs[keys[0]], memory) for name, keys in several.items()}
     parts = {name: -(-len(keys) // most.get(name, 1)) for name, keys in programs.items()}
-    while sum(parts.values()) < places:  # the largest packs are shared out first
+    while sum(parts.values()) < places:  # split the program with the largest packs
         splittable = [name for name, keys in programs.items() if parts[name] < len(keys)]
         if not splittable:
             break
@@ -88,7 +88,7 @@ def formed(
 
 
 def why_single(config: Config, *, on_gpu: bool) -> str | None:
-    """Why a run is in no pack with any other, be it of its program; None where nothing keeps it from one."""
+    """Return the reason why a run has to train by itself, or None if it can share a pack with runs of its program."""
     device = "cuda" if on_gpu and config.device != "cpu" else "cpu"
     if (reason := why_alone(config)) is not None or is_packed(config, device):
         return reason
@@ -96,30 +96,30 @@ def why_single(config: Config, *, on_gpu: bool) -> str | None:
 
 
 def summary(made: Sequence[Pack]) -> str:
-    """``24 runs in 3 packs``, or ``24 runs``."""
+    """Describe packs in words: ``24 runs in 3 packs``, or ``24 runs`` if each is by itself."""
     runs = sum(map(len, made))
     return f"{runs} runs" if runs == len(made) else f"{runs} runs in {len(made)} packs"
 
 
 def _asks_for_packs(job: Path) -> bool:
-    """Whether the frozen settings of a run do, without checking them, which takes ten times as long."""
+    """Whether a run's frozen settings say ``engine=packed``; validating them would take ten times as long."""
     stored = read_json(job / "planned.json")
     return stored is None or stored["config"].get("engine") == "packed"
 
 
 def _work(run: Run) -> float:
-    """Multiply-adds of a training, about."""
+    """Estimate the multiply-adds of all forward passes in training, to order packs by."""
     return float(run.architecture.flops_per_image * run.config.data.train_images * run.config.epochs)
 
 
 def _fitting(run: Run, memory: float) -> int:
-    """The runs of a program that so many bytes hold, at most ``MOST``."""
+    """Return the number of runs like this one that fit into ``memory`` bytes, at most ``MOST``."""
     need = _measured(run) or memory_bytes(run.config, run.architecture)
     return max(1, min(MOST, int(SHARE * memory / need)))
 
 
 def _measured(run: Run) -> float | None:
-    """Bytes a run of the largest pack of this shape that has completed on a GPU beside it; None before there is one."""
+    """Return the measured peak bytes per run in the largest completed GPU pack of this shape; None without one."""
     found: dict[int, float] = {}
     for listed in alike(run):
         result = listed.result or {}
@@ -130,14 +130,14 @@ def _measured(run: Run) -> float | None:
 
 
 def _shared(keys: Sequence[T], parts: int) -> list[tuple[T, ...]]:
-    """The keys in so many parts, whose sizes differ by one at most."""
+    """Split the keys into ``parts`` consecutive parts whose sizes differ by at most one."""
     size, more = divmod(len(keys), parts)
     ends = [size * (i + 1) + min(i + 1, more) for i in range(parts)]
     return [tuple(keys[end - size - (i < more) : end]) for i, end in enumerate(ends)]
 
 
 def _gpu_memory() -> float:
-    """Bytes of the smallest GPU here, as its driver says."""
+    """Return the bytes of memory of this machine's smallest GPU, ``UNKNOWN_MEMORY`` if the driver does not tell."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return UNKNOWN_MEMORY

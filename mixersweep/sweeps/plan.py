@@ -1,7 +1,7 @@
-"""The plan: what a sweep will cost, before it costs anything. Needs neither torch nor data.
+"""Estimate what a sweep will cost before it trains anything; needs neither torch nor data (``mixersweep plan``).
 
-The same expansion that ``train -m`` carries out, with each run's sizes by the rule, its state by its directory, its
-memory by arithmetic (``memory``) and its time by what is known of its shape (``times``).
+It lists the runs that ``train -m`` would train: sizes as solved, states read from the run directories, memory by a
+formula (``memory``) and time by what is known about runs of the same shape (``times``).
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ COLUMNS = (
 )
 DROPPED = ("settings", "fan-in", "density", "parameters", "FLOPs", "memory", "channels", "tokens", "connections")
 IN_COLUMNS = ("model", "seed", "tokens", "channels", "width", "connections", "density")
-"""The settings that have a column of their own."""
+"""The settings that have a separate column."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a plan. ``run`` is None where the point is infeasible; of a waiting one it is not yet the real one."""
+    """One run of a plan.
+
+    ``run`` is None if the point is infeasible; for a waiting point it has a preliminary learning rate. ``pace`` is None
+    if the time of such runs is unknown. ``is_search`` marks a run of a search for learning rates.
+    """
 
     point: Point
     run: Run | None
@@ -48,19 +52,19 @@ class Planned:
 
     @property
     def seconds(self) -> float | None:
-        """What ``seconds`` of the record will be, about: all epochs, in training alone; of a pack, a share of that."""
+        """The estimated seconds of training in all epochs, as in the run's record; its share if it trains in a pack."""
         if self.pace is None or self.run is None:
             return None
         return self.pace.training * self.run.config.epochs
 
     @property
     def wall_seconds(self) -> float | None:
-        """How long the whole run takes, about, with evaluation and what comes before the first epoch."""
+        """The estimated seconds of the whole run, with set-up and evaluation; None if unknown."""
         return self._wall(epochs_done=0)
 
     @property
     def wall_seconds_left(self) -> float | None:
-        """How much of that is still to come; nothing of a run that no command takes up again."""
+        """The estimated seconds that the run still needs: 0 if it is over or infeasible, None if unknown."""
         if self.state.is_over or self.state is State.INFEASIBLE:
             return 0.0
         return self._wall(self.epochs_done)
@@ -72,7 +76,7 @@ class Planned:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The keys of ``result.json`` that are known before training, and what the plan adds."""
+        """The keys of ``result.json`` that are known before training, and the plan's estimates."""
         if self.run is None:
             return {"name": None, "state": self.state, "run_dir": None, "overrides": self.point.overrides} | {
                 "reason": self.point.infeasible
@@ -99,13 +103,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class Packs:
-    """The packs that the launcher would form of the runs that are left, and whether on GPUs."""
+    """The packs that the launcher would form of the unfinished runs, and whether it trains them on GPUs."""
 
     made: list[tuple[Planned, ...]]
     on_gpu: bool
 
     def __str__(self) -> str:
-        """How many there are and how large, and why the other runs train by themselves."""
+        """Return the number and size of the packs, and why the other runs train by themselves."""
         several = [pack for pack in self.made if len(pack) > 1]
         single = [pack[0].run for pack in self.made if len(pack) == 1]
         runs, most = sum(map(len, several)), max(map(len, several), default=0)
@@ -123,7 +127,7 @@ class Packs:
 
 
 def plan(expansion: Expansion) -> list[Planned]:
-    """Every point of the expansion, those that searches train first; the others in job order."""
+    """Plan every point of the expansion: those of searches first, then the others in job order."""
     searched = [point for search in expansion.searches for point in search.points]
     points = [*((point, True) for point in searched), *((point, False) for point in expansion.points)]
     runs = [_run(point) for point, _ in points]
@@ -139,7 +143,7 @@ def plan(expansion: Expansion) -> list[Planned]:
 
 
 def table(rows: Sequence[Planned], wide: int | None) -> list[str]:
-    """The feasible runs as text in columns under a heading; a column that says nothing of any of them is left out."""
+    """Format the feasible runs as a table with a heading; columns that are empty for all runs are left out."""
     feasible = [row for row in rows if row.run is not None]
     varied = _varied(feasible)
     cells = [COLUMNS, *(_cells(row, varied) for row in feasible)]
@@ -149,7 +153,7 @@ def table(rows: Sequence[Planned], wide: int | None) -> list[str]:
 
 
 def totals(rows: Sequence[Planned], at_once: int, packs: Packs | None = None) -> list[str]:
-    """What all of it comes to: runs by state, work and time left, the largest in memory, and the packs."""
+    """Summarise the plan in lines: runs by state, FLOPs and time left, the largest memory of a run, and the packs."""
     runs = [row for row in rows if row.run is not None]
     states = Counter(row.state for row in runs)
     by_state = ", ".join(
@@ -173,7 +177,7 @@ def totals(rows: Sequence[Planned], at_once: int, packs: Packs | None = None) ->
 
 
 def _time_left(left: Sequence[Planned], at_once: int, packs: Sequence[Sequence[Planned]]) -> list[str]:
-    """How long the runs take, about. The share that a run has of its pack's time is only known from packs."""
+    """Describe the estimated time left. How much faster packs are is only known once a pack has completed."""
     lines = []
     known = [row.wall_seconds_left for row in left if row.wall_seconds_left is not None]
     unknown = len(left) - len(known)
@@ -194,14 +198,14 @@ def _time_left(left: Sequence[Planned], at_once: int, packs: Sequence[Sequence[P
 
 
 def together(seconds: Sequence[float], at_once: int) -> float:
-    """How long so many at once take, about: as if they could be shared evenly, but for the longest."""
+    """Estimate the seconds of tasks with ``at_once`` in parallel: shared evenly, but no less than the longest."""
     return max(sum(seconds) / at_once, *seconds)
 
 
 def packs(expansion: Expansion, rows: Sequence[Planned]) -> Packs | None:
-    """What the launcher would pack of the runs that are left, as far as this machine knows; None where it would not.
+    """Form the packs that the launcher would, as far as is known on this machine; None if it would form none.
 
-    Runs that wait for a search come after it, and so in packs of their own.
+    Runs that wait for a search are trained after it, and so are in separate packs.
     """
     left = [row for row in rows if row.run is not None and not row.state.is_over]
     runs = [row.run for row in left if row.run is not None]
@@ -220,14 +224,14 @@ def packs(expansion: Expansion, rows: Sequence[Planned]) -> Packs | None:
 
 
 def _places(launcher: Mapping[str, Any], config: Config, jobs: int) -> tuple[bool, int, int]:
-    """Whether a launcher trains on GPUs, the packs at once, and those that share a GPU; a cluster's room is unknown."""
+    """Return whether a launcher uses GPUs, the packs it trains at once (1 on a cluster), and the packs a GPU."""
     if launcher["name"] == "slurm":
         of_slurm = settings(slurm.SlurmSettings, launcher, "hydra.launcher.")
         return (gpus := of_slurm.gpus_of_a_job(config.device)) > 0, 1, of_slurm.sharing(gpus)
     if launcher["name"] == "ray":
         of_ray = settings(ray.RaySettings, launcher, "hydra.launcher.")
         asked = of_ray.gpus_per_run
-        if asked == "auto":  # one of this machine's, if any; whether a cluster has some is only known there
+        if asked == "auto":  # a GPU of this machine, if any; those of a cluster are unknown here
             return local.gives_gpu(config.device, "auto" if of_ray.address is None else 0), 1, 1
         return asked > 0, 1, ray.sharing(asked)
     of_local = settings(local.LocalSettings, launcher, "hydra.launcher.")
@@ -236,9 +240,9 @@ def _places(launcher: Mapping[str, Any], config: Config, jobs: int) -> tuple[boo
 
 
 def at_once(expansion: Expansion, rows: Sequence[Planned]) -> tuple[int, int]:
-    """How many of the runs that are left go on at once, and the CPU threads of each, as far as this machine knows.
+    """Return how many unfinished runs train at once, and the CPU threads of each, as far as is known on this machine.
 
-    Only the local launcher says; one run alone has all cores, and what a cluster gives is not known here.
+    Only the local launcher tells; otherwise it is one run with all cores, since a cluster's machines are unknown.
     """
     runs = [row.run for row in rows if row.run is not None and not row.state.is_over]
     if runs and expansion.multirun and expansion.launcher.get("name") == "local":
@@ -254,7 +258,7 @@ def at_once(expansion: Expansion, rows: Sequence[Planned]) -> tuple[int, int]:
 
 
 def slow_here(expansion: Expansion, rows: Sequence[Planned]) -> list[str]:
-    """Why runs that are left will be slow on this machine; a cluster's machines are not known here."""
+    """Return the reasons why unfinished runs will be slow on this machine; a cluster's machines are unknown here."""
     name = expansion.launcher.get("name")
     if expansion.multirun and name != "local":
         return []
@@ -267,7 +271,7 @@ def slow_here(expansion: Expansion, rows: Sequence[Planned]) -> list[str]:
 def _run(point: Point) -> Run | None:
     if point.run is not None or point.config is None:
         return point.run
-    return solve(point.config, Origin(overrides=point.overrides))  # waits for its learning rate; its sizes are known
+    return solve(point.config, Origin(overrides=point.overrides))  # a waiting point lacks its learning rate only
 
 
 def _state(point: Point, listed: Listed | None) -> State:
@@ -310,7 +314,7 @@ def _cells(row: Planned, varied: set[str]) -> tuple[str, ...]:
 
 
 def _varied(rows: Iterable[Planned]) -> set[str]:
-    """The settings that differ among the runs and have no column of their own."""
+    """Return the settings that differ among the runs and have no separate column."""
     values: dict[str, set[str]] = {}
     for row in rows:
         for override in row.point.overrides:
@@ -323,7 +327,7 @@ def _key(override: str) -> str:
 
 
 def _flops(run: Run, epochs_done: int) -> float:
-    """Three times a forward pass for each training image, once for each evaluated."""
+    """Estimate the FLOPs left: three forward passes for each training image, one for each evaluated image."""
     config: Config = run.config
     images = config.data.train_images
     evaluated = config.validation * images + config.data.test_images

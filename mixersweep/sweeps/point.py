@@ -1,4 +1,4 @@
-"""A point of a sweep: what ``expand`` makes of overrides, and ``search`` of a point that has no learning rate."""
+"""A point of a sweep: one combination of settings, and the run that it means."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mixersweep.runs import Run
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep: ``run``, or why there is none (``infeasible``), or what it waits for (``waiting``).
+    """One point of a sweep: its ``run``, or why there is none (``infeasible``), or what it waits for (``waiting``).
 
-    ``overrides`` alone mean the same run. ``config`` and ``architecture`` are there for a waiting point too.
+    Composing ``overrides`` alone gives the same run. A waiting point has ``config`` and ``architecture`` already.
     """
 
     overrides: list[str]
@@ -29,14 +29,14 @@ class Point:
 
     @property
     def run_dir(self) -> Path | None:
-        """The run directory, whether it is there yet or not."""
+        """The path of the run directory, which may not exist yet; None without a run."""
         if self.run is None:
             return None
         return expanded(self.run.config.runs_dir, "runs_dir").absolute() / self.run.name
 
 
 def with_settings(overrides: Sequence[str], **values: object) -> list[str]:
-    """The overrides with other values; dots in names are written as ``__``."""
+    """Return the overrides with these settings replaced or added; write ``optim.lr`` as ``optim__lr``."""
     new = {key.replace("__", "."): f"{key.replace('__', '.')}={value}" for key, value in values.items()}
     there = [parsed_override(override).key_or_group for override in overrides]
     kept = [new.get(key, override) for key, override in zip(there, overrides, strict=True)]

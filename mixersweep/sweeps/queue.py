@@ -1,6 +1,6 @@
-"""Handing runs over: a run that a launching process has taken is ``queued`` in its ``status.json`` until it trains.
+"""Hand runs over to a launcher: a run that a launching process has claimed is ``queued`` until it trains.
 
-One that it passed on to a scheduler is ``queued`` by no process, and names the scheduler's job.
+Its ``status.json`` then names that process; once the run is passed on to a scheduler, it names the job instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mixersweep.runs.status import guard, this_host
 
 
 def is_elsewhere(status: Status) -> bool:
-    """Whether another live process trains the run, or has it in its queue."""
+    """Whether another live process trains the run or has queued it."""
     if status.alive or status.stopping:
         return True
     mine = (status.host, status.pid) == (this_host(), os.getpid())
@@ -25,7 +25,7 @@ def is_elsewhere(status: Status) -> bool:
 
 
 def hand_over(run_dir: Path) -> Status | None:
-    """Make the run ``queued`` by this process; returns what it was before, or None where it is not to be had."""
+    """Mark the run ``queued`` by this process; returns its earlier status, or None if it is over or taken."""
     with guard(run_dir):
         before = read_status(run_dir)
         if before.state.is_over or is_elsewhere(before):
@@ -37,12 +37,12 @@ def hand_over(run_dir: Path) -> Status | None:
 
 
 def take_back(run_dir: Path, before: Status) -> None:
-    """Make a run that was handed over and never began what it was before."""
+    """Restore the earlier status of a run that was handed over but never began."""
     _replace_queued(run_dir, before)
 
 
 def pass_on(run_dir: Path, job: str) -> None:
-    """Leave a run that this process has queued, or stopped, to a scheduler's job."""
+    """Assign a run that this process has queued, or that was preempted, to a scheduler's job."""
     with guard(run_dir):
         stored = read_status(run_dir)
         if stored.state is State.PREEMPTED or _is_queued_here(stored):
@@ -50,7 +50,7 @@ def pass_on(run_dir: Path, job: str) -> None:
 
 
 def fail(run_dir: Path, error: str) -> None:
-    """A run whose process ended before it could say anything itself."""
+    """Mark a run ``failed`` whose process ended before it could record anything itself."""
     _replace_queued(run_dir, Status(State.FAILED, error=error))
 
 

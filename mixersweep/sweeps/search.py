@@ -1,11 +1,11 @@
-"""The search for learning rates: on validation, by the rule that all models share (science, section 3).
+"""Search for learning rates on validation data, by the same rule for all models.
 
-For each setting of everything but learning rate and seed, each value is trained with each search seed. While the best
-mean validation accuracy lies at an edge of the grid, a value a factor of √10 beyond is added. Among the values within
-one standard error of the best, the middle one is taken. A diverged run counts as accuracy 0.
+For each combination of all settings but learning rate and seed, each learning rate is trained with each search seed.
+While the best mean validation accuracy lies at an edge of the grid, a value a factor of √10 beyond it is added. Among
+the values within one standard error of the best, the middle one is taken. A diverged run counts as accuracy 0.
 
-The outcome is read from the run directories, so that it is the same for whoever asks, and ``lr`` is then a setting of
-the runs like any other: it is frozen into their configs, and their fingerprints cover it.
+The results are read from the run directories, so that every process comes to the same choice. The chosen ``lr`` is then
+a setting like any other: it is frozen into the runs' configs, and their fingerprints cover it.
 """
 
 from __future__ import annotations
@@ -29,25 +29,28 @@ STEP = math.sqrt(10)
 
 @dataclass(frozen=True)
 class Trial:
-    """What one learning rate came to: the validation accuracy of each search seed, None where the run diverged."""
+    """The results of one learning rate: the validation accuracy of each search seed, None if the run diverged."""
 
     lr: float
     accuracies: tuple[float | None, ...]
 
     @property
     def mean(self) -> float:
-        """Mean accuracy; a diverged run counts as 0."""
+        """The mean validation accuracy; a diverged run counts as 0."""
         return statistics.fmean(accuracy or 0.0 for accuracy in self.accuracies)
 
     @property
     def diverged(self) -> int:
-        """How many of the runs diverged."""
+        """The number of runs that diverged."""
         return sum(accuracy is None for accuracy in self.accuracies)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """``lr`` is the value to take, or ``further`` one to try first; ``at_edge``: the best has no worse beyond it."""
+    """The learning rate to take (``lr``) or to try next (``further``).
+
+    ``at_edge`` means that the best is the smallest or largest value tried.
+    """
 
     lr: float | None = None
     further: float | None = None
@@ -55,9 +58,9 @@ class Decision:
 
 
 def decide(trials: Sequence[Trial], first: Sequence[float], grow: int) -> Decision:
-    """The rule, on values that have all been tried; ``first`` are those that the search began with.
+    """Choose a learning rate, or the next to try, from finished trials; ``first`` are the values of the original grid.
 
-    At most ``grow`` values are added at either end. ``lr`` and ``further`` are both None where all runs diverged.
+    At most ``grow`` values are added at either end. ``lr`` and ``further`` are both None if all runs diverged.
     """
     trials = sorted(trials, key=lambda trial: trial.lr)
     best = max(trials, key=lambda trial: (trial.mean, -trial.lr))
@@ -79,9 +82,9 @@ def decide(trials: Sequence[Trial], first: Sequence[float], grow: int) -> Decisi
 
 
 def standard_error(trials: Sequence[Trial]) -> float:
-    """Of a mean over search seeds: their spread is pooled over the values at which no run diverged.
+    """Standard error of a mean over search seeds, with the variance pooled over the values at which no run diverged.
 
-    Two seeds alone say next to nothing about their spread; all values together do.
+    Two seeds alone give a poor estimate of the variance; all values together give a useful one. 0 without any.
     """
     whole = [[a for a in trial.accuracies if a is not None] for trial in trials if not trial.diverged]
     spreads = [statistics.variance(accuracies) for accuracies in whole if len(accuracies) > 1]
@@ -89,14 +92,14 @@ def standard_error(trials: Sequence[Trial]) -> float:
 
 
 def _neighbour(lr: float, factor: float) -> float:
-    """The next value, to three digits, and on the grid 10^(k/2) where the value is on it."""
+    """Return ``lr * factor`` to three digits, snapped to the grid 10^(k/2) if it is within 1 % of it."""
     value = lr * factor
     power = 10 ** (round(2 * math.log10(value)) / 2)
     return float(f"{power if abs(value / power - 1) < 0.01 else value:.3g}")
 
 
 class Search:
-    """The search of one setting of everything but learning rate and seed: its runs so far, and what came of them."""
+    """The search for one combination of all settings but learning rate and seed: its runs so far, and their results."""
 
     def __init__(self, key: str, label: str, asked: settings.Search, run_of: Callable[[float, int], Point]) -> None:
         self.label = label
@@ -109,7 +112,7 @@ class Search:
         self._key = key
         first = sorted(set(asked.lr))
         values = list(first)
-        while values:  # as far as outcomes are known; what comes next depends on them
+        while values:  # until a result is missing, since the next values depend on it
             tried = [self._trial(lr, [run_of(lr, seed) for seed in asked.seeds]) for lr in values]
             self.trials += [trial for trial in tried if trial is not None]
             if None in tried:
@@ -128,17 +131,17 @@ class Search:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may still choose."""
+        """Whether the search is unfinished: it has neither chosen a learning rate nor failed."""
         return self.lr is None and self.failed is None
 
     @property
     def waiting(self) -> str:
-        """What a point of this search waits for."""
+        """What a point of this search waits for, in words."""
         done = sum(len(trial.accuracies) for trial in self.trials)
         return f"for the learning rate of {self.label} ({done} of {len(self.points)} search runs)"
 
     def record(self) -> dict[str, Any]:
-        """What was tried and chosen, for people and reports."""
+        """Return the values tried and chosen, as stored in ``search.json`` for people and reports."""
         error = standard_error(self.trials) if self.lr is not None else None
         return {
             "of": self.label,
@@ -157,7 +160,7 @@ class Search:
         return ", ".join(f"{t.lr:g}: {t.mean:.4f}" for t in sorted(self.trials, key=lambda trial: trial.lr))
 
     def _trial(self, lr: float, points: list[Point]) -> Trial | None:
-        """What the runs of one value came to; None where that is not known yet."""
+        """Read the results of one learning rate's runs; None while some are unfinished."""
         self.points += points
         accuracies: list[float | None] = []
         for point in points:
@@ -171,9 +174,10 @@ class Search:
 
 
 def searches_of(points: Sequence[Point], asked: settings.Search, solved: Callable[[list[str]], Point]) -> list[Search]:
-    """The searches that points need which have no learning rate of their own; ``solved`` makes a point of overrides.
+    """Return the searches for points whose overrides set no learning rate; ``solved`` makes a point from overrides.
 
-    Raises ``UserError`` for a search that cannot choose.
+    Raises ``UserError`` for a search that could not choose: fewer than 2 seeds, no values, no validation images, or
+    seeds that the sweep itself uses.
     """
     if len(set(asked.seeds)) < 2:
         raise UserError(f"sweep.search.seeds={asked.seeds}: a choice takes at least 2 seeds, such as [100,101]")
@@ -203,12 +207,12 @@ def searches_of(points: Sequence[Point], asked: settings.Search, solved: Callabl
 
 
 def _has_own(overrides: Sequence[str]) -> bool:
-    """Whether a learning rate is set for the point itself."""
+    """Whether the overrides set a learning rate."""
     return any(override.lstrip("+").startswith("optim.lr=") for override in overrides)
 
 
 def _key(point: Point) -> str:
-    """A hash of everything but learning rate and seed."""
+    """Return a hash of all settings of a point but learning rate and seed."""
     config, sizes = point.config, point.architecture
     assert config is not None and sizes is not None
     anyhow = dataclasses.replace(config, seed=0, optim=dataclasses.replace(config.optim, lr=1.0))

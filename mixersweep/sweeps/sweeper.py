@@ -1,7 +1,8 @@
-"""Carrying a sweep out: freeze its runs, hand what is left of them to a launcher, and tell what became of all.
+"""Execute a sweep: freeze the settings of its runs, hand the unfinished ones to a launcher, and report the results.
 
-Everything is read from and written to run directories, so the same command takes up whatever an earlier one, or a dead
-one, left; with nothing left it launches nothing. What another process trains, or has queued, is left alone.
+Everything is read from and written to run directories, so the same command continues what an earlier one left, even
+if that was killed; if nothing is left it launches nothing. Runs that another process trains or has queued are left
+alone.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from mixersweep.tracking import report_sweep
 from mixersweep.training.refusal import refuse
 
 PATIENCE = 5.0
-"""Seconds to wait for runs that others hold: those of a launching process that died are just stopping."""
+"""Seconds to wait for runs that others hold: if their launching process has died, they are about to stop."""
 
 Report = Callable[[str], None]
 
 
 def sweep(arguments: Sequence[str], stop: StopRequest, report: Report, told: Callable[[Path], None]) -> int:
-    """Carry out ``train -m ARGUMENTS`` and return its exit code: 0 where every run is completed.
+    """Execute ``train -m ARGUMENTS`` and return its exit code: 0 if every run is completed.
 
-    ``told`` takes the ``result.json`` of each completed run, in job order. Raises ``RunStopped`` after a signal, when
-    everything has stopped, and ``UserError`` for settings that cannot be.
+    ``told`` is called with the path of each completed run's ``result.json``, in job order. Raises ``RunStopped`` after
+    a signal, once everything has stopped, and ``UserError`` for invalid settings.
     """
     carrying = _Carrying(arguments, stop, report)
     carrying.announce()
@@ -59,7 +60,7 @@ def sweep(arguments: Sequence[str], stop: StopRequest, report: Report, told: Cal
 
 
 class _Carrying:
-    """A sweep under way; ``expansion`` is what is known of it by now."""
+    """A sweep in progress; ``expansion`` is updated as searches choose learning rates."""
 
     def __init__(self, arguments: Sequence[str], stop: StopRequest, report: Report) -> None:
         self._arguments, self._stop, self._report = list(arguments), stop, report
@@ -73,21 +74,21 @@ class _Carrying:
 
     @property
     def runs(self) -> list[Point]:
-        """The points that are runs, now or once a search is done."""
+        """The feasible points, which are runs now or once their search is done."""
         return [point for point in self.expansion.points if point.infeasible is None]
 
     @property
     def searched(self) -> list[Point]:
-        """The runs of searches, as far as they are known."""
+        """The runs of searches that are known so far."""
         return [point for search in self.expansion.searches for point in search.points]
 
     @property
     def exit_code(self) -> int:
-        """Whether all is done that was asked for."""
+        """``DONE`` if every point reached a state that counts as success, else ``FAILED``."""
         return DONE if all(_state(point) in self._fine for point in self.expansion.points) else FAILED
 
     def announce(self) -> None:
-        """Say what the sweep is before it costs anything."""
+        """Report notices, errors and the number of runs before anything is trained."""
         for notice in self.expansion.notices:
             self._report(f"note: {notice}")
         impossible = Counter(point.infeasible for point in self.expansion.points if point.infeasible is not None)
@@ -103,7 +104,7 @@ class _Carrying:
                 self._report(f"search for learning rates: {_counted(self.searched)}")
 
     def launched(self) -> bool:
-        """Launch what is left and not tried yet; returns whether there was anything, which may have set more free."""
+        """Launch the unfinished runs that were not tried yet; returns whether there were any, since more may follow."""
         self._write_down()
         jobs: dict[Path, Status] = {}
         refused: list[UserError] = []
@@ -118,7 +119,7 @@ class _Carrying:
             path, point = one
             try:
                 return path, None if path in queued else _taken(path, point)
-            except UserError as error:  # a directory that is broken does not stop the others
+            except UserError as error:  # a broken directory does not stop the other runs
                 return path, error
 
         try:
@@ -152,7 +153,7 @@ class _Carrying:
         return True
 
     def _try_again(self, launched: Sequence[Path]) -> None:
-        """Have runs that failed or were lost launched again, as often as is asked for."""
+        """Allow runs that failed or were lost to be launched again, up to ``sweep.retries`` times each."""
         most = self.expansion.settings.retries
         failed = [path for path in launched if state_of(path) in (State.FAILED, State.LOST)]
         again = [path for path in failed if self._again[path] < most]
@@ -163,7 +164,7 @@ class _Carrying:
             self._report(f"{len(again)} runs failed or were lost: launched again ({times} of {most} times)")
 
     def waited(self) -> bool:
-        """Wait, once and not long, for runs that others hold; returns whether one can be had now."""
+        """Wait once, up to ``PATIENCE`` seconds, for runs that others hold; returns whether one has become free."""
         if self._has_waited or not self._held:
             return False
         self._has_waited = True
@@ -176,7 +177,7 @@ class _Carrying:
         return False
 
     def _write_down(self) -> None:
-        """Keep what belongs to the sweep and to no single run: its command and runs, and what its searches found."""
+        """Write ``sweep.json`` (command and runs) and ``search.json`` (results of searches) if they have changed."""
         folder, searches = self.expansion.folder, self.expansion.searches
         command = shlex.join(["mixersweep", "train", "-m", *self._arguments])
         runs = [point.run.name for point in self.runs if point.run is not None]
@@ -195,11 +196,11 @@ class _Carrying:
         except OSError as error:
             was = before["sweep.json"]
             if isinstance(was, dict) and {**before, "sweep.json": {**was, "directory": content["directory"]}} == stored:
-                return  # a sweep that is done may lie where nobody writes
+                return  # an unchanged sweep may be in a read-only directory
             raise UserError(f"runs_dir={self.expansion.runs_dir}: cannot be written: {error.strerror}") from None
 
     def conclude(self) -> None:
-        """Say what became of the runs, those that did not complete each with the reason."""
+        """Report how the runs ended, with the reason for those that did not complete."""
         if not self._tried and self.exit_code == DONE:
             return
         self._report(f"sweep {self.expansion.name}: {_counted(self.expansion.points)}")
@@ -213,11 +214,11 @@ class _Carrying:
                 self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
 
     def _one_a_run(self) -> list[Point]:
-        """The runs, those of searches too, each once."""
+        """Return all runs without duplicates, those of searches included."""
         return list({p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None}.values())
 
     def _line(self, point: Point) -> tuple[str, str, str] | None:
-        """State, model and width, and what became of a run that did not complete; None where that needs no word."""
+        """Return state, model and width, and outcome of a run that did not complete; None if it needs no mention."""
         assert point.run is not None and point.run_dir is not None
         state = state_of(point.run_dir)
         if state in (State.COMPLETED, State.NEW) or (state is State.PLANNED and not error_of(point.run_dir)):
@@ -225,7 +226,7 @@ class _Carrying:
         return state, f"{point.run.config.model.name} of width {point.run.architecture.width}", outcome(point.run_dir)
 
     def show(self) -> None:
-        """Send what came out to W&B, where that is set, when runs were trained and none is left to a queue."""
+        """Send the sweep's results to W&B if that is enabled, runs were trained and none is left in a queue."""
         completed = [point for point in self.runs if point.config is not None and _state(point) is State.COMPLETED]
         if self._tried and completed and State.QUEUED not in self._fine:
             first, expansion = completed[0].config, self.expansion
@@ -234,7 +235,7 @@ class _Carrying:
 
 
 def _taken(path: Path, point: Point) -> Status | None:
-    """Freeze a run and make it ``queued`` by this process; what it was before, None where it is not to be had."""
+    """Freeze a run's settings and mark it ``queued``; returns its earlier status, or None if it is over or taken."""
     if queue.is_elsewhere(read_status(path)):
         return None
     assert point.run is not None
@@ -244,10 +245,10 @@ def _taken(path: Path, point: Point) -> Status | None:
 
 
 def _stored(path: Path) -> Any:
-    """What stands there; None for nothing, and for what cannot be read."""
+    """Read a JSON file; returns None if it is missing or cannot be read."""
     try:
         return read_json(path)
-    except UserError:
+    except (OSError, UserError):
         return None
 
 
@@ -258,6 +259,6 @@ def _state(point: Point) -> State:
 
 
 def _counted(points: Sequence[Point]) -> str:
-    """How many runs there are, and how many in each state."""
+    """Return the number of runs, and of runs in each state, in words."""
     states = Counter(_state(point) for point in points)
     return f"{len(points)} runs: " + ", ".join(f"{count} {state}" for state, count in states.most_common())

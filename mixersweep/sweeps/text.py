@@ -1,4 +1,4 @@
-"""Columns of text, as a terminal and a pipe both read them well."""
+"""Format tables, durations and large numbers as text for terminals and pipes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Collection, Sequence
 def aligned(
     rows: Sequence[Sequence[str]], right: Collection[str], wide: int | None = None, droppable: Sequence[str] = ()
 ) -> list[str]:
-    """The rows in columns under their first, which names them; the columns in ``right`` end flush, the last is free.
+    """Align rows into columns; the first row has their names, and those in ``right`` are right-aligned.
 
-    On a terminal that is ``wide`` columns, those in ``droppable`` fall away from the first on until the rest fits.
+    If ``wide`` is given, the columns in ``droppable`` are left out one by one until the rest fits into so many
+    characters, and lines that are still longer are cut.
     """
     names = list(rows[0])
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -27,7 +28,7 @@ def aligned(
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: ``45 s``, ``12 min``, ``3.5 h``, ``2.0 d``."""
+    """Format seconds in a readable unit: ``45 s``, ``12 min``, ``3.5 h``, ``2.0 d``."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     if seconds < 99.5 * 60:
@@ -36,7 +37,7 @@ def duration(seconds: float) -> str:
 
 
 def quantity(number: float, unit: str = "", base: int = 1000) -> str:
-    """A large number in three digits: ``65.8k``, ``4.06G``; of ``B`` with ``base`` 1024: ``26.3 MiB``."""
+    """Format a large number in three digits: ``65.8k``, ``4.06G``, or with unit ``B`` and base 1024 ``26.3 MiB``."""
     power = 0
     while abs(number) >= 999.5 and power < 6:
         number, power = number / base, power + 1

@@ -1,7 +1,7 @@
-"""How long runs will take: by completed runs of the same shape, else by what ``plan --measure`` has timed.
+"""Estimate how long runs take, from completed runs of the same shape or from timings of ``plan --measure``.
 
-The shape of a run is all that decides how long an epoch takes: the network, the images and what is done to them, the
-batch; not seeds, learning rates or the number of epochs. Where neither source knows a shape there is no estimate.
+The shape of a run is everything that decides how long an epoch takes: the network, the images and their processing, the
+batch size; not seeds, learning rates or the number of epochs. If neither source knows a shape there is no estimate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mixersweep.runs.files import locked, write_json
 from mixersweep.runs.listing import Listed, last_rows, read_listed
 
 CALIBRATION = ".calibration.json"
-"""In the directory of runs: what ``plan --measure`` timed there."""
+"""The file in the directory of runs that stores the timings of ``plan --measure``."""
 
 _NO_TIME = ("seed", "seeds", "epochs")
 _TIME_OF_EXECUTION = ("gradient_checkpointing", "compile", "accumulation")
@@ -36,10 +36,10 @@ _NO_TIME_OF_OPTIM = (
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an epoch: ``training`` as ``seconds`` of a record counts them, ``epoch`` with evaluation and saving.
+    """The seconds that an epoch takes: ``training`` alone, and ``epoch`` with evaluation and saving.
 
-    ``set_up`` is what comes before the first epoch, ``source`` says in words where the numbers are from. Of a run that
-    was in a pack (``is_share``) they are its share of the pack's.
+    ``set_up`` is the seconds before the first epoch; ``source`` says in words where the numbers come from. For a run
+    that was in a pack (``is_share``), the numbers are the pack's divided by its runs.
     """
 
     epoch: float
@@ -52,7 +52,7 @@ class Pace:
 
 
 def shape(config: Settings, architecture: Settings) -> str:
-    """A text that two runs share where an epoch of both is the same work; of settings and sizes as they are frozen."""
+    """Return the shape of a run as a text, equal for runs whose epochs are the same work, from its frozen settings."""
     content = {key: value for key, value in experiment(config).content.items() if key not in _NO_TIME}
     optim = {key: value for key, value in content["optim"].items() if key not in _NO_TIME_OF_OPTIM}
     content["optim"] = {key: value if isinstance(value, str) else bool(value) for key, value in optim.items()}
@@ -62,12 +62,12 @@ def shape(config: Settings, architecture: Settings) -> str:
 
 
 def shape_of(run: Run) -> str:
-    """The shape of a run that is planned."""
+    """Return the shape of a planned run."""
     return shape(dataclasses.asdict(run.config), dataclasses.asdict(run.architecture))
 
 
 def alike(run: Run) -> Iterator[Listed]:
-    """The completed runs of the same shape that are in its directory of runs."""
+    """Yield the completed runs of the same shape in the run's directory of runs."""
     folder, wanted, prefix = expanded(run.config.runs_dir, "runs_dir"), shape_of(run), run.name.rpartition("-s")[0]
     for listed in _completed(folder, {prefix}):
         if shape(listed.config, listed.stored["architecture"]) == wanted:
@@ -75,7 +75,7 @@ def alike(run: Run) -> Iterator[Listed]:
 
 
 def _completed(runs_dir: Path, prefixes: Collection[str]) -> Iterator[Listed]:
-    """Completed runs whose readable names, before the seed, are among these."""
+    """Yield the completed runs whose names, up to the seed, are among ``prefixes``."""
     try:
         found = [name for name in os.listdir(runs_dir) if name.rpartition("-s")[0] in prefixes]  # noqa: PTH208
     except OSError:
@@ -87,7 +87,7 @@ def _completed(runs_dir: Path, prefixes: Collection[str]) -> Iterator[Listed]:
 
 
 class Times:
-    """What is known about the time that runs of these shapes take, in one directory of runs."""
+    """The known times of runs with the shapes of ``runs``, from one directory of runs."""
 
     def __init__(self, runs_dir: Path, runs: Iterable[Run]) -> None:
         self._shapes = {run.fingerprint: shape_of(run) for run in runs}
@@ -96,7 +96,7 @@ class Times:
         self.calibration = Calibration.read(runs_dir)
 
     def pace(self, run: Run) -> Pace | None:
-        """How fast a run will go on the device and with the threads it asks for; None where nobody knows."""
+        """Estimate a run's pace on the device and with the threads of its settings; None if unknown."""
         wanted = self._shapes[run.fingerprint]
         completed = [(when, pace) for when, pace in self._completed.get(wanted, []) if _fits(run, pace)]
         if completed:
@@ -112,11 +112,11 @@ class Times:
         return max(timed, key=lambda one: one[0])[1] if timed else None
 
     def is_from_runs(self, run: Run) -> bool:
-        """Whether completed runs say how long this one takes."""
+        """Whether the estimate for this run comes from completed runs."""
         return any(_fits(run, pace) for _, pace in self._completed.get(self._shapes[run.fingerprint], []))
 
     def _read_completed(self, runs_dir: Path, prefixes: set[str]) -> None:
-        """The directories whose readable names say that they may be of the same shape, and no others."""
+        """Read the paces of completed runs; only directories whose names match a shape are opened."""
         wanted = set(self._shapes.values())
         for listed in _completed(runs_dir, prefixes):
             key = shape(listed.config, listed.stored["architecture"])
@@ -127,14 +127,14 @@ class Times:
 
 @dataclass
 class Calibration:
-    """``.calibration.json``: what was timed, each of a shape on a device with some threads."""
+    """The timings stored in ``.calibration.json``, one for each shape, device kind and number of threads."""
 
     path: Path
     entries: list[dict[str, Any]]
 
     @classmethod
     def read(cls, runs_dir: Path) -> Calibration:
-        """What is stored; nothing where there is no file. Raises ``UserError`` where it cannot be read."""
+        """Read the stored timings, none if there is no file; raises ``UserError`` if the file cannot be read."""
         path = runs_dir / CALIBRATION
         try:
             stored = json.loads(path.read_text())
@@ -147,13 +147,13 @@ class Calibration:
         return cls(path, entries)
 
     def paces(self, wanted: str) -> list[tuple[str, Pace]]:
-        """When a shape was timed, and how fast it went."""
+        """Return the time of measurement (ISO 8601) and the pace of each timing of a shape."""
         names = ("epoch", "training", "set_up", "device_kind", "threads")
         found = [entry for entry in self.entries if entry["shape"] == wanted]
         return [(e["measured"], Pace(**{name: e[name] for name in names}, source="measured")) for e in found]
 
     def add(self, entries: list[dict[str, Any]]) -> None:
-        """Store what was timed in place of what was timed before on the same device with the same threads."""
+        """Store timings; each replaces an earlier one of the same shape, device kind and number of threads."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
         def place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -166,24 +166,24 @@ class Calibration:
 
 
 def _place(pace: Pace) -> tuple[str, int, bool]:
-    """What paces have in common that are one for the other."""
+    """Return the conditions under which paces are comparable: device kind, threads, and whether in a pack."""
     return pace.device_kind, pace.threads, pace.is_share
 
 
 def _fits(run: Run, pace: Pace) -> bool:
-    """Whether a run that asks for a device and threads will run as this one did, as far as can be known here."""
+    """Whether a pace was measured on the device and with the threads of a run's settings, as far as is known here."""
     device, threads = run.config.device, run.config.threads
     on_cpu = pace.device_kind == "cpu"
     return (device == "auto" or on_cpu == (device == "cpu")) and (threads in ("auto", pace.threads) or not on_cpu)
 
 
 def _pace_of(listed: Listed) -> Pace | None:
-    """How fast a completed run went; None where its record does not say."""
+    """Compute the pace of a completed run; None if its record has no times."""
     result = listed.result or {}
     environment, epochs = result.get("environment") or {}, result.get("epochs")
     if not epochs or not result.get("seconds"):
         return None
-    share = result.get("pack_size") or 1  # of the time of its pack, which trained others as well
+    share = result.get("pack_size") or 1  # the pack's time is divided among its runs
     training = result["seconds"] / epochs / share
     rows = last_rows(str(listed.path / "metrics.jsonl")) if (listed.path / "metrics.jsonl").exists() else ()
     times = [float(row["time"]) for row in rows]

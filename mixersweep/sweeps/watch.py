@@ -1,4 +1,4 @@
-"""What a person sees of many runs: a line each, and how many there are of each state."""
+"""Format many runs for ``mixersweep status``: a line for each, and the number in each state."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mixersweep.sweeps.text import aligned, duration
 
 COLUMNS = ("state", "epoch", "accuracy", "images/s", "left", "host", "beat", "job", "run")
 DROPPED = ("host", "images/s", "beat", "left", "job")
-"""The columns that a narrow terminal goes without, the first first."""
+"""The columns to leave out on a narrow terminal, in this order."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run as ``status`` shows it; the record is what ``--json`` prints, times are seconds since the epoch."""
+    """One run as ``status`` shows it; ``record`` is what ``--json`` prints, with times in seconds since 1970 (UTC)."""
 
     record: Mapping[str, Any]
 
     @classmethod
     def of(cls, listed: Listed, now: float) -> Line:
-        """What is known of a run at the time ``now``."""
+        """Build the line of a run at the time ``now``, in seconds since 1970 (UTC)."""
         status, result, row = listed.status, listed.result or {}, listed.row or {}
         planned, epochs = listed.planned, listed.config.get("epochs")
         last = {**row, **result, "epoch": result.get("epochs", row.get("epoch", 0))}
@@ -59,13 +59,13 @@ class Line:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """By state, what needs a person last and so next to the prompt; then by model, width and seed."""
+        """The sort key: state, with runs that need a person last (nearest the prompt), then model, width and seed."""
         record = self.record
         keys = (record["model"] or "", record["width"] or 0, record["seed"] or 0, record["name"])
         return (SHOWN.index(record["state"]), *keys)
 
     def cells(self, now: float) -> tuple[str, ...]:
-        """The texts of ``COLUMNS``."""
+        """Return the texts of the run's cells, in the order of ``COLUMNS``."""
         record = self.record
         beat, said = record["heartbeat"], [record[key] for key in ("error", "next") if record[key]]
         job = "" if record["job"] is None else f"{record['job']} {record['job_state'] or ''}".strip()
@@ -84,9 +84,9 @@ class Line:
 
 
 def seconds_left(listed: Listed, now: float) -> float | None:
-    """How long a running run has still to go by its last epochs; None before the first.
+    """Estimate the seconds that a running run still needs, from the time of its last epochs; None before the first.
 
-    Between two epochs of which another process trained the first there may be a pause, which is no epoch.
+    Only epochs that the present process trained count: before them the run may have paused.
     """
     row, epochs = listed.row, listed.config.get("epochs")
     if row is None or epochs is None:
@@ -99,7 +99,7 @@ def seconds_left(listed: Listed, now: float) -> float | None:
 
 
 def table(lines: Iterable[Line], wide: int | None, now: float | None = None) -> list[str]:
-    """The lines as text under a heading, in columns; no wider than a terminal that is ``wide``."""
+    """Format the lines as a table with a heading, at most ``wide`` characters wide (None: any width)."""
     now = time.time() if now is None else now
     rows = [COLUMNS, *(line.cells(now) for line in lines)]
     if not any(row[COLUMNS.index("job")] for row in rows[1:]):
@@ -108,7 +108,7 @@ def table(lines: Iterable[Line], wide: int | None, now: float | None = None) -> 
 
 
 def by(name: str, lines: Sequence[Line]) -> list[Line]:
-    """The lines in the order of a value, those without it first; raises ``UserError`` for a name that is none."""
+    """Sort the lines by the value ``name``, those without it first; raises ``UserError`` for an unknown name."""
     known = list(lines[0].record) if lines else []
     if lines and name not in known:
         near = difflib.get_close_matches(name, known, 1)
@@ -118,7 +118,7 @@ def by(name: str, lines: Sequence[Line]) -> list[Line]:
 
 
 def counts(lines: Iterable[Line]) -> list[str]:
-    """How many runs of each model and width are in each state, in columns."""
+    """Format the number of runs in each state as a table with a row for each model and width."""
     found: dict[tuple[str, int], Counter[str]] = {}
     for line in lines:
         key = (line.record["model"] or "-", line.record["width"] or 0)
@@ -132,7 +132,7 @@ def counts(lines: Iterable[Line]) -> list[str]:
 
 
 def summary(states: Iterable[str]) -> str:
-    """``12 runs: 9 completed, 2 running, 1 failed``."""
+    """Summarise states in words, such as ``12 runs: 9 completed, 2 running, 1 failed``."""
     counts = Counter(states)
     total = sum(counts.values())
     by_state = ", ".join(f"{counts[state]:,} {state}" for state in SHOWN if counts[state])

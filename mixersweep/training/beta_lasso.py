@@ -1,8 +1,8 @@
-"""beta-LASSO (Neyshabur 2020): gradient descent with an L1 penalty that sets small weights to zero.
+"""beta-LASSO (Neyshabur 2020, 2007.13657): gradient descent with an L1 penalty that zeroes small weights.
 
     theta <- theta - eta·(gradient + lambda·sign(theta)),   then   theta <- theta·1[|theta| >= beta·lambda]
 
-The threshold is not scaled by the learning rate eta. A weight that is zero has a gradient and may come back by it.
+The threshold is not scaled by the learning rate eta. A zero weight still has a gradient and may become nonzero again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class BetaLassoSGD(torch.optim.Optimizer):
-    """Groups with a ``lasso`` (lambda) are pruned, those where it is None are plain SGD; no momentum, so no state.
+    """beta-LASSO for parameter groups with a ``lasso`` (lambda), plain SGD for groups where it is None.
 
-    A step is the same few kernels for all tensors of a group and never waits for the device.
+    It has no momentum, hence no state. A step is a few kernels for all tensors of a group and never waits for the
+    device.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, beta: float) -> None:
@@ -27,7 +28,7 @@ class BetaLassoSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
             thetas = [theta for theta in group["params"] if theta.grad is not None]
@@ -49,7 +50,7 @@ class BetaLassoSGD(torch.optim.Optimizer):
                     theta.masked_fill_(theta.abs() < threshold, 0.0)
 
     def density(self) -> float:
-        """The share of nonzeros among the weights of pruned groups (a lasso of 0 included); waits for the device."""
+        """The fraction of nonzero weights in all groups with a ``lasso``, be it 0; waits for the device."""
         pruned = [group["params"] for group in self.param_groups if group["lasso"] is not None]
         weights = [theta for group in pruned for theta in group]
         nonzeros = float(torch.stack([theta.count_nonzero() for theta in weights]).sum())

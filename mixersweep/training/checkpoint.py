@@ -1,4 +1,4 @@
-"""All that a run needs to go on as if it had never stopped."""
+"""Checkpoints: all that a run needs to resume as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ BROKEN = (
     TypeError,
     AttributeError,
 )
-"""What reading a file raises that is no checkpoint, or not all of one."""
+"""The exceptions that reading a truncated checkpoint, or a file that is none, may raise."""
 
 
 @dataclass
 class Checkpoint:
-    """The state after ``len(rows)`` epochs and ``step`` steps of the next, whose ``sums`` are those so far.
+    """The state of a run after ``len(rows)`` epochs and ``step`` steps of the next.
 
-    Every random choice is a function of a seed, the epoch and the step, so the random state is the position itself.
+    ``sums``, float64 (2, steps), holds the summed loss and the correct predictions of each step so far; it is None
+    between epochs. ``seconds`` is the training time of the unfinished epoch. Every random choice is a function of a
+    seed, the epoch and the step, so no state of a random generator is stored.
     """
 
     fingerprint: str
@@ -50,10 +52,13 @@ class Checkpoint:
     average: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path, keep: Path | None = None) -> None:
-        """Write it whole, and keep the one before as ``previous(path)`` until the next; ``keep`` gets it too, first."""
+        """Write the checkpoint atomically; the one it replaces is kept as ``previous(path)``.
+
+        ``keep`` is the path of a second copy, which is written first.
+        """
         new = path.with_name(f"{path.stem}.next{path.suffix}")
-        for place in (keep, new) if keep else (new,):
-            with written_whole(place) as file:
+        for target in (keep, new) if keep else (new,):
+            with written_whole(target) as file:
                 torch.save({"format": FORMAT, "numbers_version": NUMBERS_VERSION, **vars(self)}, file)
         if path.exists():
             path.replace(previous(path))
@@ -61,21 +66,21 @@ class Checkpoint:
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the last one stands."""
+    """The path of the checkpoint before the last one."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a process left that was killed while it wrote checkpoints; only the holder of the run may."""
+    """Remove the temporary files of a process that was killed while writing; only the holder of the run may."""
     for leftover in path.parent.glob(f".{path.stem}*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, fingerprint: str, report: Callable[[str], None] = lambda _: None) -> Checkpoint | None:
-    """The last checkpoint that can be read, on the CPU; None where there is none at all.
+    """Load the last readable checkpoint onto the CPU; None if there is no checkpoint.
 
-    A broken one is reported, and the one before it taken. Raises ``UserError`` for one of another experiment or
-    version, and where there are only broken ones.
+    A broken one is reported and the one before it loaded. Raises ``UserError`` for a checkpoint of another experiment
+    or version, and if all are broken.
     """
     broken: list[str] = []
     for candidate in (path, previous(path)):

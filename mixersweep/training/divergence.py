@@ -1,4 +1,4 @@
-"""Where a training that is no longer finite went wrong: the first step, and the first layer in it."""
+"""Find where training diverged: the first step that is not finite, and the first such layer in it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from mixersweep.training.steps import Step
 
 
 @dataclass(frozen=True)
-class Offence:
-    """The epoch and the number of a step, and what in it was not finite first."""
+class Divergence:
+    """The step (its epoch and its number) where training diverged, and what was not finite first."""
 
     step: tuple[int, int]
     what: str
 
 
-def diverged(where: str, rate: float, what: str | None, rows: list[dict[str, Any]]) -> RunDiverged:
-    """The end of a run in a step or in a metric, at a learning rate, after the rows of good epochs."""
+def divergence_error(where: str, rate: float, what: str | None, rows: list[dict[str, Any]]) -> RunDiverged:
+    """The error that ends a diverged run.
+
+    ``where`` is the step or metric, ``rate`` its learning rate, ``what`` the first thing that was not finite, and
+    ``rows`` the metrics of the finite epochs before.
+    """
     text = f"not finite in {where}, at learning rate {rate:.3g}" + (f": {what}" if what else "")
     if rows:
         good = f"train loss {rows[-1]['train_loss']:.4g}, test accuracy {rows[-1]['test_accuracy']:.4g}"
@@ -34,37 +38,41 @@ def diverged(where: str, rate: float, what: str | None, rows: list[dict[str, Any
     return RunDiverged(text)
 
 
-def find_offence(
-    learner: Learner, steps: Iterator[Step], bad: tuple[int, int] | None, world: World, heed: Callable[[], None]
-) -> Offence | None:
-    """Train again, from a checkpoint's state, up to where it begins; None where this does not show it.
+def find_divergence(
+    learner: Learner,
+    steps: Iterator[Step],
+    diverged_at: tuple[int, int] | None,
+    world: World,
+    check_signals: Callable[[], None],
+) -> Divergence | None:
+    """Train the steps again from a checkpoint up to the first that is not finite; None if all stay finite.
 
-    ``bad`` is the epoch and step of the first loss that is not finite, None for none. ``heed`` is called before each
-    step. All processes call this together.
+    ``diverged_at`` is the epoch and step of the first loss that was not finite, None if only weights were.
+    ``check_signals`` is called before each step and may raise to stop. A collective call: all processes take part.
     """
     for step in steps:
-        heed()
-        if (step.epoch, step.number) == bad:
+        check_signals()
+        if (step.epoch, step.number) == diverged_at:
             loss = partial(learner.loss, step)
-            return _offence(step, first_bad_layer(learner.network, loss), world)
+            return _first_divergence(step, first_nonfinite_layer(learner.network, loss), world)
         learner.step(step)
         if not learner.is_finite():
-            return _offence(step, _bad_update(learner.network), world)
+            return _first_divergence(step, _name_nonfinite_update(learner.network), world)
     return None
 
 
 def find_in_evaluation(learner: Learner, splits: Sequence[Batches], world: World) -> str | None:
-    """What is not finite first where images are only evaluated; all processes call this together."""
+    """Find the first layer that is not finite in evaluation, None if none is; a collective call."""
     size, found = batch_size(learner.config), None
     for images in splits:
         for x, labels in images.batches(size, None, None, rank=world.rank, world_size=world.size):
             if found is None and len(labels):
-                found = first_bad_layer(learner.network, partial(learner.loss_in_evaluation, x, labels))
-    return next((words for words in world.all(found) if words), None)
+                found = first_nonfinite_layer(learner.network, partial(learner.loss_in_evaluation, x, labels))
+    return next((words for words in world.gather(found) if words), None)
 
 
-def first_bad_layer(network: nn.Module, compute: Callable[[], Tensor]) -> str | None:
-    """The name of the first layer that makes a loss not finite, and whether its weights or its output is to blame.
+def first_nonfinite_layer(network: nn.Module, compute: Callable[[], Tensor]) -> str | None:
+    """Name the first parameter, or else the first layer's output, that is not finite; None if the loss is finite.
 
     ``compute`` runs the forward pass and returns the loss.
     """
@@ -95,14 +103,14 @@ def first_bad_layer(network: nn.Module, compute: Callable[[], Tensor]) -> str | 
     return None if bool(loss.detach().isfinite()) else "the loss itself is not finite"
 
 
-def _offence(step: Step, what: str | None, world: World) -> Offence | None:
-    """What one of the processes found: their shares of the batch differ."""
-    found = next((words for words in world.all(what) if words), None)
-    return None if found is None else Offence((step.epoch, step.number), found)
+def _first_divergence(step: Step, what: str | None, world: World) -> Divergence | None:
+    """The finding of the first process that has one: each has seen another part of the batch."""
+    found = next((words for words in world.gather(what) if words), None)
+    return None if found is None else Divergence((step.epoch, step.number), found)
 
 
-def _bad_update(network: nn.Module) -> str:
-    """Of an update that left weights not finite: the gradient that was so first, which is the last layer's."""
+def _name_nonfinite_update(network: nn.Module) -> str:
+    """Name what made an update not finite: the gradient of the last such layer, as backward passes begin there."""
     named = list(network.named_parameters())
     gradients = [name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
     if gradients:

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is evaluated beside them."""
+"""An exponential moving average (EMA) of the weights, evaluated beside the network itself."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from torch import nn
 
 
 class Average(ModelEmaV3):
-    """average <- d · average + (1 - d) · network after each step, d = min(decay, (1 + step) / (10 + step)).
+    """An exponential moving average of a network's weights; ``module`` is the averaged network, in eval mode.
 
-    The early d is that of TensorFlow's ``ExponentialMovingAverage``: the average follows closely while it is young, so
-    that it does not remember the initial weights. The running mean and variance of BatchNorm are averaged like weights,
-    so they fit the averaged network without a pass over the data; its count of batches is copied.
+    After each step, average <- d · average + (1 - d) · network with d = min(decay, (1 + step) / (10 + step)), as in
+    TensorFlow's ``ExponentialMovingAverage``: the small early d lets the average forget the initial weights. The
+    running mean and variance of BatchNorm are averaged like weights, so they need no pass over the data; its count of
+    batches is copied.
 
-    ``module`` is the averaged network, in eval mode. Masks and permutations, which never change, it shares with the
-    network. An update is a few kernels for all tensors and never waits for the device.
+    Masks and permutations never change and are shared with the network. An update is a few kernels for all tensors and
+    never waits for the device.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -27,5 +28,5 @@ class Average(ModelEmaV3):
                     setattr(ours, name, buffer)
 
     def get_decay(self, step: int | None = None) -> float:
-        """The decay after step 0, 1, ...; the full one for None."""
+        """The decay after step 0, 1, ...; the final one for None."""
         return self.decay if step is None else min(self.decay, (1 + step) / (10 + step))

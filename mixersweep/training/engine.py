@@ -1,7 +1,7 @@
-"""What trains below the loop: one run, operation by operation (``Eager``), or a pack of runs as one (``packed``).
+"""The engines that compute training: ``Eager`` trains one run, ``packed.Packed`` several runs as one program.
 
-An engine trains an epoch, evaluates, and hands over what was learnt; the loop knows nothing else of it. Its runs have
-places, 0 to ``count`` - 1.
+The training loop (``loop``) uses an engine only to train an epoch, evaluate, and save what was learnt. An engine's runs
+are numbered 0 to ``count`` - 1: their ``run_index``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from mixersweep.training.parallel import World
 from mixersweep.training.steps import Steps
 
 Evaluation = tuple[float | None, float | None]
-"""Mean loss and accuracy; None for no images."""
+"""Mean loss and accuracy of a run; both None if there are no images."""
 
 
 class Engine(Protocol):
-    """Runs that train together."""
+    """The interface of an engine, which trains ``count`` runs together; ``storage`` is that of their sparse weights."""
 
     name: str
     count: int
@@ -35,46 +35,49 @@ class Engine(Protocol):
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """The number of steps in an epoch."""
 
     def is_the_same_alone(self) -> bool:
-        """Whether what a run computes is, to the bit, what it would compute without the others."""
+        """Whether each run computes bit for bit what it would compute without the others."""
 
     def epoch(self, epoch: int, first: int, sums: Sequence[Tensor | None]) -> Iterator[int]:
-        """Train the steps of an epoch from ``first`` on, and yield the number of each when it is under way.
+        """Train an epoch from step ``first`` on, and yield the number of each step once it is launched.
 
-        ``sums`` (2, steps) of each run are the losses and right answers of the steps before.
+        ``sums`` are, for each run, the summed loss and correct predictions of the steps before ``first``, float64
+        (2, steps), or None.
         """
 
-    def sums_of(self, place: int) -> Tensor:
-        """Summed loss and right answers of each step of the epoch so far, float64 (2, steps), on the CPU."""
+    def sums_of(self, run_index: int) -> Tensor:
+        """The summed loss and correct predictions of each step of the epoch so far, float64 (2, steps), on the CPU."""
 
     def means(self) -> list[tuple[float, float]]:
-        """Mean training loss and accuracy of each run over the epoch; waits for the device."""
+        """The mean training loss and accuracy of each run over the epoch; waits for the device."""
 
-    def bad(self) -> list[int]:
-        """Of each run 0 where all losses of the epoch and all weights are finite, else more the earlier a loss is not:
-        ``steps`` + 1 less its number from 0, or 1 for weights alone. Waits for the device.
+    def nonfinite_codes(self) -> list[int]:
+        """A code for each run: 0 if all losses of the epoch and all weights are finite; waits for the device.
+
+        Otherwise ``steps`` + 1 minus the number (from 0) of the first step whose loss is not finite, or 1 if only
+        weights are not.
         """
 
     def evaluate(self, split: str, after_each: Callable[[], None], *, averaged: bool = False) -> list[Evaluation]:
-        """Of each run on its ``validation`` or the ``test`` images; ``after_each`` batch is called."""
+        """Evaluate each run on its ``validation`` or the ``test`` images; ``after_each`` is called after each batch."""
 
     def predict(self) -> list[dict[str, Any]]:
-        """Of each run, what ``predictions.npz`` has of the test images."""
+        """The arrays of ``predictions.npz`` for each run, from the test images."""
 
-    def save_to(self, place: int, state: Checkpoint) -> None:
-        """Put what a run has learnt into its checkpoint."""
+    def save_to(self, run_index: int, state: Checkpoint) -> None:
+        """Put the weights and the optimiser's state of a run into its checkpoint."""
 
-    def learner(self, place: int) -> Learner:
-        """The network of a run by itself, to look into."""
+    def learner(self, run_index: int) -> Learner:
+        """A learner with the present weights of one run, to inspect its network."""
 
-    def more(self, place: int) -> dict[str, float]:
-        """What else an epoch's row says of a run."""
+    def extra_metrics(self, run_index: int) -> dict[str, float]:
+        """Further metrics of a run for the epoch's row."""
 
 
 class Eager:
-    """One run, in one process or several."""
+    """The engine that trains one run operation by operation, in one process or several."""
 
     name, count = "eager", 1
 
@@ -101,59 +104,59 @@ class Eager:
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """The number of steps in an epoch."""
         return len(self._steps)
 
     def is_the_same_alone(self) -> bool:
-        """It is alone."""
+        """True: there is only one run."""
         return True
 
     def epoch(self, epoch: int, first: int, sums: Sequence[Tensor | None]) -> Iterator[int]:
-        """Step by step; the sums so far count for the first process."""
+        """Train an epoch from step ``first`` on; the first process takes over the sums of the steps before."""
         self._learner.train()
-        self._sums = Sums(self.steps, self._device, sums[0] if self._world.first else None)
+        self._sums = Sums(self.steps, self._device, sums[0] if self._world.is_first else None)
         for step in self._steps.epoch(epoch, first):
             loss, logits = self._learner.step(step)
             self._sums.add(step.number, loss, logits, step.labels)
             yield step.number
 
-    def sums_of(self, place: int) -> Tensor:
-        """Over all processes; from here on the first counts for all."""
-        del place
-        total = self._world.total(self._sums.values.clone()).cpu()
+    def sums_of(self, run_index: int) -> Tensor:
+        """The sums over all processes; afterwards the first process holds them all."""
+        del run_index
+        total = self._world.sum(self._sums.values.clone()).cpu()
         if self._world.size > 1:
-            self._sums = Sums(self.steps, self._device, total if self._world.first else None)
+            self._sums = Sums(self.steps, self._device, total if self._world.is_first else None)
         return total
 
     def means(self) -> list[tuple[float, float]]:
-        """Over all processes."""
+        """The mean training loss and accuracy over all processes."""
         return [self._sums.means(len(self._splits.train), self._world)]
 
-    def bad(self) -> list[int]:
-        """Over all processes."""
-        first = self._sums.first_bad()
+    def nonfinite_codes(self) -> list[int]:
+        """The code of ``Engine.nonfinite_codes``: the largest, hence earliest, of all processes."""
+        first = self._sums.first_nonfinite()
         mine = int(not self._learner.is_finite()) if first is None else self.steps - first + 1
-        return [self._world.most(mine)]
+        return [self._world.max(mine)]
 
     def evaluate(self, split: str, after_each: Callable[[], None], *, averaged: bool = False) -> list[Evaluation]:
-        """Batch by batch."""
+        """The mean loss and accuracy on the ``validation`` or ``test`` images."""
         return [evaluate(self._learner, getattr(self._splits, split), self._world, after_each, averaged=averaged)]
 
     def predict(self) -> list[dict[str, Any]]:
-        """Batch by batch."""
+        """The predictions for the test images."""
         return [predict(self._learner, self._splits.test, self._world)]
 
-    def save_to(self, place: int, state: Checkpoint) -> None:
-        """As torch has it."""
-        del place
+    def save_to(self, run_index: int, state: Checkpoint) -> None:
+        """Put torch's own state dicts into the checkpoint."""
+        del run_index
         self._learner.save_to(state)
 
-    def learner(self, place: int) -> Learner:
-        """Itself."""
-        del place
+    def learner(self, run_index: int) -> Learner:
+        """The learner that trains, not a copy."""
+        del run_index
         return self._learner
 
-    def more(self, place: int) -> dict[str, float]:
-        """The density that beta-LASSO leaves."""
-        del place
+    def extra_metrics(self, run_index: int) -> dict[str, float]:
+        """The density of the weights under beta-LASSO; nothing for other optimisers."""
+        del run_index
         return pruned(self._learner.optimizer)

@@ -1,4 +1,4 @@
-"""Where a run runs, as far as it can change the last digits of its numbers; and what else its record tells of it."""
+"""The environment of a run (device, threads, kernels, versions), as far as it can change the last digits of numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mixersweep.paths import cache_dir
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one; raises ``UserError`` for a device that is not there."""
+    """The torch device of a setting: ``auto`` is a GPU if there is one. Raises ``UserError`` for a missing device."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -49,7 +49,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_threads(asked: int | str) -> int:
-    """The CPU threads of torch; ``auto`` is the cores that this process may use."""
+    """The number of torch's CPU threads: ``auto`` is the cores of this process, divided among torchrun's processes."""
     if isinstance(asked, int):
         return asked
     processes = processor.of_torchrun("LOCAL_WORLD_SIZE", 1)
@@ -59,9 +59,9 @@ def choose_threads(asked: int | str) -> int:
 def keep_freed_memory() -> None:
     """Tell glibc to keep the memory of freed tensors for the next ones.
 
-    It gives blocks of 32 MB and more back to the system at once, and at every step the system clears their pages anew:
-    at width 65,536 and batch 128 that is most of the time of an elementwise operation. Where nothing lies
-    above them, as in a process that only measures, smaller ones go back too. Elsewhere than in glibc this does nothing.
+    By default glibc returns blocks of 32 MB and more to the system at once, which then clears their pages anew at every
+    step: at width 65,536 and batch 128 that is most of the time of an elementwise operation. Smaller blocks at the top
+    of the heap are returned too. Without glibc this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         glibc = ctypes.CDLL("libc.so.6")
@@ -73,16 +73,17 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def set_up_torch(config: Config, device: torch.device, report: Callable[[str], None]) -> None:
-    """Keep compiled networks between runs, each kind of CPU its own; have a GPU's algorithms deterministic if asked to.
+    """Set torch's cache of compiled networks and, on a GPU with ``deterministic``, its deterministic algorithms.
 
-    A CPU's are anyway. Tells of a precision that the CPU is slow in, and of operations that have no deterministic way.
+    The cache is separate for each kind of CPU. CPU algorithms are always deterministic. ``report`` is told of a
+    precision that is slow on this CPU and of GPU operations without a deterministic implementation.
     """
     if device.type == "cpu" and (reason := processor.slow(config.precision)):
         report(f"note: {reason}")
     if config.compile:
         # What AVX-512 has compiled, torch loads where there is AVX2 alone, and all is NaN: machines may share a home.
         os.environ.setdefault(
-            "TORCHINDUCTOR_CACHE_DIR", str(_compiled() / torch.backends.cpu.get_cpu_capability().lower())
+            "TORCHINDUCTOR_CACHE_DIR", str(_compile_cache() / torch.backends.cpu.get_cpu_capability().lower())
         )
     if not config.deterministic or device.type != "cuda":
         return
@@ -92,7 +93,7 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     shown, refused = warnings.showwarning, set[str]()
 
-    def tell(message: Warning | str, *rest: Any, **named: Any) -> None:
+    def show_once(message: Warning | str, *rest: Any, **named: Any) -> None:
         text = str(message)
         if "deterministic" not in text:
             shown(message, *rest, **named)
@@ -100,13 +101,13 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
             refused.add(operation)
             report(f"deterministic=true: {operation} has no deterministic way on a GPU")
 
-    warnings.showwarning = tell
+    warnings.showwarning = show_once
 
 
-def _compiled() -> Path:
-    """Where compiled networks are kept: in the cache, or for now where nobody is at home or a compiler cannot be.
+def _compile_cache() -> Path:
+    """The folder of compiled networks: in the cache, or a temporary one if the cache has no usable path.
 
-    The commands that torch has the compiler run do not quote its path.
+    A path with spaces is not usable: torch does not quote it in the compiler's command line.
     """
     try:
         kept = cache_dir("compiled")
@@ -118,9 +119,9 @@ def _compiled() -> Path:
 
 @contextlib.contextmanager
 def left_as_found() -> Iterator[None]:
-    """Within this, torch may be set up for runs; afterwards its settings, and ours, are those from before.
+    """A context that restores the global settings of torch, and our own, when it exits.
 
-    What cannot be taken back stays: glibc goes on keeping freed memory (``keep_freed_memory``).
+    Only ``keep_freed_memory`` cannot be undone.
     """
     threads, shown, routine = torch.get_num_threads(), warnings.showwarning, product.routine()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -146,13 +147,13 @@ def describe_environment(
     world_size: int = 1,
     engine: str = "eager",
 ) -> dict[str, Any]:
-    """Runs of one fingerprint are bit-identical where this is equal."""
+    """The environment of a run, as recorded: runs of equal fingerprint and environment are bit-identical."""
     return {
         "device_kind": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "engine": engine,
-        "products": product.routine() if _multiplies(device.type, engine) else None,
+        "products": product.routine() if _uses_own_products(device.type, engine) else None,
         "compile": bool(config and config.compile),
         "storage": storage,
         "sparse_kernels": nonzeros.implementation(device) if storage != "dense" else None,
@@ -164,30 +165,30 @@ def describe_environment(
 
 
 def as_recorded_today(environment: dict[str, Any]) -> dict[str, Any]:
-    """The environment that a run began in, with what was not recorded then; nothing of a run that has not begun."""
+    """Complete a recorded environment with the keys that older versions did not record; an empty one stays empty."""
     if not environment:
         return {}
     whole = {"engine": "eager", **environment}
     if "products" not in whole:  # oneDNN's, wherever it was to be had
         before: product.Routine = "onednn" if product.is_available() else "torch"
-        on_cpu = _multiplies("cpu" if whole["device_kind"] == "cpu" else "cuda", whole["engine"])
+        on_cpu = _uses_own_products("cpu" if whole["device_kind"] == "cpu" else "cuda", whole["engine"])
         whole["products"] = before if on_cpu else None
     return whole
 
 
-def _multiplies(device_type: str, engine: str) -> bool:
-    """Whether dense products are those of ``layers/product.py``: a GPU's, and those of a pack, are batched."""
+def _uses_own_products(device_type: str, engine: str) -> bool:
+    """Whether ``layers/product.py`` computes dense products: only in the eager engine on a CPU."""
     return device_type == "cpu" and engine == "eager"
 
 
 def versions() -> dict[str, str]:
-    """What the program was made of."""
+    """The versions of Python and of the packages that determine numbers."""
     packages = ("mixersweep", "torch", "torchvision", "numpy", "hydra-core", "omegaconf")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that tensors took on a GPU, or this process on a CPU."""
+    """Peak memory in bytes: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -195,7 +196,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def set_threads(config: Config, kept: int | None) -> int:
-    """Set and return torch's threads: those that the run began with, else those asked for."""
+    """Set and return the number of torch's threads: ``kept``, with which the run began, or else the setting."""
     threads = kept or choose_threads(config.threads)
     torch.set_num_threads(threads)
     return threads

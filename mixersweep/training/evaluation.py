@@ -1,4 +1,4 @@
-"""What a network makes of images: its mean loss and accuracy, and its predictions."""
+"""Evaluate a network on images: its mean loss, its accuracy and its predictions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mixersweep.data.batches import Batches, share_of
 from mixersweep.training.learner import Learner
 from mixersweep.training.parallel import World
 
-MOST = 512
-"""Images at once: without gradients, more than in training; see ``batch_size``."""
+MAX_BATCH = 512
+"""The most images in an evaluated batch; see ``batch_size``."""
 
 
 class Sums:
-    """Summed loss and correct predictions of each of so many batches, on the device: ``values`` (2, batches), float64.
+    """The summed loss and correct predictions of each batch, on the device: ``values``, float64 (2, batches).
 
-    One batch costs a few kernels; the host waits for the device only where it asks.
+    Adding a batch takes a few kernels and does not wait for the device.
     """
 
     def __init__(self, batches: int, device: torch.device, values: Tensor | None = None) -> None:
@@ -30,30 +30,33 @@ class Sums:
         self.values = zeros if values is None else values.to(device)
 
     def add(self, batch: int, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Batch 0, 1, ...: its mean loss (), logits (B, classes), labels (B,)."""
+        """Set the sums of batch 0, 1, ... from its mean loss (), logits (B, classes) and labels (B,)."""
         torch.mul(loss, len(labels), out=self.values[0, batch])
         torch.sum(logits.argmax(1) == labels, dim=0, out=self.values[1, batch])
 
-    def first_bad(self) -> int | None:
-        """The first batch whose loss is not finite; waits for the device."""
-        bad = self.values[0].isfinite().logical_not().nonzero()
-        return int(bad[0]) if len(bad) else None
+    def first_nonfinite(self) -> int | None:
+        """The first batch whose loss is not finite, None if all are; waits for the device."""
+        nonfinite = self.values[0].isfinite().logical_not().nonzero()
+        return int(nonfinite[0]) if len(nonfinite) else None
 
     def means(self, images: int, world: World) -> tuple[float, float]:
         """Mean loss and accuracy over the images of all processes; waits for the device."""
-        loss, correct = world.total(self.values.clone()).sum(1).tolist()
+        loss, correct = world.sum(self.values.clone()).sum(1).tolist()
         return loss / images, correct / images
 
 
 def batch_size(config: Config) -> int:
-    """Images at once in evaluation: never more memory than training takes."""
-    return min(MOST, 4 * math.ceil(config.batch_size / config.accumulation))
+    """The batch size of evaluation, which never takes more memory than training does."""
+    return min(MAX_BATCH, 4 * math.ceil(config.batch_size / config.accumulation))
 
 
 def evaluate(
     learner: Learner, images: Batches, world: World, after_each: Callable[[], None], *, averaged: bool = False
 ) -> tuple[float | None, float | None]:
-    """Mean loss and accuracy in eval mode, without augmentation; None for no images. ``after_each`` batch is called."""
+    """Mean loss and accuracy in eval mode, without augmentation; both None if there are no images.
+
+    ``after_each`` is called after each batch.
+    """
     if not len(images):
         return None, None
     size = batch_size(learner.config)
@@ -67,7 +70,7 @@ def evaluate(
 
 
 def predict(learner: Learner, images: Batches, world: World) -> dict[str, Any]:
-    """Arrays (N,), of every image in order: the predicted class, the probability of the true one, and that one."""
+    """Arrays (N,) over all images in order: the predicted class, the probability of the true class, the true class."""
     device, size = learner.device, batch_size(learner.config)
     predicted, true = torch.zeros(2, len(images), dtype=torch.int32, device=device)
     probability = torch.zeros(len(images), device=device)
@@ -81,6 +84,6 @@ def predict(learner: Learner, images: Batches, world: World) -> dict[str, Any]:
         probability[mine] = probabilities.gather(1, labels[:, None]).squeeze(1)
         true[mine] = labels.int()
     for values in (predicted, probability, true):
-        world.total(values)  # each image is one process's, and zero in the others
+        world.sum(values)  # each image is one process's, and zero in the others
     named = {"prediction": predicted, "probability_of_label": probability, "label": true}
     return {name: values.cpu().numpy() for name, values in named.items()}

@@ -1,7 +1,7 @@
-"""Programs of a GPU that are captured once as CUDA graphs and replayed: one launch in place of hundreds.
+"""CUDA graphs: functions captured once on a GPU and replayed, with one launch instead of hundreds.
 
-A graph runs the same kernels on the same memory each time, so whatever changes from one replay to the next has to be
-read from tensors that stay where they are. Elsewhere a program is simply called.
+A graph runs the same kernels on the same memory each time, so whatever changes between replays must be read from
+tensors that keep their addresses. On a CPU a function is simply called.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Captured:
-    """The programs of one learner by name; ``changing`` are the tensors that they change in place."""
+    """The captured functions of one learner, by name; ``changing`` are the tensors that they modify in place."""
 
     def __init__(self, device: torch.device, changing: Sequence[Tensor]) -> None:
         self._device, self._changing = device, changing
@@ -23,7 +23,7 @@ class Captured:
         self._pool: Any = None
 
     def run(self, name: str, program: Callable[..., None], *arguments: Any) -> None:
-        """Run a program, which by this name is always the same with the same arguments."""
+        """Run a function, captured on first use; a name must always go with the same function and arguments."""
         if self._device.type != "cuda":
             program(*arguments)
             return
@@ -32,10 +32,10 @@ class Captured:
         self._graphs[name].replay()
 
     def _capture(self, program: Callable[..., None], arguments: Sequence[Any]) -> Any:
-        """Run it for real first: libraries choose their routines and take their memory then, which no graph may.
+        """Capture a function as a CUDA graph, after two ordinary calls.
 
-        What that changes is put back. While it is captured no garbage is collected, since freeing another graph's
-        memory would end the capture.
+        In those, libraries choose their routines and allocate memory, which a capture forbids; the tensors they change
+        are restored. Garbage collection is off during the capture: freeing another graph's memory would break it.
         """
         before = [tensor.detach().clone() for tensor in self._changing]
         stream = torch.cuda.Stream(self._device)

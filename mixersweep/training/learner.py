@@ -1,4 +1,4 @@
-"""A network and what changes it: one optimisation step, in one process or in several, in any precision."""
+"""The learner: a network with its optimiser and one training step, in one process or several, in any precision."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from mixersweep.training.mixing import Mixing
 
 
-LEAST_SCALE = 1e-6
-"""Of fp16's loss, which is halved at each step whose gradients overflow: 36 times in a row to come here."""
+MIN_LOSS_SCALE = 1e-6
+"""The smallest loss scale of fp16 that counts as finite; each overflow halves the scale, so it takes 36 in a row."""
 
 
 class Learner:
-    """The network of a run with its optimiser, loss scaler and average of weights.
+    """The network of a run with its optimiser, loss scaler and averaged weights.
 
-    ``storage`` is asked for, and says afterwards what was chosen (``choose_storage``).
+    The argument ``storage`` is the setting, the attribute ``storage`` what ``choose_storage`` made of it. Raises
+    ``UserError`` for settings under which the network cannot normalise over whole batches.
     """
 
     def __init__(self, run: Run, device: torch.device, world: World, storage: str) -> None:
@@ -54,9 +55,9 @@ class Learner:
         self._smoothing = 0.0 if self.mixing is not None else config.optim.label_smoothing
 
     def step(self, step: Step) -> tuple[Tensor, Tensor]:
-        """One update; returns the mean loss () over this process's share of the batch, and its logits (B, classes).
+        """Update the weights once; returns the mean loss () and the logits (B, classes).
 
-        Nothing waits for the device.
+        Both are of this process's part of the batch. Does not wait for the device.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = step.rate * group.get("lr_scale", 1.0)
@@ -87,7 +88,7 @@ class Learner:
         return (losses[0], logits[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.cat(logits))
 
     def logits(self, images: Tensor, *, averaged: bool = False) -> Tensor:
-        """Of images in evaluation, by the network or by the average of its weights, in fp32."""
+        """Logits (B, classes) in eval mode, fp32, by the network or by its averaged weights."""
         network = self.network
         if averaged:
             assert self.average is not None
@@ -99,7 +100,7 @@ class Learner:
 
     @torch.no_grad()
     def loss(self, step: Step) -> Tensor:
-        """The loss () of this process's share in training mode, by the plain network; to find what is wrong in it."""
+        """The training loss () on this process's part of the batch, uncompiled, to find where it is not finite."""
         if not len(step.images):
             return torch.zeros(())
         self._draw_depth(step)
@@ -110,19 +111,19 @@ class Learner:
 
     @torch.no_grad()
     def loss_in_evaluation(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss () in evaluation, by the plain network; to find what is wrong in it."""
+        """The loss () in eval mode, uncompiled, to find where it is not finite."""
         self.network.eval()
         with autocast(self.config.precision, self.device):
             out = self.network(images)
         return F.cross_entropy(out.float(), labels)
 
     def is_finite(self) -> bool:
-        """Whether all weights are, and gradients at some scale of the loss; waits for the device."""
+        """Whether all weights are finite and fp16's loss scale has not collapsed; waits for the device."""
         weights = torch.stack([p.detach().isfinite().all() for p in self.network.parameters()]).all()
-        return bool(weights) and not (self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE)
+        return bool(weights) and not (self.scaler.is_enabled() and self.scaler.get_scale() < MIN_LOSS_SCALE)
 
     def attempt(self, size: int) -> None:
-        """Train on ``size`` images of nothing at once, to see whether they fit into memory. The weights are lost."""
+        """Train one step on ``size`` blank images, to see whether they fit into memory; this spoils the weights."""
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
@@ -138,13 +139,13 @@ class Learner:
         self._update(0)
 
     def save_to(self, state: Checkpoint) -> None:
-        """Put what is learned into a checkpoint."""
+        """Put the states of network, optimiser, loss scaler and averaged weights into a checkpoint."""
         state.model, state.optimizer = self.network.state_dict(), self.optimizer.state_dict()
         state.scaler = self.scaler.state_dict()
         state.average = {} if self.average is None else self.average.state_dict()
 
     def load_from(self, state: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Restore the states that ``save_to`` put into a checkpoint."""
         self.network.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler:
@@ -153,7 +154,7 @@ class Learner:
             self.average.load_state_dict(state.average)
 
     def train(self) -> None:
-        """Training mode."""
+        """Set the network to training mode."""
         self.network.train()
 
     def _loss(self, network: Any, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,18 +174,24 @@ class Learner:
             self.average.update(self.network, step)
 
     def _draw_depth(self, step: Step, part: slice = slice(None)) -> None:
-        """For a part of this process's images, or for the first of all where it has none."""
+        """Draw the branches that stochastic depth drops for some of this process's images.
+
+        A process without images draws for the first image of the batch.
+        """
         if self.config.stochastic_depth:
-            places = step.places[part] if len(step.images) else torch.zeros(1, dtype=torch.int64)
-            stochastic_depth.draw(self.network, derive(step.seed, "depth"), step.count, self.device, places)
+            positions = step.positions[part] if len(step.images) else torch.zeros(1, dtype=torch.int64)
+            stochastic_depth.draw(self.network, derive(step.seed, "depth"), step.count, self.device, positions)
 
     def _unsynchronised(self, *, more: bool) -> AbstractContextManager[Any]:
-        """Gradients stay in this process while ``more`` of the batch is to come."""
+        """A context without gradient averaging over processes, if ``more`` of the batch is to come."""
         unsynchronised = getattr(self._forward, "no_sync", None)
         return unsynchronised() if more and unsynchronised is not None else nullcontext()
 
     def _normalised_together(self, network: nn.Module) -> nn.Module:
-        """Networks that normalise over a batch need the whole batch at once, wherever its images are."""
+        """Convert BatchNorm to SyncBatchNorm for several processes.
+
+        Raises ``UserError`` for a network with BatchNorm if the batch is accumulated or spread over CPU processes.
+        """
         if not self.needs_whole_batches:
             return network
         name, config = self.config.model.name, self.config

@@ -12,9 +12,9 @@ from mixersweep.training.checkpoint import Checkpoint, load_checkpoint, remove_l
 
 
 class Member:
-    """A run that this process holds and trains, by itself or with others; ``held`` is None where another process does.
+    """A run that this process trains, alone or in a pack; ``held`` is its hold, None if another process has it.
 
-    ``kept`` is its last checkpoint, and ``state`` what it goes on from.
+    ``kept`` is its last checkpoint, ``state`` the checkpoint that training updates.
     """
 
     state: Checkpoint
@@ -23,17 +23,17 @@ class Member:
         self.directory, self.config, self.held = directory, directory.run.config, held
         self._holding: AbstractContextManager[Hold] | None = None
         self.kept: Checkpoint | None = None
-        self.told = 0
-        """Rows that are in ``metrics.jsonl``."""
+        self.rows_written = 0
+        """The number of rows in ``metrics.jsonl``."""
         self.is_over = False
         self.error: BaseException | None = None
         self.is_eager = False
-        """Whether it is too large for a pack, be it of one."""
+        """Whether it is too large for the packed engine even alone."""
         self.leaving: MixersweepError | None = None
-        """Why it leaves the pack at the next epoch: cancelled, or taken over."""
+        """Why it leaves the pack after this epoch (cancelled or taken over); None if it stays."""
 
     def hold(self) -> None:
-        """Hold the run until ``end``; one that somebody else holds, or cancelled, is over."""
+        """Hold the run until ``end``; if another process holds it, or it was cancelled, it is over."""
         holding = hold(self.directory.path)
         try:
             self.held = holding.__enter__()
@@ -43,7 +43,7 @@ class Member:
             self._holding = holding
 
     def load(self, report: Callable[[str], None]) -> None:
-        """Read its last checkpoint, if it is not over; where there is none that can be read, it is."""
+        """Read its last checkpoint, if it is not over; if checkpoints exist but none can be read, end it."""
         if self.is_over:
             return
         try:
@@ -52,7 +52,7 @@ class Member:
             self.end(error)
 
     def is_still_held(self) -> bool:
-        """Whether it is still to be trained here; one that was cancelled, or taken over, while it waited is over."""
+        """Whether it is still to be trained here; ends it if it was cancelled or taken over while it waited."""
         if not self.is_over:
             try:
                 self.check_hold()
@@ -62,35 +62,35 @@ class Member:
 
     @property
     def position(self) -> tuple[int, int]:
-        """The epochs that it has, and the steps of the next."""
+        """The number of finished epochs, and of finished steps in the next."""
         return (len(self.kept.rows), self.kept.step) if self.kept else (0, 0)
 
     def begin(self, environment: dict[str, Any], started: str, *, writes: bool) -> None:
-        """Go on from the checkpoint, or from the start."""
+        """Set ``state`` to the checkpoint or to a fresh one; ``writes`` also restores the files of the run to it."""
         self.state = self.kept or Checkpoint(self.directory.run.fingerprint, environment, started)
-        self.told = len(self.state.rows)
+        self.rows_written = len(self.state.rows)
         if writes:
             remove_leftovers(self.directory.checkpoint)
             self.directory.restore_rows(self.state.rows)
 
-    def tell(self) -> None:
-        """Append the rows that ``metrics.jsonl`` has not yet."""
+    def append_rows(self) -> None:
+        """Append the new rows to ``metrics.jsonl``."""
         self.confirm_hold()
-        self.directory.append_row(*self.state.rows[self.told :])
-        self.told = len(self.state.rows)
+        self.directory.append_row(*self.state.rows[self.rows_written :])
+        self.rows_written = len(self.state.rows)
 
     def check_hold(self) -> None:
-        """Raise where the run was cancelled, or taken over by another process."""
+        """Raise if the run was cancelled, or taken over by another process."""
         if self.held is not None:
             self.held.check()
 
     def confirm_hold(self) -> None:
-        """Raise where another process has taken the run over by now: it writes what comes next."""
+        """Raise if another process has taken the run over; called before each write."""
         if self.held is not None:
             self.held.confirm()
 
     def end(self, error: BaseException | None) -> BaseException | None:
-        """Let go of the run; how it ended becomes its state. Returns the error that this comes to."""
+        """Release the hold and record how the run ended; returns its final error, None for a completed run."""
         if self.is_over:
             return self.error
         self.is_over, self.error = True, error

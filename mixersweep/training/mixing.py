@@ -1,8 +1,8 @@
 """mixup and CutMix: each image of a batch mixed with another one, and its label with it.
 
 Zhang et al. 2018 (1710.09412), Yun et al. 2019 (1905.04899), by timm's implementation, whose defaults are the recipe of
-the paper's appendix C.5: one lambda ~ Beta(alpha, alpha) a batch, image i with image B-1-i, CutMix in place of mixup
-with ``switch_probability`` where both are on, and the lambda of a box that the border cuts off corrected to its area.
+Hayase & Karakida 2024, appendix C.5: one lambda ~ Beta(alpha, alpha) per batch; image i is mixed with image B-1-i; if
+both are on, CutMix replaces mixup with ``switch_probability``; and lambda is corrected for boxes cut off by the border.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 
 
 class Mixing:
-    """``mixing(images, labels, seed)``: a batch and its soft targets, a function of these arguments alone.
+    """Mix a batch: ``mixing(images, labels, seed)`` returns images and soft targets, a function of these alone.
 
-    ``mixup`` and ``cutmix`` are the alphas, 0 for off. The targets take ``label_smoothing`` in, so the loss is a plain
-    cross entropy with soft targets.
+    ``mixup`` and ``cutmix`` are the alphas, 0 for off. The targets include ``label_smoothing``, so the loss is a plain
+    cross-entropy with soft targets.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Mixing:
         self._mixer.mixup_enabled = self.on
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """(B, ch, H, W) of floats and (B,) classes to new images of that shape and (B, classes) targets, for any B.
+        """Mix images, float (B, ch, H, W), with labels (B,) into new images and soft targets (B, classes), for any B.
 
-        What is drawn is drawn on the CPU, and nothing waits for the device. Processes that share a batch (DDP) mix
-        their own part of it each: with one seed they draw the same lambda and box, and pair images within their part.
+        Random numbers are drawn on the CPU, without waiting for the device. Processes that share a batch (DDP) each mix
+        their own part: with the same seed they draw the same lambda and box, and pair images within their part.
         """
         with _numpy_seeded(seed):
             mixed: tuple[Tensor, Tensor] = self._mixer(images.clone(), labels)
@@ -48,7 +48,7 @@ class Mixing:
 
 
 class _Mixer(Mixup):
-    """timm's, for odd batches too: the image in the middle is mixed with itself."""
+    """timm's ``Mixup`` without its check for even batches: in an odd one the middle image is mixed with itself."""
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         weight = self._mix_batch(images)  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ class _Mixer(Mixup):
 
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """NumPy's global random state, the only one that timm's mixing draws from, seeded within and restored after."""
+    """A context in which NumPy's global random state, which timm's mixing draws from, is seeded; restored after."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
     try:

@@ -40,9 +40,9 @@ def make_optimizer(network: nn.Module, settings: AnyOptim) -> torch.optim.Optimi
 
 
 def _apart(kind: type[T]) -> type[T]:
-    """The same optimiser, which does not import torch's compiler: 1.5 s at its first call, a third of a run's start.
+    """A subclass of an optimiser without torch's wrappers, which import the compiler: 1.5 s at the first call.
 
-    Torch wraps these methods so that the compiler leaves them alone. Here it compiles networks and nothing else.
+    The wrappers exclude these methods from compilation; here only networks are compiled, so they are not needed.
     """
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
@@ -51,12 +51,12 @@ def _apart(kind: type[T]) -> type[T]:
 
 
 def pruned(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """What an epoch's row says of an optimiser that sets weights to zero: their ``density``; nothing for others."""
+    """The ``density`` of the weights under beta-LASSO, for the epoch's row; empty for other optimisers."""
     return {"density": optimizer.density()} if isinstance(optimizer, BetaLassoSGD) else {}
 
 
 def _groups(network: nn.Module, settings: SGD | AdamW | Timm) -> Groups:
-    """The weights, which decay, then all other parameters, each apart by the factor of its learning rate."""
+    """The parameter groups: weights, which decay, before all others, each split by its factor of the learning rate."""
     scale = scales(network, settings) if isinstance(settings, WidthScaled) else {}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for parameter, weight, _ in parameters(network):
@@ -68,7 +68,10 @@ def _groups(network: nn.Module, settings: SGD | AdamW | Timm) -> Groups:
 
 
 def _beta_lasso(network: nn.Module, settings: BetaLasso) -> BetaLassoSGD:
-    """One penalty for convolutions and the first layer, which stands for one in S-FC, and one for all other weights."""
+    """beta-LASSO with ``conv_lambda`` for convolutions and the first layer, a convolution's stand-in in S-FC.
+
+    All other weights have ``fc_lambda``; biases and norms are not penalised.
+    """
     maps = [module for module in network.modules() if isinstance(module, SparseMap)]
     kernels = {layer.weight for layer in maps if layer is maps[0] or isinstance(layer, SparseConv)}
     weights = [parameter for parameter, weight, _ in parameters(network) if weight]
@@ -82,7 +85,7 @@ def _beta_lasso(network: nn.Module, settings: BetaLasso) -> BetaLassoSGD:
 
 
 def _timm(groups: Groups, settings: Timm) -> torch.optim.Optimizer:
-    """By timm's factory, with name and arguments checked first: timm itself drops some that it does not know."""
+    """Make timm's optimiser after checking its name and arguments, since timm silently drops some unknown ones."""
     timm: Any = importlib.import_module("timm.optim")
     said = f"optim.optimizer={settings.optimizer}"
     name, known = settings.optimizer.lower().removeprefix("lookahead_"), timm.list_optimizers()
@@ -124,7 +127,7 @@ def _timm(groups: Groups, settings: Timm) -> torch.optim.Optimizer:
 
 
 def _resembles(value: object, default: object) -> bool:
-    """Whether a value may stand where this default does: None always, anything where there is none."""
+    """Whether a value has the type of a default: None always has, and any value if there is no default."""
     if value is None or default is None or default is inspect.Parameter.empty:
         return True
     if isinstance(default, tuple):

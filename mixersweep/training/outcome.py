@@ -14,10 +14,11 @@ from mixersweep.training.environment import peak_memory_bytes, versions
 def outcome(
     state: Checkpoint, images: int, device: torch.device, git_commit: str | None, start: dict[str, Any], pack_size: int
 ) -> dict[str, Any]:
-    """Of the rows of all epochs, each over so many training images; the validation images choose the best one.
+    """The results of a finished run, as a dict for its record; the best epoch is that of the best validation accuracy.
 
-    ``start`` is what the network was before the first step (``readout``), ``pack_size`` the runs that trained as one.
-    Speed and seconds are as the run has seen them, memory is that of all.
+    ``images`` is the number of training images, ``start`` what was measured before the first step (``readout``),
+    ``pack_size`` the number of runs that trained as one. Speed and seconds are those of this run, peak memory in bytes
+    that of the whole pack.
     """
     rows = state.rows
     last = rows[-1]
@@ -46,5 +47,5 @@ def outcome(
 
 
 def now() -> str:
-    """The time, UTC, to the second."""
+    """The present time in UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,13 +1,12 @@
-"""The packed learner: R runs of one program, trained as one.
+"""The packed engine: R runs that differ only in seeds and rates (``packing``), trained as one program.
 
 Weights, buffers, optimiser state, rates and seeds have a leading axis of runs; the network is called for all of them by
-``layers.pack``. What changes from step to step, the place in the epoch and the rates, is read from tables on the device
-by a counter there, so that a step is the same program each time: on a GPU it is captured once as a CUDA graph and
-replayed, and Python launches one thing a step in place of hundreds. Nothing waits for the device within an epoch.
+``layers.pack``. What changes from step to step, the batch and the rates, is looked up in tensors on the device by a
+counter there, so that each step runs the same kernels: on a GPU it is captured once as a CUDA graph and replayed, with
+one launch a step instead of hundreds. Nothing waits for the device within an epoch.
 
-What a run computes depends neither on the number of runs, nor on its place, nor on its neighbours. On a CPU, whose
-elementwise loops and products round otherwise at other sizes, and which has nothing to gain from size, the runs are
-computed one by one, by the same program.
+A run computes the same numbers whatever the number of runs, its index among them, and the other runs. On a CPU, where
+rounding depends on the sizes of tensors and larger ones are no faster, the runs are computed one by one.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from mixersweep.training.parallel import World
 from mixersweep.training.precision import autocast, set_precision
 from mixersweep.training.schedule import learning_rate
 
-LEAST = 2
-"""Runs on a GPU: cuBLAS multiplies one matrix by another routine than two, with other last digits. A run that is alone
-there has a twin, which computes the same and is not looked at."""
+MIN_RUNS = 2
+"""The fewest runs computed at once on a GPU: for a single matrix cuBLAS takes another routine than for two, with other
+last digits. So a run that is alone is computed twice, and the copy ignored."""
 
 
 class Packed:
-    """R runs, their weights and what changes them; an ``engine.Engine``."""
+    """The engine (``engine.Engine``) that trains R runs as one program."""
 
     name = "packed"
 
@@ -56,33 +55,33 @@ class Packed:
         kept: Sequence[Checkpoint | None],
         at_once: int | None = None,
     ) -> None:
-        """``at_once``: the runs that are computed as one, by default all on a GPU and one on a CPU."""
+        """``at_once`` is the number of runs computed together, by default all on a GPU and one on a CPU."""
         self.count = len(runs)
-        if device.type == "cuda" and self.count < LEAST:
-            runs, splits, kept = [runs[0]] * LEAST, [splits[0]] * LEAST, [kept[0]] * LEAST
+        if device.type == "cuda" and self.count < MIN_RUNS:
+            runs, splits, kept = [runs[0]] * MIN_RUNS, [splits[0]] * MIN_RUNS, [kept[0]] * MIN_RUNS
         self._runs, self.configs = runs, [run.config for run in runs]
         self.config, self.device = self.configs[0], device
-        self._train, self._test = [_on_device(each.train) for each in splits], _on_device(splits[0].test)
-        of_runs = [_on_device(each.validation) for each in splits]
+        self._train, self._test = [_as_device_images(each.train) for each in splits], _as_device_images(splits[0].test)
+        of_runs = [_as_device_images(each.validation) for each in splits]
         self._validation = (
             torch.stack([each.centres() for each in of_runs]).to(device),
             torch.stack([each.labels for each in of_runs]),
         )
-        self._tested = self._test.centres().to(device), self._test.labels
+        self._test_crops = self._test.centres().to(device), self._test.labels
         every = at_once or (len(runs) if device.type == "cuda" else 1)
         self._parts = [slice(first, min(first + every, len(runs))) for first in range(0, len(runs), every)]
-        self._learn_from(kept, storage)
-        self._lay_out_tables()
+        self._set_up_learning(kept, storage)
+        self._allocate_step_tensors()
 
-    def _learn_from(self, kept: Sequence[Checkpoint | None], storage: str) -> None:
-        """Set up what is learnt: weights, buffers, optimiser and averages, as checkpoints have them or anew."""
+    def _set_up_learning(self, kept: Sequence[Checkpoint | None], storage: str) -> None:
+        """Set up weights, buffers, optimiser and averages, from checkpoints or anew."""
         config, device = self.config, self.device
         set_precision(config.precision, device)
         networks = [build(run.config, run.architecture) for run in self._runs]
         for network, state in zip(networks, kept, strict=True):
             if state is not None:
                 network.load_state_dict(state.model)
-        self._weights = _Flat([dict(network.named_parameters()) for network in networks], device)
+        self._weights = _FlatParameters([dict(network.named_parameters()) for network in networks], device)
         self._network = networks[0].to(device)
         self.storage = choose_storage(self._network, storage, device, config.batch_size)
         buffers = [dict(network.named_buffers()) for network in networks]
@@ -93,13 +92,13 @@ class Packed:
         if config.ema is not None:
             self._averages = {"weights": self._weights.flat.clone()}
             self._averages |= {name: self._buffers[name].clone() for name in self._stored}
-        for place, state in enumerate(kept):
+        for run_index, state in enumerate(kept):
             if state is not None:
-                self._take_up(place, state)
+                self._load_run(run_index, state)
         self._leaves = [self._weights.leaves(part) for part in self._parts]
 
-    def _lay_out_tables(self) -> None:
-        """Set up what a step reads and adds to, in places that stay where they are, as a graph needs them."""
+    def _allocate_step_tensors(self) -> None:
+        """Allocate the tensors that steps read and update; CUDA graphs need their addresses fixed."""
         device, runs, steps, images = self.device, len(self._runs), self.steps, len(self._train[0])
         self._starts = torch.zeros(runs, images, dtype=torch.int64, device=device)
         self._labels = torch.zeros_like(self._starts)
@@ -107,8 +106,8 @@ class Packed:
         self._labels_of = [each.labels.cpu() for each in self._train]
         self._drawing, self._drawn = ThreadPoolExecutor(1), dict[int, Future[list[Tensor]]]()
         self._rates = torch.zeros(steps, runs, device=device)
-        self._smoothing = self._of_each("label_smoothing")
-        self._clip = None if self.config.optim.clip_norm is None else self._of_each("clip_norm")
+        self._smoothing = self._per_run("label_smoothing")
+        self._clip = None if self.config.optim.clip_norm is None else self._per_run("clip_norm")
         self._number = torch.zeros(1, dtype=torch.int64, device=device)  # the step in the epoch
         self._index = torch.zeros(1, dtype=torch.int64, device=device)  # and of training
         self.sums = torch.zeros(runs, 2, steps, dtype=torch.float64, device=device)
@@ -120,35 +119,35 @@ class Packed:
 
     @property
     def steps(self) -> int:
-        """Of an epoch."""
+        """The number of steps in an epoch."""
         return math.ceil(len(self._train[0]) / self.config.batch_size)
 
     def epoch(self, epoch: int, first: int, sums: Sequence[Tensor | None]) -> Iterator[int]:
-        """Step by step, each one program."""
+        """Train an epoch from step ``first`` on, each step by one captured program; see ``Engine.epoch``."""
         self._prepare(epoch, first)
         self.sums.zero_()
-        for place, of_run in enumerate(sums):
+        for run_index, of_run in enumerate(sums):
             if of_run is not None:
-                self.sums[place] = of_run.to(self.device)
-        sizes = _cut(len(self._train[0]), self.config.batch_size)
+                self.sums[run_index] = of_run.to(self.device)
+        sizes = _batch_sizes(len(self._train[0]), self.config.batch_size)
         for number in range(first, self.steps):
             size = sizes[number]
             self._captured.run(f"train {size}", self._step, size)
             yield number
 
     def is_the_same_alone(self) -> bool:
-        """Whether the first runs have the same gradients, to the bit, without the others: found out, not supposed.
+        """Whether the first runs have bitwise the same gradients without the others, tested by computing both.
 
-        Kernels of our own give each run what they give it alone; a library chooses its routine by the whole size.
+        Our own kernels guarantee it; libraries may choose another routine for another total size.
         """
-        if len(self.configs) <= LEAST or len(self._parts) > 1:
+        if len(self.configs) <= MIN_RUNS or len(self._parts) > 1:
             return True
         before = {name: self._buffers[name].clone() for name in self._stored}
         self._prepare(1, 0)
         self._network.train()
-        few = slice(0, LEAST)
+        few = slice(0, MIN_RUNS)
         same = True
-        for size in set(_cut(len(self._train[0]), self.config.batch_size)):
+        for size in set(_batch_sizes(len(self._train[0]), self.config.batch_size)):
             alone, *_ = self._gradients(few, self._weights.leaves(few), size)
             together, *_ = self._gradients(self._parts[0], self._leaves[0], size)
             same = same and torch.equal(alone, together[few])
@@ -159,92 +158,92 @@ class Packed:
     def evaluate(
         self, split: str, after_each: Callable[[], None], *, averaged: bool = False
     ) -> list[tuple[float | None, float | None]]:
-        """Mean loss and accuracy of each run on its ``validation`` or the ``test`` images; None without any."""
-        images = self._images_of(split)
+        """The mean loss and accuracy of each run on its ``validation`` or the ``test`` images; None without images."""
+        images = self._count_images(split)
         if not images:
             return [(None, None)] * self.count
         self._evaluated.zero_()
         self._number.zero_()
-        for size in _cut(images, batch_size(self.config)):
-            self._captured.run(f"evaluate {split} {size} {averaged}", self._evaluation, split, size, averaged)
+        for size in _batch_sizes(images, batch_size(self.config)):
+            self._captured.run(f"evaluate {split} {size} {averaged}", self._evaluate_batch, split, size, averaged)
             after_each()
         found = (self._evaluated / images)[: self.count].tolist()
         return [(loss, accuracy) for loss, accuracy in found]
 
     def predict(self) -> list[dict[str, Any]]:
-        """Of each run, arrays (N,) of every test image in order, as ``evaluation.predict`` gives them."""
-        parts, (centres, labels) = [], self._tested
+        """For each run, arrays (N,) over all test images in order, as from ``evaluation.predict``."""
+        parts, (centres, labels) = [], self._test_crops
         for some in centres.split(batch_size(self.config)):
-            images = self._plain(self._test, some)
+            images = self._crop_unaugmented(self._test, some)
             parts.append(torch.cat([self._logits(part, images, averaged=False) for part in self._parts]))
         probabilities = torch.cat(parts, 1).softmax(-1)
         predicted = probabilities.argmax(-1).int().cpu().numpy()
         probability = probabilities.gather(2, labels.expand(len(probabilities), -1)[..., None]).squeeze(2).cpu().numpy()
         true = labels.int().cpu().numpy()
         return [
-            {"prediction": predicted[place], "probability_of_label": probability[place], "label": true}
-            for place in range(self.count)
+            {"prediction": predicted[run_index], "probability_of_label": probability[run_index], "label": true}
+            for run_index in range(self.count)
         ]
 
-    def sums_of(self, place: int) -> Tensor:
-        """Of one run."""
-        return self.sums[place].cpu()
+    def sums_of(self, run_index: int) -> Tensor:
+        """The sums of one run, float64 (2, steps), on the CPU; see ``Engine.sums_of``."""
+        return self.sums[run_index].cpu()
 
     def means(self) -> list[tuple[float, float]]:
-        """Of each run."""
+        """The mean training loss and accuracy of each run over the epoch."""
         means = self.sums[: self.count].sum(2) / len(self._train[0])
         return [(loss, accuracy) for loss, accuracy in means.tolist()]
 
-    def bad(self) -> list[int]:
-        """Of each run, by its losses and weights."""
+    def nonfinite_codes(self) -> list[int]:
+        """A code for each run, 0 if its losses and weights are finite; see ``Engine.nonfinite_codes``."""
         losses = self.sums[: self.count, 0].isfinite().logical_not()
         by_loss = (self.steps + 1 - losses.int().argmax(1)) * losses.any(1)
         by_weights = self._weights.flat[: self.count].isfinite().all(1).logical_not()
         found: list[int] = torch.maximum(by_loss, by_weights.long()).tolist()
         return found
 
-    def save_to(self, place: int, state: Checkpoint) -> None:
-        """Put what one run has learnt into its checkpoint, as a learner of its own would."""
-        state.model = self._weights.of(place) | {
-            name: self._buffers[name][place].cpu().clone() for name in self._stored
+    def save_to(self, run_index: int, state: Checkpoint) -> None:
+        """Put the state of one run into its checkpoint, in the format of the eager engine."""
+        state.model = self._weights.of(run_index) | {
+            name: self._buffers[name][run_index].cpu().clone() for name in self._stored
         }
         names = list(self._network.state_dict())
         state.model = {name: state.model[name] for name in names}
-        state.optimizer = self._optimizer.state_of(place, self._trained(state))
+        state.optimizer = self._optimizer.state_of(run_index, self._steps_before(state))
         state.average = {}
         if self._averages:
-            averages = self._weights.of(place, self._averages["weights"])
-            averages |= {name: self._averages[name][place].cpu().clone() for name in self._stored}
+            averages = self._weights.of(run_index, self._averages["weights"])
+            averages |= {name: self._averages[name][run_index].cpu().clone() for name in self._stored}
             state.average = {f"module.{name}": averages[name] for name in names}
 
-    def _trained(self, state: Checkpoint) -> int:
-        """The steps that a checkpoint comes after."""
+    def _steps_before(self, state: Checkpoint) -> int:
+        """The number of training steps before a checkpoint."""
         return len(state.rows) * self.steps + state.step
 
-    def learner(self, place: int) -> Learner:
-        """The network of a run by itself, with its weights as they are now."""
-        learner = Learner(self._runs[place], self.device, World(), self.storage)
-        weights = self._weights.of(place) | {name: self._buffers[name][place] for name in self._stored}
+    def learner(self, run_index: int) -> Learner:
+        """A learner with a copy of one run's present weights."""
+        learner = Learner(self._runs[run_index], self.device, World(), self.storage)
+        weights = self._weights.of(run_index) | {name: self._buffers[name][run_index] for name in self._stored}
         learner.network.load_state_dict(weights)
         return learner
 
-    def more(self, place: int) -> dict[str, float]:
-        """Nothing."""
-        del place
+    def extra_metrics(self, run_index: int) -> dict[str, float]:
+        """No further metrics."""
+        del run_index
         return {}
 
-    def _take_up(self, place: int, state: Checkpoint) -> None:
-        self._optimizer.load(place, state.optimizer)
+    def _load_run(self, run_index: int, state: Checkpoint) -> None:
+        self._optimizer.load(run_index, state.optimizer)
         if self._averages:
             averages = {name.removeprefix("module."): value for name, value in state.average.items()}
-            self._weights.put(place, averages, self._averages["weights"])
+            self._weights.put(run_index, averages, self._averages["weights"])
             for name in self._stored:
-                self._averages[name][place] = averages[name].to(self.device)
+                self._averages[name][run_index] = averages[name].to(self.device)
 
     def _prepare(self, epoch: int, first: int) -> None:
-        """Fill the tables of an epoch: what each run sees in which order, and its rates.
+        """Fill the tensors of an epoch: the order and augmentation of each run's images, and its learning rates.
 
-        What is drawn for the next one is drawn meanwhile: for dozens of runs that takes a part of an epoch's time.
+        Those of the next epoch are drawn in a background thread: for dozens of runs drawing takes a part of an epoch.
         """
         drawn = self._drawn.pop(epoch, None)
         starts, labels, *mirrored = self._draw(epoch) if drawn is None else drawn.result()
@@ -264,7 +263,7 @@ class Packed:
         self._index.fill_(before + first)
 
     def _draw(self, epoch: int) -> list[Tensor]:
-        """The tables (R, N) of an epoch, on the CPU: places of crops, labels and, where any is mirrored, which."""
+        """Draw an epoch: int64 (R, N) on the CPU, crop positions, labels and, with ``flip``, 1 for mirrored images."""
         of_runs = []
         for config, images, labels in zip(self.configs, self._train, self._labels_of, strict=True):
             order = epoch_order(len(images), derive(seed_of(config, "order"), epoch))
@@ -273,15 +272,15 @@ class Packed:
         return [torch.stack(values) for values in zip(*of_runs, strict=True)]
 
     def _step(self, size: int) -> None:
-        """One update of every run, on the ``size`` images that come next."""
+        """Update every run once, on its next ``size`` images."""
         self._network.train()
         for part, leaves in zip(self._parts, self._leaves, strict=True):
-            self._step_of(part, leaves, size)
+            self._step_runs(part, leaves, size)
         self._number += 1
         self._index += 1
 
-    def _step_of(self, part: slice, leaves: dict[str, Tensor], size: int) -> None:
-        """The same of some of the runs."""
+    def _step_runs(self, part: slice, leaves: dict[str, Tensor], size: int) -> None:
+        """Update the runs of ``part`` once."""
         flat, losses, correct = self._gradients(part, leaves, size)
         with torch.no_grad():
             if self._clip is not None:
@@ -289,22 +288,22 @@ class Packed:
                 flat = flat * (self._clip[part] / (norms + 1e-6)).clamp(max=1.0)[:, None]
             rates = self._rates.index_select(0, self._number)[0]
             self._optimizer.update(part, flat, rates[part], self._index)
-            self._average(part)
+            self._update_average(part)
             row = torch.stack([losses.double() * size, correct.double()], 1)
             self.sums[part].index_copy_(2, self._number, row[..., None])
 
     def _gradients(self, part: slice, leaves: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of some runs on the next ``size`` images: gradients (R, P), mean losses (R,) and right answers (R,)."""
+        """Gradients (R, P), mean losses (R,) and correct predictions (R,) of some runs on the next ``size`` images."""
         which = self._number * self.config.batch_size + torch.arange(size, device=self.device)
         labels = self._labels[part].index_select(1, which)
-        logits = self._forward(leaves, self._buffers, self._augmented(part, which), part)
+        logits = self._forward(leaves, self._buffers, self._augment(part, which), part)
         losses = _cross_entropy(logits, labels, self._smoothing[part])
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
         flat = torch.cat([gradient.flatten(1) for gradient in gradients], 1)
         return flat, losses.detach(), (logits.argmax(-1) == labels).sum(1)
 
-    def _average(self, part: slice) -> None:
-        """As ``ema.Average``: the decay is small while the average is young."""
+    def _update_average(self, part: slice) -> None:
+        """Update the averaged weights of some runs, as ``ema.Average`` does."""
         if self.config.ema is None:
             return
         step = self._index.double()
@@ -318,16 +317,16 @@ class Packed:
                 average[part].copy_(now[part])
 
     @torch.no_grad()
-    def _evaluation(self, split: str, size: int, averaged: bool) -> None:
-        """Add the losses and right answers of the ``size`` images that come next."""
+    def _evaluate_batch(self, split: str, size: int, averaged: bool) -> None:
+        """Add the losses and correct predictions of the next ``size`` images to ``_evaluated``."""
         which = self._number * batch_size(self.config) + torch.arange(size, device=self.device)
         for part in self._parts:
             if split == "test":
-                starts, labels = self._tested
-                images, labels = self._plain(self._test, starts[which]), labels[which][None]
+                starts, labels = self._test_crops
+                images, labels = self._crop_unaugmented(self._test, starts[which]), labels[which][None]
             else:
                 starts, labels = (values[part].index_select(1, which) for values in self._validation)
-                images = self._plain(self._store, starts.flatten()).unflatten(0, starts.shape)
+                images = self._crop_unaugmented(self._store, starts.flatten()).unflatten(0, starts.shape)
             logits = self._logits(part, images, averaged=averaged)
             labels = labels.expand(len(logits), -1)
             losses = _cross_entropy(logits, labels, torch.zeros_like(self._smoothing[part]))
@@ -338,9 +337,9 @@ class Packed:
     def _forward(
         self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor], images: Tensor, part: slice
     ) -> Tensor:
-        """Logits (R, B, classes) in fp32 of some runs, by their weights and the buffers of all.
+        """The logits (R, B, classes), fp32, of the runs of ``part``: ``weights`` are theirs, ``buffers`` those of all.
 
-        Images are (R, B, ch, H, W), or (B, ch, H, W) where they are the same for all runs.
+        Images are (R, B, ch, H, W), or (B, ch, H, W) if all runs see the same.
         """
 
         def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -355,7 +354,7 @@ class Packed:
 
     @torch.no_grad()
     def _logits(self, part: slice, images: Tensor, *, averaged: bool) -> Tensor:
-        """In evaluation."""
+        """The logits (R, B, classes) of some runs in eval mode, by their weights or averaged weights."""
         self._network.eval()
         flat, buffers = self._weights.flat, self._buffers
         if averaged:
@@ -363,8 +362,8 @@ class Packed:
             buffers = {name: self._averages.get(name, buffer) for name, buffer in buffers.items()}
         return self._forward(self._weights.views(flat[part]), buffers, images, part)
 
-    def _augmented(self, part: slice, which: Tensor) -> Tensor:
-        """The training images of some runs at these places of the epoch, (R, B, ch, H, W)."""
+    def _augment(self, part: slice, which: Tensor) -> Tensor:
+        """The augmented training images of some runs at positions ``which`` of the epoch, (R, B, ch, H, W)."""
         starts = self._starts[part].index_select(1, which)
         mirrored = None if self._mirrored is None else self._mirrored[part].index_select(1, which).flatten()
         store = self._store
@@ -372,25 +371,25 @@ class Packed:
         return images.view(*starts.shape, *images.shape[1:])
 
     @staticmethod
-    def _plain(store: DeviceImages, starts: Tensor) -> Tensor:
-        """Images without augmentation, (B, ch, H, W), by the places of their crops."""
+    def _crop_unaugmented(store: DeviceImages, starts: Tensor) -> Tensor:
+        """The images, (B, ch, H, W), whose crops begin at ``starts``, not mirrored."""
         images: Tensor = store.finish(store.cropped(starts), None, None)
         return images
 
     @property
     def _store(self) -> DeviceImages:
-        """Where all training and validation images lie."""
+        """The images on the device, which hold those of training and validation of all runs."""
         return self._train[0]
 
-    def _images_of(self, split: str) -> int:
+    def _count_images(self, split: str) -> int:
         return len(self._test) if split == "test" else self._validation[0].shape[1]
 
-    def _of_each(self, setting: str) -> Tensor:
-        """A setting of the optimiser, of each run, (R,)."""
+    def _per_run(self, setting: str) -> Tensor:
+        """A setting of the optimiser for each run, (R,)."""
         return torch.tensor([getattr(config.optim, setting) for config in self.configs], device=self.device)
 
 
-class _Flat:
+class _FlatParameters:
     """The parameters of R networks as one tensor, ``flat`` (R, P)."""
 
     def __init__(self, networks: Sequence[Mapping[str, Tensor]], device: torch.device) -> None:
@@ -399,37 +398,37 @@ class _Flat:
         self.flat = torch.stack(rows).to(device)
 
     def leaves(self, part: slice) -> dict[str, Tensor]:
-        """The parameters of some runs by name, (R, ...) each, to be differentiated by."""
+        """The parameters of some runs by name, (R, ...) each, as autograd leaves that share memory with ``flat``."""
         return {name: view.detach().requires_grad_() for name, view in self.views(self.flat[part]).items()}
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """The parts of such a tensor by name."""
+        """Views of the parameters in a tensor laid out like ``flat``, by name."""
         parts = flat.split([shape.numel() for shape in self._shapes.values()], 1)
         return {name: part.unflatten(1, shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
-    def of(self, place: int, flat: Tensor | None = None) -> dict[str, Tensor]:
-        """A copy of what is one run's, by name, on the CPU."""
-        whole = (self.flat if flat is None else flat)[place, None].cpu()
+    def of(self, run_index: int, flat: Tensor | None = None) -> dict[str, Tensor]:
+        """A copy of one run's parameters, by name, on the CPU; from ``flat`` if given."""
+        whole = (self.flat if flat is None else flat)[run_index, None].cpu()
         return {name: part[0].clone() for name, part in self.views(whole).items()}
 
-    def put(self, place: int, values: Mapping[str, Tensor], flat: Tensor) -> None:
-        """Set what is one run's."""
+    def put(self, run_index: int, values: Mapping[str, Tensor], flat: Tensor) -> None:
+        """Set one run's parameters in ``flat``."""
         for name, part in self.views(flat).items():
-            part[place] = values[name].to(part.device)
+            part[run_index] = values[name].to(part.device)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
-    """The mean loss of each run, (R,): of logits (R, B, classes), labels (R, B), and label smoothing (R,)."""
+    """The mean loss of each run, (R,), from logits (R, B, classes), labels (R, B) and label smoothing (R,)."""
     log_p = logits.log_softmax(-1)
     of_label = F.nll_loss(log_p.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
     return (1 - smoothing) * of_label - smoothing * log_p.mean((1, 2))
 
 
-def _cut(images: int, size: int) -> list[int]:
-    """The sizes of the batches of so many images, the last of which may be smaller."""
+def _batch_sizes(images: int, size: int) -> list[int]:
+    """The sizes of the batches that so many images make; the last may be smaller."""
     return [min(size, images - first) for first in range(0, images, size)]
 
 
-def _on_device(images: Batches) -> DeviceImages:
+def _as_device_images(images: Batches) -> DeviceImages:
     assert isinstance(images, DeviceImages), "packs have their images on the device"
     return images

@@ -1,8 +1,8 @@
-"""Which runs train as one pack: a rule over their settings, which needs no torch.
+"""Decide from their settings, without torch, which runs can train as one pack.
 
-A pack is one program for all its runs. They may differ in every seed and in whatever the program reads from a table:
-learning rates and their course, weight decay, momentum, clipping and smoothing. Anything that changes a shape or an
-operation, they have in common.
+A pack is one program for all its runs. They may differ in every seed and in numbers that the program takes as inputs:
+learning rates and schedules, weight decay, momentum, clipping and smoothing. Every setting that changes a shape or an
+operation must be the same.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MAY_DIFFER = frozenset(
         *("probes", "probe_every", "runs_dir", "run_dir", "workers"),
     )
 )
-"""Settings that runs of one pack have each for itself; every other is the same for all."""
+"""The settings in which runs of one pack may differ; all others must be the same."""
 
 FOLDERS = ("imagenet", "image_folder")
-"""Data sets whose images are files, which are read one by one."""
+"""The data sets whose images are files, read one by one."""
 
 
 def why_alone(config: Config) -> str | None:
-    """The setting that keeps a run out of every pack, and why; None where nothing does."""
+    """Which setting keeps a run out of every pack, as a message; None if the run can be packed."""
     augment, optim = config.augment, config.optim
     reasons = {
         f"optim={optim.name}": not optim.trains_packs,
@@ -53,47 +53,50 @@ def why_alone(config: Config) -> str | None:
 
 
 def is_packed(config: Config, device_type: str) -> bool:
-    """Whether a run trains by the packed engine on such a device, be it alone there."""
+    """Whether a run uses the packed engine on this type of device, even if it is alone in its pack."""
     if config.engine == "eager" or why_alone(config) is not None:
         return False
     return config.engine == "packed" or device_type == "cuda"
 
 
 def program(run: Run) -> str:
-    """What the runs of a pack have in common, as text; a run that cannot be in one has its own."""
+    """A key that is equal for runs that can form a pack; a run that cannot be packed has a unique one."""
     if why_alone(run.config) is not None:
         return run.fingerprint
-    return json.dumps(_common(run), sort_keys=True)
+    return json.dumps(_shared_settings(run), sort_keys=True)
 
 
 def why_apart(one: Run, other: Run) -> str | None:
-    """What keeps two runs from being in one pack; None where nothing does."""
+    """Why two runs cannot be in one pack, as a message; None if they can."""
     for run in (one, other):
         if (alone := why_alone(run.config)) is not None:
             return alone
-    mine, theirs = _common(one), _common(other)
+    mine, theirs = _shared_settings(one), _shared_settings(other)
     return next((f"{key}={theirs.get(key)}, not {mine.get(key)}" for key in mine if mine[key] != theirs.get(key)), None)
 
 
-def _common(run: Run) -> dict[str, Any]:
+def _shared_settings(run: Run) -> dict[str, Any]:
     sizes = {f"architecture.{name}": value for name, value in dataclasses.asdict(run.architecture).items()}
     targets = [name for name in sizes if name.endswith("_target")]  # what was asked for, not what it is
     return {
-        **_flat(run.config, ""),
+        **_flatten(run.config, ""),
         **{name: value for name, value in sizes.items() if name not in targets},
         "optim.clip_norm": run.config.optim.clip_norm is not None,
     }
 
 
-def _flat(settings: Any, prefix: str) -> dict[str, Any]:
-    """The settings that are common, by dotted name; those that only led to others stand in those."""
+def _flatten(settings: Any, prefix: str) -> dict[str, Any]:
+    """The settings that runs of a pack must share, by dotted name.
+
+    Settings marked ``asked`` are left out: they only determine others, which are included.
+    """
     found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), f"{prefix}{field.name}"
         if field.metadata.get("asked") or name in MAY_DIFFER:
             continue
         if dataclasses.is_dataclass(value):
-            found |= _flat(value, f"{name}.")
+            found |= _flatten(value, f"{name}.")
         else:
             found[name] = value
     return found

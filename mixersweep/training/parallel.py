@@ -1,6 +1,6 @@
-"""Several processes that train one run, as torchrun starts them: each has a share of every batch.
+"""Data-parallel training of one run in several processes, as torchrun starts them: each has a part of every batch.
 
-One process is the usual case, in which nothing here communicates. Rank 0 writes; the others only compute.
+With one process, the usual case, nothing here communicates. Rank 0 writes; the others only compute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mixersweep.processor import of_torchrun
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)
-"""How long the others wait for one: rank 0 may be reading data."""
+"""How long processes wait for each other; rank 0 may be reading data."""
 
 
 class World:
@@ -42,7 +42,7 @@ class World:
             dist.init_process_group(backend, timeout=TIMEOUT)
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
@@ -57,38 +57,38 @@ class World:
             )
         return f"cuda:{self.local_rank}"
 
-    def share(self, value: Any = None) -> Any:
-        """What rank 0 says, in all processes."""
+    def broadcast(self, value: Any = None) -> Any:
+        """Broadcast rank 0's value to all processes."""
         if self.size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
-    def most(self, value: int) -> int:
-        """The largest of the values that the processes give; not negative."""
+    def max(self, value: int) -> int:
+        """The maximum of the processes' values, which must not be negative."""
         if self.size == 1:
             return value
         box = torch.tensor(value)
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return int(box)
 
-    def all(self, value: T) -> list[T]:
-        """What each of the processes says, in all of them, by rank."""
+    def gather(self, value: T) -> list[T]:
+        """Gather the values of all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
         box: list[Any] = [None] * self.size
         dist.all_gather_object(box, value)
         return box
 
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over the processes, in place."""
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the processes, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def trained_together(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network's forward pass, whose backward pass averages the gradients over the processes."""
+        """The network wrapped in DistributedDataParallel, which averages gradients; with one process, as it is."""
         if self.size == 1:
             return network
         together = nn.parallel.DistributedDataParallel(
@@ -98,6 +98,6 @@ class World:
         return together
 
     def close(self) -> None:
-        """Let go of the others."""
+        """Leave the process group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()

@@ -17,7 +17,10 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_precision(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """Set up this process for a precision, and return its loss scaler, which does nothing except for fp16."""
+    """Set up this process for a precision and return the loss scaler, which is enabled only for fp16.
+
+    Raises ``UserError`` for tf32 on a CPU.
+    """
     if precision == "tf32" and device.type != "cuda":
         raise UserError("precision=tf32: is a GPU's; on a CPU use fp32")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -25,7 +28,7 @@ def set_precision(precision: str, device: torch.device) -> torch.amp.GradScaler:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Where forward passes and losses are computed."""
+    """The context for forward passes and losses: autocast for bf16 and fp16, else a null context."""
     if precision not in DTYPES:
         return nullcontext()
     return torch.autocast(device.type, DTYPES[precision])

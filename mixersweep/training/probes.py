@@ -1,8 +1,8 @@
 """Probes: looking inside a network while it trains (``probes=[spectrum, ...]``), into ``probes.jsonl`` and W&B.
 
-What a probe finds is a function of the weights and of a few training images that the seeds choose: it draws no random
-number, changes no state, and is the same however often a run was stopped. It is of the network itself, not of the
-average of its weights, and of the first process alone.
+A probe is a function of the weights and of a few training images that the seeds choose: it draws no random number,
+changes no state, and gives the same values however often a run was stopped. It sees the network itself, not its
+averaged weights, and runs in the first process only.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from mixersweep.training.learner import Learner
 from mixersweep.training.precision import autocast
 
 IMAGES = 256
-"""That probes look at, at most: no more than a step computes at once, so that they fit where a step does."""
+"""The most images that a probe sees; it never takes more than a training step does, so that they fit in memory."""
 
 CHUNK = 1 << 14
-"""Features that are in float64 at once."""
+"""The number of features converted to float64 at once."""
 
 Values = Iterator[tuple[str, float | None]]
 
 
 def spectrum(learner: Learner, _images: Tensor, _labels: Tensor) -> Values:
-    """The largest singular value of each effective matrix; of a Mixer's, whose factors are small, the smallest too."""
+    """The largest singular value of each effective matrix; for Mixers, whose factors are small, also the smallest."""
     for name, layer in mixing_maps(learner.network).items():
         yield f"spectrum_largest/{name}", largest(layer)
         if isinstance(layer, PermutedKronecker):
@@ -44,7 +44,7 @@ def spectrum(learner: Learner, _images: Tensor, _labels: Tensor) -> Values:
 
 
 def sparsity(learner: Learner, _images: Tensor, _labels: Tensor) -> Values:
-    """Hoyer's index and |w|₁/(√n |w|₂) of the weights of each mixing map."""
+    """Hoyer's sparsity index and |w|₁/(√n |w|₂) of the n weights of each mixing map."""
     for name, layer in mixing_maps(learner.network).items():
         weight = layer.weight.detach()
         l1, l2 = weight.abs().sum(dtype=torch.float64), weight.square().sum(dtype=torch.float64).sqrt()
@@ -54,7 +54,7 @@ def sparsity(learner: Learner, _images: Tensor, _labels: Tensor) -> Values:
 
 
 def gradient_norm(learner: Learner, images: Tensor, labels: Tensor) -> Values:
-    """Of the cross-entropy in evaluation mode, by the weights of each mixing map, and by all parameters."""
+    """The norm of the gradient of the eval-mode cross-entropy: by all parameters, and by each mixing map's weights."""
     parameters = list(learner.network.parameters())
     with autocast(learner.config.precision, learner.device):
         loss = F.cross_entropy(learner.network(images), labels)
@@ -71,9 +71,9 @@ def gradient_norm(learner: Learner, images: Tensor, labels: Tensor) -> Values:
 
 
 def activation_rank(learner: Learner, images: Tensor, _labels: Tensor) -> Values:
-    """The effective rank (Roy & Vetterli 2007) of what each branch adds: exp of the entropy of its singular values.
+    """The effective rank (Roy & Vetterli 2007) of each residual branch's output: exp of the singular values' entropy.
 
-    Features are centred over the images, so it is at most their number less one.
+    The features are centred over the images, so it is at most the number of images minus one.
     """
     with Features(learner.network) as features, autocast(learner.config.precision, learner.device):
         found = features.of(images)
@@ -96,7 +96,7 @@ PROBES: dict[str, Callable[[Learner, Tensor, Tensor], Values]] = {
 
 
 class Probes:
-    """The probes of one run, in the process that writes; with none asked for it does nothing."""
+    """The probes of one run, in the first process; without any in ``probes`` it does nothing."""
 
     def __init__(self, directory: RunDirectory, images: Batches, epochs_done: int, world_size: int = 1) -> None:
         self.directory, self.config = directory, directory.run.config
@@ -107,7 +107,7 @@ class Probes:
         directory.restore_probes(epochs_done)
 
     def after(self, epoch: int, of: Callable[[], Learner]) -> None:
-        """Probe what ``of`` gives at the end of every ``probe_every``-th epoch, and of the last."""
+        """Run the probes after every ``probe_every``-th epoch and the last; ``of`` returns the learner to probe."""
         if not self.names or (epoch % self.config.probe_every and epoch != self.config.epochs):
             return
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a person sees of a training run, on stderr: a bar on a terminal, a line an epoch elsewhere."""
+"""Show the progress of training on stderr: a bar on a terminal, otherwise one line for each epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class TrainingProgress:
-    """Counts steps and tells of epochs; it never asks the device for a value."""
+    """A progress bar over steps, with the metrics of the last epoch; it never waits for the device."""
 
     def __init__(
         self, epochs: int, steps_per_epoch: int, first_epoch: int, first_step: int = 0, *, shown: bool = True
@@ -30,13 +30,13 @@ class TrainingProgress:
             self._bar.start()
 
     def step(self) -> None:
-        """One batch is trained."""
+        """Count one trained step."""
         self._done += 1
         if self._bar is not None:
             self._bar.advance(self._task)
 
     def epoch(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One epoch of so many runs is trained and evaluated."""
+        """Show the metrics of an epoch, given the rows of its runs."""
         if not rows:
             return
         text = f"epoch {rows[0]['epoch']}/{self._epochs}"
@@ -53,13 +53,13 @@ class TrainingProgress:
             print(f"{text}  {left:.0f} s left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Stop the bar and release the terminal."""
         if self._bar is not None:
             self._bar.stop()
 
 
 def _range(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """A number of one run, or from the lowest to the highest of several."""
+    """Format a metric of one run, or the range from lowest to highest over several."""
     values = [row[name] for row in rows]
     low, high = f"{min(values):.4f}", f"{max(values):.4f}"
     return low if len(values) == 1 else f"{low} to {high}"

@@ -1,4 +1,4 @@
-"""What a network is before the first step: the rank of what its head reads, and the connections that were drawn."""
+"""Measurements at initialization: the rank of the features that the head reads, and the number of connections drawn."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ from mixersweep.models.timm import start_from
 from mixersweep.runs import Run
 from mixersweep.seeds import derive, seed_of
 
-FEWEST, MOST = 256, 1024
-"""Training images that it is measured on: twice as many as there are features, within these bounds."""
+MIN_IMAGES, MAX_IMAGES = 256, 1024
+"""The bounds on the number of training images that the rank is measured on, which is twice that of the features."""
 
-AT_ONCE = 64
-"""Images in one forward pass."""
+BATCH_SIZE = 64
+"""The number of images in one forward pass."""
 
 
 def at_start(run: Run, images: Batches) -> dict[str, Any]:
-    """``connections_drawn`` and ``readout_rank`` of a record.
+    """Measure ``connections_drawn`` and ``readout_rank``, as the record has them, on the initial network.
 
-    They are of the network as the seeds draw it, whose weights may have moved since: it is built once more, on the CPU,
-    so that they are the same wherever and however often a run goes on.
+    The network is built anew from its seeds, on the CPU, so the values do not depend on where or how often the run was
+    resumed.
     """
     network = build(run.config, run.architecture)
     start_from(network, run.config.model)
-    choose_storage(network, "sparse", torch.device("cpu"), AT_ONCE)
+    choose_storage(network, "sparse", torch.device("cpu"), BATCH_SIZE)
     return {"connections_drawn": connections_drawn(network), "readout_rank": readout_rank(network, run, images)}
 
 
 def connections_drawn(network: nn.Module) -> float | None:
-    """The mean nonzeros of the masks, where there are masks; ``model.mask=bernoulli`` draws how many there are."""
+    """The mean number of nonzeros per mask, None if there are none; ``model.mask=bernoulli`` makes it random."""
     masks = [layer.connections for layer in mixing_maps(network).values() if isinstance(layer, SparseWeights)]
     return sum(masks) / len(masks) if masks else None
 
 
 def readout_rank(network: nn.Module, run: Run, images: Batches) -> int | None:
-    """The numerical rank of what the head reads of training images without augmentation, their mean taken away.
+    """The numerical rank of the head's centred inputs over training images without augmentation.
 
-    Singular values below float32's precision of the largest are none. It is at most one less than the images, and None
-    where there are none to train on.
+    Singular values below float32's precision, relative to the largest, do not count. The rank is less than the number
+    of images; None if there are no training images.
     """
-    wanted = max(FEWEST, 2 * (run.architecture.readout_dimension or 0))
-    size = min(MOST, wanted, len(images))
+    wanted = max(MIN_IMAGES, 2 * (run.architecture.readout_dimension or 0))
+    size = min(MAX_IMAGES, wanted, len(images))
     if not size:
         return None
     order = derive(seed_of(run.config, "order"), "readout")
     last = len(images) // size - 1  # the last whole batch: workers would read ahead of any other
     chosen, _ = next(iter(images.batches(size, order, None, first_step=last)))
-    read = torch.cat([_read_by_head(network, some) for some in chosen.cpu().split(AT_ONCE)]).double()
+    read = torch.cat([_collect_head_inputs(network, some) for some in chosen.cpu().split(BATCH_SIZE)]).double()
     values = torch.linalg.svdvals(read - read.mean(0))
     least = max(read.shape) * torch.finfo(torch.float32).eps
-    return int((values > least * values.max()).sum()) if _varies(read, values) else 0
+    return int((values > least * values.max()).sum()) if _has_variation(read, values) else 0
 
 
-def _varies(read: Tensor, values: Tensor) -> bool:
-    """Whether features differ between images by more than rounding does."""
+def _has_variation(read: Tensor, values: Tensor) -> bool:
+    """Whether the features differ between images by more than rounding errors."""
     return bool(values.max() > max(read.shape) * torch.finfo(torch.float32).eps * torch.linalg.vector_norm(read))
 
 
 @torch.no_grad()
-def _read_by_head(network: nn.Module, images: Tensor) -> Tensor:
-    """(B, features), of a network in evaluation mode."""
+def _collect_head_inputs(network: nn.Module, images: Tensor) -> Tensor:
+    """The features that the head reads in eval mode, (B, features)."""
     kept: list[Tensor] = []
 
     def keep(head: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A run taken up from wherever it stands, for the command and for Python alike; torch is imported when it trains."""
+"""Resume a run from wherever it stands, for the command line and for Python; torch is imported only to train."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Report = Callable[[str], None]
 
 
 def check(run: Run, report: Report) -> None:
-    """Tell what a reader of the accuracy of a run has to know; raises ``UserError`` for what cannot be trained."""
+    """Report warnings about a run's settings; raises ``UserError`` if it cannot be trained."""
     refuse(run.config)
     for warning in warnings(run.config, run.architecture):
         report(f"note: {warning}")
 
 
 def frozen(arguments: Sequence[str]) -> list[Path]:
-    """The run directories that ``run_dir=DIR ...`` names, each once; raises ``UserError`` for what stands beside."""
+    """The run directories of the arguments ``run_dir=DIR ...``, each once; raises ``UserError`` for other arguments."""
     for argument in arguments:
         if not argument.startswith("run_dir="):
             raise UserError(f"{argument}: run_dir= takes up a run as it was frozen; leave out everything else")
@@ -37,9 +37,9 @@ def frozen(arguments: Sequence[str]) -> list[Path]:
 
 
 def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | None:
-    """The record of a run that is completed, or the error of one that is never taken up again; None for all others.
+    """The path of a completed run's record, or the error of a run that is never resumed; None for all others.
 
-    What its mirror has not seen of it is sent there.
+    Rows that are not yet in its W&B mirror are sent there.
     """
     watch([directory.path], report)
     status, name = directory.status(), directory.run.name
@@ -56,7 +56,7 @@ def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | N
 
 
 def _elsewhere(directory: RunDirectory) -> str:
-    """Where the images were that a run saw, where they are said to be elsewhere now."""
+    """Note for the report that a run was trained on images in another folder than now set; empty if the same."""
     now, before = directory.run.config.data, RunDirectory.open(directory.path).run.config.data.root
     if now.root == before:
         return ""
@@ -65,13 +65,13 @@ def _elsewhere(directory: RunDirectory) -> str:
 
 
 def resume(directory: RunDirectory, signals: StopSignals, report: Report, world: World | None = None) -> Path:
-    """Train what is left of a run and return the path of its record; raises what ends it otherwise.
+    """Train the remaining epochs of a run and return the path of its record.
 
-    A ``RunStopped`` says how far it came.
+    Raises the errors of ``trainer.train``; ``RunStopped`` says how far it came.
     """
     report(summary(directory))
 
-    from mixersweep.training.loop import train
+    from mixersweep.training.trainer import train
 
     try:
         return train(directory, signals, report, world)
@@ -82,7 +82,7 @@ def resume(directory: RunDirectory, signals: StopSignals, report: Report, world:
 
 
 def summary(directory: RunDirectory) -> str:
-    """The network of a run and the place of its files, in two lines."""
+    """Two lines: the network of a run with its sizes, and the path of its directory."""
     run = directory.run
     a = run.architecture
     shape = f"tokens={a.tokens} channels={a.channels} " if a.tokens else ""

@@ -1,4 +1,4 @@
-"""The course of the learning rate: a function of the step alone, so that a resumed run needs no state of it."""
+"""The learning-rate schedule: a function of the step alone, so that a resumed run needs no state for it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from mixersweep.config.schema import AnyOptim
 
 
 def learning_rate(settings: AnyOptim, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The rate of step 0, 1, ... of ``epochs * steps_per_epoch``; groups multiply it by their ``lr_scale``.
+    """The learning rate of step 0, 1, ... of ``epochs * steps_per_epoch``; groups multiply it by their ``lr_scale``.
 
-    Over the warm-up it rises linearly from ``warmup_lr``, which stands one step before the first, to ``lr``, which its
-    last step has. Then:
+    During warm-up it rises linearly to ``lr`` at the last warm-up step; ``warmup_lr`` would be the rate one step before
+    the first. Then:
 
     - ``constant``: ``lr``.
     - ``cosine``: half a cosine over the steps after the warm-up, from ``lr`` to ``min_lr``, which would be the rate of
-      the step after the last (Loshchilov & Hutter 2017, eq 5, without restarts; torch's ``CosineAnnealingLR``, and
-      timm's with ``warmup_prefix``, a step at a time).
+      the step after the last (Loshchilov & Hutter 2017, 1608.03983, eq 5, without restarts; the same as torch's
+      ``CosineAnnealingLR``, or timm's with ``warmup_prefix``, updated every step).
     - ``step``: ``lr``, multiplied by ``milestone_factor`` after each of the ``milestones``, in epochs since the start.
     """
     warmup = round(settings.warmup_epochs * steps_per_epoch)

@@ -1,4 +1,4 @@
-"""A signal sets a flag, and the loop acts on it at the end of the step it is in."""
+"""Signals that stop a run: they set a flag, on which the training loop acts at the end of its step."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _EXIT_CODES = {
 
 
 class StopSignals:
-    """Takes over the signals that ask a run to stop; a second Ctrl-C does not wait for the step to end."""
+    """Handlers for the signals that ask a run to stop; a second Ctrl-C interrupts at once, within the step."""
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
 
     def install(self) -> StopSignals:
-        """Take over the handlers of this process (its main thread must call).
+        """Install the signal handlers of this process; must be called in its main thread.
 
-        A signal that was blocked until now, as launchers begin their runs, is acted on at the first ``check``.
+        Launchers start runs with these signals blocked; one that arrived meanwhile is acted on at the first ``check``.
         """
         for number in _EXIT_CODES:
             signal.signal(number, self._handle)
@@ -37,10 +37,10 @@ class StopSignals:
 
     @contextmanager
     def installed(self) -> Iterator[StopSignals]:
-        """Take over the handlers for as long as the context lasts, and give them back as they were.
+        """A context with the signal handlers installed, which restores the former ones at its end.
 
-        Another thread than the main one gets no signals: there this does nothing. A signal that came too late for what
-        was done within is raised at the end (``check``), so that it is not lost on what comes next.
+        Outside the main thread, which alone receives signals, it does nothing. A signal that arrived too late to be
+        acted on within the context is raised at its end (``check``), so that it is not lost.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -58,16 +58,16 @@ class StopSignals:
 
     @property
     def received(self) -> int | None:
-        """The number of the signal that asked to stop, None without one."""
+        """The number of the signal that asked to stop; None if there was none."""
         return None if self._received is None else int(self._received)
 
     def stop(self, number: int) -> None:
-        """Raise ``RunStopped`` as for this signal, which another process received."""
+        """Raise ``RunStopped`` for a signal that another process received."""
         self._received = signal.Signals(number)
         self.check()
 
     def check(self) -> None:
-        """Raise ``RunStopped``, with the exit code that says which kind of stop, where one was asked for."""
+        """Raise ``RunStopped``, with the exit code for the kind of stop, if a signal asked for one."""
         if self._received is not None:
             word = "interrupted" if _EXIT_CODES[self._received] == INTERRUPTED else "preempted"
             raise RunStopped(f"{word} by {self._received.name}", _EXIT_CODES[self._received])

@@ -1,6 +1,6 @@
-"""The steps of a run: on which images each trains, at which learning rate, and the seed of what is random in it.
+"""The steps of a run: the images of each, its learning rate, and the seed of its random choices.
 
-All of that is a function of the settings, the epoch and the number of the step, so training can go on from anywhere.
+All of that is a function of the settings, the epoch and the number of the step, so training can resume at any step.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from mixersweep.training.schedule import learning_rate
 
 @dataclass(frozen=True)
 class Step:
-    """Step ``number`` (from 0) of ``epoch`` (from 1), the ``index``-th of training.
+    """Step ``number`` (from 0) of ``epoch`` (from 1); ``index`` (from 0) is its number in all of training.
 
-    ``images`` and ``labels`` are the share of one of ``world_size`` processes in ``count`` images. ``augmentation`` is
-    the seed of what is random in the epoch.
+    ``images`` (B, ch, H, W) and ``labels`` (B,) are this process's part of the whole batch of ``count`` images.
+    ``augmentation`` is the seed of the epoch's random choices.
     """
 
     epoch: int
@@ -38,18 +38,18 @@ class Step:
     world_size: int = 1
 
     @property
-    def places(self) -> Tensor:
-        """Where the images stand among those of all processes, int64 (B,)."""
+    def positions(self) -> Tensor:
+        """The positions of the images in the whole batch, int64 (B,)."""
         return share_of(self.count, self.rank, self.world_size)
 
     @property
     def seed(self) -> int:
-        """Of what is random in this step."""
+        """The seed of this step's random choices."""
         return derive(self.augmentation, "step", self.number)
 
 
 class Steps:
-    """All steps of a run on one process; ``len`` is those of an epoch."""
+    """All steps of a run, for one process; ``len`` is the number in an epoch."""
 
     def __init__(self, config: Config, images: Batches, world: World) -> None:
         self._config, self._images, self._world = config, images, world
@@ -90,6 +90,6 @@ class Steps:
             )
 
     def between(self, first: tuple[int, int], last_epoch: int) -> Iterator[Step]:
-        """The steps from ``first``, an epoch and a number in it, to the end of ``last_epoch``."""
+        """The steps from ``first`` (an epoch and a step in it) to the end of ``last_epoch``."""
         for epoch in range(first[0], last_epoch + 1):
             yield from self.epoch(epoch, first[1] if epoch == first[0] else 0)

@@ -1,7 +1,7 @@
-"""How long training takes here: the one stopwatch of ``bench``, ``plan --measure`` and ``analyze cost``.
+"""Measure how long training takes on this machine, for ``bench``, ``plan --measure`` and ``analyze cost``.
 
-Steps are timed in the trainer itself, on the run's own data, in a run directory that is thrown away: the stopwatch sits
-where the trainer looks for signals, once a step.
+Steps are timed in the real training loop, on the run's own data, in a temporary run directory: the stopwatch replaces
+the check for signals, which the loop calls once a step.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ import torch
 
 from mixersweep.errors import PREEMPTED, RunStopped
 from mixersweep.runs import Run, RunDirectory
-from mixersweep.training.loop import train
 from mixersweep.training.signals import StopSignals
+from mixersweep.training.trainer import train
 
 ENOUGH_SECONDS, ENOUGH_STEPS = 3.0, 8
-"""A run is timed for at least so long and so many steps, after those that warm up."""
+"""A run is timed for at least so many seconds and so many steps, after ``WARM_UP`` steps."""
 
 WARM_UP = 2
 EVALUATION = 0.35
-"""The cost of an evaluated image over that of a trained one, where no whole epoch was timed."""
+"""The assumed cost of evaluating an image relative to training on it, used if no whole epoch was timed."""
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of an epoch, of the training in it, and from the start to the first step; from so many steps."""
+    """Measured seconds: of an epoch, of its training alone, and of the set-up; ``steps`` is how many were timed."""
 
     epoch: float
     training: float
@@ -44,7 +44,7 @@ class Timed:
 
 
 def time_training(run: Run) -> Timed:
-    """Train the first steps of a run, as long as it takes to time them; raises what training raises otherwise."""
+    """Time the first steps of a run by training them; raises the errors of ``trainer.train``, except ``RunStopped``."""
     tracking = dataclasses.replace(run.config.tracking, name="none")
     with tempfile.TemporaryDirectory(prefix="mixersweep-time-") as folder:
         config = dataclasses.replace(run.config, tracking=tracking, runs_dir=folder)
@@ -57,7 +57,7 @@ def time_training(run: Run) -> Timed:
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """The seconds of one call: those of the device where it is a GPU."""
+    """The seconds that one call takes, measured on the GPU itself if ``device`` is one."""
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -71,9 +71,9 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
 
 
 class _Stopwatch(StopSignals):
-    """Signals whose check notes the time, and asks the run to stop when there is enough.
+    """A stand-in for ``StopSignals`` whose check records the time, and stops the run after enough steps.
 
-    A GPU is waited for where counting begins and ends, and nowhere else.
+    It waits for the GPU only where timing begins and ends.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -82,7 +82,7 @@ class _Stopwatch(StopSignals):
         self._directory = directory
 
     def check(self) -> None:
-        """Called by the trainer after each step."""
+        """Record the time; the training loop calls this after each step."""
         if len(self.times) == WARM_UP:
             _wait()
         self.times.append(time.monotonic())
@@ -102,7 +102,7 @@ def _wait() -> None:
 
 
 def _timed(run: Run, rows: Sequence[dict[str, Any]], times: list[float], began: float) -> Timed:
-    """What was timed: whole epochs from the second on where there are such, else steps of the first."""
+    """Compute the result: from whole epochs after the first if there are any, else from steps of the first."""
     config = run.config
     trained = round(config.data.train_images * (1 - config.validation))
     evaluated = config.data.train_images - trained + config.data.test_images

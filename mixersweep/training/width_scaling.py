@@ -111,14 +111,14 @@ NORMS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def parameters(network: nn.Module) -> Iterator[tuple[nn.Parameter, bool, nn.Module]]:
-    """Every parameter, whether it is a weight (and decays) or a bias or of a norm, and the layer that it belongs to."""
+    """Yield every parameter, whether it is a weight that decays (not a bias, not a norm's), and its layer."""
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             yield parameter, name == "weight" and not isinstance(module, NORMS), module
 
 
 def scales(network: nn.Module, settings: WidthScaled) -> dict[nn.Parameter, float]:
-    """The factor of the learning rate of every parameter."""
+    """The factor by which ``optim.lr`` is multiplied, for every parameter."""
     maps = [module for module in network.modules() if isinstance(module, SparseMap)]
     roles: dict[nn.Module, Role] = {maps[0]: "first", maps[-1]: "head"}
     tied = tied_factors(network, sgd=isinstance(settings, SGD)) if settings.lr_scaling == "mup_tied" else {}
@@ -130,7 +130,7 @@ def scales(network: nn.Module, settings: WidthScaled) -> dict[nn.Parameter, floa
 
 
 def tied_factors(network: nn.Module, *, sgd: bool) -> dict[nn.Parameter, float]:
-    """What ``mup_tied`` multiplies the rate by, of each parameter that several blocks, tokens or channels share."""
+    """The factor of ``mup_tied`` over ``mup``, for each parameter that several blocks, tokens or channels share."""
     found: dict[nn.Parameter, float] = {}
 
     def shared(copies: int, likeness: float, *some: nn.Parameter | None) -> None:
@@ -144,7 +144,7 @@ def tied_factors(network: nn.Module, *, sgd: bool) -> dict[nn.Parameter, float]:
             shared(module.blocks, 1 / module.in_size if gathered else 1.0, module.weight)
             shared(module.blocks, 1.0, module.bias)
     norms = [module for module in network.modules() if isinstance(module, RowNorm)]
-    if norms:  # features are a table of tokens and channels: each token has the same norm, each channel the same W̃
+    if norms:  # features are a (tokens, channels) matrix: all tokens share a norm, all channels share W̃
         tokens = next(module.rows for module in network.modules() if isinstance(module, Mixing))
         for norm in norms:
             shared(tokens, 1.0, norm.weight, norm.bias)
@@ -156,12 +156,12 @@ def tied_factors(network: nn.Module, *, sgd: bool) -> dict[nn.Parameter, float]:
 
 
 def tied_factor(copies: int, likeness: float, *, sgd: bool) -> float:
-    """c/f or sqrt(c)/f, of c copies whose inputs have the mean cos² ``likeness``."""
+    """The factor c/f (SGD) or sqrt(c)/f (Adam) for c copies whose inputs have a mean cos² of ``likeness``."""
     return (copies if sgd else math.sqrt(copies)) / math.sqrt(1 + (copies - 1) * likeness)
 
 
 def _scale(settings: WidthScaled, role: Role, parameter: nn.Parameter, layer: nn.Module | None) -> float:
-    """Of a weight of ``layer``, or of a vector where that is None."""
+    """The factor of the learning rate of a weight of ``layer``, or of a bias or norm if ``layer`` is None."""
     n, sgd = settings.base_fan_in, isinstance(settings, SGD)
     rule = "mup" if settings.lr_scaling == "mup_tied" else settings.lr_scaling
     if rule == "none":

@@ -197,7 +197,7 @@ def test_without_a_batch_that_fits_it_says_what_else(commands: Commands, tmp_pat
 
 def imported_kilobytes() -> int:
     """The address space of a process that has done nothing yet but import."""
-    code = "import mixersweep.training.loop; print(open('/proc/self/status').read())"
+    code = "import mixersweep.training.trainer; print(open('/proc/self/status').read())"
     shown = subprocess.run([COMMAND[0], "-c", code], capture_output=True, text=True, check=True).stdout
     found = re.search(r"VmPeak:\s+(\d+) kB", shown)
     if found is None or resource.getrlimit(resource.RLIMIT_AS)[1] != resource.RLIM_INFINITY:

@@ -20,10 +20,11 @@ from mixersweep.models.mixer import MixerNetwork
 from mixersweep.models.parts import StructureSeed
 from mixersweep.models.timm import from_timm, settings_of, start_from
 from mixersweep.runs import RunDirectory, solve
-from mixersweep.training.loop import Training, train
+from mixersweep.training.loop import Training
 from mixersweep.training.member import Member
 from mixersweep.training.parallel import World
 from mixersweep.training.signals import StopSignals
+from mixersweep.training.trainer import train
 
 ODD = {"num_classes": 7, "img_size": 24, "patch_size": 8, "embed_dim": 20, "num_blocks": 2, "mlp_ratio": (0.5, 3.0)}
 WIDE = {"num_classes": 5, "img_size": 15, "patch_size": 3, "embed_dim": 13, "num_blocks": 3, "mlp_ratio": (0.4, 1.7)}

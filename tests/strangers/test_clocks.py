@@ -14,8 +14,8 @@ from mixersweep.runs import RunDirectory, Status, hold, read_status, set_status,
 from mixersweep.runs.state import State
 from mixersweep.runs.status import guard
 from mixersweep.sweeps import mend
-from mixersweep.training.loop import train
 from mixersweep.training.signals import StopSignals
+from mixersweep.training.trainer import train
 from tests.strangers.conftest import Command
 from tests.training.small import DIGITS, SIZES, directory
 

@@ -10,8 +10,8 @@ import torch
 from mixersweep.compose import config_of
 from mixersweep.errors import RunStopped
 from mixersweep.runs import RunDirectory, same_experiment_same_numbers, solve
-from mixersweep.training.loop import train
 from mixersweep.training.signals import StopSignals
+from mixersweep.training.trainer import train
 
 TIMES = ("time", "seconds", "images_per_second")
 DIGITS = ("data=digits", "epochs=2", "batch_size=300", "threads=1", "tracking=none", "device=cpu")

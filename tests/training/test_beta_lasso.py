@@ -15,9 +15,9 @@ from mixersweep.layers import SparseConv, SparseMap
 from mixersweep.models import build
 from mixersweep.runs import RunDirectory, same_experiment_same_numbers, solve
 from mixersweep.training.beta_lasso import BetaLassoSGD
-from mixersweep.training.loop import train
 from mixersweep.training.optimizer import make_optimizer, pruned
 from mixersweep.training.signals import StopSignals
+from mixersweep.training.trainer import train
 from tests.training.small import StopAfter
 
 # --- one step ----------------------------------------------------------------------------------------------------

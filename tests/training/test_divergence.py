@@ -10,7 +10,7 @@ from torch import nn
 from mixersweep.errors import RunDiverged
 from mixersweep.runs import RunDirectory
 from mixersweep.training.checkpoint import load_checkpoint
-from mixersweep.training.divergence import first_bad_layer
+from mixersweep.training.divergence import first_nonfinite_layer
 from tests.training.small import DIGITS, SIZES, StopAfter, directory, finished, stopped
 
 SMALL = (*DIGITS, *SIZES, "model=s_mixer", "epochs=4")
@@ -144,11 +144,11 @@ class Overflowing(nn.Module):
 
 def test_the_first_layer_is_found() -> None:
     network = nn.Sequential(nn.Linear(3, 3), Overflowing(), nn.Linear(3, 3))
-    assert first_bad_layer(network, lambda: network(torch.ones(1, 3)).sum()) == "the output of 1 is not finite"
+    assert first_nonfinite_layer(network, lambda: network(torch.ones(1, 3)).sum()) == "the output of 1 is not finite"
     fine = nn.Sequential(nn.Linear(3, 3))
-    assert first_bad_layer(fine, lambda: fine(torch.ones(1, 3)).sum()) is None
-    assert first_bad_layer(fine, lambda: fine(torch.ones(1, 3)).sum() / 0) == "the loss itself is not finite"
+    assert first_nonfinite_layer(fine, lambda: fine(torch.ones(1, 3)).sum()) is None
+    assert first_nonfinite_layer(fine, lambda: fine(torch.ones(1, 3)).sum() / 0) == "the loss itself is not finite"
     with torch.no_grad():
         fine[0].bias[1] = float("nan")
-    assert first_bad_layer(fine, lambda: torch.zeros(())) == "the parameter 0.bias is not finite"
+    assert first_nonfinite_layer(fine, lambda: torch.zeros(())) == "the parameter 0.bias is not finite"
     assert not fine[0]._forward_hooks

@@ -15,7 +15,7 @@ from mixersweep.data.erasing import Boxes
 from mixersweep.errors import UserError
 from mixersweep.runs import solve
 from mixersweep.training.learner import Learner
-from mixersweep.training.loop import LOOK_EVERY
+from mixersweep.training.loop import CHECK_EVERY
 from mixersweep.training.parallel import World
 from mixersweep.training.progress import TrainingProgress
 from mixersweep.training.steps import Step
@@ -132,6 +132,6 @@ def test_the_host_waits_for_the_device_once_in_a_while(
     steps = waits.step
     assert steps == 130
     waiting = {step for step in waits.found if 0 < step < steps}
-    assert waiting == {LOOK_EVERY, 2 * LOOK_EVERY}
+    assert waiting == {CHECK_EVERY, 2 * CHECK_EVERY}
     assert all(waits.found[step] <= 6 for step in waiting), waits.found
     assert waits.found[steps] > 0  # the epoch's end: the counter counts

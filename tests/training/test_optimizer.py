@@ -268,14 +268,14 @@ TIED = {  # the copies of what a tied Mixer shares, by name, and its factor unde
 }
 
 
-@pytest.mark.parametrize(("place", "optim"), [(0, "sgd"), (1, "adamw")])
+@pytest.mark.parametrize(("index", "optim"), [(0, "sgd"), (1, "adamw")])
 @pytest.mark.parametrize("model", TIED)
-def test_mup_tied_is_mup_with_a_factor_for_what_is_shared(model: str, place: int, optim: str) -> None:
+def test_mup_tied_is_mup_with_a_factor_for_what_is_shared(model: str, index: int, optim: str) -> None:
     more = {"mixer": ["expansion=2"], "pk": ["model.tied=false"]}.get(model, [])
     settings = [f"model={model}", *MIXER[1:3], *more, "depth=2", "patch_size=8", f"optim={optim}"]
     mup, tied = (scales(*settings, f"optim.lr_scaling={rule}") for rule in ("mup", "mup_tied"))
     for name, factors in TIED[model].items():
-        assert tied[name][0] / mup[name][0] == pytest.approx(factors[place]), name
+        assert tied[name][0] / mup[name][0] == pytest.approx(factors[index]), name
         assert tied[name][0] * tied[name][1] == pytest.approx(mup[name][0] * mup[name][1]), name
 
 

@@ -16,10 +16,10 @@ from mixersweep.families import FAMILIES
 from mixersweep.runs import RunDirectory, hold, read_status, solve
 from mixersweep.sweeps.mend import cancel
 from mixersweep.training import loop, packing
-from mixersweep.training.loop import train, train_pack
 from mixersweep.training.packed import Packed
 from mixersweep.training.packing import MAY_DIFFER, why_alone, why_apart
 from mixersweep.training.signals import StopSignals
+from mixersweep.training.trainer import train, train_pack
 from tests.training.small import DIGITS, SIZES, Killed, StopAfter, assert_identical, content, directory, rows
 
 PACKED = [*DIGITS, "engine=packed"]
@@ -209,7 +209,7 @@ def test_one_is_cancelled_and_leaves_at_the_next_epoch(tmp_path: Path) -> None:
 
 def test_what_is_held_or_cancelled_before_is_left_alone(tmp_path: Path) -> None:
     pack = made(tmp_path, "s_mixer")
-    cancel([pack[2].path])
+    assert [done for done, _ in cancel([pack[2].path])] == [True]
     with hold(pack[0].path):
         errors = trained(pack)
     assert [type(error) for error in errors] == [RunHeld, type(None), RunCancelled]
@@ -247,14 +247,14 @@ def test_runs_that_no_pack_computes_train_one_after_another(tmp_path: Path) -> N
 def test_a_full_disk_ends_one_run_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, pack = made(tmp_path / "whole", "s_mixer"), made(tmp_path / "pack", "s_mixer")
     trained(whole)
-    save = loop.Training._save_one
+    save = loop.Training._save_run
 
     def full(training: loop.Training, member: loop.Member) -> None:
         if member.directory is pack[0]:
             raise OSError(28, "No space left on device")
         save(training, member)
 
-    monkeypatch.setattr(loop.Training, "_save_one", full)
+    monkeypatch.setattr(loop.Training, "_save_run", full)
     errors = trained(pack)
     assert "make room" in str(errors[0])
     assert errors[1:] == [None, None]
@@ -277,7 +277,7 @@ def test_probes_see_each_run_as_it_is_alone(tmp_path: Path) -> None:
 
 
 def test_rows_are_told_only_when_they_are_in_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "SAVING", 0.0)  # as if writing took longer than training
+    monkeypatch.setattr(loop, "SAVING_FRACTION", 0.0)  # as if writing took longer than training
     pack = made(tmp_path, "s_mixer", "epochs=4")
     with pytest.raises(Killed):
         trained(pack, StopAfter(23, killed=True))
@@ -313,7 +313,7 @@ def test_every_setting_is_on_one_side() -> None:
     known = dict(leaves(Config))
     assert set(known) >= MAY_DIFFER, MAY_DIFFER - set(known)
     run = solve(config_of(["model=sw_mlp", "data=digits"]))
-    common = packing._common(run)
+    common = packing._shared_settings(run)
     for name, field in known.items():
         if name.startswith(("model.", "optim.")) and name not in {
             f"model.{f.name}" for f in dataclasses.fields(run.config.model)
@@ -400,7 +400,7 @@ def test_a_checkpoint_that_cannot_be_read_ends_its_run_alone(tmp_path: Path) -> 
 
 
 def test_rows_of_a_run_that_diverges_late_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "SAVING", 0.0)  # no checkpoint after the first epoch
+    monkeypatch.setattr(loop, "SAVING_FRACTION", 0.0)  # no checkpoint after the first epoch
     pack = made(tmp_path, "s_mixer", "epochs=4")
     poison = Packed.epoch
 

@@ -9,11 +9,11 @@ import torch
 from mixersweep.data.splits import open_splits, share_splits
 from mixersweep.runs import Run, RunDirectory
 from mixersweep.training.learner import Learner
-from mixersweep.training.loop import train, train_pack
 from mixersweep.training.packed import Packed
 from mixersweep.training.parallel import World
 from mixersweep.training.signals import StopSignals
 from mixersweep.training.steps import Steps
+from mixersweep.training.trainer import train, train_pack
 from tests.gpu import no_waiting
 from tests.training.small import StopAfter, assert_identical, directory, stopped
 from tests.training.test_packs import FEATURES, SETTINGS

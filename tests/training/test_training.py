@@ -24,12 +24,12 @@ from mixersweep.training.environment import (
     set_up_torch,
 )
 from mixersweep.training.evaluation import Sums
-from mixersweep.training.loop import train
 from mixersweep.training.optimizer import make_optimizer
 from mixersweep.training.parallel import World
 from mixersweep.training.progress import TrainingProgress
 from mixersweep.training.schedule import learning_rate
 from mixersweep.training.signals import StopSignals
+from mixersweep.training.trainer import train
 from tests.training.small import StopAfter, assert_identical, finished
 
 SMALL = ["connections=1000", "depth=1", "epochs=3", "batch_size=600", "threads=1", "tracking=none"]
@@ -153,7 +153,7 @@ def test_sums_are_exact_over_an_uneven_last_batch() -> None:
     for batch, part in enumerate((slice(0, 5), slice(5, 7))):
         sums.add(batch, torch.nn.functional.cross_entropy(logits[part], labels[part]), logits[part], labels[part])
     loss, accuracy = sums.means(7, World())
-    assert sums.first_bad() is None
+    assert sums.first_nonfinite() is None
     assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-6)
     assert accuracy == float((logits.argmax(1) == labels).double().mean())
 

@@ -1,8 +1,8 @@
 """Launchers: where the runs of a sweep are executed, chosen by ``hydra/launcher=``.
 
-A launcher is given run directories and executes ``python -m mixersweep train run_dir=DIR`` for each, in a process of
-its own whose output it appends to ``DIR/log.txt``. It knows nothing else: what a run is stands in its directory, and
-so does what became of it.
+A launcher is given run directories and executes ``python -m mixersweep train run_dir=DIR`` for each in a separate
+process, whose output it appends to ``DIR/log.txt``. It needs to know nothing else: a run's directory holds both its
+settings and its results.
 """
 
 from __future__ import annotations
@@ -15,39 +15,42 @@ from typing import Any, Protocol
 from mixersweep.errors import UserError
 
 LOG = "log.txt"
-"""In a run directory: all that its processes said."""
+"""The file in a run directory that collects the output of all processes that trained the run."""
 
 GIVEN_GPU = "MIXERSWEEP_GPU"
-"""In the environment of a run for which somebody asked for a GPU, so that it does not train without one unnoticed."""
+"""The environment variable that marks a run for which a GPU was requested, so that it does not silently use a CPU."""
 
 LAUNCHERS = {name: f"mixersweep.sweeps.launchers.{name}" for name in ("local", "slurm", "ray")}
-"""Modules with a ``launcher(settings, folder)``, imported when they are chosen."""
+"""The module of each launcher; it defines ``launcher(settings, folder)`` and is imported when it is chosen."""
 
 
 class StopRequest(Protocol):
-    """Whether a signal has asked this process to stop (``training.signals.StopSignals``)."""
+    """Tells whether a signal has asked this process to stop (as ``training.signals.StopSignals`` does)."""
 
     def check(self) -> None:
-        """Raise ``RunStopped`` where it has; a second Ctrl-C raises ``KeyboardInterrupt`` at once."""
+        """Raise ``RunStopped`` if a signal has arrived; a second Ctrl-C raises ``KeyboardInterrupt`` at once."""
 
 
 class Launcher(Protocol):
-    """Executes runs. The state of each is ``queued`` when it is handed over."""
+    """Executes runs, each of which is in the state ``queued`` when it is handed over."""
 
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
-        """Execute the run directories in this order, and wait for those that ``queued`` found last as for them.
+        """Execute the run directories in this order, and also wait for the runs that ``queued`` last returned.
 
-        ``report`` takes a line when one ends. Returns True when all have ended, however they ended, and False when they
-        are queued and go on by themselves. When ``stop`` raises, asks the runs to stop in good order, waits for them,
-        and raises the same; those of a scheduler's queue go on.
+        ``report`` is called with one line whenever a run ends. Returns True when all runs have ended, successfully or
+        not, and False when a scheduler continues them without this process. When ``stop`` raises, the launcher asks the
+        runs to stop, waits for them and raises the same exception; runs in a scheduler's queue continue.
         """
 
     def queued(self, jobs: Sequence[Path]) -> Collection[Path]:
-        """Those of the runs that stand in the queue of a scheduler, handed over by an earlier command."""
+        """Return those of the runs that an earlier command put in a scheduler's queue and that are still there."""
 
 
 def make(values: Mapping[str, Any], folder: Path) -> Launcher:
-    """The launcher that the settings under ``hydra.launcher`` mean; ``folder`` is for what is of no single run."""
+    """Build the launcher from the settings under ``hydra.launcher``.
+
+    ``folder`` is the sweep's, for files that belong to no single run. Raises ``UserError`` for an unknown launcher.
+    """
     name = values.get("name")
     if name not in LAUNCHERS:
         raise UserError(

@@ -1,8 +1,8 @@
-"""Several runs at once on this machine: each with its share of the cores, or packs of them on the visible GPUs.
+"""Train several runs at once on this machine: each on its share of the cores, or in packs on the visible GPUs.
 
-A supervisor (``supervisor``) starts the runs and outlives none of them: it sits in a session of its own, so that the
-terminal's Ctrl-C reaches the launching process alone, which passes it on once. Where the launching process dies, the
-supervisor asks the runs to stop; where the supervisor dies, the system does.
+A supervisor process (``supervisor``) starts the runs. It has its own session, so that the terminal's Ctrl-C reaches
+only the launching process, which passes it on once. If the launching process dies, the supervisor asks the runs to
+stop; if the supervisor dies, the operating system sends them SIGTERM.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import Pack, packs, summary
 
 MEMORY_OF_A_RUN = 1.5e9
-"""Bytes that a run is taken to need when the number at once is chosen: torch alone takes a third of it."""
+"""Bytes assumed per run when the number of concurrent runs is chosen; torch alone takes a third of them."""
 
 LOOK_EVERY = 0.25
-"""Seconds between two looks for a signal."""
+"""Seconds between two checks for a signal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings:
-    """``hydra.launcher`` of ``hydra/launcher=local``; what they mean stands in its YAML."""
+    """The settings of ``hydra/launcher=local``; its YAML file explains each."""
 
     name: Literal["local"]
     jobs: Count | Auto
@@ -58,35 +58,35 @@ class LocalSettings:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one pack of runs at a time: its cores, and what its environment says of GPUs."""
+    """The resources for one pack of runs at a time: its CPU cores, and environment variables that select its GPU."""
 
     cores: tuple[int, ...]
     environment: dict[str, str]
 
     def plus(self, environment: Mapping[str, str]) -> Slot:
-        """The same place, whose environment says more."""
+        """Return this slot with more environment variables."""
         return Slot(self.cores, {**self.environment, **environment})
 
 
 def launcher(values: Mapping[str, Any], folder: Path) -> Local:
-    """The launcher of these settings; raises ``UserError`` for those that cannot be."""
+    """Build the local launcher; raises ``UserError`` for invalid settings."""
     del folder
     return Local(config.settings(LocalSettings, values, "hydra.launcher."))
 
 
 class Local:
-    """``hydra/launcher=local``."""
+    """The launcher that runs everything on this machine (``hydra/launcher=local``)."""
 
     def __init__(self, settings: LocalSettings) -> None:
         self._settings = settings
 
     def queued(self, jobs: Sequence[Path]) -> Collection[Path]:
-        """None: the queue of this launcher is gone with its process, which ``queue`` sees by itself."""
+        """Return no runs: the queue of this launcher ends with its process, which ``sweeps.queue`` detects."""
         del jobs
         return ()
 
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
-        """Execute the runs, as many at once as there are slots."""
+        """Execute the runs, as many packs at once as there are slots."""
         slots = _slots(self._settings, jobs)
         on_gpu, sharing = bool(slots[0].environment), self._settings.runs_per_gpu
         made = packs(jobs, self._settings.pack, on_gpu=on_gpu, places=len(slots), sharing=sharing)
@@ -120,7 +120,7 @@ class Local:
 
 
 class Supervisor:
-    """The process that starts runs and waits for them, as the launching process sees it."""
+    """The launching process's handle on the supervisor process, which starts runs and waits for them."""
 
     def __init__(self, warm: bool) -> None:
         command = [sys.executable, "-m", "mixersweep.sweeps.launchers.supervisor", *(["--warm"] if warm else [])]
@@ -128,7 +128,7 @@ class Supervisor:
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},  # files here are no modules of anybody's
+            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},  # never import from the working directory
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -142,10 +142,10 @@ class Supervisor:
     def execute(
         self, waiting: deque[Pack], slots: Sequence[Slot], stop: StopRequest, ended: Callable[[Pack, int | None], None]
     ) -> None:
-        """Take packs from ``waiting`` into free slots until none is left, or until the supervisor was killed.
+        """Start packs from ``waiting`` in free slots until none is left, or until the supervisor is killed.
 
-        ``ended`` is told each pack that ends and its exit code, None where nobody knows it. When ``stop`` raises, the
-        runs are asked to stop, waited for, and the same is raised.
+        ``ended`` is called with each pack that ends and its exit code, None where that is unknown. When ``stop``
+        raises, the runs are asked to stop and waited for, and the same exception is raised.
         """
         free, stopped = list(reversed(slots)), None
         while self._running or (waiting and stopped is None and not self._is_gone):
@@ -164,11 +164,11 @@ class Supervisor:
             raise stopped
 
     def seconds(self, pack: Pack) -> float:
-        """Since a pack began."""
+        """Return the seconds since a pack began."""
         return time.monotonic() - self._began.get(pack, time.monotonic())
 
     def end(self) -> None:
-        """Leave no process behind: runs that still go on are killed."""
+        """End the supervisor and kill the runs that are still going."""
         self._tell({"signal": signal.SIGKILL})
         with contextlib.suppress(OSError):
             self._input.close()  # which tells it to end
@@ -195,7 +195,7 @@ class Supervisor:
             self._input.flush()
 
     def _ended(self) -> list[tuple[Pack, int | None]]:
-        """The packs that ended within the next moment."""
+        """Wait up to ``LOOK_EVERY`` seconds and return the packs that ended, each with its exit code."""
         ended: list[tuple[Pack, int | None]] = []
         for message in self._messages():
             pack = tuple(map(Path, message["pack"]))
@@ -203,7 +203,7 @@ class Supervisor:
                 self._pids[pack], self._began[pack] = message["pid"], time.monotonic()
             else:
                 ended.append((pack, message["code"]))
-        if self._is_gone:  # and the system has asked its runs to stop
+        if self._is_gone:  # so the operating system has asked its runs to stop
             for pack in set(self._running) - {pack for pack, _ in ended}:
                 with contextlib.suppress(KeyError, psutil.Error):
                     psutil.Process(self._pids[pack]).wait()
@@ -222,12 +222,12 @@ class Supervisor:
 
 
 def _slots(settings: LocalSettings, jobs: Sequence[Path]) -> list[Slot]:
-    """The places for runs; where and how they are executed is the same for all of a sweep."""
+    """Return the slots for these runs; the first run's device and threads stand for those of the whole sweep."""
     return slots(settings, RunDirectory.open(jobs[0]).run.config, len(jobs))
 
 
 def slots(settings: LocalSettings, run: config.Config, jobs: int) -> list[Slot]:
-    """The places that this machine has for so many runs, which are executed as this one."""
+    """Divide this machine's cores and GPUs into slots for ``jobs`` runs with the device and threads of ``run``."""
     cores = processor.cores()
     threads = run.threads if isinstance(run.threads, int) else 1
     gpus = _gpus(settings.gpus, run.device)
@@ -247,7 +247,7 @@ def slots(settings: LocalSettings, run: config.Config, jobs: int) -> list[Slot]:
 
 
 def _gpus(asked: int | str, device: str) -> list[str]:
-    """What ``CUDA_VISIBLE_DEVICES`` calls the GPUs to use; raises ``UserError`` where there are too few."""
+    """Return the GPUs to use, as ``CUDA_VISIBLE_DEVICES`` names them; raises ``UserError`` if there are too few."""
     if device == "cpu" or asked == 0:
         return []
     if device.startswith("cuda:"):
@@ -266,18 +266,18 @@ def _gpus(asked: int | str, device: str) -> list[str]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that ``CUDA_VISIBLE_DEVICES`` names, as CUDA reads it: up to the first that is none (NoDevFiles, -1)."""
+    """Return the GPUs in ``CUDA_VISIBLE_DEVICES``; like CUDA, stop at the first invalid entry (NoDevFiles, -1)."""
     named = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return list(itertools.takewhile(re.compile(r"\d+$|(GPU|MIG)-[\w/-]+$").match, named))
 
 
 def gives_gpu(device: str, gpus: int | str) -> bool:
-    """Whether a run that asks for a device will be on a GPU of this machine, as far as can be known without torch."""
+    """Whether a run with this ``device`` will use a GPU of this machine, as far as is known without importing torch."""
     return device.startswith("cuda") or bool(_gpus(gpus, device))
 
 
 def _all_gpus() -> list[str]:
-    """The GPUs that the driver lists; torch, which would know too, takes seconds to import."""
+    """Return the indices of the GPUs that ``nvidia-smi`` lists; asking torch would take seconds to import it."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -297,5 +297,5 @@ def _told(slots: list[Slot], made: Sequence[Pack]) -> str:
 
 
 def _end(code: int) -> str:
-    """How a process ended, in words."""
+    """Describe in words how a process with this exit code ended."""
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

@@ -1,7 +1,8 @@
-"""NVIDIA's Multi-Process Service for runs that share a GPU as processes: without it, they take turns on the card.
+"""NVIDIA's Multi-Process Service (MPS), with which processes that share a GPU run concurrently instead of in turns.
 
-The daemon is a private one, with its pipes and logs in a temporary directory, which needs no rights and disturbs nobody
-else's. It ends with what started it, be that killed: a process of its own (``python -m`` this module) waits for that.
+The MPS daemon is private: its pipes and logs are in a temporary directory, so that it needs no special rights and
+disturbs no other daemon. A helper process (``python -m`` this module) ends it when the process that started it ends,
+even if that is killed.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 
 DEFAULT_PIPES = Path("/tmp/nvidia-mps")
-"""Where a daemon has its pipes that was told nothing."""
+"""Where a daemon has its pipes by default."""
 
 PATIENCE = 60.0
-"""Seconds for the daemon to begin, or to end."""
+"""Seconds allowed for the daemon to start, and again for it to end."""
 
 
 @contextmanager
 def daemon(
     places: Sequence[Mapping[str, str]], report: Callable[[str], None], *, wanted: bool = True
 ) -> Iterator[dict[str, str]]:
-    """A daemon of their own for runs with these environments; yields what their environments have to say of it.
+    """Start a private MPS daemon for the slots with these environments; yields the variables that runs need to use it.
 
-    Nothing, and no daemon, where no two share a GPU, where there is none to be had or one already, and where it does
-    not begin: then the runs share the card without. Inside, runs have to end before the daemon does.
+    Yields no variables, and starts no daemon, if no two slots share a GPU, if MPS is not installed or a daemon is
+    running already, or if the daemon fails to start: the runs then share the GPU without MPS. The runs have to end
+    before the block does.
     """
     tool = shutil.which(CONTROL)
     gpus = [place["CUDA_VISIBLE_DEVICES"] for place in places if "CUDA_VISIBLE_DEVICES" in place]
@@ -44,7 +46,7 @@ def daemon(
     own = {PIPES: str(folder / "pipes"), LOGS: str(folder / "logs")}
     for path in own.values():
         Path(path).mkdir()
-    # Names of GPUs in the runs' environments are those of this process, so the daemon has to know all of them.
+    # The runs name GPUs by the numbers that this process sees, so the daemon has to see all of them.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"} | own
     if (failure := _call([tool, "-d"], environment, folder / "said")) is not None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -56,7 +58,7 @@ def daemon(
     known = filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")])
     environment["PYTHONPATH"] = os.pathsep.join(known)
     pipe = subprocess.PIPE
-    # In a session of its own, Ctrl-C does not reach it.
+    # A new session keeps Ctrl-C away from it.
     with subprocess.Popen(
         command, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=True
     ) as ender:
@@ -69,7 +71,7 @@ def daemon(
 
 
 def _end(tool: str, folder: Path) -> None:
-    """Wait until who started this process closes its input, by ending if by nothing else, and end the daemon."""
+    """Wait until the parent process closes stdin (at the latest by ending), then end the daemon."""
     sys.stdin.read()
     if (failure := _call([tool], os.environ, folder / "said", told="quit\n")) is not None:
         print(f"the MPS daemon in {folder} may be left: {CONTROL} {failure}")
@@ -77,14 +79,14 @@ def _end(tool: str, folder: Path) -> None:
 
 
 def _runs_already() -> bool:
-    """Whether the environment names a daemon, or one has its pipes where all look for them."""
+    """Whether the environment names an MPS daemon, or one has its pipes in the default directory."""
     return PIPES in os.environ or (DEFAULT_PIPES / "control").exists()
 
 
 def _call(command: Sequence[str], environment: Mapping[str, str], said: Path, told: str = "") -> str | None:
-    """What went wrong with a command, None where nothing did.
+    """Run a command with ``told`` as its input, and return what went wrong, or None if it succeeded.
 
-    What it says goes to a file, since a daemon keeps a pipe open; in a session of its own, Ctrl-C does not reach it.
+    Its output goes to the file ``said``, since a daemon would keep a pipe open; a new session keeps Ctrl-C away.
     """
     try:
         with said.open("w") as file, tempfile.TemporaryFile("w+") as asked:

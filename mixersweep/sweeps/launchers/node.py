@@ -1,6 +1,6 @@
-"""What a process that a scheduler started on some machine does there: execute runs beside each other, and stop them.
+"""Execute runs side by side on a machine that a scheduler chose, and stop them when it asks for that.
 
-Shared by the launchers whose scheduler decides where and when (``slurm_job``, ``ray``).
+``slurm_job`` and ``ray`` share this module.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mixersweep.sweeps.launchers.local import Slot, Supervisor
 from mixersweep.sweeps.packs import Pack
 
 STOPPED = (-10, -12, -15)
-"""Codes of processes that USR1, USR2 or TERM ended before they could handle it."""
+"""Exit codes of processes that SIGUSR1, SIGUSR2 or SIGTERM ended before they had installed a handler."""
 
 
 def execute(made: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest) -> dict[Path, int | None]:
-    """Execute packs of runs, each in its slot and all at once; returns for each run the exit code of its process.
+    """Execute packs of runs, as many at once as there are slots; returns the exit code of each run's process.
 
-    When ``stop`` raises, asks the runs to stop, waits for them, and raises the same.
+    A code is None if unknown. When ``stop`` raises, asks the runs to stop, waits for them, and raises the same.
     """
     codes: dict[Path, int | None] = {}
     supervisor = Supervisor(warm=len(made) > 1)
@@ -34,15 +34,15 @@ def execute(made: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest) -> d
 
 
 def is_to_go_on(code: int | None) -> bool:
-    """Whether a run that ended with this code was only stopped, or held by another process."""
+    """Whether a run with this exit code was only stopped, or held by another process, and so has to be continued."""
     return code in (HELD, PREEMPTED, *STOPPED)
 
 
 def slots(count: int, cpus: int | None, gpus: Sequence[str], first: int = 0) -> list[Slot]:
-    """Places for ``count`` runs that share ``cpus`` cores (None: all that are left to this process) and some GPUs.
+    """Divide ``cpus`` cores (None: all that this process may use) and the GPUs into ``count`` slots.
 
-    Where the scheduler does not bind a job to its cores, it takes those from the ``first`` times ``cpus``-th on, so
-    that neighbours, which count on, take others.
+    If the scheduler does not bind a job to its cores, job number ``first`` takes those from number ``first * cpus`` on,
+    so that jobs with other numbers on the same machine take other cores.
     """
     cores = processor.cores()
     if cpus is not None and cpus < len(cores):

@@ -1,8 +1,8 @@
-"""``hydra/launcher=ray``: runs as tasks of a Ray cluster, or of a Ray of their own on this machine.
+"""Train runs as tasks of a Ray cluster, or of a Ray instance started on this machine (``hydra/launcher=ray``).
 
-A task asks for cores and GPUs, or fractions of one, and executes its run in a process of its own. When the command is
-asked to stop it cancels the tasks; each then asks its run to stop and waits for it. Where a worker of Ray's is killed,
-as all are when the command is, the supervisor of its run asks that to stop.
+A task requests cores and GPUs, or a fraction of one, and executes its pack of runs in a separate process. When the
+command is asked to stop, it cancels the tasks; each then asks its runs to stop and waits for them. If a Ray worker is
+killed (all are when the command is), the supervisor of its runs asks them to stop.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import Pack, packs, summary
 
 LOOK_EVERY = 0.25
-"""Seconds between two looks for a signal."""
+"""Seconds between two checks for a signal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RaySettings:
-    """``hydra.launcher`` of ``hydra/launcher=ray``; what they mean stands in its YAML."""
+    """The settings of ``hydra/launcher=ray``; its YAML file explains each."""
 
     name: Literal["ray"]
     address: str | None
@@ -45,7 +45,7 @@ class RaySettings:
 
 
 def launcher(values: Mapping[str, Any], folder: Path) -> Ray:
-    """The launcher of these settings; raises ``UserError`` for those that cannot be."""
+    """Build the Ray launcher; raises ``UserError`` for invalid settings."""
     del folder
     settings = config.settings(RaySettings, values, "hydra.launcher.")
     for name in ("cpus_per_run", "gpus_per_run"):
@@ -56,18 +56,18 @@ def launcher(values: Mapping[str, Any], folder: Path) -> Ray:
 
 
 class Ray:
-    """``hydra/launcher=ray``."""
+    """The launcher that hands runs to Ray (``hydra/launcher=ray``)."""
 
     def __init__(self, settings: RaySettings) -> None:
         self._settings = settings
 
     def queued(self, jobs: Sequence[Path]) -> Collection[Path]:
-        """None: the tasks of a command end with it."""
+        """Return no runs: the tasks of a command end with it."""
         del jobs
         return ()
 
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
-        """Execute the runs, as many at once as the cluster has room for."""
+        """Execute the runs, as many packs at once as the cluster has resources for."""
         ray = _connected(self._settings.address)
         try:
             has = ray.cluster_resources()
@@ -103,7 +103,7 @@ class Ray:
                     code = ray.get(task)
                 except ray.exceptions.TaskCancelledError:
                     continue  # it never began
-                except ray.exceptions.RayError as error:  # of the cluster: the worker or its node is gone
+                except ray.exceptions.RayError as error:  # the worker or its node is gone
                     for run_dir in pack:
                         queue.fail(run_dir, f"Ray: {str(error).strip().splitlines()[0]}")
                 left = sum(map(len, tasks.values()))
@@ -123,16 +123,16 @@ class Ray:
 
 
 def sharing(gpus_per_run: float) -> int:
-    """The tasks that share a GPU."""
+    """Return the number of tasks that share one GPU."""
     return int(1 / gpus_per_run) if 0 < gpus_per_run < 1 else 1
 
 
 def _execute(run_dirs: list[str], index: int, cores: int) -> int | None:
-    """The task: execute one pack of runs, and return the exit code of its process."""
+    """Execute one pack of runs in a Ray task, and return the exit code of its process."""
     from mixersweep.training.signals import StopSignals
 
     before = _handlers()
-    stop = StopSignals().install()  # Ray cancels a task by what is a Ctrl-C to it
+    stop = StopSignals().install()  # Ray cancels a task by sending it SIGINT
     try:
         pack = tuple(map(Path, run_dirs))
         return execute([pack], slots(1, cores, visible_gpus()[:1], index), stop).get(pack[0])
@@ -154,7 +154,7 @@ def _restore(handlers: Mapping[int, Any]) -> None:
 
 
 def _connected(address: str | None) -> Any:
-    """Ray, connected to a cluster or to a new one on this machine; raises ``UserError`` where there is none."""
+    """Import Ray and connect to ``address``, or start it here if None; raises ``UserError`` where that fails."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray: Any = importlib.import_module("ray")
@@ -176,5 +176,5 @@ def _connected(address: str | None) -> Any:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"hydra.launcher.address={address}: {' '.join(str(error).split())[:300]}") from None
     finally:
-        _restore(handlers)  # Ray takes TERM for itself
+        _restore(handlers)  # Ray installs its own SIGTERM handler
     return ray

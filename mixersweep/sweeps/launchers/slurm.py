@@ -1,9 +1,9 @@
-"""``hydra/launcher=slurm``: one array of jobs for all runs of a sweep.
+"""Train the runs of a sweep as one Slurm job array (``hydra/launcher=slurm``).
 
-A job (``slurm_job``) executes one run, or several that share its allocation. Before an array is submitted, its packs of
-runs are written to ``SWEEP/slurm/TOKEN.json``, which is all that its jobs read: a process that dies after ``sbatch``
-leaves an array that is whole. What became of a run stands in its directory; Slurm is only asked whether it still knows
-the job (``slurm_queue``).
+A job (``slurm_job``) executes one run, or several that share its allocation. Before an array is submitted, the runs of
+each job are written to ``SWEEP/slurm/TOKEN.json``. Its jobs read nothing else, so the array is complete even if the
+submitting process dies right after ``sbatch``. The state of a run is read from its directory; Slurm is only asked
+whether it still knows the job (``slurm_queue``).
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from mixersweep.sweeps.packs import packs
 T = TypeVar("T")
 
 SOONEST, LATEST = 1.0, 15.0
-"""Seconds between two looks at the queue: a twentieth of the time waited, within these."""
+"""Bounds, in seconds, on the pause between two looks at the queue, which is a twentieth of the time waited."""
 
 CODE = ".code"
-"""In the folder of all sweeps: copies of the program, one of each version that jobs were submitted with."""
+"""The directory, in the folder of all sweeps, with a copy of each version of the program that jobs run."""
 
 OWN = {
     **{name: name for name in ("partition", "account", "qos", "time", "mem", "constraint")},
     **{"cpus_per_task": "cpus", "gpus_per_node": "gpus", "array": "array_parallelism", "signal": "grace"},
 }
-"""Settings of sbatch that have a name of their own here."""
+"""The options of sbatch that the launcher has a setting for, each with the name of that setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmSettings:
-    """``hydra.launcher`` of ``hydra/launcher=slurm``; what they mean stands in its YAML."""
+    """The settings of ``hydra/launcher=slurm``; its YAML file explains each."""
 
     name: Literal["slurm"]
     partition: str | None
@@ -76,33 +76,33 @@ class SlurmSettings:
 
     @property
     def at_once(self) -> int:
-        """The runs, or packs of them, that a job trains at once."""
+        """The number of runs, or packs of runs, that a job trains at once."""
         return min(self.runs_per_job, self.runs_at_once or self.runs_per_job)
 
     @property
     def seconds(self) -> float | None:
-        """The time limit of a job; raises ``UserError`` for a text that is none."""
+        """The time limit of a job in seconds, None if unset or ``auto``; raises ``UserError`` for an invalid text."""
         return None if self.time == "auto" else _seconds(self.time)
 
     def gpus_of_a_job(self, device: str) -> int:
-        """How many a job asks for whose runs ask for this device."""
+        """Return the number of GPUs that a job requests for runs with this ``device`` setting."""
         if self.gpus != "auto":
             return self.gpus
         return 0 if device == "cpu" else 1
 
     def cpus_of_a_job(self, threads: int | str) -> int | None:
-        """How many cores a job asks for; None leaves it to the cluster, which mostly gives one."""
+        """Return the number of cores that a job requests; None leaves it to the cluster, which usually gives one."""
         if self.cpus != "auto":
             return self.cpus
         return self.at_once * (threads if isinstance(threads, int) else 1)
 
     def sharing(self, gpus: int) -> int:
-        """The packs that share one of so many GPUs."""
+        """Return the number of packs that share each of the job's GPUs."""
         return math.ceil(self.at_once / max(1, gpus))
 
 
 def checked(values: Mapping[str, Any]) -> SlurmSettings:
-    """The settings that these mean; raises ``UserError`` for those that cannot be."""
+    """Parse and check the launcher's settings; raises ``UserError`` for invalid or contradictory values."""
     settings = config.settings(SlurmSettings, values, "hydra.launcher.")
     for name, value in (settings.sbatch or {}).items():
         key = name.replace("-", "_")
@@ -125,7 +125,7 @@ def checked(values: Mapping[str, Any]) -> SlurmSettings:
 
 
 def launcher(values: Mapping[str, Any], folder: Path) -> Slurm:
-    """The launcher of these settings; raises ``UserError`` for those that cannot be."""
+    """Build the Slurm launcher; raises ``UserError`` for invalid settings, and on a machine without Slurm."""
     settings = checked(values)
     for tool in ("sbatch", "srun", "squeue", "scontrol"):
         if shutil.which(tool) is None:
@@ -134,14 +134,14 @@ def launcher(values: Mapping[str, Any], folder: Path) -> Slurm:
 
 
 class Slurm:
-    """``hydra/launcher=slurm``; ``folder`` is the sweep's, on a file system that the nodes share."""
+    """The launcher that submits runs to Slurm; ``folder`` is the sweep's, on a file system that all nodes share."""
 
     def __init__(self, settings: SlurmSettings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
         self._waiting: dict[Path, str] = {}
 
     def queued(self, jobs: Sequence[Path]) -> Collection[Path]:
-        """Those of the runs that stand in Slurm's queue, or run there, and that their job will train to the end."""
+        """Return those of the runs that have a job which is waiting or running in Slurm and will train them."""
         self._waiting = {}
         if jobs:
             wanted = {run_dir for run_dir in jobs if read_status(run_dir).state.is_for_a_job}
@@ -150,7 +150,7 @@ class Slurm:
         return list(self._waiting)
 
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
-        """Submit the runs, and wait for them, and for those that ``queued`` found, where that is wanted."""
+        """Submit the runs; with ``wait=true``, wait for them and for those that ``queued`` found."""
         if self._waiting:
             report(f"slurm: {len(self._waiting)} runs are in the queue already")
         if jobs:
@@ -170,14 +170,14 @@ class Slurm:
         return True
 
     def scripts(self, run: config.Config, jobs: int) -> list[str]:
-        """What ``sbatch`` would be given for so many jobs; nothing is written or submitted."""
+        """Return the scripts that ``sbatch`` would get for ``jobs`` jobs, without writing or submitting anything."""
         record = self._folder / FOLDER / "TOKEN.json"
         code = self._folder.parent / CODE / "HASH" if self._settings.snapshot else _live()
         parts = _batched(range(jobs), _largest_array())
         return [script(record, self._asked(self._name("TOKEN"), run, len(part)), code) for part in parts]
 
     def _submit(self, jobs: Sequence[Path], report: Callable[[str], None]) -> None:
-        """Submit the runs as one array, or as few as Slurm's limit allows, and leave each to its job."""
+        """Submit the runs in as few arrays as Slurm's limit allows, and record each run's job in its status."""
         first = RunDirectory.open(jobs[0]).run.config
         gpus = self._settings.gpus_of_a_job(first.device)
         made = packs(jobs, self._settings.pack, on_gpu=gpus > 0, sharing=self._settings.sharing(gpus))
@@ -214,7 +214,7 @@ class Slurm:
         return f"{plain}-{token}"
 
     def _asked(self, name: str, first: config.Config, count: int) -> dict[str, Any]:
-        """The settings of sbatch; whatever is null is left to the cluster."""
+        """Return the options for sbatch; an option that is None is left to the cluster."""
         own, most = self._settings, self._settings.array_parallelism
         gpus = own.gpus_of_a_job(first.device)
         kind = f"{own.gpu_type}:" if own.gpu_type else ""
@@ -229,7 +229,7 @@ class Slurm:
         }
 
     def _wait(self, stop: StopRequest, report: Callable[[str], None]) -> None:
-        """Wait until every run has ended, or Slurm has forgotten its job and nobody trains it."""
+        """Wait until every run has ended, or Slurm no longer lists its job and no process trains it."""
         began, total = time.monotonic(), len(self._waiting)
         missed: set[Path] = set()
         while self._waiting:
@@ -241,7 +241,7 @@ class Slurm:
                     if known is None or job in known or status.alive:
                         missed.discard(run_dir)
                         continue
-                    if run_dir not in missed:  # its directory may be read older than it is, on a network file system
+                    if run_dir not in missed:  # a network file system may still show an older status
                         missed.add(run_dir)
                         continue
                     gone[run_dir] = job
@@ -261,7 +261,7 @@ class Slurm:
         report(f"{outcome(run_dir)}  {len(self._waiting)} of {total} left")
 
     def _settle(self, gone: Mapping[Path, str]) -> None:
-        """Say of runs whose jobs are gone before they began what became of the jobs."""
+        """Record, for runs whose jobs are gone, how the jobs ended."""
         try:
             late = {job.id: job for job in squeue(ended=True)}
         except UserError:
@@ -272,7 +272,7 @@ class Slurm:
 
 
 def notes(settings: SlurmSettings, run: config.Config, runs: int) -> list[str]:
-    """What a person may not have meant by these settings."""
+    """Return warnings about settings that are valid but probably unintended (too few cores for the runs' threads)."""
     cpus, at_once = settings.cpus_of_a_job(run.threads), min(settings.at_once, runs)
     threads = run.threads if isinstance(run.threads, int) else 1
     wanted = at_once * threads
@@ -292,7 +292,7 @@ def _live() -> Path:
 
 
 def _jobs_or_none() -> set[str] | None:
-    """This user's jobs that Slurm has not ended, None where it does not answer now."""
+    """Return the ids of this user's jobs that Slurm has not ended, or None if Slurm does not answer."""
     try:
         return {job.id for job in squeue()}
     except UserError:
@@ -312,7 +312,7 @@ def _batched(items: Sequence[T], size: int) -> Iterator[tuple[T, ...]]:
 
 
 def _seconds(limit: int | str | None) -> float | None:
-    """A time limit as sbatch takes it (minutes, [D-]H:M:S, M:S, D-H[:M]), in seconds; raises ``UserError``."""
+    """Convert a time limit as sbatch takes it (minutes, [D-]H:M:S, M:S, D-H[:M]) to seconds; raises ``UserError``."""
     if limit is None or isinstance(limit, int):
         return None if limit is None else 60.0 * limit
     read = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)

@@ -1,8 +1,8 @@
-"""``python -m mixersweep.sweeps.launchers.slurm_job RECORD``: a job of an array executes the runs of its pack.
+"""The program of a Slurm array job, which executes the runs that ``RECORD`` assigns to it (``python -m ... RECORD``).
 
-Slurm's signals (TERM, USR1, USR2: preemption, the end of the time limit) make it stop its runs, wait until they have
-saved themselves, and requeue itself once for all of them; the requeued job goes on with what is left. It requeues
-itself only while Slurm calls it RUNNING: a job that is being cancelled, or requeued already, is left to Slurm.
+On a signal from Slurm (TERM, USR1, USR2: preemption, or the time limit is near) the job stops its runs, waits until
+they have saved their checkpoints, and requeues itself once; the requeued job continues the unfinished runs. It requeues
+itself only while its Slurm state is RUNNING: a job that is being cancelled, or was requeued already, is left to Slurm.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import packs
 
 POLL = 1.0
-"""Seconds between two looks at a run that the job's earlier self still holds."""
+"""Seconds between two checks of a run that an earlier execution of this job still holds."""
 
 
 def execute_pack(record: str, index: int) -> None:
-    """Execute pack ``index`` of the array that the file ``record`` describes; ends the process with an exit code."""
+    """Execute the runs of job ``index`` of the array described in the file ``record``, and exit with the job's code."""
     from mixersweep.training.signals import StopSignals
 
     signals = StopSignals().install()
@@ -53,7 +53,7 @@ def execute_pack(record: str, index: int) -> None:
 
 @dataclass(frozen=True)
 class _Asked:
-    """The launcher's settings that a job needs, of a record that may be older than some."""
+    """The launcher's settings that a job needs; the defaults are for records of older versions, which lack some."""
 
     grace: float
     pack: int | Auto = 1
@@ -65,7 +65,7 @@ class _Asked:
 
 
 class _Job:
-    """A job and its runs; ``id`` is what Slurm's commands call it."""
+    """A Slurm job and its runs; ``id`` is the job's id in Slurm's commands."""
 
     def __init__(self, run_dirs: list[Path], asked: _Asked, index: int, signals: StopRequest, record: Path) -> None:
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -75,7 +75,7 @@ class _Job:
         self._deadline: threading.Timer | None = None
 
     def execute(self) -> int:
-        """Execute what is left of the runs, and return the exit code of the job."""
+        """Execute the unfinished runs, and return the exit code of the job."""
         node, restarts = os.environ.get("SLURMD_NODENAME"), os.environ.get("SLURM_RESTART_COUNT", "0")
         _say(f"job {self.id} on node {node}: {len(self._run_dirs)} runs, requeued {restarts} times before")
         try:
@@ -100,11 +100,11 @@ class _Job:
         return DONE if completed else FAILED
 
     def check(self) -> None:
-        """Raise ``RunStopped`` where a signal asked to stop, and see to it that the job is requeued in time."""
+        """Raise ``RunStopped`` if a signal has arrived, and start a timer to requeue the job before Slurm kills it."""
         try:
             self._signals.check()
         except RunStopped as stopped:
-            if self._deadline is None:  # Slurm kills a job whose runs take longer than the grace: requeue it before
+            if self._deadline is None:  # Slurm kills the job after the grace period: requeue it before
                 _say(f"{stopped}: the runs are told to stop")
                 self._deadline = threading.Timer(max(self._asked.grace / 2, self._asked.grace - 20), self._requeue.once)
                 self._deadline.daemon = True
@@ -131,10 +131,10 @@ class _Job:
             left = [run_dir for run_dir, code in codes.items() if is_to_go_on(code)]
 
     def _claimed(self, run_dirs: Collection[Path]) -> list[Path]:
-        """The runs that this job may train now.
+        """Claim and return the runs that this job may train now.
 
-        Those that its earlier self holds on a node that Slurm has given up are waited for; those that another job or
-        process holds are not.
+        Waits for runs that an earlier execution of this job still holds (on a node that Slurm has given up), but not
+        for runs that another job or process holds.
         """
         claimed, held = [], list(run_dirs)
         watch(held, _say, self.check)
@@ -149,7 +149,7 @@ class _Job:
         return claimed
 
     def _claim(self, run_dir: Path) -> bool | None:
-        """Make the run ``queued`` in this job; False where it is not to be had, None where it soon may be."""
+        """Mark the run ``queued`` in this job; returns False if that is impossible, None if it may soon be possible."""
         with guard(run_dir):
             status = read_status(run_dir)
             if status.alive or status.stopping:
@@ -162,21 +162,21 @@ class _Job:
 
 
 class _Attempts:
-    """How often a job was stopped, one time after another, before any of its runs had come further."""
+    """Counts how many times in a row a job was stopped before any of its runs made progress."""
 
     def __init__(self, path: Path, run_dirs: Collection[Path]) -> None:
         self._path, self._run_dirs = path, run_dirs
         self._before = self._position()
 
     def in_vain(self) -> int:
-        """How often by now."""
+        """Update and return the count, which is 0 if a run saved a checkpoint or ended since this job started."""
         kept = read_json(self._path) or {}
         count = 0 if self._position() != self._before else int(kept.get("in_vain", 0)) + 1
         write_json(self._path, {"in_vain": count})
         return count
 
     def _position(self) -> list[tuple[str, int]]:
-        """What changes when a run saves itself or ends."""
+        """Return values that change when a run saves a checkpoint or ends."""
         found = []
         for run_dir in self._run_dirs:
             checkpoint = run_dir / "checkpoint.pt"
@@ -186,7 +186,7 @@ class _Attempts:
 
 
 class _Requeue:
-    """``scontrol requeue``, once."""
+    """Requeues a job with ``scontrol requeue``, at most once."""
 
     def __init__(self, job: str, attempts: _Attempts, most: int) -> None:
         self._job, self._attempts, self._most = job, attempts, most
@@ -194,10 +194,10 @@ class _Requeue:
         self._is_enough = False
         self.is_done = False
         self.refused: str | None = None
-        """Why the job is not requeued."""
+        """The reason why the job was not requeued, None without one."""
 
     def once(self) -> bool:
-        """Requeue the job where it is running and was not requeued before; returns whether it is requeued by now."""
+        """Requeue the job if it is running and was not requeued before; returns whether it has been requeued."""
         with self._lock:
             if self.is_done or self._is_enough:
                 return self.is_done
@@ -218,7 +218,7 @@ class _Requeue:
 
 
 def _say_why(run_dir: Path, reason: str) -> None:
-    """Keep, of a run that was stopped, why nobody takes it up by itself."""
+    """Add to the status of a stopped run the reason why its job does not continue it."""
     with guard(run_dir):
         status = read_status(run_dir)
         if status.state is State.PREEMPTED and reason not in (status.error or ""):
@@ -227,7 +227,7 @@ def _say_why(run_dir: Path, reason: str) -> None:
 
 
 def job_state(job: str) -> str | None:
-    """What Slurm calls the state of a job now (a word in capitals), None where it does not know the job."""
+    """Return the current Slurm state of a job, such as ``RUNNING``, or None if Slurm does not know the job."""
     shown = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True).stdout
     states = re.findall(r"\bJobState=(\w+)", shown)
     return states[0] if states else None

@@ -1,7 +1,7 @@
-"""What Slurm knows of jobs: ``squeue`` is asked once for all runs together, ``sacct`` once for what that has forgotten.
+"""Query Slurm about jobs: ``squeue`` once for all runs together, then ``sacct`` once for jobs it no longer lists.
 
-An array's packs of runs stand in ``SWEEP/slurm/TOKEN.json``, and the token is in the array's name: so whoever comes
-later learns which runs still stand in the queue, whatever became of the process that put them there.
+The runs of each job of an array are recorded in ``SWEEP/slurm/TOKEN.json``, and the array's name contains the token.
+So a later process can find out which runs are still in the queue, even if the process that submitted them died.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mixersweep.runs.status import guard
 from mixersweep.sweeps import queue
 
 FOLDER = "slurm"
-"""In the folder of a sweep: a record and the script of each array, and the jobs' logs."""
+"""The directory, in the folder of a sweep, with a record and the script of each array, and the jobs' logs."""
 
 OVER = frozenset(
     (
@@ -35,7 +35,7 @@ OVER = frozenset(
         *("REVOKED", "TIMEOUT"),
     )
 )
-"""States of jobs that Slurm starts no more; those that it requeues are pending."""
+"""The states of jobs that have ended for good; a job that Slurm requeues is PENDING instead."""
 
 FOR_A_PERSON = {
     "JobHeldAdmin": "held by the cluster's people",
@@ -43,17 +43,17 @@ FOR_A_PERSON = {
     "BadConstraints": "never begins, no node has what it asks for: cancel it",
     "PartitionTimeLimit": "never begins, it asks for more time than its partition gives: cancel it",
 }
-"""Reasons for waiting with which a job does not go on by itself; being held is another, which has many names."""
+"""Slurm's reasons for a pending job that will not start without help; ``Job.wants`` also handles held jobs."""
 
 SKEW = 1.0
-"""Seconds that the clocks of hosts may differ: whether a job was submitted after Slurm was asked."""
+"""Seconds by which hosts' clocks may differ, when judging whether a job was submitted after Slurm was asked."""
 
 TAKE_UP = "the same command takes it up"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as Slurm knows it, of an array's each by itself; ``state`` and ``reason`` are its own words."""
+    """One job, or one task of a job array, as Slurm lists it; ``state`` and ``reason`` are Slurm's own terms."""
 
     id: str
     index: int
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def wants(self) -> str | None:
-        """What a person has to do before it begins; None where it does so by itself."""
+        """What a person has to do before the job can start; None if it starts without help."""
         if self.state != "PENDING":
             return None
         held = f"held: scontrol release {self.id} lets it go on" if "held" in self.reason.lower() else None
@@ -71,19 +71,19 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether Slurm will not start it again, nor has it running."""
+        """Whether the job has ended and Slurm will not start it again."""
         return self.state in OVER
 
     def __str__(self) -> str:
-        """Its state, and the reason where that says something."""
+        """Return the state, followed by the reason if there is one."""
         told = "" if self.reason in ("", "None") else f" ({self.reason})"
         return f"{self.state}{told}"
 
 
 def squeue(*, ended: bool = False) -> list[Job]:
-    """This user's jobs that Slurm has not ended, or also those that it has ended a short time ago.
+    """List this user's jobs that have not ended; with ``ended``, also those that ended a short time ago.
 
-    Raises ``UserError`` where Slurm does not answer.
+    Raises ``UserError`` if Slurm does not answer.
     """
     states = ["--states=all"] if ended else []
     command = ["squeue", "--me", "--noheader", "--array", *states, "--format=%F|%K|%T|%r|%j"]
@@ -94,7 +94,7 @@ def squeue(*, ended: bool = False) -> list[Job]:
     for line in filter(str.strip, done.stdout.splitlines()):
         array, indices, state, reason, name = line.strip().split("|", 4)
         numbers: list[int | None] = [*_indices(indices)]
-        for index in numbers or [None]:  # several of an array that was cancelled before it began
+        for index in numbers or [None]:  # none listed: an array that was cancelled before it began
             job = Job(array if index is None else f"{array}_{index}", index or 0, state, reason, name)
             if ended or not job.is_over:
                 found.append(job)
@@ -102,7 +102,7 @@ def squeue(*, ended: bool = False) -> list[Job]:
 
 
 def sacct(jobs: Collection[str]) -> dict[str, Job]:
-    """What Slurm's accounting says of jobs, as far as there is one."""
+    """Look jobs up in Slurm's accounting; returns those it knows, by id (none if the cluster has no accounting)."""
     if shutil.which("sacct") is None or not jobs:
         return {}
     arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}))
@@ -117,13 +117,13 @@ def sacct(jobs: Collection[str]) -> dict[str, Job]:
 
 
 def _each(name: str) -> Iterator[str]:
-    """The jobs that accounting calls ``12_[0-3,7%2]``, or one."""
+    """Yield the ids of the jobs in accounting's notation: ``12_[0-3,7%2]`` for several, or a single id."""
     array, _, listed = name.partition("_[")
     yield from (f"{array}_{index}" for index in _indices(listed.rstrip("]"))) if listed else [name]
 
 
 def _indices(text: str) -> list[int]:
-    """The numbers of an array's jobs in what Slurm calls ``0-3,7%2``; none in ``N/A``."""
+    """Parse array indices in Slurm's notation, such as ``0-3,7%2``; ``N/A`` has none."""
     found: list[int] = []
     for part in text.partition("%")[0].split(","):
         first, _, last = part.partition("-")
@@ -133,7 +133,7 @@ def _indices(text: str) -> list[int]:
 
 
 def refusal(said: str) -> str:
-    """What a command of Slurm's says went wrong, on a line."""
+    """Extract the error from the output of a Slurm command, as one line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line]
     shown = errors or [line for line in lines if not line.startswith(("Try ", "Usage:"))]
@@ -141,7 +141,7 @@ def refusal(said: str) -> str:
 
 
 def records(folder: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
-    """What was written down of the arrays of these names that were submitted from a folder of sweeps."""
+    """Yield the stored records of the arrays with these names that were submitted from a folder of sweeps."""
     for name in names:
         for path in folder.glob(f"*/{FOLDER}/{name.rpartition('-')[2]}.json"):
             record = read_json(path)
@@ -150,20 +150,20 @@ def records(folder: Path, names: Collection[str]) -> Iterator[dict[str, Any]]:
 
 
 def standing(folder: Path, listed: Iterable[Job]) -> dict[Path, Job]:
-    """The runs of all arrays that were submitted from this folder of sweeps and are not over, each with its job."""
+    """Return the runs of all unfinished jobs that were submitted from this folder of sweeps, each with its job."""
     jobs = [job for job in listed if not job.is_over]
     packs = {record["name"]: record["packs"] for record in records(folder, {job.name for job in jobs})}
     return {Path(run): job for job in jobs if job.name in packs for run in packs[job.name][job.index]}
 
 
 def lookup(jobs: Mapping[str, Job], name: str) -> Job | None:
-    """What is known of a job; an array that was cancelled before any of it began is a single one to Slurm."""
+    """Find a job by id; Slurm lists an array that was cancelled before it began as one job, with the array's id."""
     array = jobs.get(name.partition("_")[0])
     return jobs.get(name) or (array if array is not None and array.is_over else None)
 
 
 def ended(job: Job | None, name: str, log: Path | None = None) -> str:
-    """What became of a job that is over, in words."""
+    """Describe in words how a job ended."""
     if job is None:
         return f"Slurm knows no job {name} any more"
     if job.state == "CANCELLED":
@@ -172,14 +172,14 @@ def ended(job: Job | None, name: str, log: Path | None = None) -> str:
 
 
 def never_began(job: Job | None, name: str) -> Status:
-    """The state of a run that its job has left queued."""
+    """Return the status for a run that was still queued when its job ended."""
     said = f"{ended(job, name)}" + (" before the run began" if job is not None else ", and the run never began")
     is_cancelled = job is not None and job.state == "CANCELLED"
     return Status(State.PLANNED if is_cancelled else State.FAILED, error=said)
 
 
 def settle(run_dir: Path, name: str, job: Job | None, log: Path | None = None) -> bool:
-    """Write of a run what its job, which is over, has left undone; whether there was something."""
+    """Correct the status of a run that is still queued although its job has ended; returns whether it was changed."""
     with guard(run_dir):
         status = read_status(run_dir)
         if status.state is not State.QUEUED or status.job not in (name, None) or queue.is_elsewhere(status):
@@ -191,16 +191,16 @@ def settle(run_dir: Path, name: str, job: Job | None, log: Path | None = None) -
 
 
 class Known:
-    """What can be said of runs once Slurm was asked; it is asked when the first run makes it necessary."""
+    """Slurm's knowledge of this user's jobs, queried when the first run needs it."""
 
     def __init__(self) -> None:
         self.problem: str | None = None
-        """Why Slurm could not be asked."""
+        """The reason why Slurm could not be queried, None otherwise."""
         self._asked = 0.0
 
     @cached_property
     def jobs(self) -> dict[str, Job] | None:
-        """This user's jobs by what a run calls them; None where nobody can be asked."""
+        """This user's jobs by id; None if Slurm cannot be queried."""
         if shutil.which("squeue") is None:
             self.problem = "there is no Slurm here to ask (squeue is not on the PATH)"
             return None
@@ -216,7 +216,7 @@ class Known:
         return {}
 
     def told(self, runs: Iterable[Listed]) -> Iterator[Listed]:
-        """The runs as Slurm has them; those whose jobs only ``sacct`` may still know come last."""
+        """Yield the runs with the state of their Slurm jobs; those whose jobs only ``sacct`` may know come last."""
         forgotten = []
         for run in runs:
             name = self._job_of(run)
@@ -238,13 +238,13 @@ class Known:
             yield _told(run, name, job if job is not None and job.is_over else None)
 
     def _job_of(self, run: Listed) -> str | None:
-        """The job that a run which is not over was given to; None without one, or where it needs none to go on."""
+        """Return the id of the job that has to train an unfinished run; None if it has none or needs none."""
         status = run.status
         if run.state is State.BROKEN or status.state.has_ended:
             return None
         if status.job is not None or status.state is not State.QUEUED or queue.is_elsewhere(status):
             return status.job
-        folder = sweeps_dir(run.path.parent)  # whoever submitted it may have died before the run named its job
+        folder = sweeps_dir(run.path.parent)  # the submitting process may have died before it recorded the job
         if folder not in self._standing:
             is_ours = any(folder.glob(f"*/{FOLDER}/*.json"))
             listed = list((self.jobs or {}).values()) if is_ours else []
@@ -254,7 +254,7 @@ class Known:
 
 
 def _left(run: Listed) -> Listed:
-    """A run that stands in no scheduler's queue, with what is to be done where nobody takes it up by itself."""
+    """Return a run without a scheduler's job, with ``next`` set to what a person has to do for it to continue."""
     status = run.status
     if run.state in (State.INTERRUPTED, State.PREEMPTED):
         return dataclasses.replace(run, next="the same command goes on")
@@ -286,7 +286,7 @@ def _told(run: Listed, name: str, job: Job | None) -> Listed:
 
 
 def told(runs: Iterable[Listed], problems: list[str] | None = None) -> Iterator[Listed]:
-    """The runs with what Slurm knows of their jobs; where it could not be asked, ``problems`` takes the reason."""
+    """Yield the runs with the state of their Slurm jobs; if Slurm cannot be queried, ``problems`` gets the reason."""
     known = Known()
     yield from known.told(runs)
     if known.problem is not None and problems is not None:
@@ -294,7 +294,7 @@ def told(runs: Iterable[Listed], problems: list[str] | None = None) -> Iterator[
 
 
 def release(run_dirs: Sequence[Path], jobs: Sequence[Job]) -> set[str]:
-    """``scancel``, once, the jobs of cancelled runs where all their other runs have ended too; returns which."""
+    """Cancel (``scancel``) the jobs of these cancelled runs that have no other unfinished run; returns their ids."""
     wanted = {str(run_dir) for run_dir in run_dirs}
     folders = {sweeps_dir(run_dir.parent) for run_dir in run_dirs}
     live = [job for job in jobs if not job.is_over]

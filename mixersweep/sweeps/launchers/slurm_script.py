@@ -1,4 +1,4 @@
-"""The script that ``sbatch`` is given: what a job asks for, and what it executes."""
+"""Write and submit the batch script for ``sbatch``: the resources that a job requests, and the command it executes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mixersweep.paths import config_dir
 from mixersweep.sweeps.launchers.slurm_queue import refusal
 
 LOGS = "{job}_0_log.out"
-"""What a job said, beside the record of its array; ``{job}`` is what Slurm calls it."""
+"""The name of a job's log, in the directory of its array's record; ``{job}`` is the job's id."""
 
 OF_JOB = ("SLURM_", "SLURMD_", "SRUN_")
 OF_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT")
-"""Beginnings of the names that Slurm gives a job's environment, and those of them that are not about the job."""
+"""Prefixes of the variables that Slurm sets in a job's environment, and those that describe the cluster instead."""
 
 
 def script(record: Path, asked: Mapping[str, str | int | float | bool | None], code: Path) -> str:
-    """The script of an array whose packs stand in ``record``; what is asked for as None or False is left out.
+    """Return the batch script of the array that ``record`` describes; options that are None or False are left out.
 
-    ``code`` is where its jobs import mixersweep from, whatever directory they begin in.
+    ``code`` is the directory that its jobs import mixersweep from, whatever their working directory is.
     """
     log = str(record.parent / LOGS.format(job="%A_%a"))
     options = {**asked, "nodes": 1, "requeue": True, "open_mode": "append", "output": log}
@@ -51,7 +51,7 @@ def script(record: Path, asked: Mapping[str, str | int | float | bool | None], c
 
 
 def submit(text: str, path: Path) -> str:
-    """Hand a script to Slurm, keep it at ``path``, and return the number of its array; raises ``UserError``."""
+    """Write a script to ``path``, submit it, and return its array's id; raises ``UserError`` if Slurm refuses it."""
     path.write_text(text)
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, env=outside_of_a_job())
     if done.returncode:
@@ -61,15 +61,18 @@ def submit(text: str, path: Path) -> str:
 
 
 def outside_of_a_job() -> dict[str, str]:
-    """This environment without what it says of the job that this process may be in: sbatch would pass that on.
+    """Return the environment without variables of a job that this process may be part of: sbatch would pass them on.
 
-    What says where the cluster is stays, and so do a person's own settings of sbatch (``SBATCH_*``).
+    Variables that locate the cluster stay, and so do the user's own options for sbatch (``SBATCH_*``).
     """
     return {name: value for name, value in os.environ.items() if name in OF_CLUSTER or not name.startswith(OF_JOB)}
 
 
 def snapshot(folder: Path) -> Path:
-    """A copy of this program as it is now, under its hash in ``folder``: what jobs run is what was submitted."""
+    """Copy the program to ``folder/HASH``, so that jobs run the version that was submitted; returns the copy's path.
+
+    Raises ``UserError`` if it cannot be written.
+    """
     package = Path(__file__).resolve().parents[2]
     sources = {Path("mixersweep") / file.relative_to(package): file for file in _files(package)}
     if config_dir().parent != package:  # beside it, in a checkout

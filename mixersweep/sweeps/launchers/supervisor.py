@@ -1,14 +1,14 @@
-"""``python -m mixersweep.sweeps.launchers.supervisor``: starts runs as it is told, and waits for them.
+"""The supervisor process, which starts runs on request and waits for them (``python -m`` this module).
 
-A line of JSON on stdin starts a pack of runs, mostly of one (``pack``, ``cores``, ``environment``), or signals all
-(``signal``); a line on stdout says that it began (``pack``, ``pid``) or ended (``pack``, ``code``, negative for a
-signal). Its output goes to the log of its first run, and the others' say so. When stdin
-ends, which is how the death of the launching process looks, the runs are asked to stop and waited for. If this process
-itself is killed, the system asks them to stop.
+A line of JSON on stdin starts a pack of runs, often a single one (``pack``, ``cores``, ``environment``), or sends a
+signal to all (``signal``). A line on stdout reports that a pack began (``pack``, ``pid``) or ended (``pack``, ``code``,
+negative for a signal). A pack's output goes to the log of its first run; the logs of the others refer to it. When stdin
+ends, as it does when the launching process dies, the runs are asked to stop and waited for. If the supervisor itself is
+killed, the operating system sends them SIGTERM.
 
-``--warm``: it imports what training needs once and each run is a fork of it, which saves a run the seconds that
-importing torch takes. Nothing here computes, so that a fork is as good as a new process: its own pid, threads, signals
-and CUDA context. Otherwise each run is ``python -m mixersweep train run_dir=DIR`` anew.
+With ``--warm``, the supervisor imports torch once and forks for each pack, which saves the seconds of that import. It
+computes nothing itself, so a fork is as good as a new process: it has its own pid, threads, signals and CUDA context.
+Otherwise each pack is a new ``python -m mixersweep train run_dir=DIR ...``.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _STOPS = (signal.SIGINT, *_LEFT_TO_RUNS)
 
 
 def main() -> int:
-    """Serve until stdin ends and all runs have."""
+    """Serve requests until stdin has ended and all runs have too."""
     warm = "--warm" in sys.argv[1:] and sys.platform == "linux"
     said = os.dup(1)
-    os.dup2(2, 1)  # whatever prints, does not print into the protocol
+    os.dup2(2, 1)  # so that stray prints go to stderr, not into the protocol
     for number in _STOPS:
-        signal.signal(number, signal.SIG_IGN)  # the launching process alone decides
+        signal.signal(number, signal.SIG_IGN)  # only the launching process decides about stopping
     if warm:
-        import mixersweep.training.loop  # noqa: F401
+        import mixersweep.training.trainer  # noqa: F401
 
         gc.collect()
-        gc.freeze()  # the runs share these pages for as long as nobody writes to them
+        gc.freeze()  # forks share these memory pages until one writes to them
     Supervising(said, warm).serve()
     return 0
 
 
 class Supervising:
-    """The runs that are going, and the two channels to the launching process."""
+    """The packs that are running, and the two pipes to the launching process."""
 
     def __init__(self, said: int, warm: bool) -> None:
         self._said = said
@@ -63,7 +63,7 @@ class Supervising:
         self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def serve(self) -> None:
-        """Start, signal and reap until there is nobody to do it for."""
+        """Start packs, pass signals on and report ends, until stdin has ended and no pack is running."""
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
         with selectors.DefaultSelector() as selector:
@@ -100,7 +100,7 @@ class Supervising:
 
     def _start(self, message: dict[str, Any]) -> None:
         parent = os.getpid()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # else one sent to the fork at once would be ignored
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # else the fork would ignore one sent to it at once
         pid = os.fork()
         if pid == 0:
             self._become(message, parent)
@@ -121,7 +121,7 @@ class Supervising:
             os.write(self._said, json.dumps(message).encode() + b"\n")
 
     def _become(self, message: dict[str, Any], parent: int) -> NoReturn:
-        """In the fork: become the run."""
+        """Train the pack in this forked process, and exit with its code."""
         code = 1
         try:
             self._separate(message, parent)
@@ -145,7 +145,7 @@ class Supervising:
         for number in (signal.SIGCHLD, *_LEFT_TO_RUNS):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # What asks a run to stop waits until it can: its trainer unblocks them. Ray's workers block others.
+        # Stop signals stay pending until the trainer unblocks them. All others are unblocked: Ray's workers block some.
         signal.pthread_sigmask(signal.SIG_SETMASK, _STOPS)
         if self._libc is not None:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
