@@ -103,7 +103,7 @@ def test_it_is_analysed(verb: str, copy: Copy, trained: list[dict[str, Any]]) ->
     assert "band_mlp" in found
 
 
-MORE = {"sparsity": ["--no-test"], "cost": ["--no-measure"], "landscape": ["--draws", "1", "--images", "100"]}
+MORE = {"cost": ["--no-measure"], "landscape": ["--draws", "1", "--images", "100"]}
 
 
 def test_its_learning_rates_are_checked_over_widths(copy: Copy) -> None:

@@ -129,7 +129,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert all(trend.slope.interval is None for trend in main.trends)
     assert [pair.p_holm for pair in main.pairs] == [None]
     said = "one seed decides nothing, so there is no interval and no claim"
-    assert answer(main).width.lines == [f"s_mixer (tall): {said}", f"sw_mlp: {said}"]
+    assert answer(main).width.lines == [f"all 2 models: {said}"]
     assert answer(main).structure.lines == [f"s_mixer and sw_mlp: {said}"]
     assert answer(main).numbers.note == "One seed each: there is no interval and no p."
 
