@@ -176,11 +176,7 @@ def pair_sheet(statistics: Statistics) -> Sheet:
         Column("pairs", "pairs of runs", _whole),
         Column("seeds", "seeds", _whole),
         Column("difference", "A − B, points", _points_cell),
-        Column("interval_over_seeds", "95% over seeds", format_interval),
-        Column("interval_over_seeds_and_images", "95% over seeds and images", format_interval),
-        Column("p", "p", _p_cell, bound="p_is_bound"),
-        Column("p_holm", "p (Holm)", _p_cell, bound="p_is_bound"),
-        Column("detectable", "detectable, points", _percent),
+        *_TEST_COLUMNS,
         Column("clean_difference", "without rank-limited heads", _points_cell),
         Column("clean_interval", "95% without them", format_interval),
         Column("sizes", "sizes differ by", _sizes_cell, is_number=False),
@@ -252,11 +248,7 @@ def trend_sheet(statistics: Statistics) -> Sheet:
         Column("runs", "runs", _whole),
         Column("seeds", "seeds", _whole),
         Column("rise", "change, points", _points_cell),
-        Column("interval_over_seeds", "95% over seeds", format_interval),
-        Column("interval_over_seeds_and_images", "95% over seeds and images", format_interval),
-        Column("p", "p", _p_cell, bound="p_is_bound"),
-        Column("p_holm", "p (Holm)", _p_cell, bound="p_is_bound"),
-        Column("detectable", "detectable, points", _percent),
+        *_TEST_COLUMNS,
         Column("slope", "points per doubling", _points_cell),
         Column("sizes", "what else changes", _sizes_cell, is_number=False),
     ]
@@ -364,3 +356,13 @@ def _points_cell(fraction: float) -> str:
 
 def _p_cell(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+_TEST_COLUMNS = (
+    Column("interval_over_seeds", "95% over seeds", format_interval),
+    Column("interval_over_seeds_and_images", "95% over seeds and images", format_interval),
+    Column("p", "p", _p_cell, bound="p_is_bound"),
+    Column("p_holm", "p (Holm)", _p_cell, bound="p_is_bound"),
+    Column("detectable", "detectable, points", _percent),
+)
+"""The intervals, p-values and detectable size of a claim, alike for pairs and trends."""
