@@ -19,6 +19,7 @@ from mixersweep.runs import same_experiment_same_numbers
 from tests.end_to_end.commands import COMMAND, PROBES, Commands, only, probed, rows, status, told, when
 from tests.speed import HANGS
 
+pytestmark = pytest.mark.flaky(reruns=1)
 SMALL = (
     *("train", "model=s_mixer", "connections=1000", "depth=1", "batch_size=600", "threads=1", "tracking=none"),
     *("device=cpu", "ema=0.99"),

@@ -13,6 +13,7 @@ import pytest
 from tests.end_to_end.commands import PROBES, TORCHRUN, Commands, only, probed, rows, status, told, torchrun, when
 from tests.speed import HANGS
 
+pytestmark = pytest.mark.flaky(reruns=1)
 SMALL = (
     *("train", "model=s_mixer", "connections=1000", "depth=2", "epochs=3", "threads=1", "tracking=none"),
     *("device=cpu", "workers=0", "optim.lr=0.01"),

@@ -15,7 +15,11 @@ from tests.slurm.cluster import frozen, job_log, listed, missing, preempt, slurm
 from tests.speed import HANGS
 from tests.sweeps.commands import environment, numbers, results, rows, run, start, states
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.flaky(reruns=1),
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 60

@@ -18,7 +18,11 @@ from tests.sweeps.commands import run, start, states
 
 __all__ = ["idle", "tiny"]
 
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.flaky(reruns=1),
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
 
 
 @pytest.fixture

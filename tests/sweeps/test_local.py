@@ -82,6 +82,7 @@ def test_a_run_has_the_threads_of_its_share_and_the_gpu_of_its_slot(
     assert set(states(tmp_path / "runs").values()) == {"preempted"}
 
 
+@pytest.mark.flaky(reruns=1)
 def test_a_run_that_dies_before_it_begins_is_failed_with_the_reason(tmp_path: Path) -> None:
     arguments = ["train", "-m", *SMALL, "seed=0,1", "hydra.launcher.jobs=2"]
     process = start(tmp_path, *arguments, "epochs=4000")

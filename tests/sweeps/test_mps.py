@@ -167,6 +167,7 @@ def supervising(pid: int) -> psutil.Process | None:
     return None
 
 
+@pytest.mark.flaky(reruns=1)
 def test_runs_of_a_sweep_that_share_a_gpu_have_one_also_after_ctrl_c(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +189,7 @@ def test_runs_of_a_sweep_that_share_a_gpu_have_one_also_after_ctrl_c(
     assert not Path(begun["pipes"]).exists()
 
 
+@pytest.mark.flaky(reruns=1)
 def test_it_ends_when_the_launching_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control = fake(tmp_path, monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")

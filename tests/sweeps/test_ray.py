@@ -13,6 +13,7 @@ import pytest
 from tests.speed import HANGS
 from tests.sweeps.commands import SMALL, alive, environment, family, numbers, results, rows, run, start, states, when
 
+pytestmark = pytest.mark.flaky(reruns=1)
 RAY = ["hydra/launcher=ray", "device=cpu"]
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 

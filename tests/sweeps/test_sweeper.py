@@ -65,6 +65,7 @@ def test_points_without_a_network_end_nothing(tmp_path: Path, infeasible: str, c
 
 
 @pytest.mark.slow
+@pytest.mark.flaky(reruns=1)
 def test_a_sweep_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
     arguments = ["train", "-m", *SMALL, "epochs=20", "seed=0,1,2,3", "model=pk,sw_mlp"]
     undisturbed = run(tmp_path, *arguments, "runs_dir=undisturbed")
@@ -106,6 +107,7 @@ def test_a_sweep_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path: Pa
     assert numbers(runs) == numbers(tmp_path / "undisturbed")
 
 
+@pytest.mark.flaky(reruns=1)
 def test_ctrl_c_stops_the_runs_in_good_order(tmp_path: Path) -> None:
     process = start(tmp_path, "train", "-m", *SMALL, "epochs=4000", "seed=0,1,2", "hydra.launcher.jobs=2")
     when(lambda: sum(len(rows(path)) > 0 for path in (tmp_path / "runs").glob("[!.]*-s*")) == 2, process)
@@ -118,6 +120,7 @@ def test_ctrl_c_stops_the_runs_in_good_order(tmp_path: Path) -> None:
     assert not alive(started)
 
 
+@pytest.mark.flaky(reruns=1)
 def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     process = start(tmp_path, "train", "-m", *SMALL, "epochs=4000", "seed=0,1")
     when(lambda: [path for path in (tmp_path / "runs").glob("[!.]*-s*") if rows(path)], process)
@@ -134,6 +137,7 @@ def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     assert not alive(started)
 
 
+@pytest.mark.flaky(reruns=1)
 def test_what_another_process_trains_is_left_alone(tmp_path: Path) -> None:
     single = [*SMALL, "epochs=4000"]
     other = start(tmp_path, "train", *single, "seed=0")

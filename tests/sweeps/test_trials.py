@@ -18,7 +18,7 @@ from mixersweep.runs import read_status
 from tests.speed import wall
 from tests.sweeps.commands import numbers, results, rows, run, start, states
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.flaky(reruns=1)]
 
 MODELS, WIDTHS, SEEDS = "s_mixer,rp_s_mixer,sw_mlp", "153,172,217,255", "0,1"
 SETTINGS = ["data=fashion_mnist_10k", "connections=2**12", "depth=2", "match=mixer", "epochs=2", "batch_size=500"]

@@ -168,6 +168,7 @@ def test_eight_runs_are_one_process_and_one_of_the_clients(tmp_path: Path, serve
     assert [stored(server, run).exit_code for run in runs] == [0] * 8
 
 
+@pytest.mark.flaky(reruns=1)
 def test_a_mirror_that_was_killed_is_said_of_all_its_runs_but_those_that_had_ended(
     tmp_path: Path, server: Loopback
 ) -> None:

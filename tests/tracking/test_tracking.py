@@ -127,6 +127,7 @@ def test_how_a_run_ended(tmp_path: Path, server: Loopback, ends: BaseException, 
     assert training.said == []
 
 
+@pytest.mark.flaky(reruns=1)
 def test_each_epoch_arrives_once_after_the_mirror_is_killed(tmp_path: Path, server: Loopback) -> None:
     training = Training(make(tmp_path))
     directory = training.directory
@@ -167,6 +168,7 @@ def test_deleted_run_gets_another_id(tmp_path: Path, server: Loopback) -> None:
     assert training.said == []
 
 
+@pytest.mark.flaky(reruns=1)
 def test_server_down_from_the_start_leaves_a_file_to_sync(tmp_path: Path, server: Loopback) -> None:
     server.stop()
     training = Training(make(tmp_path, "tracking.timeout=4"))
@@ -179,6 +181,7 @@ def test_server_down_from_the_start_leaves_a_file_to_sync(tmp_path: Path, server
 
 
 @pytest.mark.parametrize("failure", ["stop", "error", "hang", "refuse"])
+@pytest.mark.flaky(reruns=1)
 def test_server_fails_in_the_middle(tmp_path: Path, server: Loopback, failure: str) -> None:
     training = Training(make(tmp_path, "tracking.timeout=4"))
     directory = training.directory
@@ -199,6 +202,7 @@ def test_server_fails_in_the_middle(tmp_path: Path, server: Loopback, failure: s
 
 
 @pytest.mark.parametrize("mode", ["error", "hang"])
+@pytest.mark.flaky(reruns=1)
 def test_server_never_answers(tmp_path: Path, server: Loopback, mode: Any) -> None:
     server.mode = mode
     training = Training(make(tmp_path, "tracking.timeout=1"))
@@ -207,6 +211,7 @@ def test_server_never_answers(tmp_path: Path, server: Loopback, mode: Any) -> No
     assert training.said[0].startswith(PROBLEM)
 
 
+@pytest.mark.flaky(reruns=1)
 def test_interrupt_while_finishing_leaves_no_process(tmp_path: Path, server: Loopback) -> None:
     server.mode = "hang"
     directory, other = make(tmp_path), make(tmp_path, "seed=1")
@@ -249,6 +254,7 @@ with hold(directory.path):
 """
 
 
+@pytest.mark.flaky(reruns=1)
 def test_mirror_ends_by_itself_when_the_training_is_killed(tmp_path: Path, server: Loopback) -> None:
     directory = make(tmp_path)
     with subprocess.Popen([sys.executable, "-c", TRAINS_AND_HANGS, directory.path]) as training:

@@ -18,6 +18,7 @@ from tests.sweeps.commands import numbers, rows
 from tests.tracking.loopback import Loopback
 from tests.tracking.training import KEY, epochs, eventually, everything, offline_of, run_id_of
 
+pytestmark = pytest.mark.flaky(reruns=1)
 SMALL = ["model=pk", "connections=1000", "depth=1", "batch_size=1500", "threads=1"]
 
 

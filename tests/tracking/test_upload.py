@@ -80,6 +80,7 @@ def test_offline_runs_go_up_once(tmp_path: Path, server: Loopback, monkeypatch: 
     assert epochs(server.runs[run_id(never[0])].received) == [0, 1, 2], "no row twice"
 
 
+@pytest.mark.flaky(reruns=1)
 def test_what_a_killed_client_lost_is_rebuilt(tmp_path: Path, server: Loopback) -> None:
     training = Training(make(tmp_path, "tracking.checkpoint=true"))
     directory = training.directory
@@ -121,6 +122,7 @@ def test_what_the_mirror_sent_is_there_already(tmp_path: Path, server: Loopback)
 
 
 @pytest.mark.parametrize("failure", ["stop", "error", "hang"])
+@pytest.mark.flaky(reruns=1)
 def test_a_server_that_does_not_answer_ends_it_soon(tmp_path: Path, server: Loopback, failure: Any) -> None:
     for seed in range(6):
         written(tmp_path, seed)
@@ -187,6 +189,7 @@ def test_no_key_is_a_mistake_in_one_line(tmp_path: Path, server: Loopback, monke
     assert done.stderr == "mixersweep: error: there is no W&B API key here: `wandb login`, or WANDB_API_KEY\n"
 
 
+@pytest.mark.flaky(reruns=1)
 def test_an_interrupt_leaves_no_process_and_the_next_goes_on(tmp_path: Path, server: Loopback) -> None:
     directories = [written(tmp_path, seed) for seed in range(3)]
     server.mode = "hang"
