@@ -150,7 +150,22 @@ class Family(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockFamily(Family):
+class MixingFamily(Family):
+    """Families whose mixing layers all have one width and one hidden width; by default all dense."""
+
+    def largest_layer(self, a: Architecture, images: ImageFacts) -> int:
+        """The width or that of a hidden layer, whichever is larger."""
+        del images
+        return max(a.width, a.hidden_width)
+
+    def beside_weights(self, a: Architecture, batch_size: int, device_kind: str) -> float:
+        """Zero, since all weights are stored as dense matrices."""
+        del a, batch_size, device_kind
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFamily(MixingFamily):
     """Families of residual blocks with LayerNorms between a stem and a head."""
 
     head: Head
@@ -173,13 +188,3 @@ class BlockFamily(Family):
     def layer_activations(self, a: Architecture) -> float:
         """How many numbers per image one mixing layer keeps for the backward pass."""
         return 2.0 * a.width + (2 * a.hidden_width if self.hidden else a.width)
-
-    def largest_layer(self, a: Architecture, images: ImageFacts) -> int:
-        """The residual stream or a hidden layer, whichever is wider."""
-        del images
-        return max(a.width, a.hidden_width)
-
-    def beside_weights(self, a: Architecture, batch_size: int, device_kind: str) -> float:
-        """Zero, since all weights are stored as dense matrices."""
-        del a, batch_size, device_kind
-        return 0.0

@@ -55,6 +55,26 @@ class MixerFamily(BlockFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SMixerFamily(MixerFamily):
+    """Mixers with one weight matrix a mixing layer, which all its blocks share (eq 5)."""
+
+    hidden: ClassVar[bool] = False
+    tied: ClassVar[bool] = True
+    token_expansion: ClassVar[Auto] = "auto"
+    channel_expansion: ClassVar[Auto] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPMixerFamily(MixerFamily):
+    """Mixers whose mixing layers have a hidden layer, and matrices that all blocks share (eqs 1-4)."""
+
+    token_expansion: Positive | Auto = asked()
+    channel_expansion: Positive | Auto = asked()
+    hidden: ClassVar[bool] = True
+    tied: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class RandomPermutations(MixerFamily):
     """A Mixer whose fixed permutations may be random ones (section 5.2)."""
 
@@ -74,27 +94,19 @@ class RandomPermutations(MixerFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SMixer(MixerFamily):
+class SMixer(SMixerFamily):
     """S-Mixer: one weight matrix a mixing layer (eq 5)."""
 
     name: Literal["s_mixer"]
-    hidden: ClassVar[bool] = False
-    tied: ClassVar[bool] = True
-    token_expansion: ClassVar[Auto] = "auto"
-    channel_expansion: ClassVar[Auto] = "auto"
     look = FamilyLook("blue", "o", "solid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RPSMixer(RandomPermutations):
+class RPSMixer(SMixerFamily, RandomPermutations):
     """Random-permutation S-Mixer (section 5.2)."""
 
     name: Literal["rp_s_mixer"]
     random_layers: Literal["token", "channel", "both"]
-    hidden: ClassVar[bool] = False
-    tied: ClassVar[bool] = True
-    token_expansion: ClassVar[Auto] = "auto"
-    channel_expansion: ClassVar[Auto] = "auto"
     look = FamilyLook("orange", "s", "long")
 
 
@@ -114,27 +126,19 @@ class Pretrainable(MixerFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixer(Pretrainable):
+class Mixer(MLPMixerFamily, Pretrainable):
     """MLP-Mixer: mixing layers with a hidden layer (eqs 1-4)."""
 
     name: Literal["mixer"]
-    token_expansion: Positive | Auto = asked()
-    channel_expansion: Positive | Auto = asked()
-    hidden: ClassVar[bool] = True
-    tied: ClassVar[bool] = True
     look = FamilyLook("blue", "D", "solid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RPMixer(RandomPermutations):
+class RPMixer(MLPMixerFamily, RandomPermutations):
     """Random-permutation MLP-Mixer (section 5.2); the permutation between its two layers is the identity."""
 
     name: Literal["rp_mixer"]
     random_layers: Literal["token", "channel", "both"]
-    token_expansion: Positive | Auto = asked()
-    channel_expansion: Positive | Auto = asked()
-    hidden: ClassVar[bool] = True
-    tied: ClassVar[bool] = True
     look = FamilyLook("orange", "X", "long")
 
 
