@@ -47,6 +47,7 @@ BESIDE = {
     ("runs", "config"),
     ("seeds", "config"),
     ("layers", "processor"),
+    ("layers", "kinds"),
     ("analysis", "report"),
     ("analysis", "bench"),
     ("bench", "sweeps"),
