@@ -42,7 +42,6 @@ BESIDE = {
     ("families", "budget"),
     ("families", "kinds"),
     ("families", "layers"),
-    ("runs", "families"),
     ("runs", "budget"),
     ("runs", "config"),
     ("seeds", "config"),

@@ -11,8 +11,10 @@ Plans and shell completion import families, so files here import torch only insi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from mixersweep import budget
 from mixersweep.budget import DEFAULT_READOUT, Architecture, Head, Request, Structure
@@ -90,6 +92,14 @@ class Family(ABC):
     @abstractmethod
     def has_skips(self) -> bool:
         """Whether its network is a sequence of residual blocks, as stochastic depth and gradient checkpointing need."""
+
+    def with_file_hashes(self, sha256_of: Callable[[Path, str], str]) -> Self:
+        """Add the sha256 of each file that the settings name; by default they name none.
+
+        ``sha256_of`` takes a path and the setting that names it.
+        """
+        del sha256_of
+        return self
 
     def check(self, depth: int) -> None:
         """Raise ``UserError`` for settings that are impossible at this depth; by default all are possible."""

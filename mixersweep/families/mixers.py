@@ -5,13 +5,16 @@ Hayase & Karakida 2024, sections 2.2, 5.1 and 5.2 ("the paper" here); their modu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from mixersweep.budget import Request, Structure
-from mixersweep.errors import Infeasible
+from mixersweep.errors import Infeasible, UserError
 from mixersweep.families.base import BlockFamily, FamilyLook, ImageFacts
 from mixersweep.kinds import Auto, Positive, Whole, asked, execution, neutral
+from mixersweep.paths import expanded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,19 @@ class Pretrainable(MixerFamily):
 
     pretrained: str | None = execution(None)
     pretrained_sha256: str | None = neutral(None)
+
+    def with_file_hashes(self, sha256_of: Callable[[Path, str], str]) -> Self:
+        """Add the sha256 of the weights; raises ``UserError`` where another is set, or a sha256 without a file."""
+        expected = self.pretrained_sha256
+        if self.pretrained is None:
+            if expected is not None:
+                raise UserError(f"model.pretrained_sha256={expected}: is of model.pretrained, which is null")
+            return self
+        path = expanded(self.pretrained, "model.pretrained").absolute()
+        content = sha256_of(path, "model.pretrained")
+        if expected not in (None, content):
+            raise UserError(f"model.pretrained_sha256={expected}: the sha256 of {path} is {content}")
+        return replace(self, pretrained=str(path), pretrained_sha256=content)
 
     def alone_for(self) -> str | None:
         """``model.pretrained`` where it is set: weights from a file cannot be loaded into a pack of runs."""

@@ -30,8 +30,6 @@ import yaml
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, architecture, parse
 from mixersweep.errors import UserError
-from mixersweep.families.base import Family
-from mixersweep.families.mixers import Pretrainable
 from mixersweep.paths import expanded
 from mixersweep.runs.experiment import executed_as, fingerprint
 from mixersweep.runs.files import read_json, sha256_of, write_json, write_text
@@ -75,7 +73,7 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
     sizes = architecture(config)
     solved = dataclasses.replace(
         config,
-        model=_with_content(config.model),
+        model=config.model.with_file_hashes(sha256_of),
         width=sizes.width,
         budget="connections",  # the solved tokens, channels and connections determine the network
         connections=sizes.connections if isinstance(sizes.connections, int) else "auto",
@@ -96,22 +94,6 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
 def _whole(path: str) -> str:
     """Make a path absolute, so that a run can be resumed from anywhere; a path with ~ stays as it is."""
     return path if path.startswith("~") else str(Path(path).absolute())
-
-
-def _with_content(model: Family) -> Family:
-    """Add the sha256 of the file of pretrained weights, if any, to a family's settings."""
-    if not isinstance(model, Pretrainable):
-        return model
-    expected = model.pretrained_sha256
-    if model.pretrained is None:
-        if expected is not None:
-            raise UserError(f"model.pretrained_sha256={expected}: is of model.pretrained, which is null")
-        return model
-    path = expanded(model.pretrained, "model.pretrained").absolute()
-    content = sha256_of(path, "model.pretrained")
-    if expected not in (None, content):
-        raise UserError(f"model.pretrained_sha256={expected}: the sha256 of {path} is {content}")
-    return dataclasses.replace(model, pretrained=str(path), pretrained_sha256=content)
 
 
 def sizes_of(stored: Mapping[str, Any]) -> Mapping[str, Any]:
