@@ -76,26 +76,15 @@ def plan_sweep(*overrides: str, **settings: object) -> list[Plan]:
 def _plan_of(row: Planned) -> Plan:
     run = row.run
     assert run is not None
-    sizes, record = run.architecture, row.record
     return Plan(
+        **{name: size for name, size in vars(run.architecture).items() if name in Plan.__dataclass_fields__},
         model=run.config.model.name,
-        width=sizes.width,
-        hidden_width=sizes.hidden_width,
-        tokens=sizes.tokens,
-        channels=sizes.channels,
-        depth=sizes.depth,
-        expansion=sizes.expansion,
-        connections=sizes.connections,
-        density=sizes.density,
-        weights=sizes.weights,
-        parameters=sizes.parameters,
-        flops_per_image=sizes.flops_per_image,
-        memory_bytes=record["memory_bytes"],
+        memory_bytes=row.record["memory_bytes"],
         seconds=row.wall_seconds,
         state=row.state,
         run_dir=row.point.run_dir,
         overrides=row.point.overrides,
-        warnings=warnings(run.config, sizes),
-        architecture=sizes,
-        record=record,
+        warnings=warnings(run.config, run.architecture),
+        architecture=run.architecture,
+        record=row.record,
     )
