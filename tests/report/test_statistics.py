@@ -14,6 +14,7 @@ from mixersweep.report import Report, build
 from mixersweep.report.answer import answer
 from mixersweep.report.caveats import loss_order
 from mixersweep.report.sheets import sheets
+from mixersweep.report.text import describe_difference
 from mixersweep.report.verdicts import Finding
 from mixersweep.runs import fingerprint, solve
 from mixersweep.runs.experiment import experiment, version_of
@@ -232,6 +233,25 @@ def test_the_learning_rate_with_most_seeds_is_compared_and_seeds_that_chose_it_a
     assert main.comparison.search_seeds == ["100", "101"]
     assert len(main.comparison.searched) == 12
     assert any("seeds 100, 101 served to choose learning rates" in warning for warning in main.warnings)
+
+
+def test_a_setting_that_only_one_of_two_comparisons_has_is_told_with_its_value(tmp_path: Path) -> None:
+    """The optimisers here have different settings, and ``ema`` is null where it is not set."""
+    adamw = ["optim=adamw", "optim.lr=0.01", "ema=0.9"]
+    for settings, seeds in (([], (0, 1, 2)), (adamw, (0, 1))):
+        write_sweep(tmp_path, known, models=("sw_mlp",), widths=(900,), seeds=seeds, settings=settings)
+    other = build([tmp_path]).all_statistics[1].comparison
+    for settings, seeds in (([], (0, 1, 2)), (adamw, (0, 1, 2, 3))):  # now the other is the main one
+        write_sweep(tmp_path / "more", known, models=("sw_mlp",), widths=(900,), seeds=seeds, settings=settings)
+    turned = build([tmp_path / "more"]).all_statistics[1].comparison
+    assert set(describe_difference(other).split(", ")) >= {
+        *("optim.name=adamw (not sgd)", "optim.momentum not set (but 0.9)", "optim.beta2=0.999 (not set)"),
+        "ema=0.9 (not set)",
+    }
+    assert set(describe_difference(turned).split(", ")) >= {
+        *("optim.name=sgd (not adamw)", "optim.momentum=0.9 (not set)", "optim.beta2 not set (but 0.999)"),
+        "ema not set (but 0.9)",
+    }
 
 
 def test_one_seed_tried_at_one_width_is_still_compared(tmp_path: Path) -> None:
