@@ -2,7 +2,7 @@
 
 A setting added after runs exist is declared with ``neutral(value)``, where ``value`` means "as before": while it has
 that value it stays out of the fingerprint. ``execution()`` marks settings that never change a run's numbers (where and
-how it runs), ``asked()`` those that only determine other settings; both stay out of the fingerprint.
+how it runs), ``input_only()`` those that only determine other settings; both stay out of the fingerprint.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def execution(default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"execution": True})
 
 
-def asked(default: Any = dataclasses.MISSING) -> Any:
+def input_only(default: Any = dataclasses.MISSING) -> Any:
     """Declare a setting that only determines others, which are in the fingerprint in its place.
 
     One added later needs a ``default``, for runs that were stored without it.
     """
-    return field(default=default, metadata={"asked": True})
+    return field(default=default, metadata={"input_only": True})

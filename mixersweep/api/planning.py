@@ -56,7 +56,7 @@ def plan(*overrides: str, **settings: object) -> Plan:
     """
     expansion = expand_one(overrides_of(overrides, settings))
     (row,) = planning.plan(expansion)
-    return _plan_of(row)
+    return _make_plan(row)
 
 
 def plan_sweep(*overrides: str, **settings: object) -> list[Plan]:
@@ -70,10 +70,10 @@ def plan_sweep(*overrides: str, **settings: object) -> list[Plan]:
         say(f"note: {notice}")
     for reason in dict.fromkeys(row.point.infeasible for row in rows if row.point.infeasible is not None):
         say(f"infeasible: {reason}")
-    return [_plan_of(row) for row in rows if row.run is not None]
+    return [_make_plan(row) for row in rows if row.run is not None]
 
 
-def _plan_of(row: Planned) -> Plan:
+def _make_plan(row: Planned) -> Plan:
     run = row.run
     assert run is not None
     return Plan(

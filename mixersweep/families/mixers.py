@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from mixersweep.budget import Request, Structure
 from mixersweep.errors import Infeasible, UserError
 from mixersweep.families.base import BlockFamily, FamilyLook, ImageFacts
-from mixersweep.kinds import Auto, Positive, Whole, asked, execution, neutral
-from mixersweep.paths import expanded
+from mixersweep.kinds import Auto, Positive, Whole, execution, input_only, neutral
+from mixersweep.paths import expand_home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class SMixerFamily(MixerFamily):
 class MLPMixerFamily(MixerFamily):
     """Mixers whose mixing layers have a hidden layer, and matrices that all blocks share (eqs 1-4)."""
 
-    token_expansion: Positive | Auto = asked()
-    channel_expansion: Positive | Auto = asked()
+    token_expansion: Positive | Auto = input_only()
+    channel_expansion: Positive | Auto = input_only()
     hidden: ClassVar[bool] = True
     tied: ClassVar[bool] = True
 
@@ -130,7 +130,7 @@ class Pretrainable(MixerFamily):
             if expected is not None:
                 raise UserError(f"model.pretrained_sha256={expected}: is of model.pretrained, which is null")
             return self
-        path = expanded(self.pretrained, "model.pretrained").absolute()
+        path = expand_home(self.pretrained, "model.pretrained").absolute()
         content = sha256_of(path, "model.pretrained")
         if expected not in (None, content):
             raise UserError(f"model.pretrained_sha256={expected}: the sha256 of {path} is {content}")
@@ -165,6 +165,6 @@ class PK(RandomPermutations, Pretrainable):
     name: Literal["pk"]
     hidden: bool
     tied: bool
-    token_expansion: Positive | Auto = asked()
-    channel_expansion: Positive | Auto = asked()
+    token_expansion: Positive | Auto = input_only()
+    channel_expansion: Positive | Auto = input_only()
     look = FamilyLook("pink", "v", "solid")

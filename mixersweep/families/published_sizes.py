@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mixersweep.budget import Request
 from mixersweep.families.base import FamilyLook, ImageFacts
 from mixersweep.families.mixers import MLPMixerFamily, Pretrainable
-from mixersweep.kinds import asked
+from mixersweep.kinds import input_only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class PrintedMixer(MLPMixerFamily):
     ``as_printed`` takes the size as printed, else the size that gives the totals.
     """
 
-    as_printed: bool = asked()
+    as_printed: bool = input_only()
 
     @property
     @abstractmethod

@@ -17,7 +17,7 @@ from mixersweep.report.sheets import sheets
 from mixersweep.report.text import describe_difference
 from mixersweep.report.verdicts import Finding
 from mixersweep.runs import fingerprint, solve
-from mixersweep.runs.experiment import experiment, version_of
+from mixersweep.runs.experiment import experiment, numbers_version_of
 from tests.report.sweeps import IMAGES, images, networks, write_search, write_sweep, write_trained
 from tests.runs.synthetic import seeded, write_run
 
@@ -404,8 +404,8 @@ def test_the_version_of_the_numbers_is_told_from_the_fingerprint(tmp_path: Path)
         }
         found = experiment(stored["config"])
         assert found == experiment(run.config)
-        assert version_of(found, stored) == 1, entry["overrides"]
-        assert version_of(found, {**stored, "fingerprint": "0" * 64}) is None
+        assert numbers_version_of(found, stored) == 1, entry["overrides"]
+        assert numbers_version_of(found, {**stored, "fingerprint": "0" * 64}) is None
 
 
 def test_runs_with_other_numbers_are_apart(tmp_path: Path) -> None:
