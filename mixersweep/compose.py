@@ -44,12 +44,12 @@ from omegaconf.errors import OmegaConfBaseException
 from mixersweep.config import Config, check_key, parse
 from mixersweep.errors import RunDiverged, RunStopped, UserError
 from mixersweep.kinds import FromEnvironment
-from mixersweep.paths import config_dir, expanded, groups
+from mixersweep.paths import config_dir, config_groups, expand_home
 
 Job = Callable[[list[str]], float | None]
 """A function that trains the run of these overrides and returns its validation accuracy, or None, for a sweeper."""
 
-WORST = 0.0
+DIVERGED_ACCURACY = 0.0
 """The accuracy that a diverged run counts as."""
 
 OWN_SWEEPER = "mixersweep"
@@ -61,15 +61,15 @@ CONFIG_DIR = "--config-dir="
 class Invocation:
     """The arguments of ``train``: overrides, Hydra's flags, and whether they mean many runs.
 
-    ``own``: the user's directory of configs. ``by_hydra``: a flag asks Hydra to show something, or another sweeper than
-    the program's own carries them out.
+    ``user_dir``: the user's directory of configs. ``is_for_hydra``: a flag asks Hydra to show something, or another
+    sweeper than the program's own carries them out.
     """
 
     overrides: list[str]
     flags: list[str]
-    own: Path | None
+    user_dir: Path | None
     multirun: bool
-    by_hydra: bool
+    is_for_hydra: bool
 
 
 def read_arguments(arguments: list[str]) -> Invocation:
@@ -80,32 +80,36 @@ def read_arguments(arguments: list[str]) -> Invocation:
     flags = list(arguments)
     for override in overrides:
         flags.remove(override)
-    refused = next((flag for flag in ("config_path", "config_name", "experimental_rerun") if vars(parsed)[flag]), None)
-    if refused is not None:
-        flag = f"--{refused.replace('_', '-')}"
+    refused_flag = next(
+        (flag for flag in ("config_path", "config_name", "experimental_rerun") if vars(parsed)[flag]), None
+    )
+    if refused_flag is not None:
+        flag = f"--{refused_flag.replace('_', '-')}"
         raise UserError(f"{flag}: the settings are train.yaml's; --config-dir adds choices of your own to it")
-    own = None if parsed.config_dir is None else own_configs(parsed.config_dir)
-    check_overrides(overrides, own)
-    checked = parsed_overrides(overrides)
-    shows = bool(parsed.cfg or parsed.info or parsed.help or parsed.hydra_help or parsed.shell_completion)
+    user_dir = None if parsed.config_dir is None else find_user_dir(parsed.config_dir)
+    check_overrides(overrides, user_dir)
+    checked = parse_overrides(overrides)
+    is_informational = bool(parsed.cfg or parsed.info or parsed.help or parsed.hydra_help or parsed.shell_completion)
     multirun, sweeper = bool(parsed.multirun), OWN_SWEEPER
-    if own or any(_root(o) in ("hydra", "sweep") or o.key_or_group == "experiment" for o in checked):
-        composer = Composer(overrides, own)
-        multirun, choices = multirun or composer.means_many, composer.head.hydra.runtime.choices
+    if user_dir or any(_group_of(o) in ("hydra", "sweep") or o.key_or_group == "experiment" for o in checked):
+        composer = Composer(overrides, user_dir)
+        multirun, choices = multirun or composer.is_multirun, composer.shared.hydra.runtime.choices
         sweeper = choices["hydra/sweeper"]
-        if sweeper != OWN_SWEEPER and not shows:
-            _check_for_hydra(sweeper, choices["hydra/launcher"], overrides, multirun=multirun)
-    several = next((o for o in checked if o.is_sweep_override()), None)
-    if several is not None and not multirun:
-        raise UserError(f"{several.input_line}: several values; sweep over them with -m")
-    return Invocation(overrides, flags, own, multirun, by_hydra=shows or (multirun and sweeper != OWN_SWEEPER))
+        if sweeper != OWN_SWEEPER and not is_informational:
+            _check_other_sweeper(sweeper, choices["hydra/launcher"], overrides, multirun=multirun)
+    sweep_override = next((o for o in checked if o.is_sweep_override()), None)
+    if sweep_override is not None and not multirun:
+        raise UserError(f"{sweep_override.input_line}: several values; sweep over them with -m")
+    return Invocation(
+        overrides, flags, user_dir, multirun, is_for_hydra=is_informational or (multirun and sweeper != OWN_SWEEPER)
+    )
 
 
-def _check_for_hydra(sweeper: str, launcher: str, overrides: list[str], *, multirun: bool) -> None:
+def _check_other_sweeper(sweeper: str, launcher: str, overrides: list[str], *, multirun: bool) -> None:
     """Raise ``UserError`` for settings that a sweeper other than our own would ignore."""
     if not multirun:
         raise UserError(f"hydra/sweeper={sweeper}: sweeps with -m, or hydra.mode=MULTIRUN")
-    is_chosen = launcher != "local" or any(o.key_or_group == "hydra/launcher" for o in parsed_overrides(overrides))
+    is_chosen = launcher != "local" or any(o.key_or_group == "hydra/launcher" for o in parse_overrides(overrides))
     if is_chosen and (config_dir() / "hydra" / "launcher" / f"{launcher}.yaml").exists():
         raise UserError(
             f"hydra/launcher={launcher}: takes the runs of the program's own sweeper; "
@@ -120,90 +124,90 @@ def run_app(invocation: Invocation, job: Job, failed: Callable[[Exception], None
     ``UserError`` for invalid settings.
     """
     overrides, multirun = list(invocation.overrides), invocation.multirun
-    if multirun and not any(o.key_or_group == "hydra/launcher" for o in parsed_overrides(overrides)):
+    if multirun and not any(o.key_or_group == "hydra/launcher" for o in parse_overrides(overrides)):
         overrides.append("hydra/launcher=basic")  # the program's own launchers take run directories
-    ended: list[RunStopped] = []
+    stops: list[RunStopped] = []
 
     @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
     def app(_: DictConfig) -> float | None:
         try:
-            return job([*leading(invocation.own), *HydraConfig.get().overrides.task])
+            return job([*config_dir_arguments(invocation.user_dir), *HydraConfig.get().overrides.task])
         except RunStopped as error:
-            ended.append(error)
+            stops.append(error)
             raise KeyboardInterrupt from None  # the one thing that ends a multirun between two jobs
         except Exception as error:  # kept from Hydra, which would print its own line about it
             failed(error)
-            return WORST if isinstance(error, RunDiverged) else None
+            return DIVERGED_ACCURACY if isinstance(error, RunDiverged) else None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["mixersweep train", *overrides, *invocation.flags]  # Hydra's own parser wants them apart
     try:
         app()
     except KeyboardInterrupt:
-        if not ended:
+        if not stops:
             raise
-        raise ended[0] from None
+        raise stops[0] from None
     except yaml.YAMLError as error:
-        raise UserError(yaml_mistake(error)) from None
+        raise UserError(describe_yaml_error(error)) from None
     except ValueError as error:  # two flags that exclude each other; what jobs raise is kept above
         raise UserError(_one_line(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         for job_overrides in _jobs(overrides, multirun=multirun):
-            _check_against_choices(job_overrides, invocation.own)
+            _check_against_choices(job_overrides, invocation.user_dir)
         raise UserError(_one_line(error)) from error
 
 
 class Composer:
     """Composes the configs of many runs: Hydra composes once per set of group choices, and values are set on copies.
 
-    ``overrides`` are those that all runs share, and ``own`` is the user's directory of configs.
+    ``overrides`` are those that all runs share, and ``user_dir`` is the user's directory of configs.
     """
 
-    def __init__(self, overrides: Sequence[str] = (), own: Path | None = None) -> None:
+    def __init__(self, overrides: Sequence[str] = (), user_dir: Path | None = None) -> None:
         self._overrides = list(overrides)
-        self._own = own
+        self._user_dir = user_dir
         self._bases: dict[tuple[str, ...], _Base] = {}
 
     @cached_property
-    def head(self) -> DictConfig:
+    def shared(self) -> DictConfig:
         """The config composed of the shared choices, for the values under ``hydra`` and ``sweep``."""
         kept = [
             override.input_line or ""
-            for override in parsed_overrides(self._overrides)
-            if _root(override) in ("hydra", "sweep") or is_choice(override)
+            for override in parse_overrides(self._overrides)
+            if _group_of(override) in ("hydra", "sweep") or is_choice(override)
         ]
         return self._load(kept, RunMode.MULTIRUN)
 
     @property
-    def means_many(self) -> bool:
+    def is_multirun(self) -> bool:
         """Whether the overrides mean a sweep without ``-m``: by Hydra's mode, a launcher, or settings under ``sweep``.
 
         Raises ``UserError`` for settings that the program's own sweeper would ignore.
         """
-        mode, choices, sweep = self.head.hydra.mode, self.head.hydra.runtime.choices, self.head.sweep
+        mode, choices, sweep = self.shared.hydra.mode, self.shared.hydra.runtime.choices, self.shared.sweep
         if choices["hydra/sweeper"] != OWN_SWEEPER:
             return bool(mode == RunMode.MULTIRUN)
-        for name in set(self.head.hydra.sweeper) - {"name"}:
+        for name in set(self.shared.hydra.sweeper) - {"name"}:
             raise UserError(f"hydra.sweeper.{name}: is Hydra's own sweeper's; values to sweep over are sweep.over's")
-        to_launch = choices["hydra/launcher"] != "local" or any(
-            override.key_or_group.startswith("hydra.launcher") for override in parsed_overrides(self._overrides)
+        has_launcher = choices["hydra/launcher"] != "local" or any(
+            override.key_or_group.startswith("hydra.launcher") for override in parse_overrides(self._overrides)
         )
-        asked = to_launch or any(sweep[name] for name in ("grids", "over", "search"))
-        return bool(mode == RunMode.MULTIRUN or (mode is None and asked))
+        has_sweep_settings = has_launcher or any(sweep[name] for name in ("grids", "over", "search"))
+        return bool(mode == RunMode.MULTIRUN or (mode is None and has_sweep_settings))
 
     def values(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Compose the values of one run as plain dicts, without the nodes ``hydra`` and ``sweep``.
 
         Raises ``UserError`` for overrides that Hydra cannot apply.
         """
-        parsed = [parsed_override(override) for override in overrides]
-        chosen = tuple(o.input_line or "" for o in parsed if is_choice(o))
+        parsed = [parse_override(override) for override in overrides]
+        choices = tuple(o.input_line or "" for o in parsed if is_choice(o))
         try:
-            if chosen not in self._bases:
-                self._bases[chosen] = _Base(self._load(list(chosen), RunMode.RUN))
-            return self._bases[chosen].with_values([override for override in parsed if not is_choice(override)])
+            if choices not in self._bases:
+                self._bases[choices] = _Base(self._load(list(choices), RunMode.RUN))
+            return self._bases[choices].with_values([override for override in parsed if not is_choice(override)])
         except (HydraException, OmegaConfBaseException) as error:
-            _check_against_choices(list(overrides), self._own)
+            _check_against_choices(list(overrides), self._user_dir)
             raise UserError(_one_line(error)) from error
 
     def config(self, overrides: Sequence[str]) -> Config:
@@ -212,7 +216,7 @@ class Composer:
 
     def _load(self, overrides: list[str], mode: RunMode) -> DictConfig:
         try:
-            composed = _loader(self._own).load_configuration("train", overrides, mode)
+            composed = _loader(self._user_dir).load_configuration("train", overrides, mode)
         except (HydraException, OmegaConfBaseException) as error:
             _check_launcher(overrides)
             raise UserError(_one_line(error)) from error
@@ -227,7 +231,7 @@ class Composer:
 
 def _check_launcher(overrides: Sequence[str]) -> None:
     """Refuse a setting that the launcher has not, and name the nearest: Hydra would have it added with a ``+``."""
-    given = {o.key_or_group: o for o in parsed_overrides(overrides)}
+    given = {o.key_or_group: o for o in parse_overrides(overrides)}
     chosen = given["hydra/launcher"].value() if "hydra/launcher" in given else "local"
     file = config_dir() / "hydra" / "launcher" / f"{chosen}.yaml"
     known = list(OmegaConf.load(file)) if file.is_file() else []
@@ -256,8 +260,8 @@ class _Base:
         """A new nested dict with the overrides applied and every interpolation resolved."""
         if all(self._is_plain(override) for override in overrides):
             if self._plain is None:
-                self._plain = _resolved(self._composed)
-            values: dict[str, Any] = _copied(self._plain)
+                self._plain = _resolve(self._composed)
+            values: dict[str, Any] = _copy(self._plain)
             for override in overrides:
                 *path, name = override.key_or_group.split(".")
                 node = values
@@ -267,7 +271,7 @@ class _Base:
             return values
         composed = copy.deepcopy(self._composed)
         ConfigLoaderImpl._apply_overrides_to_config(overrides, composed)
-        return _resolved(composed)
+        return _resolve(composed)
 
     def _is_plain(self, override: Override) -> bool:
         """Whether the override only replaces one value that is there and that no interpolation reads."""
@@ -292,17 +296,17 @@ class _Base:
 
 
 @cache
-def _loader(own: Path | None = None) -> ConfigLoaderImpl:
+def _loader(user_dir: Path | None = None) -> ConfigLoaderImpl:
     setup_globals()
-    places = create_config_search_path(str(config_dir()))
-    if own is not None:
-        places.prepend("command-line", f"file://{own}", SearchPathQuery(provider="schema"))  # as Hydra itself does
-    loader = ConfigLoaderImpl(places)
-    loader.repository = _Checked(places)
+    search_path = create_config_search_path(str(config_dir()))
+    if user_dir is not None:  # as Hydra itself does
+        search_path.prepend("command-line", f"file://{user_dir}", SearchPathQuery(provider="schema"))
+    loader = ConfigLoaderImpl(search_path)
+    loader.repository = _CheckedFiles(search_path)
     return loader
 
 
-class _Checked(ConfigRepository):
+class _CheckedFiles(ConfigRepository):
     """Hydra's config files, checked: invalid YAML or ambiguous numbers are a ``UserError`` with file and line."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
@@ -313,19 +317,19 @@ class _Checked(ConfigRepository):
         try:
             return super().load_config(config_path)
         except yaml.YAMLError as error:
-            raise UserError(yaml_mistake(error)) from None
+            raise UserError(describe_yaml_error(error)) from None
 
 
 def _check_yaml(path: Path) -> None:
     try:
         text = path.read_text(encoding="utf-8")
-        top = yaml.compose(text, Loader=_YAML)
+        top = yaml.compose(text, Loader=_YamlLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not of UTF-8: {error.reason} at byte {error.start}") from None
     except yaml.YAMLError as error:
-        raise UserError(yaml_mistake(error, path)) from None
+        raise UserError(describe_yaml_error(error, path)) from None
     if top is not None and not isinstance(top, yaml.MappingNode) and top.value:
         raise UserError(f"{path}: expects settings such as `epochs: 10`, not {' '.join(text.split())[:40]}")
     nodes = [top]
@@ -335,7 +339,7 @@ def _check_yaml(path: Path) -> None:
             nodes += [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value
-        elif isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and _LOOKS_OTHERWISE.match(node.value):
+        elif isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and _AMBIGUOUS_NUMBER.match(node.value):
             reads = yaml.SafeLoader("").construct_yaml_int(node)
             raise UserError(
                 f"{path}:{node.start_mark.line + 1}: {node.value} is the number {reads} to YAML; "
@@ -343,22 +347,22 @@ def _check_yaml(path: Path) -> None:
             )
 
 
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_LOOKS_OTHERWISE = re.compile(r"[-+]?(\d[\d_]*:|0[0-7_]+$)")
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_AMBIGUOUS_NUMBER = re.compile(r"[-+]?(\d[\d_]*:|0[0-7_]+$)")
 """Texts that YAML 1.1 reads as numbers to base 60 or 8, which nobody means."""
 
 
-def yaml_mistake(error: yaml.YAMLError, path: Path | None = None) -> str:
+def describe_yaml_error(error: yaml.YAMLError, path: Path | None = None) -> str:
     """Describe a YAML error in one line, with file and line number."""
     mark: Any = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    place = str(path or (mark and mark.name) or "a file") + (f":{mark.line + 1}" if mark else "")
+    position = str(path or (mark and mark.name) or "a file") + (f":{mark.line + 1}" if mark else "")
     problem = getattr(error, "problem", None) or str(error)
-    return f"{place}: no YAML: {' '.join(str(problem).split())}"
+    return f"{position}: no YAML: {' '.join(str(problem).split())}"
 
 
-def own_configs(directory: str) -> Path:
+def find_user_dir(directory: str) -> Path:
     """The user's directory of configs, absolute; raises ``UserError`` if it is missing or redefines a choice."""
-    path, known = expanded(directory, "--config-dir").absolute(), groups()
+    path, known = expand_home(directory, "--config-dir").absolute(), config_groups()
     found = {group: sorted(file.stem for file in (path / group).glob("*.yaml")) for group in known}
     if not any(found.values()):
         reason = f"has no files such as experiment/NAME.yaml (or in {', '.join(known)})"
@@ -369,15 +373,15 @@ def own_configs(directory: str) -> Path:
     return path
 
 
-def leading(own: Path | None) -> list[str]:
+def config_dir_arguments(user_dir: Path | None) -> list[str]:
     """The ``--config-dir`` argument to put before stored overrides; empty without a directory."""
-    return [] if own is None else [f"{CONFIG_DIR}{own}"]
+    return [] if user_dir is None else [f"{CONFIG_DIR}{user_dir}"]
 
 
-def split(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+def split_config_dir(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Split off a leading ``--config-dir=DIR``: the user's directory of configs or None, and the overrides."""
     if arguments and arguments[0].startswith(CONFIG_DIR):
-        return own_configs(arguments[0].removeprefix(CONFIG_DIR)), list(arguments[1:])
+        return find_user_dir(arguments[0].removeprefix(CONFIG_DIR)), list(arguments[1:])
     return None, list(arguments)
 
 
@@ -386,13 +390,13 @@ def config_of(overrides: list[str]) -> Config:
     return Composer().config(overrides)
 
 
-def parsed_overrides(overrides: Sequence[str]) -> list[Override]:
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides in Hydra's grammar; raises ``UserError`` for text that is not one."""
-    return [parsed_override(override) for override in overrides]
+    return [parse_override(override) for override in overrides]
 
 
 @lru_cache(maxsize=65536)
-def parsed_override(override: str) -> Override:
+def parse_override(override: str) -> Override:
     """Parse one override in Hydra's grammar; raises ``UserError`` for text that is not one."""
     try:
         (parsed,) = OverridesParser.create(_loader()).parse_overrides([override])
@@ -413,10 +417,10 @@ def is_choice(override: Override) -> bool:
 
 @cache
 def _group_names() -> frozenset[str]:
-    return frozenset(groups())
+    return frozenset(config_groups())
 
 
-def _root(override: Override) -> str:
+def _group_of(override: Override) -> str:
     return override.key_or_group.partition(".")[0].partition("/")[0]
 
 
@@ -431,13 +435,13 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _copied(value: Any) -> Any:
+def _copy(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
-    return [_copied(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _copy(inner) for key, inner in value.items()}
+    return [_copy(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _resolved(composed: DictConfig) -> dict[str, Any]:
+def _resolve(composed: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
@@ -456,21 +460,21 @@ def _mark(values: dict[Any, Any], written: Any) -> None:
             values[key] = FromEnvironment(values[key])
 
 
-def check_overrides(overrides: Sequence[str], own: Path | None = None) -> None:
+def check_overrides(overrides: Sequence[str], user_dir: Path | None = None) -> None:
     """Raise ``UserError`` for unknown keys and choices, with any prefix (``+``, ``++``, ``~``)."""
-    known = groups(own)
-    for override in parsed_overrides(overrides):
+    known = config_groups(user_dir)
+    for override in parse_overrides(overrides):
         key = override.key_or_group
-        if _root(override) == "hydra":
+        if _group_of(override) == "hydra":
             continue
         if key in known and not override.is_delete():
             for choice in _choices(override):
                 _check_choice(key, choice, known[key])
         else:
-            check_key(key, _text(override))
+            check_key(key, _typed_value(override))
 
 
-def _text(override: Override) -> str:
+def _typed_value(override: Override) -> str:
     """The value of an override as it was typed."""
     return (override.input_line or "").partition("=")[2] or "null"
 
@@ -492,25 +496,25 @@ def _jobs(overrides: list[str], *, multirun: bool) -> list[list[str]]:
     if not multirun:
         return [overrides]
     try:
-        batches = BasicSweeper.split_arguments(parsed_overrides(overrides), None)
+        batches = BasicSweeper.split_arguments(parse_overrides(overrides), None)
         return [list(job) for batch in batches for job in batch]
     except (HydraException, UserError):
         return []
 
 
-def _check_against_choices(overrides: list[str], own: Path | None) -> None:
+def _check_against_choices(overrides: list[str], user_dir: Path | None) -> None:
     """Raise ``UserError`` for settings that only other choices of their group have, e.g. ``model.tied`` of sw_mlp."""
-    parsed = parsed_overrides(overrides)
+    parsed = parse_overrides(overrides)
     try:
-        choices = [o.input_line or "" for o in parsed if is_choice(o) and _root(o) != "hydra"]
-        composed = Composer(own=own).values(choices)
+        choices = [o.input_line or "" for o in parsed if is_choice(o) and _group_of(o) != "hydra"]
+        composed = Composer(user_dir=user_dir).values(choices)
     except UserError:
         return
     for override in parsed:
         key = override.key_or_group
         group = composed.get(key.partition(".")[0])
-        if "." in key and isinstance(group, dict) and _root(override) != "hydra":
-            check_key(key, _text(override), group.get("name"))
+        if "." in key and isinstance(group, dict) and _group_of(override) != "hydra":
+            check_key(key, _typed_value(override), group.get("name"))
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 A setting added after runs exist is declared with ``neutral(value)``, where ``value`` means "as before": while it has
 that value it stays out of the fingerprint. ``execution()`` marks settings that never change a run's numbers (where and
-how it runs), ``asked()`` those that only determine other settings; both stay out of the fingerprint.
+how it runs), ``input_only()`` those that only determine other settings; both stay out of the fingerprint.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Density = Annotated[float, Gt(0), Le(1)]
+MaskKind = Literal["exact", "bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local"]
+"""The kinds of random masks that ``layers.masks`` draws, a function each."""
 
 
 def is_percentage(text: str) -> bool:
@@ -52,9 +54,9 @@ def execution(default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"execution": True})
 
 
-def asked(default: Any = dataclasses.MISSING) -> Any:
+def input_only(default: Any = dataclasses.MISSING) -> Any:
     """Declare a setting that only determines others, which are in the fingerprint in its place.
 
     One added later needs a ``default``, for runs that were stored without it.
     """
-    return field(default=default, metadata={"asked": True})
+    return field(default=default, metadata={"input_only": True})

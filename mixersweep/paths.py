@@ -17,7 +17,7 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
-def expanded(path: str | Path, setting: str = "") -> Path:
+def expand_home(path: str | Path, setting: str = "") -> Path:
     """The path with ``~`` replaced by the home directory; raises ``UserError`` where there is none.
 
     A container whose user is not in its image's list of users has none until HOME is set.
@@ -29,29 +29,29 @@ def expanded(path: str | Path, setting: str = "") -> Path:
         raise UserError(f"{which}: there is no such home directory here (HOME is not set?); say a whole path") from None
 
 
-def groups(own: Path | None = None) -> dict[str, list[str]]:
-    """The choices of every config group, e.g. ``{"model": ["mixer", "mlp", ...]}``; ``own`` adds the user's."""
+def config_groups(user_dir: Path | None = None) -> dict[str, list[str]]:
+    """The choices of every config group, e.g. ``{"model": ["mixer", "mlp", ...]}``; ``user_dir`` adds the user's."""
     names = [group.name for group in config_dir().iterdir() if group.is_dir() and group.name not in ("hydra", "wandb")]
-    places = [config_dir(), own] if own else [config_dir()]
+    folders = [config_dir(), user_dir] if user_dir else [config_dir()]
     return {
-        name: sorted({file.stem for place in places for file in (place / name).glob("*.yaml")})
+        name: sorted({file.stem for folder in folders for file in (folder / name).glob("*.yaml")})
         for name in sorted(names)
     }
 
 
 def runs_dir() -> Path:
-    """The default directory of runs, the same as in ``configs/train.yaml``; raises as ``expanded`` does."""
-    return expanded(os.environ.get("MIXERSWEEP_RUNS") or "runs", "MIXERSWEEP_RUNS")
+    """The default directory of runs, the same as in ``configs/train.yaml``; raises as ``expand_home`` does."""
+    return expand_home(os.environ.get("MIXERSWEEP_RUNS") or "runs", "MIXERSWEEP_RUNS")
 
 
 def data_dir(setting: str = "data_dir") -> Path:
-    """The default directory of data sets, the same as in ``configs/train.yaml``; raises as ``expanded`` does."""
-    return expanded(os.environ.get("MIXERSWEEP_DATA") or _CACHE, setting)
+    """The default directory of data sets, the same as in ``configs/train.yaml``; raises as ``expand_home`` does."""
+    return expand_home(os.environ.get("MIXERSWEEP_DATA") or _CACHE, setting)
 
 
 def cache_dir(kind: str) -> Path:
-    """The directory that caches code compiled on this machine, one per kind; raises as ``expanded`` does."""
-    return expanded(_CACHE) / kind
+    """The directory that caches code compiled on this machine, one per kind; raises as ``expand_home`` does."""
+    return expand_home(_CACHE) / kind
 
 
 def sweeps_dir(runs_dir: Path) -> Path:

@@ -22,7 +22,7 @@ INSTRUCTIONS = {
 """For each precision the CPU flags of its instruction sets, any one of which suffices, with their names."""
 
 
-def of_torchrun(name: str, default: int) -> int:
+def torchrun_number(name: str, default: int) -> int:
     """A number that torchrun sets, e.g. ``WORLD_SIZE``; empty counts as unset. Raises ``UserError`` for other text."""
     value = os.environ.get(name) or str(default)
     if not value.strip().isdecimal():
@@ -61,25 +61,25 @@ def quota(cgroups: Path, own: Path) -> float | None:
             continue
         mounted = [cgroups] if not controllers else [cgroups / controllers, cgroups / "cpu"]
         for root in mounted:
-            place = root / group.strip("/")
-            for folder in (place, *place.parents):
+            deepest = root / group.strip("/")
+            for folder in (deepest, *deepest.parents):
                 if folder == cgroups.parent or not folder.is_relative_to(root):
                     break
                 with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-                    found.append(_share(folder, is_second=not controllers))
+                    found.append(_read_quota(folder, is_version_2=not controllers))
     return min((share for share in found if 0 < share < float("inf")), default=None)
 
 
-def _share(group: Path, *, is_second: bool) -> float:
+def _read_quota(group: Path, *, is_version_2: bool) -> float:
     """The quota of one group in cores; raises ``ValueError`` where it has none."""
-    if is_second:
+    if is_version_2:
         most, period = (group / "cpu.max").read_text().split()
     else:
         most, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
     return float(most) / float(period) if most != "max" else float("inf")
 
 
-def slow(precision: str) -> str | None:
+def slow_precision_warning(precision: str) -> str | None:
     """A warning that this CPU trains more slowly in this precision than in fp32; None if it does not, or unknown."""
     wanted, found = INSTRUCTIONS.get(precision, {}), flags(CPUINFO)
     if not wanted or not found or wanted.keys() & found:
@@ -92,19 +92,19 @@ def slow(precision: str) -> str | None:
 
 def flags(cpuinfo: Path) -> frozenset[str]:
     """The feature flags of the first processor; empty where the kernel does not list them."""
-    lines = first(cpuinfo)
+    lines = first_processor(cpuinfo)
     return frozenset(lines.get("flags", lines.get("Features", "")).split())
 
 
 def vendor_and_family(cpuinfo: Path) -> tuple[str, int]:
     """Vendor and family of the first x86 processor: ``("AuthenticAMD", 26)`` is a Zen 5, ``("", 0)`` unknown."""
-    lines = first(cpuinfo)
+    lines = first_processor(cpuinfo)
     family = lines.get("cpu family", "")
     return lines.get("vendor_id", ""), int(family) if family.isdecimal() else 0
 
 
 @cache
-def first(cpuinfo: Path) -> dict[str, str]:
+def first_processor(cpuinfo: Path) -> dict[str, str]:
     """The fields of the first processor in ``cpuinfo`` by name; empty where there is no such file."""
     try:
         lines = cpuinfo.read_text().splitlines()

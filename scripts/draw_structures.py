@@ -7,13 +7,11 @@
 """
 
 import sys
+from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 import torch
 
+from mixersweep.figures.frame import frame, save
 from mixersweep.layers import Commutation, Dense, PermutedKronecker, RandomPermutation, SparseWeights, draw_mask
 
 S = C = 9
@@ -35,27 +33,25 @@ LAYERS = {
 }
 
 
-def main() -> None:
-    plt.rcParams.update({"font.family": "sans-serif", "font.size": 8, "svg.hashsalt": "mixersweep"})
-    figure, panels = plt.subplots(1, len(LAYERS), figsize=(9.6, 2.5))
-    for panel, (title, layer) in zip(panels, LAYERS.items(), strict=True):
-        layer.initialize(seeded(4))
-        matrix = layer.to_dense().detach()
-        assert int((matrix != 0).sum()) == layer.connections == CONNECTIONS
-        limit = float(matrix.abs().max())
-        shown = torch.where(matrix == 0, torch.nan, matrix)  # zeros stay paper
-        low, high = -0.5 - (WIDTH - layer.in_width) / 2, layer.in_width - 0.5 + (WIDTH - layer.in_width) / 2
-        panel.imshow(shown, cmap="viridis", vmin=-limit, vmax=limit, interpolation="nearest")
-        edge = layer.in_width - 0.5
-        panel.plot([-0.5, edge, edge, -0.5, -0.5], [-0.5, -0.5, edge, edge, -0.5], color="0.4", linewidth=0.7)
-        panel.set(xlim=(low, high), ylim=(high, low), title=title)
-        panel.set_xlabel(f"m = {layer.in_width},  density {layer.connections / layer.in_width**2:.2g}")
-        panel.set_xticks([])
-        panel.set_yticks([])
-        panel.spines[:].set_visible(False)
-    figure.tight_layout(pad=0.6)
-    figure.savefig(sys.argv[1], metadata={"Date": None})
+def main(path: Path) -> None:
+    with frame("mixersweep", 9.6, 2.5) as figure:
+        panels = figure.subplots(1, len(LAYERS))
+        for panel, (title, layer) in zip(panels, LAYERS.items(), strict=True):
+            layer.initialize(seeded(4))
+            matrix = layer.to_dense().detach()
+            assert int((matrix != 0).sum()) == layer.connections == CONNECTIONS
+            limit = float(matrix.abs().max())
+            shown = torch.where(matrix == 0, torch.nan, matrix)  # zeros stay paper
+            margin = (WIDTH - layer.in_width) / 2
+            low, high, edge = -0.5 - margin, layer.in_width - 0.5 + margin, layer.in_width - 0.5
+            panel.imshow(shown, cmap="viridis", vmin=-limit, vmax=limit, interpolation="nearest")
+            panel.plot([-0.5, edge, edge, -0.5, -0.5], [-0.5, -0.5, edge, edge, -0.5], color="0.4", linewidth=0.7)
+            panel.set(xlim=(low, high), ylim=(high, low), xticks=[], yticks=[])
+            panel.set_title(title, fontsize=9.6)
+            panel.set_xlabel(f"m = {layer.in_width},  density {layer.connections / layer.in_width**2:.2g}", fontsize=8)
+            panel.spines[:].set_visible(False)
+        save(figure, "Effective weight matrices at one number of connections", [path])
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

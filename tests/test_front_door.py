@@ -30,7 +30,7 @@ import mixersweep
 from mixersweep.api import training
 from mixersweep.api.settings import overrides_of
 from mixersweep.cli import main
-from mixersweep.compose import config_of, parsed_override
+from mixersweep.compose import config_of, parse_override
 from mixersweep.layers import SparseMap, product
 from mixersweep.models.mixer import MixerBlock
 from mixersweep.models.mlp import MLPLayer
@@ -115,7 +115,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 )
 def test_a_value_of_python_is_that_of_hydra(value: object, read: object) -> None:
     (override,) = overrides_of([], {"optim__some": value})
-    parsed = parsed_override(override)
+    parsed = parse_override(override)
     assert parsed.key_or_group == "optim.some"
     found = parsed.value()
     assert getattr(found, "text", found) == read
@@ -125,7 +125,7 @@ def test_a_value_of_python_is_that_of_hydra(value: object, read: object) -> None
 def test_any_text_comes_through(text: str) -> None:
     """But for line ends, which no override has, and what Hydra interpolates."""
     (override,) = overrides_of([], {"runs_dir": f"{text} "})  # the space keeps it from being a number or a word
-    found = parsed_override(override).value()
+    found = parse_override(override).value()
     assert getattr(found, "text", found) == f"{text} "
 
 

@@ -42,7 +42,7 @@ def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_format_is_slow_where_no_instructions_multiply_in_it(cpuinfo: Path, text: str | None, slow: set[str]) -> None:
     if text is not None:
         cpuinfo.write_text(text)
-    told = {precision: processor.slow(precision) for precision in ("fp32", "tf32", "bf16", "fp16")}
+    told = {precision: processor.slow_precision_warning(precision) for precision in ("fp32", "tf32", "bf16", "fp16")}
     assert {precision for precision, reason in told.items() if reason is not None} == slow
     for precision in slow:
         assert (told[precision] or "").startswith(f"precision={precision}: this CPU has no instructions for it (")

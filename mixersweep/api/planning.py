@@ -56,7 +56,7 @@ def plan(*overrides: str, **settings: object) -> Plan:
     """
     expansion = expand_one(overrides_of(overrides, settings))
     (row,) = planning.plan(expansion)
-    return _plan_of(row)
+    return _make_plan(row)
 
 
 def plan_sweep(*overrides: str, **settings: object) -> list[Plan]:
@@ -70,32 +70,21 @@ def plan_sweep(*overrides: str, **settings: object) -> list[Plan]:
         say(f"note: {notice}")
     for reason in dict.fromkeys(row.point.infeasible for row in rows if row.point.infeasible is not None):
         say(f"infeasible: {reason}")
-    return [_plan_of(row) for row in rows if row.run is not None]
+    return [_make_plan(row) for row in rows if row.run is not None]
 
 
-def _plan_of(row: Planned) -> Plan:
+def _make_plan(row: Planned) -> Plan:
     run = row.run
     assert run is not None
-    sizes, record = run.architecture, row.record
     return Plan(
+        **{name: size for name, size in vars(run.architecture).items() if name in Plan.__dataclass_fields__},
         model=run.config.model.name,
-        width=sizes.width,
-        hidden_width=sizes.hidden_width,
-        tokens=sizes.tokens,
-        channels=sizes.channels,
-        depth=sizes.depth,
-        expansion=sizes.expansion,
-        connections=sizes.connections,
-        density=sizes.density,
-        weights=sizes.weights,
-        parameters=sizes.parameters,
-        flops_per_image=sizes.flops_per_image,
-        memory_bytes=record["memory_bytes"],
+        memory_bytes=row.record["memory_bytes"],
         seconds=row.wall_seconds,
         state=row.state,
         run_dir=row.point.run_dir,
         overrides=row.point.overrides,
-        warnings=warnings(run.config, sizes),
-        architecture=sizes,
-        record=record,
+        warnings=warnings(run.config, run.architecture),
+        architecture=run.architecture,
+        record=row.record,
     )

@@ -15,26 +15,26 @@ from mixersweep.report.build import write as write_report
 from mixersweep.report.figures import Gallery, draw
 from mixersweep.report.table import DERIVED, read
 from mixersweep.runs.find import find_all
-from mixersweep.runs.listing import names
+from mixersweep.runs.listing import value_names
 from mixersweep.runs.where import parse_where
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def read_runs(*places: str | Path, where: str | None = None) -> DataFrame:
+def read_runs(*runs: str | Path, where: str | None = None) -> DataFrame:
     """Read runs as a table with a row for each run in any state: its record, its state and every setting.
 
-    ``places`` are directories of runs, or runs by path or name (default: where runs go); ``where`` is a condition such
-    as ``"width>=1000 and model=sw_mlp"``. Raises ``UserError`` for an invalid place or condition.
+    ``runs`` are directories of runs, or runs by path or name (default: where runs go); ``where`` is a condition such
+    as ``"width>=1000 and model=sw_mlp"``. Raises ``UserError`` for a run that is not there or an invalid condition.
     """
-    condition = None if where is None else parse_where(where, [*names(), *DERIVED])
-    table = read(find_all(places), condition, where or "")
+    condition = None if where is None else parse_where(where, [*value_names(), *DERIVED])
+    table = read(find_all(runs), condition, where or "")
     return DataFrame([{name: row.get(name) for name in table.columns} for row in table.rows], columns=table.columns)
 
 
 def compare(
-    *places: str | Path,
+    *runs: str | Path,
     where: str | None = None,
     by: Sequence[str] = (),
     x: str = "width",
@@ -43,11 +43,11 @@ def compare(
 ) -> Findings:
     """Compare completed runs as ``mixersweep report`` does: the answer, its statistics, tables and figures.
 
-    ``places`` and ``where`` as for ``read_runs``; ``by`` are settings that name lines of their own, ``x`` and ``y`` the
+    ``runs`` and ``where`` as for ``read_runs``; ``by`` are settings that name lines of their own, ``x`` and ``y`` the
     axes of the main figure, and ``published`` adds the papers' curves to it. Raises ``UserError`` for invalid
     arguments, and ``MixersweepError`` where no run is completed.
     """
-    return Findings(build(find_all(places), where, x=x, y=y, published=published, by=by), x, y, published)
+    return Findings(build(find_all(runs), where, x=x, y=y, published=published, by=by), x, y, published)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from mixersweep.config.spelling import spelled
+from mixersweep.config.spelling import spell
 from mixersweep.errors import UserError
 
 
@@ -30,7 +30,7 @@ def overrides_of(texts: Sequence[str], keywords: Mapping[str, object], *, severa
         if several and isinstance(value, (list, tuple, range)):
             if not value:
                 raise UserError(f"{key}={value}: no value to sweep over")
-            overrides.append(f"{key}={','.join(spelled(key, each) for each in value)}")
+            overrides.append(f"{key}={','.join(spell(key, each) for each in value)}")
         else:
-            overrides.append(f"{key}={spelled(key, value)}")
+            overrides.append(f"{key}={spell(key, value)}")
     return overrides

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from mixersweep.api.settings import overrides_of, say
 from mixersweep.errors import USER_MISTAKE, MixersweepError, UserError
-from mixersweep.paths import expanded
-from mixersweep.processor import of_torchrun
+from mixersweep.paths import expand_home
+from mixersweep.processor import torchrun_number
 from mixersweep.runs import RunDirectory
 from mixersweep.runs.directory import read_rows
 from mixersweep.runs.listing import Listed, read_listed
@@ -35,7 +35,7 @@ class TrainedRun:
     """A run in its directory, completed or not; each attribute is read from disk anew."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = expanded(path).absolute()
+        self.path = expand_home(path).absolute()
 
     def __repr__(self) -> str:
         accuracy = self.record["test_accuracy"]
@@ -112,14 +112,14 @@ def train(*overrides: str, **settings: object) -> TrainedRun:
     ``run_dir=...`` alone takes up a run as it stands. Raises ``UserError`` for settings that cannot be, ``RunDiverged``
     and ``RunFailed`` where the run ended so, and ``RunStopped`` after a signal.
     """
-    told = overrides_of(overrides, settings)
-    if of_torchrun("WORLD_SIZE", 1) > 1:
+    arguments = overrides_of(overrides, settings)
+    if torchrun_number("WORLD_SIZE", 1) > 1:
         raise UserError("WORLD_SIZE: only the command trains in several processes: torchrun -m mixersweep train ...")
-    directory = _directory(told)
-    end = ended(directory, say)
-    if isinstance(end, MixersweepError):
-        raise end
-    if end is None:
+    directory = _open_directory(arguments)
+    ending = ended(directory, say)
+    if isinstance(ending, MixersweepError):
+        raise ending
+    if ending is None:
         from mixersweep.training.environment import left_as_found
 
         with StopSignals().installed() as signals, left_as_found():
@@ -145,14 +145,14 @@ def sweep(*overrides: str, **settings: object) -> list[TrainedRun]:
     return [TrainedRun(point.run_dir) for point in expansion.points if point.run_dir is not None]
 
 
-def _directory(told: list[str]) -> RunDirectory:
+def _open_directory(arguments: list[str]) -> RunDirectory:
     """The directory of the one run, made if it is new."""
-    if any(override.startswith("run_dir=") for override in told):
-        paths = frozen(told)
+    if any(override.startswith("run_dir=") for override in arguments):
+        paths = frozen(arguments)
         if len(paths) > 1:
             raise UserError(f"run_dir={paths[1]}: one run at a time; call train for each")
         return RunDirectory.open(paths[0])
-    (point,) = expand_one(told).points
+    (point,) = expand_one(arguments).points
     assert point.run is not None
     check(point.run, say)
     return RunDirectory.create(point.run, Path(point.run.config.runs_dir))

@@ -17,7 +17,7 @@ import mixersweep
 from mixersweep.cli import analyze, bench, data, plan, status, train
 from mixersweep.cli import report as report_verbs
 from mixersweep.cli import wandb as wandb_verbs
-from mixersweep.cli.terminal import report, told
+from mixersweep.cli.terminal import report_error, say
 from mixersweep.errors import DONE, INTERRUPTED, USER_MISTAKE, MixersweepError
 
 VERBS = (train, plan, status, report_verbs, wandb_verbs, analyze, data, bench)
@@ -68,9 +68,9 @@ def _exit_code(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code
     except MixersweepError as error:
-        return told(error)
+        return report_error(error)
     except KeyboardInterrupt:
-        report("interrupted")
+        say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader closed our output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,7 +80,9 @@ def _exit_code(arguments: list[str]) -> int:
             raise
         if error.filename is None and error.errno == errno.ENOSPC:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else its buffer is written again at exit
-        return told(MixersweepError(f"{error.filename or 'stdout'}: cannot be written or read: {error.strerror}"))
+        return report_error(
+            MixersweepError(f"{error.filename or 'stdout'}: cannot be written or read: {error.strerror}")
+        )
 
 
 def completion(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixersweep import completer
-from mixersweep.cli.terminal import report as say
+from mixersweep.cli.terminal import say
 from mixersweep.errors import DONE, UserError
 from mixersweep.paths import analysis_dir
 from mixersweep.runs.state import State
@@ -29,31 +29,33 @@ def add(verbs: Any) -> None:
     """Declare ``analyze cka|spectrum|sparsity|receptive_field|effective|cost|landscape|coordinates [RUNS ...]``."""
     parser = verbs.add_parser("analyze", help="look inside finished networks: similarity, spectra, sparsity, ...")
     inner = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    made = {}
-    for name, said in VERBS.items():
-        verb = made[name] = inner.add_parser(name, help=said, description=f"{said[0].upper()}{said[1:]}.")
+    parsers = {}
+    for name, description in VERBS.items():
+        sentence = f"{description[0].upper()}{description[1:]}."
+        verb = parsers[name] = inner.add_parser(name, help=description, description=sentence)
         what = "directories of runs, or runs by path or name (default: runs)"
         if name in ("effective", "receptive_field", "cost", "coordinates"):
             what = "directories of runs, runs by path or name, or settings as of train, several values with commas"
         if name == "coordinates":
             what += " (default: four small families under SGD and AdamW with each optim.lr_scaling)"
-        verb.add_argument("places", nargs="*", metavar="RUNS", help=what).completer = completer.runs
+        verb.add_argument("arguments", nargs="*", metavar="RUNS", help=what).completer = completer.runs
         verb.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
         verb.add_argument("--out", metavar="DIR", type=Path, help=f"where the files go (default: analysis/{name})")
         verb.add_argument("--no-figure", action="store_true", help="numbers alone")
         verb.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; auto takes a GPU where there is one")
         verb.set_defaults(run=analyze, verb=name)
-    made["cka"].add_argument(
+    parsers["cka"].add_argument(
         "--reference", metavar="CONDITION", help="the group that all others are compared with (default: the first)"
     )
-    made["spectrum"].add_argument(
+    parsers["spectrum"].add_argument(
         "--epochs", choices=("all", "first", "last"), default="all", help="which kept weights (all)"
     )
-    made["cost"].add_argument("--no-measure", action="store_true", help="count only, train no step")
-    made["landscape"].add_argument("--draws", type=int, default=4, help="random directions (4)")
-    made["landscape"].add_argument("--images", type=int, default=2000, help="of each split, the first so many (2000)")
-    made["landscape"].add_argument("--layers", action="store_true", help="perturb each layer by itself, too")
-    _add_coordinates(made["coordinates"])
+    parsers["cost"].add_argument("--no-measure", action="store_true", help="count only, train no step")
+    landscape = parsers["landscape"]
+    landscape.add_argument("--draws", type=int, default=4, help="random directions (4)")
+    landscape.add_argument("--images", type=int, default=2000, help="of each split, the first so many (2000)")
+    landscape.add_argument("--layers", action="store_true", help="perturb each layer by itself, too")
+    _add_coordinates(parsers["coordinates"])
 
 
 def _add_coordinates(verb: argparse.ArgumentParser) -> None:
@@ -80,7 +82,7 @@ def analyze(options: argparse.Namespace) -> int:
         torch.set_num_threads(choose_threads("auto"))
     device = choose_device(options.device)
     out = folder(options.out or analysis_dir(options.verb))
-    document, rows, draw = _RUN[options.verb](options, device, out)
+    document, rows, draw = _ANALYSES[options.verb](options, device, out)
     path = write(out, options.verb, document, rows)
     if not options.no_figure:
         draw(document, out)
@@ -88,11 +90,11 @@ def analyze(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _chosen(options: argparse.Namespace, *, completed: bool = True) -> list[Any]:
+def _select(options: argparse.Namespace, *, completed: bool = True) -> list[Any]:
     from mixersweep.analysis.subjects import chosen
     from mixersweep.runs.find import find_all
 
-    found, notes = chosen(find_all(options.places), options.where, completed=completed)
+    found, notes = chosen(find_all(options.arguments), options.where, completed=completed)
     for note in notes:
         say(note)
     return found
@@ -102,7 +104,7 @@ def _cka(options: argparse.Namespace, device: Any, _out: Path) -> Any:
     from mixersweep.analysis import cka
     from mixersweep.runs.where import parse_where
 
-    subjects = _chosen(options)
+    subjects = _select(options)
     reference = None
     if options.reference is not None:
         condition = parse_where(options.reference)
@@ -116,13 +118,13 @@ def _cka(options: argparse.Namespace, device: Any, _out: Path) -> Any:
 def _spectrum(options: argparse.Namespace, _device: Any, _out: Path) -> Any:
     from mixersweep.analysis import spectrum
 
-    return *spectrum.analyze(_chosen(options), options.epochs), spectrum.draw
+    return *spectrum.analyze(_select(options), options.epochs), spectrum.draw
 
 
 def _sparsity(options: argparse.Namespace, _device: Any, _out: Path) -> Any:
     from mixersweep.analysis import sparsity
 
-    return *sparsity.analyze(_chosen(options)), sparsity.draw
+    return *sparsity.analyze(_select(options)), sparsity.draw
 
 
 def _landscape(options: argparse.Namespace, device: Any, _out: Path) -> Any:
@@ -131,7 +133,7 @@ def _landscape(options: argparse.Namespace, device: Any, _out: Path) -> Any:
     if options.draws < 1 or options.images < 1:
         raise UserError(f"--draws {options.draws} --images {options.images}: at least 1 of each")
     found = landscape.analyze(
-        _chosen(options), device, draws=options.draws, images=options.images, by_layer=options.layers
+        _select(options), device, draws=options.draws, images=options.images, by_layer=options.layers
     )
     return *found, landscape.draw
 
@@ -151,10 +153,10 @@ def _effective(options: argparse.Namespace, _device: Any, out: Path) -> Any:
     from mixersweep.analysis import effective
     from mixersweep.models import build
 
-    if _are_settings(options.places):
+    if _are_settings(options.arguments):
         networks = {name: build(run.config, run.architecture) for name, run in _networks(options).items()}
     else:
-        subjects = _one_a_group(_chosen(options, completed=False))
+        subjects = _first_of_each_group(_select(options, completed=False))
         networks = {
             name: subject.network(None if subject.listed.state is State.COMPLETED else 0)
             for name, subject in subjects.items()
@@ -177,34 +179,35 @@ def _coordinates(options: argparse.Namespace, device: Any, _out: Path) -> Any:
     from mixersweep.analysis import coordinates
     from mixersweep.analysis.output import markdown
 
-    steps = _counts("--steps", options.steps)
+    steps = _parse_counts("--steps", options.steps)
     if options.seeds < 1 or options.images < 2:
         raise UserError(f"--seeds {options.seeds} --images {options.images}: at least 1 seed and 2 images")
+    networks = _coordinate_networks(options)
     document, rows = coordinates.analyze(
-        _of_several_widths(options), device, over=options.over, steps=steps, seeds=options.seeds, images=options.images
+        networks, device, over=options.over, steps=steps, seeds=options.seeds, images=options.images
     )
     say("\n" + markdown(coordinates.brief(document)).rstrip())
     return document, rows, coordinates.draw
 
 
-def _of_several_widths(options: argparse.Namespace) -> list[Any]:
+def _coordinate_networks(options: argparse.Namespace) -> list[Any]:
     """The networks of a coordinate check, from run directories, settings or defaults.
 
     Settings without a shape apply to the Mixers of ``--sizes``, and to MLPs of their width and connections.
     """
     from mixersweep.analysis.coordinates import DEFAULT, SIZES, SMALL
 
-    said = options.sizes is not None
-    sizes = _counts("--sizes", options.sizes) if said else list(SIZES)
-    places = options.places
-    shaped = bool(places) and (
-        not _are_settings(places) or any(place.partition("=")[0].lstrip("+") in _SHAPES for place in places)
+    has_sizes = options.sizes is not None
+    sizes = _parse_counts("--sizes", options.sizes) if has_sizes else list(SIZES)
+    arguments = options.arguments
+    has_shapes = bool(arguments) and (
+        not _are_settings(arguments) or any(text.partition("=")[0].lstrip("+") in _SHAPE_SETTINGS for text in arguments)
     )
-    if shaped or options.over != "width":
-        if said:
+    if has_shapes or options.over != "width":
+        if has_sizes:
             raise UserError(f"--sizes {options.sizes}: the networks have shapes of their own; leave it out")
         return list(_networks(options).values())
-    grids = [list(places)] if places else [[*grid, *SMALL] for grid in DEFAULT]
+    grids = [list(arguments)] if arguments else [[*grid, *SMALL] for grid in DEFAULT]
     return [
         run
         for grid in grids
@@ -213,11 +216,11 @@ def _of_several_widths(options: argparse.Namespace) -> list[Any]:
     ]
 
 
-_SHAPES = ("width", "tokens", "channels", "connections", "weights", "flops", "density", "budget", "experiment")
+_SHAPE_SETTINGS = ("width", "tokens", "channels", "connections", "weights", "flops", "density", "budget", "experiment")
 """The settings that determine a network's shape."""
 
 
-def _counts(flag: str, text: str) -> list[int]:
+def _parse_counts(flag: str, text: str) -> list[int]:
     """Parse comma-separated rising whole numbers; raises ``UserError`` for anything else."""
     try:
         found = sorted({int(word) for word in text.split(",")})
@@ -228,11 +231,11 @@ def _counts(flag: str, text: str) -> list[int]:
     return found
 
 
-def _are_settings(places: list[str]) -> bool:
+def _are_settings(arguments: list[str]) -> bool:
     """Whether the arguments of a verb are settings; raises ``UserError`` where only some are."""
-    settings = ["=" in place and not Path(place).exists() for place in places]
+    settings = ["=" in argument and not Path(argument).exists() for argument in arguments]
     if any(settings) and not all(settings):
-        raise UserError(f"{places[settings.index(False)]}: give run directories or key=value settings, not both")
+        raise UserError(f"{arguments[settings.index(False)]}: give run directories or key=value settings, not both")
     return any(settings)
 
 
@@ -243,33 +246,33 @@ def _networks(options: argparse.Namespace, settings: list[str] | None = None) ->
     """
     from mixersweep.analysis.cost import named
 
-    places = options.places if settings is None else settings
-    if not _are_settings(places):
-        subjects = _one_a_group(_chosen(options, completed=False))
+    arguments = options.arguments if settings is None else settings
+    if not _are_settings(arguments):
+        subjects = _first_of_each_group(_select(options, completed=False))
         return {name: subject.directory.run for name, subject in subjects.items()}
-    from mixersweep.compose import parsed_overrides
+    from mixersweep.compose import parse_overrides
     from mixersweep.sweeps.expand import expand
 
     if options.where is not None:
         raise UserError(f"--where {options.where}: is for run directories, not for settings")
-    several = any(override.is_sweep_override() for override in parsed_overrides(places))
-    points = expand(places, multirun=several or None).points
+    several = any(override.is_sweep_override() for override in parse_overrides(arguments))
+    points = expand(arguments, multirun=several or None).points
     for point in points:
         if point.run is None:
             say(f"left out: {point.infeasible or point.waiting}")
     runs = [point.run for point in points if point.run is not None]
     if not runs:
-        raise UserError(f"{' '.join(places)}: no network meets these settings")
+        raise UserError(f"{' '.join(arguments)}: no network meets these settings")
     return named([(f"{run.config.model.name} w{run.architecture.width}", run) for run in runs])
 
 
-def _one_a_group(subjects: list[Any]) -> dict[str, Any]:
+def _first_of_each_group(subjects: list[Any]) -> dict[str, Any]:
     from mixersweep.analysis.subjects import groups
 
     return {label: runs[0] for label, runs in groups(subjects).items()}
 
 
-_RUN = {
+_ANALYSES = {
     "cka": _cka,
     "spectrum": _spectrum,
     "sparsity": _sparsity,

@@ -39,22 +39,22 @@ def bench(options: argparse.Namespace) -> int:
         sizes = " ".join(f"{key}={value}" for key, value in case.sizes.items() if value is not None)
         print(f"{record['ratio']:8.3g}x  {case.benchmark:28} {case.mode:9} {sizes}", flush=True)
     if (found := verdict(records)) is not None:
-        print(json.dumps(found) if options.json else said(found), flush=True)
+        print(json.dumps(found) if options.json else describe_verdict(found), flush=True)
     return DONE
 
 
-def said(verdict: dict[str, Any]) -> str:
+def describe_verdict(verdict: dict[str, Any]) -> str:
     """Say in one line which code paths of ours were slower than torch's own."""
     compared, slower, unsure = verdict["compared"], verdict["slower"], verdict["unsure"]
-    told = [
+    parts = [
         f"torch's own is faster in {len(slower) or 'none'} of {compared} paths (lowest {verdict['lowest_ratio']:.2g}x)"
     ]
-    for what, records in (("", slower), ("cannot tell, the machine is too busy: ", unsure)):
+    for heading, records in (("", slower), ("cannot tell, the machine is too busy: ", unsure)):
         named = [
             f"{one['benchmark']} width={one['width']} batch_size={one['batch_size']} {one['ratio']:.2g}x "
             f"({one['ratio_low']:.2g} to {one['ratio_high']:.2g})"
             for one in records
         ]
         if named:
-            told.append(what + ", ".join(named))
-    return "; ".join(told)
+            parts.append(heading + ", ".join(named))
+    return "; ".join(parts)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mixersweep import completer
-from mixersweep.cli.terminal import report
+from mixersweep.cli.terminal import say
 from mixersweep.errors import DONE
-from mixersweep.paths import data_dir, expanded
+from mixersweep.paths import data_dir, expand_home
 
 
 def add(verbs: Any) -> None:
@@ -34,7 +34,7 @@ def data_list(options: argparse.Namespace) -> int:
     rows = listing(_directory(options.data_dir))
     print(f"{'data':18} {'ready':6} {'size':>9}  where")
     for row in rows:
-        print(f"{row.name:18} {'yes' if row.ready else 'no':6} {_size(row.size_bytes):>9}  {row.where}")
+        print(f"{row.name:18} {'yes' if row.ready else 'no':6} {_format_size(row.size_bytes):>9}  {row.where}")
     return DONE
 
 
@@ -43,28 +43,28 @@ def data_prepare(options: argparse.Namespace) -> int:
 
     Prints the path of the file, or for a folder of images the settings that ``train`` needs for it.
     """
-    from mixersweep.config.spelling import spelled
+    from mixersweep.config.spelling import spell
     from mixersweep.data import Folder, find, folders, prepare
     from mixersweep.errors import UserError
 
     source = find(options.name)
     if isinstance(source, Folder):
         root = folders.root_of(options.name, Path() if options.root else _directory(options.data_dir), options.root)
-        found = folders.prepare(options.name, source, root, report)
+        found = folders.prepare(options.name, source, root, say)
         texts = {key: value.replace("${", r"\${") if isinstance(value, str) else value for key, value in found.items()}
-        print(shlex.join(f"{key}={spelled(key, text)}" for key, text in texts.items()))
+        print(shlex.join(f"{key}={spell(key, text)}" for key, text in texts.items()))
         return DONE
     if options.root:
         raise UserError(f"--root {options.root}: {options.name} is no folder of images; --data-dir says where it goes")
-    print(prepare(options.name, _directory(options.data_dir), report))
+    print(prepare(options.name, _directory(options.data_dir), say))
     return DONE
 
 
-def _size(count: int | None) -> str:
+def _format_size(count: int | None) -> str:
     if count is None:
         return "-"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _directory(asked: Path | None) -> Path:
-    return data_dir("--data-dir") if asked is None else expanded(asked, "--data-dir")
+def _directory(given: Path | None) -> Path:
+    return data_dir("--data-dir") if given is None else expand_home(given, "--data-dir")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixersweep import completer
-from mixersweep.cli.terminal import report
+from mixersweep.cli.terminal import say
 from mixersweep.errors import DONE, USER_MISTAKE
 from mixersweep.runs.state import State
 
@@ -38,22 +38,24 @@ def add(verbs: Any) -> None:
 
 def plan(options: argparse.Namespace) -> int:
     """``plan [-m] [key=value ...]``: print the runs, their cost and their state; nothing is trained."""
-    from mixersweep.compose import leading, own_configs
+    from mixersweep.compose import config_dir_arguments, find_user_dir
     from mixersweep.config import warnings
     from mixersweep.sweeps.cluster import asked
     from mixersweep.sweeps.expand import expand
     from mixersweep.sweeps.plan import plan as planned
     from mixersweep.sweeps.plan import slow_here
 
-    own = [] if options.config_dir is None else leading(own_configs(options.config_dir))
-    expansion = expand([*own, *options.overrides], multirun=options.multirun or _sweeps(options.overrides) or None)
+    config_dir = [] if options.config_dir is None else config_dir_arguments(find_user_dir(options.config_dir))
+    expansion = expand(
+        [*config_dir, *options.overrides], multirun=options.multirun or _has_several_values(options.overrides) or None
+    )
     rows = planned(expansion)
     runs = [row.run for row in rows if row.run is not None]
     if options.figure is not None:
         from mixersweep.sweeps.figure import draw
 
         draw(runs, options.figure)
-        report(f"drawn: {options.figure}")
+        say(f"drawn: {options.figure}")
     if options.measure:
         _measure(expansion, rows)
         rows = planned(expansion)
@@ -65,12 +67,12 @@ def plan(options: argparse.Namespace) -> int:
         _print(expansion, rows)
     of_slurm = asked(expansion, rows)
     for notice in [*expansion.notices, *slow_here(expansion, rows), *(of_slurm.notes if of_slurm else [])]:
-        report(f"note: {notice}")
+        say(f"note: {notice}")
     warned = Counter(warning for run in runs for warning in warnings(run.config, run.architecture))
     for warning, count in warned.items():
-        report(f"note: {warning} ({count} of {len(runs)} runs)")
+        say(f"note: {warning} ({count} of {len(runs)} runs)")
     for reason, count in Counter(row.point.infeasible for row in rows if row.state is State.INFEASIBLE).items():
-        report(f"infeasible: {reason}" + (f" ({count} points)" if count > 1 else ""))
+        say(f"infeasible: {reason}" + (f" ({count} points)" if count > 1 else ""))
     return DONE if runs or not rows else USER_MISTAKE
 
 
@@ -78,16 +80,16 @@ def _print(expansion: Expansion, rows: list[Planned]) -> None:
     from mixersweep.sweeps.cluster import asked
     from mixersweep.sweeps.plan import at_once, packs, table, totals
 
-    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if any(row.run is not None for row in rows):
-        print("\n".join(table(rows, wide)))
+        print("\n".join(table(rows, columns)))
     packed = packs(expansion, rows)
     print("\n".join(totals(rows, at_once(expansion, rows)[0], packed)))
     if (of_slurm := asked(expansion, rows, packed)) is not None:
         print("\n".join(of_slurm.lines))
     waiting = {row.point.waiting: None for row in rows if row.point.waiting is not None}
     for reason in waiting:
-        report(f"waiting {reason}")
+        say(f"waiting {reason}")
 
 
 def _measure(expansion: Expansion, rows: list[Planned]) -> None:
@@ -100,17 +102,17 @@ def _measure(expansion: Expansion, rows: list[Planned]) -> None:
     times = Times(expansion.runs_dir, runs)
     unknown = [run for run in runs if not times.is_from_runs(run)]
     if not unknown:
-        report("nothing to measure: completed runs tell how long each takes")
+        say("nothing to measure: completed runs tell how long each takes")
         return
     jobs, threads = at_once(expansion, rows)
     times.calibration.add([])  # an unwritable file should fail before minutes are spent
-    report(f"measuring {jobs} at once, {threads} thread{'' if threads == 1 else 's'} each")
-    for entry in measure(unknown, jobs, threads, report):
+    say(f"measuring {jobs} at once, {threads} thread{'' if threads == 1 else 's'} each")
+    for entry in measure(unknown, jobs, threads, say):
         times.calibration.add([entry])
 
 
-def _sweeps(overrides: list[str]) -> bool:
+def _has_several_values(overrides: list[str]) -> bool:
     """Whether an override has several values, for which ``train`` needs ``-m``."""
-    from mixersweep.compose import parsed_overrides
+    from mixersweep.compose import parse_overrides
 
-    return any(override.is_sweep_override() for override in parsed_overrides(overrides))
+    return any(override.is_sweep_override() for override in parse_overrides(overrides))

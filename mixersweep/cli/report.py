@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixersweep import completer
-from mixersweep.cli.terminal import report as say
+from mixersweep.cli.terminal import say
 from mixersweep.errors import DONE, UserError
 from mixersweep.paths import report_dir, runs_dir
 
@@ -21,26 +21,26 @@ def add(verbs: Any) -> None:
         "runs_dirs", nargs="*", metavar="RUNS_DIR", help="directories of runs, or runs by path or name (default: runs)"
     )
     verb.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
-    said = "settings that name lines of their own: seeds.structure, optim.weight_decay, ..."
-    verb.add_argument("--by", metavar="SETTING[,SETTING]", default="", help=said)
+    help_text = "settings that name lines of their own: seeds.structure, optim.weight_decay, ..."
+    verb.add_argument("--by", metavar="SETTING[,SETTING]", default="", help=help_text)
     verb.add_argument("--out", metavar="DIR", type=Path, help="where the files go (default: report)")
-    said = "x axis of the main figure: width, parameters, ..."
-    verb.add_argument("--x", default="width", metavar="NAME", help=said).completer = completer.x_axes
-    said = "accuracy, error, train_loss, ..."
-    verb.add_argument("--y", default="accuracy", metavar="NAME", help=said).completer = completer.y_axes
+    help_text = "x axis of the main figure: width, parameters, ..."
+    verb.add_argument("--x", default="width", metavar="NAME", help=help_text).completer = completer.x_axes
+    help_text = "accuracy, error, train_loss, ..."
+    verb.add_argument("--y", default="accuracy", metavar="NAME", help=help_text).completer = completer.y_axes
     verb.add_argument("--published", action="store_true", help="lay the papers' curves beside one's own, dashed")
     shapes = verb.add_mutually_exclusive_group()
-    for shape, said in (
+    for shape, help_text in (
         ("markdown", "print Markdown"),
         ("latex", "print LaTeX tables"),
         ("terminal", "draw the curve and the table here"),
     ):
-        shapes.add_argument(f"--{shape}", action="store_true", help=f"{said}; files only with --out")
+        shapes.add_argument(f"--{shape}", action="store_true", help=f"{help_text}; files only with --out")
     verb.set_defaults(run=report)
 
     verb = verbs.add_parser("diff", help="what differs between runs, in settings and result, side by side")
-    said = "runs by path or name; or sweeps by name, whose test accuracy stands side by side"
-    verb.add_argument("runs", nargs="+", metavar="RUN", help=said).completer = completer.runs_and_sweeps
+    help_text = "runs by path or name; or sweeps by name, whose test accuracy stands side by side"
+    verb.add_argument("runs", nargs="+", metavar="RUN", help=help_text).completer = completer.runs_and_sweeps
     verb.add_argument("--runs-dir", type=Path, default=runs_dir(), help="where names are looked for")
     verb.add_argument("--json", action="store_true", help="one object and nothing else")
     verb.set_defaults(run=diff)
@@ -54,23 +54,23 @@ def report(options: argparse.Namespace) -> int:
     printed = options.markdown or options.latex or options.terminal
     out = options.out or (None if printed else report_dir())
     by = [name for name in options.by.split(",") if name]
-    made = build(
+    built = build(
         find_all(options.runs_dirs), options.where, out, x=options.x, y=options.y, published=options.published, by=by
     )
     if options.terminal:
         from mixersweep.report.terminal import show
 
-        show(made, options.x, options.y, sys.stdout)
+        show(built, options.x, options.y, sys.stdout)
     elif printed:
-        print(made.markdown if options.markdown else made.latex, flush=True)
+        print(built.markdown if options.markdown else built.latex, flush=True)
     else:
         from mixersweep.report.text import count_runs
 
-        say(made.answer)
-        say(count_runs(made.table, made.all_statistics))
-        for name, reason in made.left_out.items():
+        say(built.answer)
+        say(count_runs(built.table, built.all_statistics))
+        for name, reason in built.left_out.items():
             say(f"{name}: not drawn, {reason}")
-        print(made.page, flush=True)
+        print(built.page, flush=True)
     return DONE
 
 
@@ -102,7 +102,7 @@ def diff(options: argparse.Namespace) -> int:
         for row in rows:
             table.add_column(row["name"], overflow="fold")
         for name, values in lines:
-            table.add_row(name, *(_shown(value) for value in values))
+            table.add_row(name, *(_format_value(value) for value in values))
         console.print(table if lines else f"{group}: no difference")
         console.print()
     return DONE
@@ -113,23 +113,23 @@ def _diff_sweeps(names: list[str], cells: list[Any], *, as_json: bool) -> int:
     from mixersweep.sweeps.text import aligned
 
     if as_json:
-        for model, width, of_each in cells:
-            sweeps = {name: _moments(found) for name, found in zip(names, of_each, strict=True)}
+        for model, width, per_sweep in cells:
+            sweeps = {name: _moments(found) for name, found in zip(names, per_sweep, strict=True)}
             print(json.dumps({"model": model, "width": width, **sweeps}))
         return DONE
     rows = [("model", "width", *names, *(["difference"] if len(names) == 2 else []))]
-    for model, width, of_each in cells:
-        texts = [_told(found) for found in of_each]
+    for model, width, per_sweep in cells:
+        texts = [_format_moments(found) for found in per_sweep]
         if len(names) == 2:
-            both = all(count for count, _, _ in of_each)
-            texts.append(f"{of_each[1][1] - of_each[0][1]:+.4f}" if both else "-")
+            both = all(count for count, _, _ in per_sweep)
+            texts.append(f"{per_sweep[1][1] - per_sweep[0][1]:+.4f}" if both else "-")
         rows.append((model, str(width), *texts))
     print("\n".join(aligned(rows, set(rows[0]) - {"model"})))
     say("test accuracy: mean ± sample deviation (runs)" if cells else "no run of these sweeps is completed")
     return DONE
 
 
-def _told(found: tuple[int, float, float]) -> str:
+def _format_moments(found: tuple[int, float, float]) -> str:
     count, mean, deviation = found
     if count > 1:
         return f"{mean:.4f} ± {deviation:.4f} ({count})"
@@ -141,7 +141,7 @@ def _moments(found: tuple[int, float, float]) -> dict[str, float | None]:
     return {"runs": count, "mean": mean if count else None, "deviation": deviation if count > 1 else None}
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     from rich.markup import escape
 
     if value is None:

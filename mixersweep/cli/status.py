@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixersweep import completer
-from mixersweep.cli.terminal import report
+from mixersweep.cli.terminal import say
 from mixersweep.errors import DONE, FAILED, UserError
 from mixersweep.runs.state import SHOWN, State
 
 if TYPE_CHECKING:
     from mixersweep.runs.listing import Listed
 
-EVERY = 2.0
+REFRESH_SECONDS = 2.0
 """The least seconds between two updates of ``--watch``; the pause is at least five times as long as an update."""
 
 COLOURS: dict[str, str] = {
@@ -37,8 +37,8 @@ COLOURS: dict[str, str] = {
 
 def add(verbs: Any) -> None:
     """Add the commands ``status``, ``retry``, ``cancel`` and ``logs`` to the parser."""
-    chosen = argparse.ArgumentParser(add_help=False)
-    group: Any = chosen.add_argument_group("which runs")
+    filters = argparse.ArgumentParser(add_help=False)
+    group: Any = filters.add_argument_group("which runs")
     group.add_argument("--model", metavar="M,..", help="of these families").completer = completer.models
     group.add_argument("--sweep", metavar="NAME", help="of this sweep").completer = completer.sweeps
     group.add_argument("--where", metavar="TEXT", help="such as 'width>=1000 and optim.lr<0.1' (with the quotes)")
@@ -47,9 +47,9 @@ def add(verbs: Any) -> None:
         verb.add_argument("--state", metavar="S,..", help=text, required=required).completer = completer.states
 
     verb: Any = verbs.add_parser(
-        "status", parents=[chosen], help="a line a run: state, epoch, accuracy, speed, time left"
+        "status", parents=[filters], help="a line a run: state, epoch, accuracy, speed, time left"
     )
-    _runs_dirs(verb)
+    _add_runs_dirs(verb)
     state(verb, "in these states")
     verb.add_argument("--watch", action="store_true", help="draw it again every few seconds, until Ctrl-C")
     verb.add_argument("--json", action="store_true", help="one object a run")
@@ -58,14 +58,14 @@ def add(verbs: Any) -> None:
     verb.set_defaults(run=status)
 
     verb = verbs.add_parser(
-        "retry", parents=[chosen], help="let the same command take up failed or diverged runs again"
+        "retry", parents=[filters], help="let the same command take up failed or diverged runs again"
     )
-    _runs_dirs(verb)
+    _add_runs_dirs(verb)
     state(verb, "failed, lost, diverged or cancelled ones", required=True)
     verb.add_argument("--keep-checkpoint", action="store_true", help="a diverged run goes on instead of starting anew")
     verb.set_defaults(run=retry)
 
-    verb = verbs.add_parser("cancel", parents=[chosen], help="stop runs, and let no command take them up")
+    verb = verbs.add_parser("cancel", parents=[filters], help="stop runs, and let no command take them up")
     verb.add_argument(
         "runs", nargs="*", metavar="RUN", type=str, help="runs by path or name"
     ).completer = completer.runs
@@ -100,9 +100,9 @@ def status(options: argparse.Namespace) -> int:
         for line in lines:
             print(json.dumps(line.record))
         return DONE
-    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if lines:
-        heading, *texts = table(lines, wide, now)
+        heading, *texts = table(lines, columns, now)
         print("\n".join([heading, *map(_coloured, texts)]))
     print(summary(line.record["state"] for line in lines))
     return DONE
@@ -110,24 +110,24 @@ def status(options: argparse.Namespace) -> int:
 
 def retry(options: argparse.Namespace) -> int:
     """Make runs planned again, to be trained by the same command (``retry --state S,.. [RUNS_DIR ...]``)."""
-    from mixersweep.runs.status import watch
+    from mixersweep.runs.status import observe_heartbeats
     from mixersweep.sweeps import mend
 
-    states = [State(state) for state in _listed(options.state, "--state", mend.RETRIED)]
-    changed, told, selected = [], [], list(_selected(options))
-    watch([listed.path for listed in selected if listed.state in (State.LOST, State.CANCELLED)], report)
+    states = [State(state) for state in _split_words(options.state, "--state", mend.RETRIED)]
+    changed, outcomes, selected = [], [], list(_selected(options))
+    observe_heartbeats([listed.path for listed in selected if listed.state in (State.LOST, State.CANCELLED)], say)
     for listed in selected:
         done, text = mend.retry(listed.path, states, keep_checkpoint=options.keep_checkpoint, listed=listed)
-        told.append((listed, text))
+        outcomes.append((listed, text))
         if done:
             changed.append(listed)
-    _tell(told)
+    _print_outcomes(outcomes)
     if not changed:
-        report("no run was changed")
+        say("no run was changed")
         return DONE
-    report(f"{len(changed):,} run{' is' if len(changed) == 1 else 's are'} planned again; to train what is left:")
+    say(f"{len(changed):,} run{' is' if len(changed) == 1 else 's are'} planned again; to train what is left:")
     for command in mend.commands(changed):
-        report(f"    {command}")
+        say(f"    {command}")
     return DONE
 
 
@@ -139,7 +139,7 @@ def cancel(options: argparse.Namespace) -> int:
 
     by_name = [find(run) for run in options.runs]
     filtered = any((options.where, options.state, options.sweep, options.model))
-    if not filtered and not all((place / "config.yaml").exists() for place in by_name):
+    if not filtered and not all((path / "config.yaml").exists() for path in by_name):
         raise UserError(f"cancel {options.runs[0]}: a directory of many runs; say which with --where or --state")
     if not filtered and not by_name:
         raise UserError("cancel: name runs, or say which with --state, --sweep, --model or --where")
@@ -147,26 +147,26 @@ def cancel(options: argparse.Namespace) -> int:
     chosen = list(_selected(options))
     broken = [listed for listed in chosen if listed.state is State.BROKEN]
     for listed in broken:
-        report(f"{listed.name}: {listed.reason}")
+        say(f"{listed.name}: {listed.reason}")
     runs = [listed for listed in chosen if listed.state is not State.BROKEN]
-    found = mend.cancel([listed.path for listed in runs], Progress("cancelled", len(runs), report).step)
-    _tell([(listed, text) for listed, (_, text) in zip(runs, found, strict=True)])
+    found = mend.cancel([listed.path for listed in runs], Progress("cancelled", len(runs), say).step)
+    _print_outcomes([(listed, text) for listed, (_, text) in zip(runs, found, strict=True)])
     refused = broken or (not filtered and not all(done for done, _ in found))
     return FAILED if refused else DONE
 
 
-def _tell(told: Sequence[tuple[Listed, str]]) -> None:
+def _print_outcomes(outcomes: Sequence[tuple[Listed, str]]) -> None:
     """Print what was done to each run; for many runs, a count for each outcome, model and width."""
     from mixersweep.sweeps.many import LINES
 
-    lines = [f"{listed.name}  {text}" for listed, text in told]
-    if len(told) > LINES:
-        kinds = Counter((re.sub(r"\bjob \S+", "its job", text), of_kind(listed)) for listed, text in told)
+    lines = [f"{listed.name}  {text}" for listed, text in outcomes]
+    if len(outcomes) > LINES:
+        kinds = Counter((re.sub(r"\bjob \S+", "its job", text), describe_network(listed)) for listed, text in outcomes)
         lines = [f"{count:,} runs of {kind}  {text}" for (text, kind), count in kinds.items()]
     print("\n".join(lines), end="\n" if lines else "")
 
 
-def of_kind(listed: Listed) -> str:
+def describe_network(listed: Listed) -> str:
     """Describe model and width of a run in words."""
     planned = listed.planned
     return f"{planned['model']} of width {planned['width']}" if "model" in planned else "no known model"
@@ -209,7 +209,7 @@ def _watch(options: argparse.Namespace) -> int:
 
     console = Console()
 
-    def look() -> Text:
+    def render() -> Text:
         now = time.time()
         lines = sorted((Line.of(listed, now) for listed in _selected(options)), key=lambda line: line.order)
         high, wide = max(4, console.size.height), console.size.width
@@ -220,15 +220,15 @@ def _watch(options: argparse.Namespace) -> int:
         end = f"{summary(line.record['state'] for line in lines)}   {clock}"
         return Text.from_ansi("\n".join([heading, *above, *map(_coloured, texts), end[: wide - 1]]))
 
-    first = look()  # so that a mistake is reported before the screen switches
+    first = render()  # so that a mistake is reported before the screen switches
     try:
         with Live(first, console=console, auto_refresh=False, screen=True) as live:
             while True:
                 began = time.monotonic()
-                live.update(look(), refresh=True)
-                time.sleep(max(EVERY, 5 * (time.monotonic() - began)))
+                live.update(render(), refresh=True)
+                time.sleep(max(REFRESH_SECONDS, 5 * (time.monotonic() - began)))
     except KeyboardInterrupt:  # the way to end it
-        console.print(look())
+        console.print(render())
         return DONE
 
 
@@ -240,13 +240,13 @@ def _selected(options: argparse.Namespace) -> Iterator[Listed]:
     from mixersweep.runs.where import parse_where
     from mixersweep.sweeps.launchers.slurm_queue import told
 
-    states = set(_listed(options.state, "--state", SHOWN))
-    models = set(_listed(options.model, "--model", FAMILIES))
+    states = set(_split_words(options.state, "--state", SHOWN))
+    models = set(_split_words(options.model, "--model", FAMILIES))
     condition = None if options.where is None else parse_where(options.where)
     sweeps: set[str] = set()
     problems: list[str] = []
 
-    def of_the_sweep() -> Iterator[Listed]:
+    def in_sweep() -> Iterator[Listed]:
         for listed in listing(find_all(options.runs_dirs)):
             sweep = listed.planned.get("sweep")
             if options.sweep is None or sweep == options.sweep:
@@ -254,7 +254,7 @@ def _selected(options: argparse.Namespace) -> Iterator[Listed]:
             if sweep is not None:
                 sweeps.add(sweep)
 
-    for listed in told(of_the_sweep(), problems):
+    for listed in told(in_sweep(), problems):
         if states and listed.state not in states:
             continue
         if models and listed.planned.get("model") not in models:
@@ -262,14 +262,14 @@ def _selected(options: argparse.Namespace) -> Iterator[Listed]:
         if condition is None or condition(listed.values()):
             yield listed
     for problem in problems:
-        report(f"note: what Slurm has of these runs is as they were told last: {problem}")
+        say(f"note: what Slurm has of these runs is as they were told last: {problem}")
     if options.sweep is not None and options.sweep not in sweeps:
         near = difflib.get_close_matches(options.sweep, sweeps, 1) or sorted(sweeps)[:5]
         known = f"; there is {', '.join(near)}" if near else ""
         raise UserError(f"--sweep {options.sweep}: no run here is of such a sweep{known}")
 
 
-def _listed(text: str | None, flag: str, known: Any) -> list[str]:
+def _split_words(text: str | None, flag: str, known: Any) -> list[str]:
     """Split a comma-separated list; raises ``UserError`` for a word that is not in ``known``."""
     words = [] if text is None else [word.strip() for word in text.split(",")]
     for word in words:
@@ -294,7 +294,7 @@ def _before_last_lines(file: Path, count: int) -> int:
     return end - sum(map(len, lines[len(lines) - min(count, len(lines)) :]))
 
 
-def _runs_dirs(verb: Any) -> None:
+def _add_runs_dirs(verb: Any) -> None:
     verb.add_argument(
         "runs_dirs",
         nargs="*",

@@ -9,14 +9,14 @@ import traceback
 from mixersweep.errors import INTERRUPTED, MixersweepError
 
 
-def report(text: str) -> None:
+def say(text: str) -> None:
     """Print one line on stderr."""
     print(f"mixersweep: {text}", file=sys.stderr, flush=True)
 
 
-def told(error: MixersweepError) -> int:
+def report_error(error: MixersweepError) -> int:
     """Print the one line of an expected error and return its exit code."""
     if os.environ.get("MIXERSWEEP_DEBUG"):
         traceback.print_exception(error)
-    report(f"error: {error}" if error.exit_code != INTERRUPTED else str(error))
+    say(f"error: {error}" if error.exit_code != INTERRUPTED else str(error))
     return error.exit_code

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixersweep import paths
-from mixersweep.cli.terminal import report as say
+from mixersweep.cli.terminal import say
 from mixersweep.errors import DONE, FAILED, MixersweepError, UserError
 from mixersweep.runs.state import State
 
@@ -22,11 +22,11 @@ def add(verbs: Any) -> None:
     """Declare ``wandb`` and its three actions."""
     verb = verbs.add_parser("wandb", help="upload runs, a sweep's report or a view of the project to W&B")
     actions = verb.add_subparsers(title="actions", metavar="ACTION", required=True)
-    place = argparse.ArgumentParser(add_help=False)
-    place.add_argument("--project", metavar="NAME", help="of W&B (default: that of the runs)")
-    place.add_argument("--entity", metavar="NAME", help="user or team (default: that of the runs, or of the key)")
+    project = argparse.ArgumentParser(add_help=False)
+    project.add_argument("--project", metavar="NAME", help="of W&B (default: that of the runs)")
+    project.add_argument("--entity", metavar="NAME", help="user or team (default: that of the runs, or of the key)")
 
-    action = actions.add_parser("sync", parents=[place], help="upload what is not at W&B yet of all runs")
+    action = actions.add_parser("sync", parents=[project], help="upload what is not at W&B yet of all runs")
     action.add_argument("runs_dirs", nargs="*", metavar="RUNS_DIR", help="directories of runs, or runs by path or name")
     action.add_argument("--where", metavar="CONDITION", help="only runs such as 'width>=1000 and model=sw_mlp'")
     action.add_argument("--again", action="store_true", help="also runs that are known to be there")
@@ -34,14 +34,14 @@ def add(verbs: Any) -> None:
     action.add_argument("--jobs", type=int, default=4, metavar="N", help="runs that go up at once (4)")
     action.set_defaults(run=sync)
 
-    action = actions.add_parser("report", parents=[place], help="upload the figures, tables, statistics of a sweep")
+    action = actions.add_parser("report", parents=[project], help="upload the figures, tables, statistics of a sweep")
     action.add_argument("sweep", metavar="SWEEP", help="its name, as train -m and status show it").completer = sweeps
     action.add_argument("--runs-dir", type=Path, metavar="DIR", help="where the sweep was trained")
     action.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="to wait for an answer (60)")
     action.add_argument("--where-online", action="store_true", help="do nothing where W&B is offline or without a key")
     action.set_defaults(run=report)
 
-    action = actions.add_parser("workspace", parents=[place], help="save a view of the project: width, accuracy, ...")
+    action = actions.add_parser("workspace", parents=[project], help="save a view of the project: width, accuracy, ...")
     action.add_argument("--experiment", action="append", default=[], metavar="NAME", help="show its runs only")
     action.add_argument("--view", metavar="URL", help="change this saved view instead of making one")
     action.set_defaults(run=workspace)
@@ -49,7 +49,7 @@ def add(verbs: Any) -> None:
 
 def sweeps(prefix: str, **_: object) -> list[str]:
     """Complete the names of sweeps in the shell."""
-    return [name for name in _sweeps(paths.runs_dir()) if name.startswith(prefix)]
+    return [name for name in _sweep_names(paths.runs_dir()) if name.startswith(prefix)]
 
 
 def sync(options: argparse.Namespace) -> int:
@@ -65,14 +65,14 @@ def sync(options: argparse.Namespace) -> int:
     found = listing(find_all(options.runs_dirs))
     runs = (run for run in found if condition is None or condition(run.values()))
 
-    def told(run_dir: Path, problem: str | None) -> None:
+    def print_result(run_dir: Path, problem: str | None) -> None:
         if problem is None:
             print(run_dir, flush=True)
         else:
             say(f"{run_dir.name}: not uploaded, {problem}")
 
     wanted = SyncOptions(options.project, options.entity, options.again, options.timeout, options.jobs)
-    synced = sync(runs, wanted, told)
+    synced = sync(runs, wanted, print_result)
     parts = [
         f"{len(synced.uploaded)} uploaded",
         f"{len(synced.already_there)} there already",
@@ -90,9 +90,9 @@ def report(options: argparse.Namespace) -> int:
     from mixersweep.tracking.identity import Destination
 
     runs_dir = options.runs_dir or paths.runs_dir()
-    folder, sweep = _sweep(runs_dir, options.sweep)
-    own = set(sweep["runs"])
-    runs = [run for run in listing([runs_dir]) if run.name in own]
+    folder, sweep = _read_sweep(runs_dir, options.sweep)
+    names = set(sweep["runs"])
+    runs = [run for run in listing([runs_dir]) if run.name in names]
     completed = [run for run in runs if run.state is State.COMPLETED]
     if not completed:
         raise MixersweepError(f"{options.sweep}: none of its {len(runs)} runs in {runs_dir} is completed")
@@ -154,16 +154,16 @@ def workspace(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _sweeps(runs_dir: Path) -> list[str]:
+def _sweep_names(runs_dir: Path) -> list[str]:
     folder = paths.sweeps_dir(runs_dir)
     return sorted(str(file.parent.relative_to(folder)) for file in folder.rglob("sweep.json"))
 
 
-def _sweep(runs_dir: Path, name: str) -> tuple[Path, dict[str, Any]]:
+def _read_sweep(runs_dir: Path, name: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a sweep and the content of its ``sweep.json``."""
     from mixersweep.runs.files import read_json
 
-    names = _sweeps(runs_dir)
+    names = _sweep_names(runs_dir)
     folder = paths.sweeps_dir(runs_dir) / name
     stored = read_json(folder / "sweep.json") if name in names else None
     if not isinstance(stored, dict):

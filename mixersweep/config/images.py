@@ -13,7 +13,7 @@ RAND_AUGMENT = re.compile(r"rand(-(m\d+|mstd\d+(\.\d+)?|mmax\d+|n\d+|p\d+(\.\d+)
 """The strings that timm's ``rand_augment_transform`` accepts."""
 
 
-def check_facts(data: Mapping[str, Any]) -> None:
+def check_folder_facts(data: Mapping[str, Any]) -> None:
     """Raise ``UserError`` for an image folder whose facts (classes, numbers of images, content hash) are not set."""
     if data.get("content") is None:  # only image folders have this setting
         return

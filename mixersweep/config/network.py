@@ -24,11 +24,11 @@ def warnings(config: Config, solved: budget.Architecture) -> list[str]:
     """Caveats for interpreting this run's accuracy, one sentence each."""
     found = config.model.warnings(solved, config.data.classes)
     if config.model.structure == "kronecker" and isinstance(config.optim, WidthScaled):
-        found += [_SHARED[rule] for rule in [config.optim.lr_scaling] if rule in _SHARED]
+        found += [_SHARED_WEIGHTS[rule] for rule in [config.optim.lr_scaling] if rule in _SHARED_WEIGHTS]
     return found
 
 
-_SHARED = {
+_SHARED_WEIGHTS = {
     "mup": "optim.lr_scaling=mup takes blocks that share weights to push them alike, which at first they do not: where "
     "they do, as in this family, features or logits move less the wider it is; mup_tied corrects that of features",
     "mup_tied": "optim.lr_scaling=mup_tied: where blocks share weights no rate moves features and logits alike at all "
@@ -40,23 +40,23 @@ _SHARED = {
 def request_of(config: Config) -> budget.Request:
     """The sizes that the settings ask for, as a request to ``mixersweep.budget``."""
 
-    def given(value: Any) -> Any:
+    def or_none(value: Any) -> Any:
         return None if value == "auto" else value
 
-    asked = {name: given(getattr(config, name)) for name in ("width", "tokens", "channels")}
-    shares = {name: Fraction(text[:-1]) / 100 for name, text in asked.items() if isinstance(text, str)}
-    sizes = {name: size for name, size in asked.items() if isinstance(size, int)}
+    requested = {name: or_none(getattr(config, name)) for name in ("width", "tokens", "channels")}
+    shares = {name: Fraction(text[:-1]) / 100 for name, text in requested.items() if isinstance(text, str)}
+    sizes = {name: size for name, size in requested.items() if isinstance(size, int)}
     images = image_facts(config)
     request = budget.Request(
         structure=config.model.structure,
         budget=config.budget,
         count=config.count,
-        weights=given(config.weights),
-        flops=given(config.flops),
+        weights=or_none(config.weights),
+        flops=or_none(config.flops),
         shares=shares,
-        connections=given(config.connections),
-        density=given(config.density),
-        expansion=given(config.expansion),
+        connections=or_none(config.connections),
+        density=or_none(config.density),
+        expansion=or_none(config.expansion),
         branch=config.branch,
         match=config.match,
         depth=config.depth,

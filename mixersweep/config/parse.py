@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mixersweep.config.images import check_facts, check_images
+from mixersweep.config.images import check_folder_facts, check_images
 from mixersweep.config.schema import SGD, VARIANTS, AnyOptim, Config
 from mixersweep.config.sweep import Search, Sweep
 from mixersweep.errors import Infeasible, UserError
@@ -36,12 +36,12 @@ def parse(values: Mapping[str, Any]) -> Config:
         chosen = values.get(group)
         name = chosen.get("name") if isinstance(chosen, Mapping) else chosen
         if not isinstance(chosen, Mapping) or not isinstance(name, str) or name not in variants:
-            raise UserError(f"{group}={_shown(name)}: no such {group}; there are {', '.join(variants)}")
+            raise UserError(f"{group}={_as_typed(name)}: no such {group}; there are {', '.join(variants)}")
     schema = {group: variants[values[group]["name"]] for group, variants in VARIANTS.items()}
     _check_keys(values, schema)
-    check_facts(values.get("data", {}))
-    parts: dict[str, Any] = {group: _validated(cls, values[group], f"{group}.") for group, cls in schema.items()}
-    config = _validated(Config, values, "", parts)
+    check_folder_facts(values.get("data", {}))
+    parts: dict[str, Any] = {group: _validate(cls, values[group], f"{group}.") for group, cls in schema.items()}
+    config = _validate(Config, values, "", parts)
     _check_values(config)
     return config
 
@@ -53,20 +53,20 @@ def parse_sweep(values: Mapping[str, Any]) -> Sweep:
     parts: dict[str, Any] = {"search": None}
     if values.get("search") is not None:
         parts["search"] = settings(Search, values["search"], "sweep.search.")
-    return _validated(Sweep, values, "sweep.", parts)
+    return _validate(Sweep, values, "sweep.", parts)
 
 
 def settings(cls: type[T], values: Any, prefix: str) -> T:
     """Parse a mapping into a dataclass whose settings are spelled ``<prefix><name>``; raises ``UserError``."""
-    known = _fields(typing.cast(Any, cls))
+    known = _field_names(typing.cast(Any, cls))
     if not isinstance(values, Mapping):
-        raise UserError(f"{prefix[:-1]}={_shown(values)}: a group of settings; set {prefix}<setting>")
+        raise UserError(f"{prefix[:-1]}={_as_typed(values)}: a group of settings; set {prefix}<setting>")
     for name, value in values.items():
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1)
             tail = f"; the nearest is {prefix}{near[0]}" if near else f"; there are {', '.join(known)}"
-            raise UserError(f"{prefix}{name}={_shown(value)}: no such setting{tail}")
-    return _validated(cls, values, prefix)
+            raise UserError(f"{prefix}{name}={_as_typed(value)}: no such setting{tail}")
+    return _validate(cls, values, prefix)
 
 
 def keys(config_class: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -89,12 +89,12 @@ def keys(config_class: type = Config, prefix: str = "") -> Iterator[tuple[str, A
 def owners(key: str) -> list[str]:
     """The choices of a config group that have the setting ``key``, e.g. the families with ``model.tied``."""
     group, _, name = key.partition(".")
-    return [choice for choice, cls in VARIANTS.get(group, {}).items() if name in _fields(cls)]
+    return [choice for choice, cls in VARIANTS.get(group, {}).items() if name in _field_names(cls)]
 
 
 def check_key(key: str, value: object, choice: str | None = None) -> None:
     """Raise ``UserError`` for a dotted key that does not exist, or that the chosen variant of its group lacks."""
-    known = _known()
+    known = _known_keys()
     if key.startswith("sweep.over."):  # the settings that all grids are crossed with
         return check_key(key.removeprefix("sweep.over."), value, choice)
     if key in known and (choice is None or not owners(key) or choice in owners(key)):
@@ -102,12 +102,12 @@ def check_key(key: str, value: object, choice: str | None = None) -> None:
     above = key.rpartition(".")[0]
     if "." in above and any(typing.get_origin(part) is dict for part in typing.get_args(known.get(above))):
         return check_key(above, value, choice)  # a setting whose value is a mapping with free keys
-    text = f"{key}={_shown(value)}"
+    text = f"{key}={_as_typed(value)}"
     if key in known:
         group, _, name = key.partition(".")
         others = ", ".join(owners(key))
-        mine = ", ".join(f for f in _fields(VARIANTS[group][typing.cast(str, choice)]) if f != "name")
-        raise UserError(f"{text}: {choice} has no setting {name} (it belongs to {others}). It has {mine}")
+        own_settings = ", ".join(f for f in _field_names(VARIANTS[group][typing.cast(str, choice)]) if f != "name")
+        raise UserError(f"{text}: {choice} has no setting {name} (it belongs to {others}). It has {own_settings}")
     tail = {k.rpartition(".")[2]: k for k in known}
     near = difflib.get_close_matches(key, known, 1) or [
         tail[k] for k in difflib.get_close_matches(key.rpartition(".")[2], tail, 1)
@@ -122,8 +122,10 @@ def describe(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         bounds = {Ge: "at least {0.ge:g}", Gt: "above {0.gt:g}", Le: "at most {0.le:g}", Lt: "below {0.lt:g}"}
-        said = [text.format(m) for m in arguments[1:] for kind, text in bounds.items() if isinstance(m, kind)]
-        return ", ".join([describe(arguments[0]), " and ".join(said)])
+        bounds_in_words = [
+            text.format(m) for m in arguments[1:] for kind, text in bounds.items() if isinstance(m, kind)
+        ]
+        return ", ".join([describe(arguments[0]), " and ".join(bounds_in_words)])
     if origin is Literal:
         return " or ".join(str(choice) for choice in arguments)
     if origin in (typing.Union, types.UnionType):
@@ -135,11 +137,11 @@ def describe(annotation: Any) -> str:
         return f"a list such as [{choices[0]},{choices[1]}] of {describe(arguments[0])}"
     if dataclasses.is_dataclass(annotation):
         return "a group of settings"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
-    return words.get(annotation, str(annotation))
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
+    return plain.get(annotation, str(annotation))
 
 
-def _shown(value: object) -> str:
+def _as_typed(value: object) -> str:
     """A value as it is typed in an override, on one line."""
     if isinstance(value, (dict, list, bool)) or value is None:
         return json.dumps(value, default=str)
@@ -147,7 +149,7 @@ def _shown(value: object) -> str:
 
 
 @cache
-def _known() -> dict[str, Any]:
+def _known_keys() -> dict[str, Any]:
     search = {"sweep.search": Search, **dict(keys(Search, "sweep.search."))}
     return {**dict(keys()), "sweep": Sweep, **dict(keys(Sweep, "sweep.")), **search}
 
@@ -158,7 +160,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 @cache
-def _fields(cls: type) -> list[str]:
+def _field_names(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)]
 
 
@@ -173,39 +175,41 @@ def _check_keys(values: Mapping[str, Any], schema: Mapping[str, type]) -> None:
         choice = value.get("name") if name in VARIANTS else None
         if not isinstance(value, Mapping):
             raise UserError(
-                f"{name}={_shown(value)}: a group of settings; choose one of its files, or set {name}.<setting>"
+                f"{name}={_as_typed(value)}: a group of settings; choose one of its files, or set {name}.<setting>"
             )
         for inner, deep in value.items():
             check_key(f"{name}.{inner}", deep, choice)
 
 
-def _validated(cls: type[T], values: Mapping[str, Any], prefix: str, parts: Mapping[str, Any] | None = None) -> T:
+def _validate(cls: type[T], values: Mapping[str, Any], prefix: str, parts: Mapping[str, Any] | None = None) -> T:
     import pydantic
 
     plain = {name: value for name, value in values.items() if name not in (parts or {})}
     hints = _hints(typing.cast(Any, cls))
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    done = dict(parts or {})
+    checked = dict(parts or {})
     for name, f in fields.items():
-        if name in done:
+        if name in checked:
             continue
         if name not in plain:
             if f.default is dataclasses.MISSING:
                 raise UserError(f"{prefix}{name}: missing; it takes {describe(hints[name])}")
             continue
         if dataclasses.is_dataclass(hints[name]):
-            done[name] = _validated(typing.cast(type, hints[name]), plain[name], f"{prefix}{name}.")
+            checked[name] = _validate(typing.cast(type, hints[name]), plain[name], f"{prefix}{name}.")
             continue
         adapter, value = _adapter(typing.cast(Any, cls), name), plain[name]
         try:
-            done[name] = adapter.validate_python(_power(str(value) if isinstance(value, FromEnvironment) else value))
+            checked[name] = adapter.validate_python(
+                _evaluate_power(str(value) if isinstance(value, FromEnvironment) else value)
+            )
         except pydantic.ValidationError:
             if isinstance(value, FromEnvironment):
                 with contextlib.suppress(ValueError):  # pydantic's error is a ValueError
-                    done[name] = adapter.validate_python(json.loads(value))
+                    checked[name] = adapter.validate_python(json.loads(value))
                     continue
-            raise UserError(_expects(f"{prefix}{name}", plain[name], hints[name])) from None
-    return cls(**done)
+            raise UserError(_describe_mistake(f"{prefix}{name}", plain[name], hints[name])) from None
+    return cls(**checked)
 
 
 @cache
@@ -216,7 +220,7 @@ def _adapter(cls: type, name: str) -> Any:
     return pydantic.TypeAdapter(annotation, config={"strict": True, "allow_inf_nan": False})
 
 
-def _power(value: Any) -> Any:
+def _evaluate_power(value: Any) -> Any:
     """Evaluate a power such as ``2**15``; return anything else unchanged."""
     if isinstance(value, str):
         base, stars, exponent = value.partition("**")
@@ -225,9 +229,9 @@ def _power(value: Any) -> Any:
     return value
 
 
-def _expects(key: str, value: Any, annotation: Any) -> str:
-    text = f"{key}={_shown(value)}: expects {describe(annotation)}"
-    choices = [str(c) for part in _parts(annotation) for c in typing.get_args(part) if isinstance(c, str)]
+def _describe_mistake(key: str, value: Any, annotation: Any) -> str:
+    text = f"{key}={_as_typed(value)}: expects {describe(annotation)}"
+    choices = [str(c) for part in _literals(annotation) for c in typing.get_args(part) if isinstance(c, str)]
     given = value if isinstance(value, list) else [value]
     wrong = next((one for one in given if isinstance(one, str) and one not in choices), None)
     near = difflib.get_close_matches(wrong, choices, 1) if wrong is not None else []
@@ -236,9 +240,9 @@ def _expects(key: str, value: Any, annotation: Any) -> str:
     return f"{text}; the nearest {f'to {wrong} ' if isinstance(value, list) else ''}is {near[0]}"
 
 
-def _parts(annotation: Any) -> list[Any]:
+def _literals(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
-        return [inner for part in typing.get_args(annotation) for inner in _parts(part)]
+        return [inner for part in typing.get_args(annotation) for inner in _literals(part)]
     return [annotation] if typing.get_origin(annotation) is Literal else []
 
 
@@ -269,7 +273,7 @@ def _check_optim(optim: AnyOptim, epochs: int) -> None:
     if optim.min_lr and optim.schedule != "cosine":
         raise UserError(f"optim.min_lr={optim.min_lr:g}: is where schedule=cosine ends; set it to 0")
     if (optim.schedule == "step") != bool(optim.milestones):
-        shown, step = _shown(optim.milestones), optim.schedule == "step"
+        shown, step = _as_typed(optim.milestones), optim.schedule == "step"
         why = "schedule=step needs the epochs of its steps" if step else f"schedule={optim.schedule} has none; use null"
         raise UserError(f"optim.milestones={shown}: {why}")
     if sorted(set(optim.milestones or [])) != (optim.milestones or []):

@@ -25,8 +25,8 @@ from mixersweep.kinds import (
     Probability,
     Share,
     Whole,
-    asked,
     execution,
+    input_only,
     neutral,
 )
 
@@ -48,16 +48,16 @@ class Data:
     test_images: Count
     mean: list[float]
     std: list[Positive]
-    image_size: Count | None = asked(None)
-    patch_size: Count | None = asked(None)
+    image_size: Count | None = input_only(None)
+    patch_size: Count | None = input_only(None)
     fit: Literal["pad", "resize", "crop"] = neutral("pad")
     crop_share: Density = neutral(1.0)
     interpolation: Literal["bilinear", "bicubic"] = neutral("bilinear")
     content: str | None = neutral(None)
     root: str | None = execution(None)
-    crop_padding: Whole = asked()
-    flip: bool = asked()
-    auto_augment: Literal["cifar10", "imagenet", "svhn"] = asked("cifar10")
+    crop_padding: Whole = input_only()
+    flip: bool = input_only()
+    auto_augment: Literal["cifar10", "imagenet", "svhn"] = input_only("cifar10")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,18 +227,18 @@ class Config:
     """All settings of one training run; ``--cfg job`` prints them, ``configs/train.yaml`` explains them."""
 
     model: Family
-    budget: Literal["connections", "parameters", "flops"] = asked("connections")
-    count: Literal["formula", "real"] = asked("formula")
-    width: Count | Percentage | Auto = asked()
-    connections: Count | Auto = asked()
-    weights: Count | Auto = asked("auto")
-    flops: Count | Auto = asked("auto")
-    tokens: Count | Percentage | Auto = asked()
-    channels: Count | Percentage | Auto = asked()
-    density: Density | Auto = asked()
-    expansion: Positive | Auto = asked()
-    branch: Literal["tall", "wide"] = asked()
-    match: Literal["none", "mixer"] = asked()
+    budget: Literal["connections", "parameters", "flops"] = input_only("connections")
+    count: Literal["formula", "real"] = input_only("formula")
+    width: Count | Percentage | Auto = input_only()
+    connections: Count | Auto = input_only()
+    weights: Count | Auto = input_only("auto")
+    flops: Count | Auto = input_only("auto")
+    tokens: Count | Percentage | Auto = input_only()
+    channels: Count | Percentage | Auto = input_only()
+    density: Density | Auto = input_only()
+    expansion: Positive | Auto = input_only()
+    branch: Literal["tall", "wide"] = input_only()
+    match: Literal["none", "mixer"] = input_only()
     depth: Count
     image_size: Count
     patch_size: Count

@@ -10,7 +10,7 @@ from pathlib import Path
 from mixersweep.errors import UserError
 
 
-def spelled(key: str, value: object) -> str:
+def spell(key: str, value: object) -> str:
     """Write a value for ``key`` in Hydra's grammar; raises ``UserError`` for a type that no setting takes."""
     if value is None:
         return "null"
@@ -21,15 +21,15 @@ def spelled(key: str, value: object) -> str:
     if isinstance(value, Real):
         return repr(float(value))
     if isinstance(value, (str, Path)):
-        return _quoted(str(value))
+        return _quote(str(value))
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_quoted(str(name))}:{spelled(key, each)}" for name, each in value.items()) + "}"
+        return "{" + ",".join(f"{_quote(str(name))}:{spell(key, each)}" for name, each in value.items()) + "}"
     if isinstance(value, (list, tuple, range)):
-        return "[" + ",".join(spelled(key, each) for each in value) + "]"
+        return "[" + ",".join(spell(key, each) for each in value) + "]"
     raise UserError(f"{key}={value!r}: no setting takes a {type(value).__name__}; a text, number, list or mapping")
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """Put a text in single quotes unless it is safe without; escapes quotes, and backslashes before a quote."""
     if re.fullmatch(r"[A-Za-z0-9_./+*%@-]+", text):
         return text

@@ -18,9 +18,20 @@ from filelock import FileLock, Timeout
 from mixersweep import paths
 from mixersweep.data import cifar, digits, fashion_mnist, folders, mnist, stl10, svhn
 from mixersweep.data.folders import Folder
-from mixersweep.data.source import Damaged, Fetch, Images, Report, Source, is_ready, is_whole, pair, read, write
+from mixersweep.data.source import (
+    Damaged,
+    Fetch,
+    Images,
+    Notify,
+    Source,
+    is_ready,
+    is_undamaged,
+    read,
+    split_images,
+    write,
+)
 from mixersweep.errors import DataMissing, UserError
-from mixersweep.paths import expanded
+from mixersweep.paths import expand_home
 
 __all__ = ["REGISTRY", "Folder", "Images", "Row", "Source", "find", "listing", "load", "prepare"]
 
@@ -71,31 +82,31 @@ def load(name: str, data_dir: Path) -> tuple[Images, Images]:
     source = find(name)
     if isinstance(source, Folder):
         raise UserError(f"data={name}: a folder of images, which is not loaded whole")
-    path = _file(name, source, data_dir)
+    path = _path(name, source, data_dir)
     if source.fetch and not path.exists():
-        raise DataMissing(f"data={name}: not in {path.parent}; get it with: {_command(name, data_dir)}")
+        raise DataMissing(f"data={name}: not in {path.parent}; get it with: {_prepare_command(name, data_dir)}")
     try:
-        return pair(read(path, source.sha256))
+        return split_images(read(path, source.sha256))
     except Damaged as error:
-        remedy = f"mend it with: {_command(name, data_dir)}" if source.fetch else "reinstall mixersweep"
+        remedy = f"mend it with: {_prepare_command(name, data_dir)}" if source.fetch else "reinstall mixersweep"
         raise UserError(f"data={name}: {path} is damaged ({error}); {remedy}") from None
 
 
-def prepare(name: str, data_dir: Path, report: Report) -> Path:
+def prepare(name: str, data_dir: Path, notify: Notify) -> Path:
     """Put a data set into ``data_dir``, unless it is already there undamaged, and return the path of its file.
 
-    ``report`` is called with lines to show. Safe to repeat and to run in many processes at once: one does the work, the
+    ``notify`` is called with lines to show. Safe to repeat and to run in many processes at once: one does the work, the
     others wait. Raises ``UserError``, with a remedy, if the data cannot be obtained or written. For folders of images
     use ``folders.prepare``.
     """
     source = find(name)
     assert isinstance(source, Source), name
-    path = _file(name, source, data_dir)
+    path = _path(name, source, data_dir)
     if not source.fetch:
-        report(f"{name}: ships with the program, nothing to prepare")
+        notify(f"{name}: ships with the program, nothing to prepare")
         return path
-    if is_whole(path):
-        report(f"{name}: ready in {path}")
+    if is_undamaged(path):
+        notify(f"{name}: ready in {path}")
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,10 +114,10 @@ def prepare(name: str, data_dir: Path, report: Report) -> Path:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            report(f"{name}: another process is preparing it, waiting")
+            notify(f"{name}: another process is preparing it, waiting")
             lock.acquire()
         try:
-            _prepare(name, source.fetch, path, report)
+            _prepare(name, source.fetch, path, notify)
         finally:
             lock.release()
     except OSError as error:
@@ -120,45 +131,45 @@ def listing(data_dir: Path) -> list[Row]:
     for name, source in REGISTRY.items():
         if isinstance(source, Folder):
             root = folders.root_of(name, data_dir, None)
-            ready = folders.is_there(source, root)
+            ready = folders.has_folders(source, root)
             wanted = f"wants {source.layout}, in {root} or data.root=DIR"
             rows.append(Row(name, ready, source.size_bytes, str(root) if ready else wanted))
             continue
-        path = _file(name, source, data_dir)
+        path = _path(name, source, data_dir)
         ready = is_ready(path, source.sha256)
         size = path.stat().st_size if ready else source.size_bytes
-        rows.append(Row(name, ready, size, str(path) if ready else _command(name, data_dir)))
+        rows.append(Row(name, ready, size, str(path) if ready else _prepare_command(name, data_dir)))
     return rows
 
 
-def _prepare(name: str, fetch: Fetch, path: Path, report: Report) -> None:
+def _prepare(name: str, fetch: Fetch, path: Path, notify: Notify) -> None:
     """Fetch the data and write the file, unless another process just did; the caller holds the lock."""
-    if is_whole(path):
-        report(f"{name}: ready in {path}")
+    if is_undamaged(path):
+        notify(f"{name}: ready in {path}")
         return
     if path.exists():
-        report(f"{name}: {path} is damaged, making it again")
+        notify(f"{name}: {path} is damaged, making it again")
     scratch = path.with_name(f".{name}.part")
     shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
     scratch.mkdir()
     try:
-        write(path, fetch(path.parent, scratch, report), scratch)
+        write(path, fetch(path.parent, scratch, notify), scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    report(f"{name}: written to {path}")
+    notify(f"{name}: written to {path}")
 
 
-def _file(name: str, source: Source, data_dir: Path) -> Path:
+def _path(name: str, source: Source, data_dir: Path) -> Path:
     """The file that a data set is loaded from."""
-    folder = expanded(data_dir, "data_dir") if source.fetch else Path(__file__).parent
+    folder = expand_home(data_dir, "data_dir") if source.fetch else Path(__file__).parent
     return folder / f"{name}.npz"
 
 
-def _command(name: str, data_dir: Path) -> str:
+def _prepare_command(name: str, data_dir: Path) -> str:
     """The command line that gets a data set into ``data_dir``."""
-    folder = expanded(data_dir, "data_dir")
+    folder = expand_home(data_dir, "data_dir")
     try:
-        is_usual = folder == paths.data_dir()
+        is_default = folder == paths.data_dir()
     except UserError:  # nobody is at home
-        is_usual = False
-    return f"mixersweep data prepare {name}" + ("" if is_usual else f" --data-dir {shlex.quote(str(folder))}")
+        is_default = False
+    return f"mixersweep data prepare {name}" + ("" if is_default else f" --data-dir {shlex.quote(str(folder))}")

@@ -43,8 +43,8 @@ class Batches(Protocol):
 
         Every image comes once, in the random order of ``order_seed`` or, if None, in that of the data set; the last
         batch may be smaller. Image i gets the i-th augmentation of ``augment_seed``, whatever the order, or none if it
-        is None. ``batch_size`` is that of all ranks together, of which this one gets its part (``share_of``), perhaps
-        no image of the last batch. The batches before ``first_step`` are skipped without being computed.
+        is None. ``batch_size`` is that of all ranks together, of which this one gets its part (``rank_positions``),
+        perhaps no image of the last batch. The batches before ``first_step`` are skipped without being computed.
         """
 
 
@@ -55,17 +55,17 @@ def epoch_order(count: int, order_seed: int | None) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(order_seed))
 
 
-def share_of(count: int, rank: int, world_size: int) -> Tensor:
+def rank_positions(count: int, rank: int, world_size: int) -> Tensor:
     """The positions, in a batch of ``count`` images, of those that a rank computes: int64, ascending.
 
     These are every ``world_size``-th from both ends, so that images i and count - 1 - i, which mixup mixes, are in the
     same rank, whatever the number of ranks.
     """
-    place = torch.arange(count)
-    return place[torch.minimum(place, count - 1 - place) % world_size == rank]
+    position = torch.arange(count)
+    return position[torch.minimum(position, count - 1 - position) % world_size == rank]
 
 
-def shares(
+def rank_batches(
     epoch: Sequence[Tensor], batch_size: int, first_step: int, rank: int, world_size: int
 ) -> Iterator[list[Tensor]]:
     """Yield a rank's part of each batch, tensors (B,), from tensors (N,) in the order of an epoch."""
@@ -73,12 +73,12 @@ def shares(
     for first in range(first_step * batch_size, count, batch_size):
         batch = [values[first : first + batch_size] for values in epoch]
         if world_size > 1:
-            places = share_of(len(batch[0]), rank, world_size)
-            batch = [values[places.to(values.device)] for values in batch]
+            positions = rank_positions(len(batch[0]), rank, world_size)
+            batch = [values[positions.to(values.device)] for values in batch]
         yield batch
 
 
-class Finish:
+class NormaliseAndErase:
     """The last steps for a batch of uint8 images, on the device: normalisation and random erasing.
 
     ``mean`` and ``std`` have one value per channel, for pixels in 0..1; ``erasing`` is a probability.
@@ -155,8 +155,8 @@ class DeviceImages:
         self.image_size, self.channels = image_size, channels
         self.crop_padding, self.flip = crop_padding, flip
         self.labels = torch.tensor(images.labels, device=device)  # (N,)
-        self.which = torch.arange(count)  # of the images that lie there, which these are
-        self.finish = Finish(image_size, mean, std, erasing, device)
+        self.indices = torch.arange(count)  # of the images that lie there, which these are
+        self.normalise_and_erase = NormaliseAndErase(image_size, mean, std, erasing, device)
 
         self.padded_size = image_size + 2 * crop_padding
         self.images = torch.zeros(
@@ -182,11 +182,11 @@ class DeviceImages:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch, see ``Batches``; without augmentation an image is the central crop."""
         order = epoch_order(len(self), order_seed).to(self.images.device)
-        boxes = self.finish.boxes(len(self), augment_seed)
+        boxes = self.normalise_and_erase.boxes(len(self), augment_seed)
         drawn = [values.to(self.images.device) for values in self.draw(augment_seed)]
         epoch = [values[order] for values in (self.labels, *drawn)]
-        for which, labels, start, *mirrored in shares([order, *epoch], batch_size, first_step, rank, world_size):
-            yield self.finish(self.cropped(start, *mirrored), boxes, which), labels
+        for which, labels, start, *mirrored in rank_batches([order, *epoch], batch_size, first_step, rank, world_size):
+            yield self.normalise_and_erase(self.cropped(start, *mirrored), boxes, which), labels
 
     def cropped(self, start: Tensor, mirrored: Tensor | None = None) -> Tensor:
         """The crops at indices ``start`` (B,), mirrored where ``mirrored`` is 1: uint8 (B, channels, size, size)."""
@@ -196,11 +196,11 @@ class DeviceImages:
         both = torch.cat((bytes_bcyx, bytes_bcyx.flip(-1)))
         return both.index_select(0, torch.arange(len(start), device=start.device) + mirrored * len(start))
 
-    def centres(self) -> Tensor:
+    def centre_crops(self) -> Tensor:
         """The indices in ``crops`` of the images without augmentation, int64 (N,), on the CPU."""
         first = self.crop_padding
-        places: Tensor = (self.which * self.channels * self.padded_size + first) * self.padded_size + first
-        return places
+        first_pixels: Tensor = (self.indices * self.channels * self.padded_size + first) * self.padded_size + first
+        return first_pixels
 
     def draw(self, augment_seed: int | None) -> list[Tensor]:
         """Draw an epoch's augmentation: indices in ``crops`` and, with ``flip``, 1 for each mirrored image.
@@ -208,17 +208,17 @@ class DeviceImages:
         Each is int64 (N,), on the CPU. Image i has the i-th augmentation of the seed; without a seed there is none.
         """
         if augment_seed is None:
-            return [self.centres()]
+            return [self.centre_crops()]
         count = len(self)
         generator = torch.Generator().manual_seed(augment_seed)
         row, column = torch.randint(2 * self.crop_padding + 1, (2, count), generator=generator)
         mirrored = [torch.randint(2, (count,), generator=generator)] if self.flip else []
-        return [(self.which * self.channels * self.padded_size + row) * self.padded_size + column, *mirrored]
+        return [(self.indices * self.channels * self.padded_size + row) * self.padded_size + column, *mirrored]
 
     def subset(self, which: Tensor) -> DeviceImages:
         """The images at indices ``which``, int64 (n,), in that order; they share memory with these."""
         part = copy.copy(self)
-        part.which, part.labels = self.which[which], self.labels[which.to(self.labels.device)]
+        part.indices, part.labels = self.indices[which], self.labels[which.to(self.labels.device)]
         return part
 
     def _crops(self) -> Tensor:
@@ -228,5 +228,5 @@ class DeviceImages:
         """
         size, line = self.image_size, self.padded_size
         within = ((self.channels - 1) * line + size - 1) * line + size - 1  # from a crop's first pixel to its last
-        places = max(0, self.images.numel() - within)
-        return self.images.as_strided((places, self.channels, size, size), (1, line * line, line, 1))
+        count = max(0, self.images.numel() - within)
+        return self.images.as_strided((count, self.channels, size, size), (1, line * line, line, 1))

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mixersweep.data.download import reading, unpacked
-from mixersweep.data.source import Arrays, Report, Source
+from mixersweep.data.download import get_unpacked, reading
+from mixersweep.data.source import Arrays, Notify, Source
 
 SHA256 = {
     "cifar10": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
@@ -19,14 +19,14 @@ SHA256 = {
 """The sha256 of the archives with the Python version."""
 
 
-def fetcher(name: str, reader: str) -> Callable[[Path, Path, Report], Arrays]:
+def fetcher(name: str, reader: str) -> Callable[[Path, Path, Notify], Arrays]:
     """Make the ``fetch`` function of one of the two; ``reader`` is the name of torchvision's class."""
 
-    def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
+    def fetch(folder: Path, scratch: Path, notify: Notify) -> Arrays:
         import torchvision.datasets
 
         cifar: Any = getattr(torchvision.datasets, reader)
-        where = unpacked(name, cifar.base_folder, (cifar.url, cifar.tgz_md5, SHA256[name]), folder, scratch, report)
+        where = get_unpacked(name, cifar.base_folder, (cifar.url, cifar.tgz_md5, SHA256[name]), folder, scratch, notify)
         arrays = {}
         with reading(name, where / cifar.base_folder), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy's, of how Python 2 pickled the arrays in these files

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixersweep.data.source import Arrays, Report, Source
+from mixersweep.data.source import Arrays, Notify, Source
 from mixersweep.errors import UserError
 
 TEST_IMAGES_PER_CLASS = 36
@@ -22,7 +22,7 @@ SHA256 = {
 """The sha256 of the grey levels 0..16, uint8 (1797, 8, 8), and of the classes, uint8 (1797,)."""
 
 
-def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
+def fetch(folder: Path, scratch: Path, notify: Notify) -> Arrays:
     """Make the four arrays from the installed scikit-learn; grey level x becomes round(255 / 16 x).
 
     Raises ``UserError`` if scikit-learn is missing or its digits are not the published ones.
@@ -34,7 +34,7 @@ def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
         raise UserError(
             "data=digits: its images ship with scikit-learn, which is not installed; pip install 'mixersweep[digits]'"
         ) from error
-    report("digits: reading scikit-learn's")
+    notify("digits: reading scikit-learn's")
     bunch = load_digits()
     levels, labels = bunch["images"].astype(np.uint8), bunch["target"].astype(np.uint8)
     for array, sha256 in ((levels, SHA256["images"]), (labels, SHA256["target"])):

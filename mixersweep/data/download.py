@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
-from mixersweep.data.source import Report
+from mixersweep.data.source import Notify
 from mixersweep.errors import UserError
 
 
 @contextlib.contextmanager
-def downloading(name: str, otherwise: str) -> Iterator[None]:
+def downloading(name: str, remedy: str) -> Iterator[None]:
     """A context for downloads: torchvision prints to stderr, and a failure becomes one ``UserError`` with a remedy."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -23,12 +23,12 @@ def downloading(name: str, otherwise: str) -> Iterator[None]:
     except (OSError, EOFError, RuntimeError, HTTPException) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"data={name}: the download failed ({reason}); {otherwise}, "
+            f"data={name}: the download failed ({reason}); {remedy}, "
             f"or prepare it where there is a network and copy {name}.npz and {name}.npz.sha256"
         ) from error
 
 
-def published(name: str, url: str, md5: str, sha256: str, folder: Path, scratch: Path, report: Report) -> Path:
+def get_published(name: str, url: str, md5: str, sha256: str, folder: Path, scratch: Path, notify: Notify) -> Path:
     """The path of a published file, found in ``folder`` or downloaded into ``scratch``, after checking its sha256.
 
     Raises ``UserError`` if it is not the published file or the download fails.
@@ -36,10 +36,10 @@ def published(name: str, url: str, md5: str, sha256: str, folder: Path, scratch:
     file = url.rpartition("/")[2]
     path = folder / file
     if path.is_file():
-        report(f"{name}: reading {path}")
+        notify(f"{name}: reading {path}")
     else:
         path = scratch / file
-        report(f"{name}: downloading {url}")
+        notify(f"{name}: downloading {url}")
         with downloading(name, f"put {file} into {folder}"):
             from torchvision.datasets.utils import download_url
 
@@ -51,17 +51,17 @@ def published(name: str, url: str, md5: str, sha256: str, folder: Path, scratch:
     return path
 
 
-def unpacked(
-    name: str, folder_name: str, archive: tuple[str, str, str], folder: Path, scratch: Path, report: Report
+def get_unpacked(
+    name: str, folder_name: str, archive: tuple[str, str, str], folder: Path, scratch: Path, notify: Notify
 ) -> Path:
     """The folder in which ``folder_name`` lies unpacked: ``folder`` if it is there, else ``scratch`` after unpacking.
 
-    ``archive`` is the URL, md5 and sha256 of the archive. Raises what ``published`` does.
+    ``archive`` is the URL, md5 and sha256 of the archive. Raises what ``get_published`` does.
     """
     if (folder / folder_name).is_dir():
-        report(f"{name}: reading {folder / folder_name}")
+        notify(f"{name}: reading {folder / folder_name}")
         return folder
-    path = published(name, *archive, folder, scratch, report)
+    path = get_published(name, *archive, folder, scratch, notify)
     with tarfile.open(path) as opened:
         opened.extractall(scratch, filter="data")  # nothing outside of it, whatever an archive names
     return scratch

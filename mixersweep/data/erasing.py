@@ -16,7 +16,7 @@ from torch import Tensor
 
 AREA, LOG_RATIO = (0.02, 1 / 3), (math.log(0.3), -math.log(0.3))
 ATTEMPTS = 10
-STARTS = 2**16
+NOISE_STARTS = 2**16
 """The number of offsets at which the noise of a box may begin."""
 
 
@@ -58,8 +58,8 @@ class Boxes:
 
         rows, columns = within(self.top, self.height), within(self.left, self.width)
         box = (rows[:, :, None] & columns[:, None, :])[:, None]  # (B, 1, size, size)
-        place = torch.arange(images[0].numel() if len(images) else 0, device=images.device)
-        noise = self.noise[self.start[which, None] + place].view_as(images)
+        offset = torch.arange(images[0].numel() if len(images) else 0, device=images.device)
+        noise = self.noise[self.start[which, None] + offset].view_as(images)
         return torch.where(box, noise, images)
 
 
@@ -76,9 +76,9 @@ def draw_boxes(count: int, probability: float, channels: int, size: int, seed: i
     for _ in range(ATTEMPTS):
         area, ratio = uniform(*AREA) * size * size, uniform(*LOG_RATIO).exp()
         high, wide = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
-        taken = erased & (height == 0) & (high < size) & (wide < size)
-        height, width = torch.where(taken, high, height), torch.where(taken, wide, width)
+        accepted = erased & (height == 0) & (high < size) & (wide < size)
+        height, width = torch.where(accepted, high, height), torch.where(accepted, wide, width)
     top, left = ((uniform() * (size - length + 1)).long() for length in (height, width))
-    start = torch.randint(STARTS, (count,), generator=generator)
-    noise = torch.randn(STARTS + channels * size * size, generator=generator)
+    start = torch.randint(NOISE_STARTS, (count,), generator=generator)
+    noise = torch.randn(NOISE_STARTS + channels * size * size, generator=generator)
     return Boxes(*(tensor.to(device) for tensor in (top, left, height, width, start, noise)))

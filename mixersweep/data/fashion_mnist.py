@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mixersweep.data import idx
-from mixersweep.data.source import Arrays, Report, Source
+from mixersweep.data.source import Arrays, Notify, Source
 
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four files, gzipped."""
@@ -24,10 +24,10 @@ SHA256 = {
 """The sha256 of the unpacked files."""
 
 
-def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
+def fetch(folder: Path, scratch: Path, notify: Notify) -> Arrays:
     """Get the four arrays: from torchvision's layout in ``folder``, from Debian's package, or by download."""
     folders = [folder / "FashionMNIST" / "raw", DEBIAN_DIR]
-    return idx.find(_files(), folders, scratch, report)
+    return idx.fetch(_files(), folders, scratch, notify)
 
 
 def read_idx(folder: Path) -> Arrays:
@@ -35,8 +35,8 @@ def read_idx(folder: Path) -> Arrays:
     return idx.read(_files(), folder)
 
 
-def _files() -> idx.Published:
-    return idx.Published("fashion_mnist", "FashionMNIST", SHA256, "install Debian's package dataset-fashion-mnist")
+def _files() -> idx.PublishedFiles:
+    return idx.PublishedFiles("fashion_mnist", "FashionMNIST", SHA256, "install Debian's package dataset-fashion-mnist")
 
 
 WHOLE = Source(size_bytes=54_951_000, fetch=fetch)

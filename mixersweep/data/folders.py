@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from mixersweep.data.source import Report
+from mixersweep.data.source import Notify
 from mixersweep.errors import DataMissing, UserError
-from mixersweep.paths import config_dir, expanded
+from mixersweep.paths import config_dir, expand_home
 
-READ_OF_A_SIDE = 1000
+SAMPLED_FILES = 1000
 """About how many files of each side (training or test) are read to identify a tree."""
 
 
@@ -32,11 +32,11 @@ READ_OF_A_SIDE = 1000
 class Folder:
     """A data set whose images are files; ``test`` lists the folders that may hold the test images, first match first.
 
-    ``size_bytes`` is its approximate size, None if it varies. ``how`` says how to get it, in the imperative.
+    ``size_bytes`` is its approximate size, None if it varies. ``remedy`` says how to get it, in the imperative.
     """
 
     test: tuple[str, ...]
-    how: str
+    remedy: str
     size_bytes: int | None = None
 
     @property
@@ -47,10 +47,10 @@ class Folder:
 
 IMAGENET = Folder(
     test=("val",),
-    how="get it from image-net.org and sort val/ by class, or say where it is with data.root=DIR",
+    remedy="get it from image-net.org and sort val/ by class, or say where it is with data.root=DIR",
     size_bytes=154_600_000_000,
 )
-IMAGE_FOLDER = Folder(test=("test", "val"), how="say where yours is with data.root=DIR")
+IMAGE_FOLDER = Folder(test=("test", "val"), remedy="say where yours is with data.root=DIR")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +75,10 @@ class Tree:
 
 def root_of(name: str, data_dir: Path, root: str | None) -> Path:
     """The absolute root of a data set: ``root`` if set, else the folder ``name`` in ``data_dir``."""
-    return expanded(root, "data.root").absolute() if root else expanded(data_dir, "data_dir").absolute() / name
+    return expand_home(root, "data.root").absolute() if root else expand_home(data_dir, "data_dir").absolute() / name
 
 
-def is_there(folder: Folder, root: Path) -> bool:
+def has_folders(folder: Folder, root: Path) -> bool:
     """Whether the folders of both sides exist; does not look into them."""
     return (root / "train").is_dir() and any((root / test).is_dir() for test in folder.test)
 
@@ -91,20 +91,22 @@ def read_tree(name: str, folder: Folder, root: Path) -> tuple[Tree, Tree]:
     """
     test = next((test for test in folder.test if (root / test).is_dir()), None)
     if test is None or not (root / "train").is_dir():
-        raise DataMissing(f"data={name}: {root} is no folder with {folder.layout}; {folder.how}")
-    (train, train_classes), (tested, test_classes) = _side(name, root / "train"), _side(name, root / test)
+        raise DataMissing(f"data={name}: {root} is no folder with {folder.layout}; {folder.remedy}")
+    (train, train_classes), (test_tree, test_classes) = _read_side(name, root / "train"), _read_side(name, root / test)
     if train_classes != test_classes:
-        odd = sorted(set(train_classes) ^ set(test_classes))[0]
-        where = "train" if odd in train_classes else test
-        raise UserError(f"data={name}: of {root}, only {where}/ has the class {odd}; both sides need the same classes")
-    return train, tested
+        unmatched = sorted(set(train_classes) ^ set(test_classes))[0]
+        where = "train" if unmatched in train_classes else test
+        raise UserError(
+            f"data={name}: of {root}, only {where}/ has the class {unmatched}; both sides need the same classes"
+        )
+    return train, test_tree
 
 
-def content(train: Tree, test: Tree) -> str:
+def content_hash(train: Tree, test: Tree) -> str:
     """Two hashes of 16 hex digits, joined by "-", that identify a tree: of its files' names and of their contents.
 
     The second covers the size of each file and all bytes of about a thousand files a side, evenly spread, so that a
-    large tree is not read as a whole. Runs of earlier versions recorded only the first (``names``). Raises
+    large tree is not read as a whole. Runs of earlier versions recorded only the first (``names_hash``). Raises
     ``UserError`` for a file that cannot be read.
     """
     digest = hashlib.sha256()
@@ -112,15 +114,15 @@ def content(train: Tree, test: Tree) -> str:
         for side in (train, test):
             paths = [side.path(index) for index in range(len(side))]
             digest.update(np.array([path.stat().st_size for path in paths], dtype="<i8").tobytes())
-            for path in paths[:: -(-len(paths) // READ_OF_A_SIDE)]:
+            for path in paths[:: -(-len(paths) // SAMPLED_FILES)]:
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); mend or remove it") from None
-    return f"{names(train, test)}-{digest.hexdigest()[:16]}"
+    return f"{names_hash(train, test)}-{digest.hexdigest()[:16]}"
 
 
-def names(train: Tree, test: Tree) -> str:
+def names_hash(train: Tree, test: Tree) -> str:
     """A hash, 16 hex digits, of the names of the files."""
     digest = hashlib.sha256()
     for side in (train, test):
@@ -128,7 +130,7 @@ def names(train: Tree, test: Tree) -> str:
     return digest.hexdigest()[:16]
 
 
-def settings(name: str, root: Path, train: Tree, test: Tree) -> dict[str, str | int]:
+def settings_of(name: str, root: Path, train: Tree, test: Tree) -> dict[str, str | int]:
     """The settings for a tree: its name, root, classes, numbers of images and content hash.
 
     ``data.native_size`` is included if the first images of all classes are squares of one size. Raises ``UserError``
@@ -151,7 +153,7 @@ def settings(name: str, root: Path, train: Tree, test: Tree) -> dict[str, str | 
         "data.classes": int(train.labels.max()) + 1,
         "data.train_images": len(train),
         "data.test_images": len(test),
-        "data.content": content(train, test),
+        "data.content": content_hash(train, test),
     }
     return {**facts, "data.native_size": sizes.pop()[0]} if square else facts
 
@@ -163,14 +165,15 @@ def check(root: Path, facts: Mapping[str, Any], train: Tree, test: Tree) -> None
         "train_images": len(train),
         "test_images": len(test),
     }
-    if (said := facts.get("content")) is not None:
-        found["content"] = names(train, test) if re.fullmatch("[0-9a-f]{16}", said) else content(train, test)
+    if (recorded := facts.get("content")) is not None:
+        is_of_names = re.fullmatch("[0-9a-f]{16}", recorded)
+        found["content"] = names_hash(train, test) if is_of_names else content_hash(train, test)
     wrong = {fact: value for fact, value in found.items() if facts[fact] != value}
     if wrong:
-        told = ", ".join(f"data.{fact}={facts[fact]}" for fact in wrong)
-        there = " ".join(f"data.{fact}={value}" for fact, value in wrong.items())
+        expected = ", ".join(f"data.{fact}={facts[fact]}" for fact in wrong)
+        actual = " ".join(f"data.{fact}={value}" for fact, value in wrong.items())
         part = "" if "content" in found else "; for a part of it use data=image_folder"
-        raise UserError(f"{told}: {root} has {there}{part}")
+        raise UserError(f"{expected}: {root} has {actual}{part}")
 
 
 def unreadable(name: str, path: Path, error: Exception) -> UserError:
@@ -187,29 +190,29 @@ def shipped_facts(name: str) -> dict[str, Any]:
     return facts
 
 
-def prepare(name: str, folder: Folder, root: Path, report: Report) -> dict[str, str | int]:
+def prepare(name: str, folder: Folder, root: Path, notify: Notify) -> dict[str, str | int]:
     """Check that a tree exists and matches its settings; returns the settings with which to use it.
 
-    Raises what ``read_tree``, ``check`` and ``settings`` do.
+    Raises what ``read_tree``, ``check`` and ``settings_of`` do.
     """
     train, test = read_tree(name, folder, root)
     facts = shipped_facts(name)
     if "content" not in facts:
         check(root, facts, train, test)
-    report(f"{name}: {len(train):,} training and {len(test):,} test images in {root}, read as they are")
-    found = settings(name, root, train, test)
+    notify(f"{name}: {len(train):,} training and {len(test):,} test images in {root}, read as they are")
+    found = settings_of(name, root, train, test)
     return found if "content" in facts else {"data": name, "data.root": str(root)}
 
 
-def _side(name: str, side: Path) -> tuple[Tree, list[str]]:
+def _read_side(name: str, side: Path) -> tuple[Tree, list[str]]:
     """The files of one side, in the order of torchvision's ``ImageFolder``, and the names of its classes."""
     from torchvision.datasets.folder import is_image_file, make_dataset
 
     def is_shown(path: str) -> bool:
-        return is_image_file(path) and not any(map(_is_unseen, Path(path[len(str(side)) + 1 :]).parts))
+        return is_image_file(path) and not any(map(_is_hidden, Path(path[len(str(side)) + 1 :]).parts))
 
     try:
-        classes = sorted(entry.name for entry in os.scandir(side) if entry.is_dir() and not _is_unseen(entry.name))
+        classes = sorted(entry.name for entry in os.scandir(side) if entry.is_dir() and not _is_hidden(entry.name))
         numbers = {name: number for number, name in enumerate(classes)}
         samples = make_dataset(str(side), numbers or None, is_valid_file=is_shown)
     except (OSError, ValueError) as error:
@@ -219,6 +222,6 @@ def _side(name: str, side: Path) -> tuple[Tree, list[str]]:
     return Tree(side, np.array(files), np.array([number for _, number in samples], dtype=np.int64)), classes
 
 
-def _is_unseen(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     """Whether a name is hidden, or a leftover of file managers, archives or notebooks."""
     return name.startswith(".") or name == "__MACOSX"

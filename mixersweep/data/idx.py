@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixersweep.data.download import downloading
-from mixersweep.data.source import Arrays, Report
+from mixersweep.data.source import Arrays, Notify
 from mixersweep.errors import UserError
 
 FILES = {
@@ -24,7 +24,7 @@ FILES = {
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFiles:
     """The four files of a data set: torchvision's class, their sha256, and a remedy if the download fails.
 
     The sha256 are of the unpacked files, since gzip files also hold a name and a time, which vary.
@@ -33,27 +33,27 @@ class Published:
     name: str
     reader: str
     sha256: Mapping[str, str]
-    otherwise: str
+    remedy: str
 
 
-def find(files: Published, folders: Sequence[Path], scratch: Path, report: Report) -> Arrays:
+def fetch(files: PublishedFiles, folders: Sequence[Path], scratch: Path, notify: Notify) -> Arrays:
     """Get the four arrays from the first folder that has all four files, else by download into ``scratch``.
 
     Raises ``UserError`` if a file is not the published one or the download fails.
     """
     for folder in folders:
         if all(_path(folder, file) for file in FILES.values()):
-            report(f"{files.name}: reading {folder}")
+            notify(f"{files.name}: reading {folder}")
             return read(files, folder)
-    report(f"{files.name}: downloading about 30 MB")
-    with downloading(files.name, files.otherwise):
+    notify(f"{files.name}: downloading about 30 MB")
+    with downloading(files.name, files.remedy):
         import torchvision.datasets
 
         getattr(torchvision.datasets, files.reader)(str(scratch), download=True)
     return read(files, scratch / files.reader / "raw")
 
 
-def read(files: Published, folder: Path) -> Arrays:
+def read(files: PublishedFiles, folder: Path) -> Arrays:
     """Read the four arrays from the idx files in ``folder``, gzipped or not: uint8 (N, size, size) and (N,).
 
     Raises ``UserError`` if a file is not the published one.
@@ -68,7 +68,7 @@ def read(files: Published, folder: Path) -> Arrays:
             raise UserError(f"data={name}: {path} cannot be read ({error}); get it again") from error
         if hashlib.sha256(content).hexdigest() != files.sha256[key]:
             raise UserError(f"data={name}: {path} is not the published file (sha256 differs); get it again")
-        arrays[key] = _array(content)
+        arrays[key] = _parse_idx(content)
     return arrays
 
 
@@ -77,7 +77,7 @@ def _path(folder: Path, file: str) -> Path | None:
     return found[0] if found else None
 
 
-def _array(content: bytes) -> npt.NDArray[np.uint8]:
+def _parse_idx(content: bytes) -> npt.NDArray[np.uint8]:
     """Parse an idx file: two zeros, the type (8: uint8), the number of axes, their sizes (big-endian int32), values."""
     axes = content[3]
     shape = np.frombuffer(content, ">i4", axes, offset=4)

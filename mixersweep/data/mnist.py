@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mixersweep.data import idx
-from mixersweep.data.source import Arrays, Report, Source
+from mixersweep.data.source import Arrays, Notify, Source
 
 SHA256 = {
     "train_images": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -16,11 +16,11 @@ SHA256 = {
 """The sha256 of the unpacked files."""
 
 
-def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
+def fetch(folder: Path, scratch: Path, notify: Notify) -> Arrays:
     """Get the four arrays: from torchvision's layout in ``folder``, or by download."""
     raw = folder / "MNIST" / "raw"
     otherwise = f"put {', '.join(idx.FILES.values())} into {raw}"
-    return idx.find(idx.Published("mnist", "MNIST", SHA256, otherwise), [raw], scratch, report)
+    return idx.fetch(idx.PublishedFiles("mnist", "MNIST", SHA256, otherwise), [raw], scratch, notify)
 
 
 SOURCE = Source(size_bytes=54_951_000, fetch=fetch)

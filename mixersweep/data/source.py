@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 Arrays = dict[str, npt.NDArray[np.uint8]]
-Report = Callable[[str], None]
-Fetch = Callable[[Path, Path, Report], Arrays]
+Notify = Callable[[str], None]
+Fetch = Callable[[Path, Path, Notify], Arrays]
 
-EPOCH = (1980, 1, 1, 0, 0, 0)
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 """The fixed time stamp of members of zip files, so that equal arrays make equal bytes."""
 
 
@@ -43,7 +43,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Source:
-    """The source of a data set: ``fetch(folder, scratch, report)`` returns its arrays.
+    """The source of a data set: ``fetch(folder, scratch, notify)`` returns its arrays.
 
     It reads the published files if a user put them into the data folder, else it downloads them into ``scratch``, an
     empty folder on the same disk. ``fetch`` is None for a data set that ships with the program, whose file has this
@@ -66,7 +66,7 @@ def read(path: Path, sha256: str | None = None) -> Arrays:
         return dict(arrays)
 
 
-def is_whole(path: Path) -> bool:
+def is_undamaged(path: Path) -> bool:
     """Whether the file exists and has the sha256 recorded in the file beside it."""
     try:
         _check(path)
@@ -82,12 +82,12 @@ def is_ready(path: Path, sha256: str | None = None) -> bool:
 
 def write(path: Path, arrays: Arrays, scratch: Path) -> None:
     """Write the file and its checksum, each atomically, by way of ``scratch``, a folder on the same disk."""
-    part = scratch / path.name
-    write_npz(part, arrays)
-    with part.open("rb") as file:
+    temporary = scratch / path.name
+    write_npz(temporary, arrays)
+    with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    _sidecar(part).write_text(f"{digest}  {path.name}\n")
-    for done, target in ((_sidecar(part), _sidecar(path)), (part, path)):
+    _sidecar(temporary).write_text(f"{digest}  {path.name}\n")
+    for done, target in ((_sidecar(temporary), _sidecar(path)), (temporary, path)):
         with done.open("rb") as file:
             os.fsync(file.fileno())
         done.replace(target)
@@ -97,13 +97,13 @@ def write_npz(path: Path, arrays: Arrays, compression: int = zipfile.ZIP_STORED)
     """Write an npz file as ``numpy.savez`` does, but without the time, so that equal arrays make equal bytes."""
     with zipfile.ZipFile(path, "w") as archive:
         for key, array in arrays.items():
-            member = zipfile.ZipInfo(f"{key}.npy", EPOCH)
+            member = zipfile.ZipInfo(f"{key}.npy", ZIP_TIME)
             member.compress_type = compression
             with archive.open(member, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def pair(arrays: Arrays) -> tuple[Images, Images]:
+def split_images(arrays: Arrays) -> tuple[Images, Images]:
     """The training and the test images of a file's arrays."""
     return _images(arrays, "train"), _images(arrays, "test")
 

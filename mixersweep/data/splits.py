@@ -12,9 +12,9 @@ import torch
 
 from mixersweep.config import Config
 from mixersweep.data import Folder, Images, find, folders, load
-from mixersweep.data.batches import Batches, DeviceImages, Finish, split
+from mixersweep.data.batches import Batches, DeviceImages, NormaliseAndErase, split
 from mixersweep.data.folders import Tree
-from mixersweep.data.stream import Side, Stream, Workers
+from mixersweep.data.stream import Stream, StreamedSplit, Workers
 from mixersweep.data.views import View, fit_all
 from mixersweep.errors import UserError
 from mixersweep.seeds import seed_of
@@ -43,15 +43,15 @@ def open_splits(config: Config, device: torch.device, *, workers: int = 0) -> Sp
     ``DataMissing`` or ``UserError`` if the data are missing, damaged, or do not match the settings.
     """
     train, test = _read(config)
-    chosen, withheld = split(train.labels, config.validation, seed_of(config, "split"))
-    sides = {"train": train.subset(chosen), "validation": train.subset(withheld), "test": test}
-    streamed = [name for name, images in sides.items() if _is_streamed(config, images, training=name == "train")]
-    pool = Workers([_side(config, sides[name]) for name in streamed], workers, device) if streamed else None
+    train_indices, validation_indices = split(train.labels, config.validation, seed_of(config, "split"))
+    splits = {"train": train.subset(train_indices), "validation": train.subset(validation_indices), "test": test}
+    streamed = [name for name, images in splits.items() if _is_streamed(config, images, training=name == "train")]
+    pool = Workers([_streamed_split(config, splits[name]) for name in streamed], workers, device) if streamed else None
 
     def batches(name: str) -> Batches:
         if pool is None or name not in streamed:
-            return _on_device(config, sides[name], device)
-        return Stream(pool, streamed.index(name), sides[name], _finish(config, device))
+            return _on_device(config, splits[name], device)
+        return Stream(pool, streamed.index(name), splits[name], _normalise_and_erase(config, device))
 
     return Splits(batches("train"), batches("validation"), batches("test"), pool)
 
@@ -92,7 +92,9 @@ def batches_of(config: Config, images: Images, device: torch.device, *, workers:
     """Training batches of images in memory, augmented as ``config`` says, as ``open_splits`` would make them."""
     if not _is_streamed(config, images, training=True):
         return _on_device(config, images, device)
-    return Stream(Workers([_side(config, images)], workers, device), 0, images, _finish(config, device))
+    return Stream(
+        Workers([_streamed_split(config, images)], workers, device), 0, images, _normalise_and_erase(config, device)
+    )
 
 
 def _is_streamed(config: Config, images: Images | Tree, *, training: bool) -> bool:
@@ -101,8 +103,8 @@ def _is_streamed(config: Config, images: Images | Tree, *, training: bool) -> bo
     return isinstance(images, Tree) or (training and per_image)
 
 
-def _finish(config: Config, device: torch.device) -> Finish:
-    return Finish(config.image_size, config.data.mean, config.data.std, config.augment.erasing, device)
+def _normalise_and_erase(config: Config, device: torch.device) -> NormaliseAndErase:
+    return NormaliseAndErase(config.image_size, config.data.mean, config.data.std, config.augment.erasing, device)
 
 
 def _on_device(config: Config, images: Images | Tree, device: torch.device) -> DeviceImages:
@@ -119,12 +121,12 @@ def _on_device(config: Config, images: Images | Tree, device: torch.device) -> D
     )
 
 
-def _side(config: Config, images: Images | Tree) -> Side:
+def _streamed_split(config: Config, images: Images | Tree) -> StreamedSplit:
     """A split for the workers; images in memory are resized once, unless crops of the originals are wanted."""
     data = config.data
     if isinstance(images, Images) and config.augment.random_resized_crop is None:
         images, data = fit_all(images, data, config.image_size), dataclasses.replace(data, fit="pad")
-    return Side(data.name, images, View(data, config.augment, config.image_size))
+    return StreamedSplit(data.name, images, View(data, config.augment, config.image_size))
 
 
 def _check(config: Config, train: Images, test: Images) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mixersweep.data.download import reading, unpacked
-from mixersweep.data.source import Arrays, Report, Source
+from mixersweep.data.download import get_unpacked, reading
+from mixersweep.data.source import Arrays, Notify, Source
 
 SHA256 = "f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866"
 """The sha256 of the archive with the binary files."""
 
 
-def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
+def fetch(folder: Path, scratch: Path, notify: Notify) -> Arrays:
     """Get the four arrays: from ``stl10_binary`` or its archive in ``folder``, or by download (2.6 GB)."""
     from torchvision.datasets import STL10
 
@@ -23,7 +23,7 @@ def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
         train_list = STL10.train_list[:2]
 
     archive = STL10.url, STL10.tgz_md5, SHA256
-    where = unpacked("stl10", STL10.base_folder, archive, folder, scratch, report)
+    where = get_unpacked("stl10", STL10.base_folder, archive, folder, scratch, notify)
     arrays = {}
     with reading("stl10", where / STL10.base_folder):
         for part in ("train", "test"):

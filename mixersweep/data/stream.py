@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixersweep import processor
-from mixersweep.data.batches import Finish, epoch_order, shares
+from mixersweep.data.batches import NormaliseAndErase, epoch_order, rank_batches
 from mixersweep.data.folders import Tree, unreadable
 from mixersweep.data.source import Images
-from mixersweep.data.views import Picture, View, of_bytes, seeded
+from mixersweep.data.views import Picture, View, seeding_restored, to_8_bits
 from mixersweep.errors import MixersweepError, UserError
 from mixersweep.kinds import Auto
 from mixersweep.seeds import derive
@@ -33,7 +33,7 @@ from mixersweep.seeds import derive
 Key = tuple[int, int, int | None]
 """The index of a split, the index of an image in it, and the augment_seed, None for no augmentation."""
 
-MOST_WORKERS = 16
+MAX_WORKERS = 16
 GRACE_SECONDS = 60
 """How long a worker survives SIGTERM, which a whole job may get; the trainer saves and ends its workers before."""
 
@@ -50,7 +50,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Side:
+class StreamedSplit:
     """The images of one split, and the ``View`` that resizes and augments them."""
 
     name: str
@@ -65,7 +65,7 @@ class Side:
         path, size = self.images.path(index), self.view.data.native_size
         try:
             with Image.open(path) as opened:
-                picture = of_bytes(opened).convert("L" if self.view.grey else "RGB")
+                picture = to_8_bits(opened).convert("L" if self.view.grey else "RGB")
         except MemoryError:
             raise
         except Exception as error:  # PIL raises many, by format
@@ -79,9 +79,9 @@ class Side:
 class Workers:
     """Worker processes that all splits of a data set share and that live over the epochs; 0 reads in this process."""
 
-    def __init__(self, sides: list[Side], count: int, device: torch.device) -> None:
-        self._work, self._count, self._device = _Work(sides), count, device
-        self._kept: tuple[_Keys, DataLoader[Any]] | None = None
+    def __init__(self, splits: list[StreamedSplit], count: int, device: torch.device) -> None:
+        self._dataset, self._count, self._device = _StreamedImages(splits), count, device
+        self._persistent: tuple[_KeySampler, DataLoader[Any]] | None = None
         self._iterators: list[Any] = []
         self._busy = False
         _POOLS.add(self)
@@ -92,39 +92,39 @@ class Workers:
         Raises ``LoaderFailed`` if a worker died, and ``UserError`` for an image that cannot be read.
         """
         if self._busy:  # an epoch within an epoch has processes of its own
-            yield from self._run(*self._loader(kept=False), keys)
+            yield from self._iterate(*self._make_loader(persistent=False), keys)
             return
-        if self._kept is None:
-            self._kept = self._loader(kept=True)
+        if self._persistent is None:
+            self._persistent = self._make_loader(persistent=True)
         self._busy = True
         try:
-            yield from self._run(*self._kept, keys)
+            yield from self._iterate(*self._persistent, keys)
         finally:
             self._busy = False
 
     def close(self) -> None:
         """End the processes; another epoch would start new ones."""
-        self._kept = None
+        self._persistent = None
         while self._iterators:
-            end = getattr(self._iterators.pop(), "_shutdown_workers", None)
-            if end is not None:
-                end()
+            shutdown = getattr(self._iterators.pop(), "_shutdown_workers", None)
+            if shutdown is not None:
+                shutdown()
 
-    def _loader(self, *, kept: bool) -> tuple[_Keys, DataLoader[Any]]:
-        keys, some = _Keys(), self._count > 0
+    def _make_loader(self, *, persistent: bool) -> tuple[_KeySampler, DataLoader[Any]]:
+        keys, has_workers = _KeySampler(), self._count > 0
         loader: DataLoader[Any] = DataLoader(
-            self._work,
+            self._dataset,
             batch_sampler=keys,
             num_workers=self._count,
-            collate_fn=_as_it_is,
-            worker_init_fn=_begin_worker,
+            collate_fn=_unchanged,
+            worker_init_fn=_ignore_stop_signals,
             pin_memory=self._device.type == "cuda",
-            persistent_workers=kept and some,
+            persistent_workers=persistent and has_workers,
             generator=torch.Generator(),  # else it would draw from the global state
         )
         return keys, loader
 
-    def _run(self, sampler: _Keys, loader: DataLoader[Any], keys: Iterable[list[Key]]) -> Iterator[Tensor]:
+    def _iterate(self, sampler: _KeySampler, loader: DataLoader[Any], keys: Iterable[list[Key]]) -> Iterator[Tensor]:
         sampler.keys = keys
         iterator = _quiet_iterator(loader)
         if iterator not in self._iterators:
@@ -137,8 +137,8 @@ class Workers:
         except Exception as error:
             self.close()
             reason = " ".join(str(error).split())
-            died = "exited unexpectedly" in reason or "killed by signal" in reason
-            if not died and not isinstance(error, (ConnectionError, EOFError)):  # of the pipe that it held
+            worker_died = "exited unexpectedly" in reason or "killed by signal" in reason
+            if not worker_died and not isinstance(error, (ConnectionError, EOFError)):  # of the pipe that it held
                 raise
             raise LoaderFailed(
                 f"workers={self._count}: a process that reads images died ({reason}); "
@@ -149,8 +149,10 @@ class Workers:
 class Stream:
     """A split of a data set (``Batches``) whose images the workers read."""
 
-    def __init__(self, workers: Workers, side: int, images: Images | Tree, finish: Finish) -> None:
-        self._workers, self._side, self._finish = workers, side, finish
+    def __init__(
+        self, workers: Workers, split: int, images: Images | Tree, normalise_and_erase: NormaliseAndErase
+    ) -> None:
+        self._workers, self._split, self._normalise_and_erase = workers, split, normalise_and_erase
         self._labels = torch.tensor(images.labels)
 
     def __len__(self) -> int:
@@ -167,34 +169,34 @@ class Stream:
         world_size: int = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch, see ``Batches``."""
-        boxes, device = self._finish.boxes(len(self), augment_seed), self._finish.device
+        boxes, device = self._normalise_and_erase.boxes(len(self), augment_seed), self._normalise_and_erase.device
 
-        def mine() -> Iterator[Tensor]:
+        def rank_indices() -> Iterator[Tensor]:
             order = epoch_order(len(self), order_seed)
-            return (which for (which,) in shares([order], batch_size, first_step, rank, world_size))
+            return (which for (which,) in rank_batches([order], batch_size, first_step, rank, world_size))
 
-        keys = ([(self._side, index, augment_seed) for index in which.tolist()] for which in mine())
-        for which, pixels in zip(mine(), self._workers.batches(keys), strict=True):
+        keys = ([(self._split, index, augment_seed) for index in which.tolist()] for which in rank_indices())
+        for which, pixels in zip(rank_indices(), self._workers.batches(keys), strict=True):
             labels = self._labels[which].to(device, non_blocking=True)
             on_device = pixels.to(device, non_blocking=True)
-            yield self._finish(on_device, boxes, which.to(device) if boxes else None), labels
+            yield self._normalise_and_erase(on_device, boxes, which.to(device) if boxes else None), labels
 
 
 def choose_workers(setting: int | Auto, processes: int = 1) -> int:
     """The number of workers of each of ``processes`` trainers on this machine; ``auto`` divides the cores by them."""
     if setting != "auto":
         return setting
-    return max(1, min(MOST_WORKERS, len(processor.cores()) // processes))
+    return max(1, min(MAX_WORKERS, len(processor.cores()) // processes))
 
 
-class _Work(Dataset[Any]):
+class _StreamedImages(Dataset[Any]):
     """The data set that workers serve: maps a list of keys to a batch, or to ``Unreadable``."""
 
-    def __init__(self, sides: list[Side]) -> None:
-        self._sides = sides
+    def __init__(self, splits: list[StreamedSplit]) -> None:
+        self._splits = splits
 
     def __getitems__(self, keys: list[Key]) -> Tensor | Unreadable:
-        with seeded() as seed:
+        with seeding_restored() as seed:
             try:
                 return self._batch([self._image(key, seed) for key in keys])
             except UserError as error:
@@ -202,21 +204,21 @@ class _Work(Dataset[Any]):
 
     def _image(self, key: Key, seed: Any) -> Tensor:
         which, index, augment_seed = key
-        side = self._sides[which]
-        picture = side.picture(index)
+        split = self._splits[which]
+        picture = split.picture(index)
         if augment_seed is None:
-            return side.view.plain(picture)
+            return split.view.plain(picture)
         seed(derive(augment_seed, index))
-        return side.view.augmented(picture)
+        return split.view.augmented(picture)
 
     def _batch(self, images: list[Tensor]) -> Tensor:
         if images:
             return torch.stack(images)
-        view = self._sides[0].view
+        view = self._splits[0].view
         return torch.empty((0, view.data.image_channels, view.image_size, view.image_size), dtype=torch.uint8)
 
 
-class _Keys:
+class _KeySampler:
     """The batch sampler: yields the lists of keys of the coming epoch."""
 
     keys: Iterable[list[Key]] = ()
@@ -225,43 +227,44 @@ class _Keys:
         return iter(self.keys)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-_OF_THE_TRAINER = [
+_TRAINER_SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 ]
 
 
-def _begin_worker(_: int) -> None:
+def _ignore_stop_signals(_: int) -> None:
     """Ignore the signals that stop a run: the trainer acts on them, saves, and ends its workers."""
-    for number in _OF_THE_TRAINER:
+    for number in _TRAINER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_TRAINER)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TRAINER_SIGNALS)
 
 
 def _quiet_iterator(loader: DataLoader[Any]) -> Any:
     """An iterator over the loader without torch's SIGCHLD handler, which would raise anywhere in the trainer.
 
     Dead workers are noticed when a batch is read instead. Workers start with the trainer's signals blocked, so that
-    none ends them before ``_begin_worker`` has run.
+    none ends them before ``_ignore_stop_signals`` has run.
     """
-    chld = getattr(signal, "SIGCHLD", None)
-    before = signal.getsignal(chld) if chld and threading.current_thread() is threading.main_thread() else None
+    child_signal = getattr(signal, "SIGCHLD", None)
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(child_signal) if child_signal and is_main else None
     masks = hasattr(signal, "pthread_sigmask")
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TRAINER) if masks else set()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_SIGNALS) if masks else set()
     try:
         iterator = iter(loader)
     finally:
         if masks:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if before is not None and chld is not None:
-        signal.signal(chld, before)
+    if before is not None and child_signal is not None:
+        signal.signal(child_signal, before)
     return iterator
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mixersweep.data.download import published, reading
-from mixersweep.data.source import Arrays, Report, Source
+from mixersweep.data.download import get_published, reading
+from mixersweep.data.source import Arrays, Notify, Source
 
 SHA256 = {
     "train": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
@@ -15,14 +15,14 @@ SHA256 = {
 }
 
 
-def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
+def fetch(folder: Path, scratch: Path, notify: Notify) -> Arrays:
     """Get the four arrays from the two .mat files in ``folder``, or by download; the digit 0, 10 there, is class 0."""
     from torchvision.datasets import SVHN
 
     arrays = {}
     for part, sha256 in SHA256.items():
         url, _, md5 = SVHN.split_list[part]
-        path = published("svhn", url, md5, sha256, folder, scratch, report)
+        path = get_published("svhn", url, md5, sha256, folder, scratch, notify)
         with reading("svhn", path):
             images = SVHN(str(path.parent), split=part)
         arrays[f"{part}_images"] = np.ascontiguousarray(images.data)

@@ -1,8 +1,8 @@
 """Resize a picture to ``image_size`` pixels: plainly for evaluation, with augmentation for training.
 
 This works on one picture at a time, with the transforms of torchvision and timm on PIL images, for what cannot be done
-to a whole batch on the device. They draw from the global random states of torch, Python and NumPy, which ``seeded``
-sets for each image.
+to a whole batch on the device. They draw from the global random states of torch, Python and NumPy, which are seeded for
+each image (``seeding_restored``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class View:
         self.grey = data.image_channels == 1
         self.transforms: list[Transform] = []
         if augment.random_resized_crop is None:
-            self.transforms.append(self._fitted)
+            self.transforms.append(self._fit)
             if augment.crop_padding:
                 self.transforms.append(v2.RandomCrop(image_size, padding=augment.crop_padding))
         else:
@@ -49,7 +49,7 @@ class View:
 
     def plain(self, picture: Picture) -> Tensor:
         """The picture as in evaluation, without anything random."""
-        return self._bytes(self._fitted(picture))
+        return self._bytes(self._fit(picture))
 
     def augmented(self, picture: Picture) -> Tensor:
         """The picture as in training, augmented; draws from the global random states."""
@@ -57,7 +57,7 @@ class View:
             picture = transform(picture)
         return self._bytes(picture)
 
-    def _fitted(self, picture: Picture) -> Picture:
+    def _fit(self, picture: Picture) -> Picture:
         fitted: Picture = fit(picture, self.data, self.image_size)
         return fitted
 
@@ -70,7 +70,7 @@ class View:
         return torch.from_numpy(pixels[None] if self.grey else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def of_bytes(picture: Picture) -> Picture:
+def to_8_bits(picture: Picture) -> Picture:
     """Convert a picture to 8 bits per channel; of 16 bits the upper 8 are taken, as Pillow does for 16-bit colours.
 
     Pillow's ``convert`` would turn all grey values above 255 white. Raises ``ValueError`` if the range of values is
@@ -113,18 +113,18 @@ def fit_all(images: Images, data: Data, image_size: int) -> Images:
 
 
 @contextlib.contextmanager
-def seeded() -> Iterator[Callable[[int], None]]:
+def seeding_restored() -> Iterator[Callable[[int], None]]:
     """A context with a function that seeds the global states of torch (CPU), Python and NumPy; restored after."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        yield _seed
+        yield _seed_all
     finally:
         torch.set_rng_state(before[0])
         random.setstate(before[1])
         np.random.set_state(before[2])  # noqa: NPY002
 
 
-def _seed(seed: int) -> None:
+def _seed_all(seed: int) -> None:
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the GPU's too
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002

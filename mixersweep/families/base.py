@@ -11,8 +11,10 @@ Plans and shell completion import families, so files here import torch only insi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from mixersweep import budget
 from mixersweep.budget import DEFAULT_READOUT, Architecture, Head, Request, Structure
@@ -91,6 +93,14 @@ class Family(ABC):
     def has_skips(self) -> bool:
         """Whether its network is a sequence of residual blocks, as stochastic depth and gradient checkpointing need."""
 
+    def with_file_hashes(self, sha256_of: Callable[[Path, str], str]) -> Self:
+        """Add the sha256 of each file that the settings name; by default they name none.
+
+        ``sha256_of`` takes a path and the setting that names it.
+        """
+        del sha256_of
+        return self
+
     def check(self, depth: int) -> None:
         """Raise ``UserError`` for settings that are impossible at this depth; by default all are possible."""
         del depth
@@ -150,7 +160,22 @@ class Family(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockFamily(Family):
+class MixingFamily(Family):
+    """Families whose mixing layers all have one width and one hidden width; by default all dense."""
+
+    def largest_layer(self, a: Architecture, images: ImageFacts) -> int:
+        """The width or that of a hidden layer, whichever is larger."""
+        del images
+        return max(a.width, a.hidden_width)
+
+    def beside_weights(self, a: Architecture, batch_size: int, device_kind: str) -> float:
+        """Zero, since all weights are stored as dense matrices."""
+        del a, batch_size, device_kind
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFamily(MixingFamily):
     """Families of residual blocks with LayerNorms between a stem and a head."""
 
     head: Head
@@ -173,13 +198,3 @@ class BlockFamily(Family):
     def layer_activations(self, a: Architecture) -> float:
         """How many numbers per image one mixing layer keeps for the backward pass."""
         return 2.0 * a.width + (2 * a.hidden_width if self.hidden else a.width)
-
-    def largest_layer(self, a: Architecture, images: ImageFacts) -> int:
-        """The residual stream or a hidden layer, whichever is wider."""
-        del images
-        return max(a.width, a.hidden_width)
-
-    def beside_weights(self, a: Architecture, batch_size: int, device_kind: str) -> float:
-        """Zero, since all weights are stored as dense matrices."""
-        del a, batch_size, device_kind
-        return 0.0

@@ -5,13 +5,16 @@ Hayase & Karakida 2024, sections 2.2, 5.1 and 5.2 ("the paper" here); their modu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from mixersweep.budget import Request, Structure
-from mixersweep.errors import Infeasible
+from mixersweep.errors import Infeasible, UserError
 from mixersweep.families.base import BlockFamily, FamilyLook, ImageFacts
-from mixersweep.kinds import Auto, Positive, Whole, asked, execution, neutral
+from mixersweep.kinds import Auto, Positive, Whole, execution, input_only, neutral
+from mixersweep.paths import expand_home
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,26 @@ class MixerFamily(BlockFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SMixerFamily(MixerFamily):
+    """Mixers with one weight matrix a mixing layer, which all its blocks share (eq 5)."""
+
+    hidden: ClassVar[bool] = False
+    tied: ClassVar[bool] = True
+    token_expansion: ClassVar[Auto] = "auto"
+    channel_expansion: ClassVar[Auto] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPMixerFamily(MixerFamily):
+    """Mixers whose mixing layers have a hidden layer, and matrices that all blocks share (eqs 1-4)."""
+
+    token_expansion: Positive | Auto = input_only()
+    channel_expansion: Positive | Auto = input_only()
+    hidden: ClassVar[bool] = True
+    tied: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class RandomPermutations(MixerFamily):
     """A Mixer whose fixed permutations may be random ones (section 5.2)."""
 
@@ -74,27 +97,19 @@ class RandomPermutations(MixerFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SMixer(MixerFamily):
+class SMixer(SMixerFamily):
     """S-Mixer: one weight matrix a mixing layer (eq 5)."""
 
     name: Literal["s_mixer"]
-    hidden: ClassVar[bool] = False
-    tied: ClassVar[bool] = True
-    token_expansion: ClassVar[Auto] = "auto"
-    channel_expansion: ClassVar[Auto] = "auto"
     look = FamilyLook("blue", "o", "solid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RPSMixer(RandomPermutations):
+class RPSMixer(SMixerFamily, RandomPermutations):
     """Random-permutation S-Mixer (section 5.2)."""
 
     name: Literal["rp_s_mixer"]
     random_layers: Literal["token", "channel", "both"]
-    hidden: ClassVar[bool] = False
-    tied: ClassVar[bool] = True
-    token_expansion: ClassVar[Auto] = "auto"
-    channel_expansion: ClassVar[Auto] = "auto"
     look = FamilyLook("orange", "s", "long")
 
 
@@ -108,33 +123,38 @@ class Pretrainable(MixerFamily):
     pretrained: str | None = execution(None)
     pretrained_sha256: str | None = neutral(None)
 
+    def with_file_hashes(self, sha256_of: Callable[[Path, str], str]) -> Self:
+        """Add the sha256 of the weights; raises ``UserError`` where another is set, or a sha256 without a file."""
+        expected = self.pretrained_sha256
+        if self.pretrained is None:
+            if expected is not None:
+                raise UserError(f"model.pretrained_sha256={expected}: is of model.pretrained, which is null")
+            return self
+        path = expand_home(self.pretrained, "model.pretrained").absolute()
+        content = sha256_of(path, "model.pretrained")
+        if expected not in (None, content):
+            raise UserError(f"model.pretrained_sha256={expected}: the sha256 of {path} is {content}")
+        return replace(self, pretrained=str(path), pretrained_sha256=content)
+
     def alone_for(self) -> str | None:
         """``model.pretrained`` where it is set: weights from a file cannot be loaded into a pack of runs."""
         return super().alone_for() if self.pretrained is None else "model.pretrained"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixer(Pretrainable):
+class Mixer(MLPMixerFamily, Pretrainable):
     """MLP-Mixer: mixing layers with a hidden layer (eqs 1-4)."""
 
     name: Literal["mixer"]
-    token_expansion: Positive | Auto = asked()
-    channel_expansion: Positive | Auto = asked()
-    hidden: ClassVar[bool] = True
-    tied: ClassVar[bool] = True
     look = FamilyLook("blue", "D", "solid")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RPMixer(RandomPermutations):
+class RPMixer(MLPMixerFamily, RandomPermutations):
     """Random-permutation MLP-Mixer (section 5.2); the permutation between its two layers is the identity."""
 
     name: Literal["rp_mixer"]
     random_layers: Literal["token", "channel", "both"]
-    token_expansion: Positive | Auto = asked()
-    channel_expansion: Positive | Auto = asked()
-    hidden: ClassVar[bool] = True
-    tied: ClassVar[bool] = True
     look = FamilyLook("orange", "X", "long")
 
 
@@ -145,6 +165,6 @@ class PK(RandomPermutations, Pretrainable):
     name: Literal["pk"]
     hidden: bool
     tied: bool
-    token_expansion: Positive | Auto = asked()
-    channel_expansion: Positive | Auto = asked()
+    token_expansion: Positive | Auto = input_only()
+    channel_expansion: Positive | Auto = input_only()
     look = FamilyLook("pink", "v", "solid")

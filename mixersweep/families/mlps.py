@@ -17,7 +17,7 @@ from mixersweep.budget import Architecture, Request
 from mixersweep.budget.storage import sparse_is_faster
 from mixersweep.errors import Infeasible
 from mixersweep.families.base import BlockFamily, FamilyLook, ImageFacts
-from mixersweep.kinds import Count, execution, neutral
+from mixersweep.kinds import Count, MaskKind, execution, neutral
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -70,7 +70,7 @@ class SWMLP(MaskedMLP):
     """MLP with static random sparse weights (section 3.4, appendix A.2.5)."""
 
     name: Literal["sw_mlp"]
-    mask: Literal["exact", "bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local"]
+    mask: MaskKind
     mask_size: Count = neutral(4)
     rescale: Literal["init", "forward", "none"]
     look = FamilyLook("green", "^", "dots")

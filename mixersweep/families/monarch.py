@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from mixersweep.budget import Architecture, Request, Structure
-from mixersweep.families.base import Family, FamilyLook, ImageFacts
+from mixersweep.families.base import FamilyLook, ImageFacts, MixingFamily
 from mixersweep.families.mixers import MixerFamily
 from mixersweep.kinds import Auto
 
@@ -34,7 +34,7 @@ class Monarch(MixerFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shallow(Family):
+class Shallow(MixingFamily):
     """Networks B_c B_2 act(B_1 x) on pixels x, where each B is a Monarch matrix or Kronecker product (Fig. 2d)."""
 
     activation: Literal["gelu", "relu"]
@@ -62,16 +62,6 @@ class Shallow(Family):
         """Count the input of each factor, and half a width for the activation functions between products."""
         del recomputed
         return images.values + a.width * (a.mixing_layers + 0.5)
-
-    def largest_layer(self, a: Architecture, images: ImageFacts) -> int:
-        """The width, which all layers share."""
-        del images
-        return max(a.width, a.hidden_width)
-
-    def beside_weights(self, a: Architecture, batch_size: int, device_kind: str) -> float:
-        """Zero, since all weights are stored as dense matrices."""
-        del a, batch_size, device_kind
-        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

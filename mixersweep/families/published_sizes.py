@@ -5,22 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from mixersweep.budget import Request
 from mixersweep.families.base import FamilyLook, ImageFacts
-from mixersweep.families.mixers import MixerFamily, Pretrainable
-from mixersweep.kinds import Auto, Positive, asked
+from mixersweep.families.mixers import MLPMixerFamily, Pretrainable
+from mixersweep.kinds import input_only
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamedMixer(Pretrainable):
+class NamedMixer(MLPMixerFamily, Pretrainable):
     """An MLP-Mixer of a published size."""
-
-    token_expansion: Positive | Auto = asked()
-    channel_expansion: Positive | Auto = asked()
-    hidden: ClassVar[bool] = True
-    tied: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +35,13 @@ class MixerB16(NamedMixer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrintedMixer(MixerFamily):
+class PrintedMixer(MLPMixerFamily):
     """An MLP-Mixer of Table 1 whose printed sizes contradict its printed totals.
 
     ``as_printed`` takes the size as printed, else the size that gives the totals.
     """
 
-    as_printed: bool = asked()
-    token_expansion: Positive | Auto = asked()
-    channel_expansion: Positive | Auto = asked()
-    hidden: ClassVar[bool] = True
-    tied: ClassVar[bool] = True
+    as_printed: bool = input_only()
 
     @property
     @abstractmethod

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixersweep.errors import UserError
 from mixersweep.figures.palette import FAINT, INK, PAPER
-from mixersweep.runs.files import written_whole
+from mixersweep.runs.files import open_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def save(drawing: Figure, title: str, paths: Sequence[Path], dpi: int = 200) -> 
     for path in paths:
         kind = path.suffix.lstrip(".").lower()
         metadata: dict[str, Any] = {"Title": title} | ({UNDATED[kind]: None} if kind in UNDATED else {})
-        with written_whole(path) as file:
+        with open_atomic(path) as file:
             drawing.savefig(file, format=kind, dpi=dpi, metadata=metadata)
 
 

@@ -19,7 +19,7 @@ rbc            (rows, B, columns)      between stem and head, for Mixers: featur
 Tensors of the R runs of a pack have a leading axis R before each of these: ``x_rmb`` is (R, features, B).
 """
 
-from mixersweep.layers.base import SparseMap
+from mixersweep.layers.base import SharedParameter, SharesParameters, SparseMap
 from mixersweep.layers.convolution import SparseConv
 from mixersweep.layers.dense import Dense
 from mixersweep.layers.kronecker import PermutedKronecker, with_rows
@@ -48,6 +48,8 @@ __all__ = [
     "Plane",
     "RandomPermutation",
     "RowNorm",
+    "SharedParameter",
+    "SharesParameters",
     "SparseConv",
     "SparseMap",
     "SparseWeights",

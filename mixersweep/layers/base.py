@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+
+class SharedParameter(NamedTuple):
+    """A parameter that ``copies`` blocks share; ``likeness`` is the mean cos² of the inputs of two of them."""
+
+    parameter: nn.Parameter
+    copies: int
+    likeness: float
+
+
+@runtime_checkable
+class SharesParameters(Protocol):
+    """A module that says which of its parameters blocks, tokens or channels share (``training.width_scaling``)."""
+
+    def shared_parameters(self) -> list[SharedParameter]:
+        """The shared parameters with the number of their copies; empty if there are none."""
 
 
 class SparseMap(nn.Module, ABC):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixersweep.layers.base import SparseMap
+from mixersweep.layers.base import SharedParameter, SparseMap
 from mixersweep.layers.batched import products
 from mixersweep.layers.pack import for_all_runs, is_packed
-from mixersweep.layers.permutation import Commutation, Identity, Permutation, transposed
+from mixersweep.layers.permutation import Commutation, Identity, Permutation, RandomPermutation, transposed
 from mixersweep.layers.product import column, linear, product
 
 
@@ -56,6 +56,14 @@ class PermutedKronecker(SparseMap):
     def connections(self) -> int:
         """The number of structural nonzeros, blocks·out_size·in_size."""
         return self.blocks * self.out_size * self.in_size
+
+    def shared_parameters(self) -> list[SharedParameter]:
+        """The weight and the bias of tied blocks; inputs that a random permutation gathers are as unlike as noise."""
+        if not self.tied:
+            return []
+        likeness = 1 / self.in_size if isinstance(self.before, RandomPermutation) else 1.0
+        bias = [] if self.bias is None else [SharedParameter(self.bias, self.blocks, 1.0)]
+        return [SharedParameter(self.weight, self.blocks, likeness), *bias]
 
     def to_dense(self) -> Tensor:
         """Return J2 (I ⊗ W) J1 (out_width, in_width), written out from its definition."""

@@ -7,12 +7,12 @@ the docstring says otherwise.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Mask = Literal["exact", "bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local"]
+from mixersweep.kinds import MaskKind
 
 TRADES = 16
 """Rounds of trades between all rows of a degree-regular mask. After 8 rounds, four-cycles and the second singular
@@ -31,7 +31,7 @@ def draw_mask(
     rows: int,
     columns: int,
     connections: int,
-    kind: Mask,
+    kind: MaskKind,
     generator: torch.Generator,
     *,
     size: int = 4,

@@ -31,6 +31,7 @@ from mixersweep.layers import (
     PermutedKronecker,
     RandomPermutation,
     RowNorm,
+    SharedParameter,
 )
 from mixersweep.models.parts import ACTIVATIONS, Block, Mixing, PatchEmbedding, StructureSeed, Walk, readout
 
@@ -92,6 +93,7 @@ class MixerNetwork(nn.Module):
         super().__init__()
         tokens, channels = architecture.tokens, architecture.channels
         assert tokens is not None and channels is not None
+        self.tokens, self.channels = tokens, channels
         self.pooled = settings.head == "pool"
         self.embedding = PatchEmbedding(images.patch_size, images.patch_values, channels)
         resized = settings.stem == "resize"
@@ -120,6 +122,15 @@ class MixerNetwork(nn.Module):
             return by_class.t()
         logits: Tensor = self.head(x_sbc.mean(0) if self.pooled else x_sbc.transpose(0, 1).flatten(1))
         return logits
+
+    def shared_parameters(self) -> list[SharedParameter]:
+        """The norms, which all tokens share, and the maps of tokens, which all channels share."""
+        norms = [module for module in self.modules() if isinstance(module, RowNorm)]
+        maps = [module.map for module in self.modules() if isinstance(module, TokenMap)]
+        return [
+            *(SharedParameter(parameter, self.tokens, 1.0) for norm in norms for parameter in norm.parameters()),
+            *(SharedParameter(each.weight, self.channels, 1.0) for each in maps),
+        ]
 
     def follow(self, walk: Walk) -> None:
         """Record which pixels reach stem and blocks."""

@@ -17,7 +17,7 @@ from mixersweep.report.statistics import Statistics, statistics
 from mixersweep.report.table import DERIVED, Row, Table, collect, write_csv, write_parquet
 from mixersweep.report.text import count_runs, latex, markdown
 from mixersweep.runs.files import write_json, write_text
-from mixersweep.runs.listing import names
+from mixersweep.runs.listing import value_names
 from mixersweep.runs.state import State
 from mixersweep.runs.where import parse_where
 
@@ -74,7 +74,7 @@ def build(
     from mixersweep.report.axes import x_axis, y_axis
 
     x_axis(x), y_axis(y)
-    condition = None if where is None else parse_where(where, [*names(), *DERIVED])
+    condition = None if where is None else parse_where(where, [*value_names(), *DERIVED])
     table = collect(runs_dirs, condition, where or "")
     named = named_by(table.rows, by)
     completed = [row for row in named if row["state"] == State.COMPLETED]

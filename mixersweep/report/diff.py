@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixersweep.errors import UserError
-from mixersweep.paths import expanded, sweeps_dir
+from mixersweep.paths import expand_home, sweeps_dir
 from mixersweep.report.table import Row, row_of
 from mixersweep.runs.files import read_json
 from mixersweep.runs.find import find
@@ -39,7 +39,7 @@ def of_sweeps(names: Sequence[str], runs_dir: Path) -> list[tuple[str, int, list
 
     None where the names are not all of sweeps. A deviation is that of a sample, NaN of a single run.
     """
-    runs_dir = expanded(runs_dir).absolute()
+    runs_dir = expand_home(runs_dir).absolute()
     folder = sweeps_dir(runs_dir)
     stored = [read_json(folder / name / "sweep.json") if name and "/" not in name else None for name in names]
     runs = [each["runs"] for each in stored if isinstance(each, dict) and "runs" in each]

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from mixersweep.errors import MixersweepError, UserError
 from mixersweep.runs.directory import read_rows
-from mixersweep.runs.experiment import Experiment, experiment, version_of
-from mixersweep.runs.files import written_whole
+from mixersweep.runs.experiment import Experiment, experiment, numbers_version_of
+from mixersweep.runs.files import open_atomic
 from mixersweep.runs.listing import Listed, listing
 from mixersweep.runs.record import KEYS
 from mixersweep.runs.state import State
@@ -138,7 +138,7 @@ def row_of(listed: Listed) -> Row:
         "shape": shape_of(tokens, channels),
         "channels_over_tokens": channels / tokens if tokens and channels else None,
         "uncounted_share": sum(n or 0 for n in uncounted) / mixing if mixing else None,
-        "numbers_version": version_of(made, listed.stored) if listed.stored else None,
+        "numbers_version": numbers_version_of(made, listed.stored) if listed.stored else None,
         "command": command_of(record),
         **{name: value for name, value in values.items() if name not in record and name not in DERIVED},
         "settings": made.flat,
@@ -187,7 +187,7 @@ def write_csv(table: Table, path: Path) -> None:
     columns = table.columns
     writer.writerow(columns)
     writer.writerows([_plain(row.get(name)) for name in columns] for row in table.rows)
-    with written_whole(path) as file:
+    with open_atomic(path) as file:
         file.write(text.getvalue().encode())
 
 
@@ -197,7 +197,7 @@ def write_parquet(table: Table, path: Path) -> None:
     import pyarrow.parquet
 
     arrays = {name: _one_type([row.get(name) for row in table.rows]) for name in table.columns}
-    with written_whole(path) as file:
+    with open_atomic(path) as file:
         pyarrow.parquet.write_table(pyarrow.table(arrays), file)
 
 

@@ -47,19 +47,24 @@ def _runs(count: int) -> str:
 
 
 def describe_difference(comparison: Comparison) -> str:
-    """Describe how a comparison differs from the main one: ``depth=4 (not 2)``."""
+    """Describe how a comparison differs from the main one: ``depth=4 (not 2)``, ``ema=0.9 (not set)``.
+
+    A setting that is null, or that one of the two has not, is not set there.
+    """
     shown = {name: name.removesuffix("_target").replace("_", " ") for name in TARGETS}
     parts = []
     for name, (own, main) in comparison.differs.items():
         if own is None and name.endswith("_target"):
             continue
-        parts.append(f"{shown.get(name, name)}={_value(own)} (not {_value(main)})")
+        label = shown.get(name, name)
+        if own is None:
+            parts.append(f"{label} not set (but {_value(main)})")
+        else:
+            parts.append(f"{label}={_value(own)} (not {'set' if main is None else _value(main)})")
     return ", ".join(parts)
 
 
 def _value(value: Any) -> str:
-    if value is None:
-        return "set"
     return f"{value:g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
 
 

@@ -2,7 +2,7 @@
 
 from mixersweep.runs.directory import Origin, Run, RunDirectory, solve
 from mixersweep.runs.experiment import NUMBERS_VERSION, fingerprint
-from mixersweep.runs.record import VOLATILE, completed, planned, same_experiment_same_numbers
+from mixersweep.runs.record import VOLATILE, completed_record, planned_record, same_experiment_same_numbers
 from mixersweep.runs.state import State
 from mixersweep.runs.status import Hold, Status, hold, read_status, set_status
 
@@ -15,10 +15,10 @@ __all__ = [
     "RunDirectory",
     "State",
     "Status",
-    "completed",
+    "completed_record",
     "fingerprint",
     "hold",
-    "planned",
+    "planned_record",
     "read_status",
     "same_experiment_same_numbers",
     "set_status",

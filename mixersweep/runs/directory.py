@@ -30,10 +30,8 @@ import yaml
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, architecture, parse
 from mixersweep.errors import UserError
-from mixersweep.families.base import Family
-from mixersweep.families.mixers import Pretrainable
-from mixersweep.paths import expanded
-from mixersweep.runs.experiment import executed_as, fingerprint
+from mixersweep.paths import expand_home
+from mixersweep.runs.experiment import fingerprint, with_execution_of
 from mixersweep.runs.files import read_json, sha256_of, write_json, write_text
 from mixersweep.runs.state import State
 from mixersweep.runs.status import Status, read_status, set_status
@@ -75,7 +73,7 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
     sizes = architecture(config)
     solved = dataclasses.replace(
         config,
-        model=_with_content(config.model),
+        model=config.model.with_file_hashes(sha256_of),
         width=sizes.width,
         budget="connections",  # the solved tokens, channels and connections determine the network
         connections=sizes.connections if isinstance(sizes.connections, int) else "auto",
@@ -87,31 +85,15 @@ def solve(config: Config, origin: Origin | None = None) -> Run:
         density="auto",
         expansion=sizes.expansion if config.expansion == "auto" else config.expansion,
         run_dir=None,
-        data=dataclasses.replace(config.data, root=config.data.root and _whole(config.data.root)),
-        data_dir=_whole(config.data_dir),
+        data=dataclasses.replace(config.data, root=config.data.root and _make_absolute(config.data.root)),
+        data_dir=_make_absolute(config.data_dir),
     )
     return Run(solved, sizes, origin or Origin(), fingerprint(solved, sizes))
 
 
-def _whole(path: str) -> str:
+def _make_absolute(path: str) -> str:
     """Make a path absolute, so that a run can be resumed from anywhere; a path with ~ stays as it is."""
     return path if path.startswith("~") else str(Path(path).absolute())
-
-
-def _with_content(model: Family) -> Family:
-    """Add the sha256 of the file of pretrained weights, if any, to a family's settings."""
-    if not isinstance(model, Pretrainable):
-        return model
-    expected = model.pretrained_sha256
-    if model.pretrained is None:
-        if expected is not None:
-            raise UserError(f"model.pretrained_sha256={expected}: is of model.pretrained, which is null")
-        return model
-    path = expanded(model.pretrained, "model.pretrained").absolute()
-    content = sha256_of(path, "model.pretrained")
-    if expected not in (None, content):
-        raise UserError(f"model.pretrained_sha256={expected}: the sha256 of {path} is {content}")
-    return dataclasses.replace(model, pretrained=str(path), pretrained_sha256=content)
 
 
 def sizes_of(stored: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -119,15 +101,15 @@ def sizes_of(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     sizes: Mapping[str, Any] = stored["architecture"]
     if "connections_real" in sizes:
         return sizes
-    read = {"pool": "embedding_channels", "linear": "width"}.get(stored["config"]["model"].get("head"))
+    readout_key = {"pool": "embedding_channels", "linear": "width"}.get(stored["config"]["model"].get("head"))
     matrices = round(sizes["total_connections"] / sizes["connections_counted"])
-    beside = ("skip_connections", "skip_parameters") if sizes["tokens"] else ()  # else counted with the rest
-    more = [sizes[name] for name in beside] or [0, 0]
-    weights = sizes["mixing_parameters"] if sizes["tokens"] or read else sizes["total_connections"]
+    skip_names = ("skip_connections", "skip_parameters") if sizes["tokens"] else ()  # else counted with the rest
+    skip_sizes = [sizes[name] for name in skip_names] or [0, 0]
+    weights = sizes["mixing_parameters"] if sizes["tokens"] or readout_key else sizes["total_connections"]
     return {
-        "readout_dimension": None if read is None else sizes.get(read),
-        "connections_real": (sizes["total_connections"] + more[0]) / matrices,
-        "weights_real": (weights + more[1]) / matrices,
+        "readout_dimension": None if readout_key is None else sizes.get(readout_key),
+        "connections_real": (sizes["total_connections"] + skip_sizes[0]) / matrices,
+        "weights_real": (weights + skip_sizes[1]) / matrices,
         **{f"{name}_target": None for name in ("connections_real", "weights_real", "flops")},
         **sizes,
     }
@@ -147,13 +129,13 @@ class RunDirectory:
 
         Execution settings (where and how it runs) are the new ones, since they are not part of the experiment.
         """
-        path = expanded(runs_dir, "runs_dir").absolute() / run.name
-        if not (path / "config.yaml").exists() and _make(path, run):
+        path = expand_home(runs_dir, "runs_dir").absolute() / run.name
+        if not (path / "config.yaml").exists() and _create(path, run):
             return cls(path, run, run)
         stored = cls.open(path).run
         if stored.fingerprint != run.fingerprint:
             raise UserError(f"{path}: holds another experiment ({stored.fingerprint}, not {run.fingerprint})")
-        return cls(path, dataclasses.replace(stored, config=executed_as(stored.config, run.config)), stored)
+        return cls(path, dataclasses.replace(stored, config=with_execution_of(stored.config, run.config)), stored)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -220,7 +202,7 @@ class RunDirectory:
 
     def restore_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Make ``metrics.jsonl`` agree with the rows that a checkpoint holds."""
-        content = b"".join(_line(row) for row in rows)
+        content = b"".join(_json_line(row) for row in rows)
         path = self.path / "metrics.jsonl"
         if not path.exists() or path.read_bytes() != content:
             write_text(path, content.decode())
@@ -237,7 +219,7 @@ class RunDirectory:
         """Drop the rows after ``epochs``, which are trained again, and a line cut off by a crash."""
         path = self.path / "probes.jsonl"
         if path.exists():
-            write_text(path, b"".join(_line(row) for row in self.probes() if row["epoch"] <= epochs).decode())
+            write_text(path, b"".join(_json_line(row) for row in self.probes() if row["epoch"] <= epochs).decode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -251,12 +233,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _append(path: Path, *rows: Mapping[str, Any]) -> None:
     with path.open("ab") as file:
-        file.write(b"".join(map(_line, rows)))
+        file.write(b"".join(map(_json_line, rows)))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def _json_line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
@@ -274,7 +256,7 @@ def _freeze(path: Path, run: Run) -> None:
     write_text(path / "planned.json", json.dumps(stored, allow_nan=False) + "\n")  # on a line: a third of the time
 
 
-def _make(path: Path, run: Run) -> bool:
+def _create(path: Path, run: Run) -> bool:
     """Make the directory under a temporary name and rename it, so that it appears complete; False if it was there."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -1,6 +1,6 @@
 """The settings that determine a run's numbers, and their fingerprint.
 
-Settings are marked in the schema (``kinds``): ``execution`` is where and how a run is executed, ``asked`` only
+Settings are marked in the schema (``kinds``): ``execution`` is where and how a run is executed, ``input_only`` only
 determines other settings, and a setting at its ``neutral`` value counts as absent. Only this module interprets the
 marks. It takes a ``Config`` or the stored settings of a run, which may be older than the schema: settings missing
 there have their defaults.
@@ -48,7 +48,7 @@ class Experiment:
 def experiment(settings: Config | Settings) -> Experiment:
     """Select the settings that determine a run's numbers."""
     found = Experiment()
-    found.content.update(_walk(Config, _values(settings), "", found.flat))
+    found.content.update(_collect(Config, _as_mapping(settings), "", found.flat))
     return found
 
 
@@ -57,13 +57,13 @@ def fingerprint(config: Config, architecture: Architecture) -> str:
     return _hash(experiment(config), vars(architecture), NUMBERS_VERSION)
 
 
-def version_of(found: Experiment, stored: Settings) -> int | None:
+def numbers_version_of(found: Experiment, stored: Settings) -> int | None:
     """The ``NUMBERS_VERSION`` of a stored run, found by its fingerprint; None if no known version matches."""
     versions = range(NUMBERS_VERSION, 0, -1)
     return next((v for v in versions if _hash(found, stored["architecture"], v) == stored["fingerprint"]), None)
 
 
-def executed_as(stored: T, now: T) -> T:
+def with_execution_of(stored: T, now: T) -> T:
     """Combine the experiment's settings of ``stored`` with the execution settings of ``now``."""
     changed = {}
     for setting in dataclasses.fields(stored):  # type: ignore[arg-type]
@@ -71,15 +71,15 @@ def executed_as(stored: T, now: T) -> T:
         if setting.metadata.get("execution"):
             changed[setting.name] = wanted
         elif dataclasses.is_dataclass(frozen):
-            changed[setting.name] = executed_as(frozen, wanted)
+            changed[setting.name] = with_execution_of(frozen, wanted)
     return dataclasses.replace(stored, **changed)  # type: ignore[type-var]
 
 
-def flat(settings: Config | Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(settings: Config | Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting with its dotted name, execution settings included."""
-    for name, value in _values(settings).items():
+    for name, value in _as_mapping(settings).items():
         if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
-            yield from flat(value, f"{prefix}{name}.")  # type: ignore[arg-type]
+            yield from flatten(value, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
             yield prefix + name, value
 
@@ -91,15 +91,15 @@ def _hash(found: Experiment, sizes: Settings, version: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _walk(cls: type, values: Settings, prefix: str, flat: dict[str, Any]) -> dict[str, Any]:
+def _collect(cls: type, values: Settings, prefix: str, flat: dict[str, Any]) -> dict[str, Any]:
     """Add the settings under their dotted names to ``flat``, and return the nested content to be hashed."""
     content: dict[str, Any] = {}
     for name, default, neutral, group, is_variant in _settings(cls, not prefix):
         value = values.get(name, default)
         if is_variant:
-            group = VARIANTS[name].get(_values(value)["name"])
+            group = VARIANTS[name].get(_as_mapping(value)["name"])
         if group is not None and value is not None:
-            content[name] = _walk(group, _values(value), f"{prefix}{name}.", flat)
+            content[name] = _collect(group, _as_mapping(value), f"{prefix}{name}.", flat)
             continue
         flat[prefix + name] = value
         if neutral is dataclasses.MISSING or value != neutral:
@@ -107,7 +107,7 @@ def _walk(cls: type, values: Settings, prefix: str, flat: dict[str, Any]) -> dic
     return content
 
 
-def _values(settings: Any) -> Settings:
+def _as_mapping(settings: Any) -> Settings:
     return settings if isinstance(settings, Mapping) else vars(settings)
 
 
@@ -127,7 +127,7 @@ def _settings(cls: type, top: bool) -> tuple[_Setting, ...]:
     hints = typing.get_type_hints(cls)
     found = []
     for each in dataclasses.fields(cls):
-        if each.metadata.get("execution") or each.metadata.get("asked"):
+        if each.metadata.get("execution") or each.metadata.get("input_only"):
             continue
         default = None if each.default is dataclasses.MISSING else each.default
         hint = hints[each.name]

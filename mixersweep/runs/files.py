@@ -19,7 +19,7 @@ from mixersweep.errors import MixersweepError, UserError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
+def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file for an atomic write; it appears at ``path`` only if the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -34,7 +34,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    with written_whole(path) as file:
+    with open_atomic(path) as file:
         file.write(text.encode())
 
 
@@ -75,7 +75,7 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
         try:
             lock.acquire()
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in _LOCKS_UNSUPPORTED:
                 raise
             lock = SoftFileLock(path.with_name(f"{path.name}.held"), timeout=timeout)
             lock.acquire()
@@ -89,7 +89,7 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
         lock.release()
 
 
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EIO)
+_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EIO)
 
 
 def sha256_of(path: Path, setting: str) -> str:

@@ -20,17 +20,17 @@ def find(named: str | Path, runs_dir: Path | None = None) -> Path:
     A full match comes before a prefix, and a prefix before any other match. Raises ``UserError`` for no match and for
     several.
     """
-    path = paths.expanded(named)
+    path = paths.expand_home(named)
     if path.exists():
         return path
     name = str(named)
-    runs_dir = paths.runs_dir() if runs_dir is None else paths.expanded(runs_dir)
+    runs_dir = paths.runs_dir() if runs_dir is None else paths.expand_home(runs_dir)
     if "/" in name:
         raise UserError(f"{named}: no such directory; name a directory of runs, or a run in {runs_dir}")
     entries = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
     runs = [entry.name for entry in entries if name in entry.name and entry.name[0] != "." and entry.is_dir()]
-    begun = [run for run in runs if run.startswith(name)]
-    found = [run for run in runs if run == name] or begun or runs
+    beginning = [run for run in runs if run.startswith(name)]
+    found = [run for run in runs if run == name] or beginning or runs
     if not found:
         raise UserError(f"{named}: no such directory, and no run of this name in {runs_dir} (also MIXERSWEEP_RUNS)")
     if len(found) > 1:

@@ -23,9 +23,9 @@ import yaml
 from mixersweep.budget import Architecture
 from mixersweep.config import VARIANTS, keys
 from mixersweep.errors import UserError
-from mixersweep.paths import expanded
-from mixersweep.runs.experiment import flat
-from mixersweep.runs.record import KEYS, planned_of
+from mixersweep.paths import expand_home
+from mixersweep.runs.experiment import flatten
+from mixersweep.runs.record import KEYS, planned_record_of
 from mixersweep.runs.state import State
 from mixersweep.runs.status import Status, status_of
 
@@ -39,7 +39,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _RUN_NAME = re.compile(r"-[0-9a-f]{16}$")
 _ROW_BYTES = 2048
 
-READ = frozenset({"status.json", "planned.json", "result.json"})
+READ_WHOLE = frozenset({"status.json", "planned.json", "result.json"})
 """The files of a run that are read completely."""
 
 
@@ -83,8 +83,8 @@ class Listed:
 
     @cached_property
     def planned(self) -> dict[str, Any]:
-        """What the record says before training (``record.planned``); only the name in a broken one."""
-        return planned_of(self.stored) if self.stored else {"name": self.name}
+        """What the record says before training (``record.planned_record``); only the name in a broken one."""
+        return planned_record_of(self.stored) if self.stored else {"name": self.name}
 
     @property
     def record(self) -> dict[str, Any]:
@@ -92,11 +92,11 @@ class Listed:
         return {**dict.fromkeys(KEYS), **self.planned, **(self.result or {})}
 
     def values(self) -> dict[str, Any]:
-        """Every name that a ``--where`` knows (``names``), the record's before settings of the same name."""
+        """Every name that a ``--where`` knows (``value_names``), the record's before settings of the same name."""
         row = self.row or {}
         status = self.status
         return {
-            **dict(flat(self.config)),
+            **dict(flatten(self.config)),
             **self.stored.get("architecture", {}),
             "epoch": None if self.result is None else self.result.get("epochs"),
             **{name: row[name] for name in METRICS if name in row},
@@ -109,28 +109,28 @@ class Listed:
         }
 
 
-def names() -> list[str]:
+def value_names() -> list[str]:
     """Every name that ``Listed.values`` may have."""
     settings = [key for key, annotation in keys() if not dataclasses.is_dataclass(annotation) and key not in VARIANTS]
     sizes = [field.name for field in dataclasses.fields(Architecture)]
     return [*dict.fromkeys([*KEYS, *METRICS, *sizes, *settings, "state", "error", "host", "run_dir"])]
 
 
-def listing(places: Iterable[Path]) -> Iterator[Listed]:
+def listing(directories: Iterable[Path]) -> Iterator[Listed]:
     """List every run in directories of runs, sorted by name, and run directories given themselves.
 
-    Raises ``UserError`` for a place that is no directory. A directory that disappears meanwhile is skipped.
+    Raises ``UserError`` for a path that is no directory. A directory that disappears meanwhile is skipped.
     """
     seen: set[str] = set()
-    for place in places:
-        path = expanded(place).absolute()
+    for directory in directories:
+        path = expand_home(directory).absolute()
         try:
             found = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
         except OSError as error:
             reason = "no such directory" if isinstance(error, FileNotFoundError) else error.strerror
-            raise UserError(f"{place}: {reason}; name a directory of runs (also MIXERSWEEP_RUNS)") from None
-        itself = "config.yaml" in found
-        runs = [str(path)] if itself else [f"{path}/{name}" for name in found]
+            raise UserError(f"{directory}: {reason}; name a directory of runs (also MIXERSWEEP_RUNS)") from None
+        is_run = "config.yaml" in found
+        runs = [str(path)] if is_run else [f"{path}/{name}" for name in found]
         with _read_ahead(runs):
             for run in runs:
                 if run in seen:
@@ -146,17 +146,17 @@ def _read_ahead(runs: Sequence[str]) -> Iterator[None]:
     """Prefetch the files of the next runs while earlier ones are parsed, since reading takes as long as parsing."""
     with ThreadPoolExecutor(4) as pool:
         for first in range(0, len(runs) if hasattr(os, "posix_fadvise") else 0, 64):
-            pool.submit(_fetch, runs[first : first + 64])
+            pool.submit(_prefetch, runs[first : first + 64])
         try:
             yield
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _fetch(runs: Sequence[str]) -> None:
+def _prefetch(runs: Sequence[str]) -> None:
     for run in runs:
         with suppress(OSError):  # the actual read reports it
-            for name in READ.intersection(os.listdir(run)):  # noqa: PTH208
+            for name in READ_WHOLE.intersection(os.listdir(run)):  # noqa: PTH208
                 descriptor = os.open(f"{run}/{name}", os.O_RDONLY)
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
                 os.close(descriptor)
@@ -171,8 +171,8 @@ def read_listed(path: str | Path) -> Listed | None:
         if isinstance(error, PermissionError) and _RUN_NAME.search(path):
             return _broken(path, "cannot be read: permission denied")
         return None
-    ours = "status.json" in files or "planned.json" in files or bool(_RUN_NAME.search(path))
-    if not ours or not ("config.yaml" in files or "status.json" in files):
+    is_run = "status.json" in files or "planned.json" in files or bool(_RUN_NAME.search(path))
+    if not is_run or not ("config.yaml" in files or "status.json" in files):
         return None
     try:
         return _read(path, files)
@@ -195,38 +195,38 @@ def _broken(path: str, reason: str) -> Listed:
 def _read(path: str, files: list[str]) -> Listed:
     if "config.yaml" not in files:
         raise _Unreadable("config.yaml is missing")
-    status = status_of(_content(f"{path}/status.json")) if "status.json" in files else Status(State.PLANNED)
-    stored = _stored(path, files)
+    status = status_of(_read_bytes(f"{path}/status.json")) if "status.json" in files else Status(State.PLANNED)
+    stored = _read_stored(path, files)
     if status.state is State.COMPLETED:
         if "result.json" not in files:
             raise _Unreadable("is completed, but result.json is missing")
-        return Listed(Path(path), State.COMPLETED, status, stored, result=_json(f"{path}/result.json"))
+        return Listed(Path(path), State.COMPLETED, status, stored, result=_read_json(f"{path}/result.json"))
     rows = last_rows(f"{path}/metrics.jsonl") if "metrics.jsonl" in files else ()
     return Listed(Path(path), status.shown, status, stored, rows)
 
 
-def _stored(path: str, files: list[str]) -> Mapping[str, Any]:
+def _read_stored(path: str, files: list[str]) -> Mapping[str, Any]:
     """Read the stored run from ``planned.json``, or from ``config.yaml`` in directories of older versions."""
     if "planned.json" in files:
-        file, stored = "planned.json", _json(f"{path}/planned.json")
+        file, stored = "planned.json", _read_json(f"{path}/planned.json")
     else:
         file = "config.yaml"
         try:
-            stored = yaml.load(_content(f"{path}/{file}"), Loader=_Loader)
+            stored = yaml.load(_read_bytes(f"{path}/{file}"), Loader=_Loader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise _Unreadable(f"{file} cannot be read: {' '.join(str(error).split())}") from None
         if not isinstance(stored, dict):
             raise _Unreadable(f"{file} is not of a run")
     try:
-        planned_of(stored)
+        planned_record_of(stored)
     except (KeyError, TypeError) as error:
         raise _Unreadable(f"{file} is incomplete: {error}") from None
     return stored
 
 
-def _json(path: str) -> dict[str, Any]:
+def _read_json(path: str) -> dict[str, Any]:
     try:
-        content = json.loads(_content(path))
+        content = json.loads(_read_bytes(path))
     except ValueError as error:
         raise _Unreadable(f"{Path(path).name} cannot be read: {error}") from None
     if not isinstance(content, dict):
@@ -234,7 +234,7 @@ def _json(path: str) -> dict[str, Any]:
     return content
 
 
-def _content(path: str) -> bytes:
+def _read_bytes(path: str) -> bytes:
     """Read a small file completely."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -43,7 +43,7 @@ KEYS = (
 """All keys of a record, in its order."""
 
 
-def planned(run: Run) -> dict[str, Any]:
+def planned_record(run: Run) -> dict[str, Any]:
     """The keys of a record that are known before training, in the order of the record."""
     sizes = dataclasses.asdict(run.architecture)
     return {
@@ -58,9 +58,9 @@ def planned(run: Run) -> dict[str, Any]:
     }
 
 
-def planned_of(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """``planned`` for a run as stored in ``planned.json`` or ``config.yaml``; raises ``KeyError`` for a missing key."""
-    own = {
+def planned_record_of(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """``planned_record`` for a run as it is stored (``planned.json``); raises ``KeyError`` for a missing key."""
+    known = {
         "schema_version": stored["schema_version"],
         "fingerprint": stored["fingerprint"],
         "name": stored["name"],
@@ -70,13 +70,13 @@ def planned_of(stored: Mapping[str, Any]) -> dict[str, Any]:
         **stored["origin"],
     }
     sizes = sizes_of(stored)
-    return {**own, **{key: sizes[key] for key in _ARCHITECTURE}}
+    return {**known, **{key: sizes[key] for key in _ARCHITECTURE}}
 
 
-def completed(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
+def completed_record(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
     """Build the whole record; ``measured`` has exactly the keys that training adds (None where there is no value)."""
     assert set(measured) == set(_MEASURED), set(measured) ^ set(_MEASURED)
-    return {**planned(run), **{key: measured[key] for key in _MEASURED}}
+    return {**planned_record(run), **{key: measured[key] for key in _MEASURED}}
 
 
 def same_experiment_same_numbers(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

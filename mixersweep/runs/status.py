@@ -3,8 +3,8 @@
 A process that trains a run *holds* it: its host, pid and heartbeat are in the status. If that process is gone (known at
 once on its own host, by its silent heartbeat on any other), another may take the run over. Clocks of hosts differ, so
 an old heartbeat only raises suspicion: a process that wants the run then observes whether the heartbeat changes
-(``watch``). A process whose run was taken over stops writing to it (``Hold.confirm``). Storing ``cancelled`` over a
-running status ends the run: its holder sees that at its next heartbeat.
+(``observe_heartbeats``). A process whose run was taken over stops writing to it (``Hold.confirm``). Storing
+``cancelled`` over a running status ends the run: its holder sees that at its next heartbeat.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ BEAT_EVERY = 10.0
 DEAD_AFTER = 60.0
 """Seconds between heartbeats, and seconds of silence after which another host considers a run lost."""
 
-_SEEN: dict[tuple[Any, ...], _Seen] = {}
+_OBSERVED: dict[tuple[Any, ...], _Observed] = {}
 """The heartbeats of processes on other hosts that this process has observed, by host, pid and start of the hold."""
 
 
 @dataclass
-class _Seen:
+class _Observed:
     """An observed heartbeat, and when it was first read and last seen to change (seconds of ``time.monotonic``)."""
 
     heartbeat: float
@@ -65,26 +65,26 @@ class Status:
     job: str | None = None
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the run is held by a process that is alive, as far as this host can tell."""
-        return self.state is State.RUNNING and self._holder_is_there()
+        return self.state is State.RUNNING and self._holder_lives()
 
     @property
-    def is_of_this_host(self) -> bool:
+    def is_on_this_host(self) -> bool:
         """Whether the process that holds or held the run is on this host."""
         return self.host == this_host()
 
     @property
-    def stopping(self) -> bool:
+    def is_stopping(self) -> bool:
         """Whether the run is cancelled, but the process that held it has not stopped yet."""
-        return self.state is State.CANCELLED and self._holder_is_there()
+        return self.state is State.CANCELLED and self._holder_lives()
 
-    def _holder_is_there(self) -> bool:
+    def _holder_lives(self) -> bool:
         if self.pid is None or self.heartbeat is None:
             return False
-        if self.is_of_this_host:
-            return self.pid_started == _started(self.pid)
-        seen, now = self._seen(), time.monotonic()
+        if self.is_on_this_host:
+            return self.pid_started == _start_time(self.pid)
+        seen, now = self._observe(), time.monotonic()
         if seen.changed is not None:
             return now - seen.changed < DEAD_AFTER
         return now - seen.first < DEAD_AFTER and not self._seems_silent
@@ -96,7 +96,7 @@ class Status:
             return False
         if self.state not in (State.RUNNING, State.CANCELLED):
             return False
-        seen = self._seen()
+        seen = self._observe()
         return seen.changed is None and self._seems_silent and time.monotonic() - seen.first < _beats(3)
 
     @property
@@ -104,11 +104,11 @@ class Status:
         """Whether the heartbeat is too old, or in the future, by this host's clock."""
         return not -BEAT_EVERY < time.time() - (self.heartbeat or 0) < DEAD_AFTER
 
-    def _seen(self) -> _Seen:
+    def _observe(self) -> _Observed:
         """Record the present heartbeat, and return what has been observed of it so far."""
         key, now = (self.host, self.pid, self.since), time.monotonic()
         assert self.heartbeat is not None
-        seen = _SEEN.setdefault(key, _Seen(self.heartbeat, now))
+        seen = _OBSERVED.setdefault(key, _Observed(self.heartbeat, now))
         if seen.heartbeat != self.heartbeat:
             seen.heartbeat, seen.changed = self.heartbeat, now
         return seen
@@ -116,7 +116,7 @@ class Status:
     @property
     def shown(self) -> State:
         """The state to show to people: ``lost`` for a running run whose process is gone."""
-        return State.LOST if self.state is State.RUNNING and not self.alive else self.state
+        return State.LOST if self.state is State.RUNNING and not self.is_alive else self.state
 
     @property
     def holder(self) -> str:
@@ -163,11 +163,11 @@ def status_of(content: bytes) -> Status:
         state = State(known.pop("state"))
         return Status(state if state.is_stored else State.RUNNING, **known)
     except (KeyError, ValueError):
-        said = f"there is no state {stored['state']}" if "state" in stored else "it names no state"
-        return Status(State.RUNNING, **{**known, "error": f"status.json cannot be read: {said}"})
+        problem = f"there is no state {stored['state']}" if "state" in stored else "it names no state"
+        return Status(State.RUNNING, **{**known, "error": f"status.json cannot be read: {problem}"})
 
 
-def _foreign(path: Path) -> dict[str, Any]:
+def _unknown_keys(path: Path) -> dict[str, Any]:
     """Return the keys of a stored status that this version does not know, to keep them."""
     try:
         stored = json.loads(path.read_bytes())
@@ -176,8 +176,8 @@ def _foreign(path: Path) -> dict[str, Any]:
     return {name: value for name, value in stored.items() if name not in _KEYS} if isinstance(stored, dict) else {}
 
 
-def watch(
-    run_dirs: Iterable[Path], tell: Callable[[str], None] = lambda _: None, check: Callable[[], None] = lambda: None
+def observe_heartbeats(
+    run_dirs: Iterable[Path], notify: Callable[[str], None] = lambda _: None, check: Callable[[], None] = lambda: None
 ) -> None:
     """Observe the heartbeats of runs whose process on another host seems gone until it is certain, all in parallel.
 
@@ -187,7 +187,7 @@ def watch(
     unsure = {run_dir: status for run_dir in run_dirs if (status := read_status(run_dir)).is_unsure}
     if unsure:
         first = next(iter(unsure.values()))
-        tell(f"{len(unsure)} of the runs may be lost ({first.holder}): looking for up to {_beats(3):g} s if it lives")
+        notify(f"{len(unsure)} of the runs may be lost ({first.holder}): looking for up to {_beats(3):g} s if it lives")
     while unsure:
         check()
         time.sleep(min(0.2, BEAT_EVERY / 4))
@@ -202,7 +202,7 @@ def set_status(run_dir: Path, status: Status) -> None:
     """Replace the stored status atomically, or by overwriting the file if the disk is full."""
     assert status.state.is_stored, status.state
     path = run_dir / "status.json"
-    stored = {**dataclasses.asdict(status), **_foreign(path)}
+    stored = {**dataclasses.asdict(status), **_unknown_keys(path)}
     try:
         write_json(path, stored)
     except OSError as error:
@@ -217,8 +217,8 @@ class Hold:
     def __init__(self, run_dir: Path, status: Status) -> None:
         self._run_dir = run_dir
         self._status = status
-        self._over = threading.Event()
-        self._lost_to: Status | None = None
+        self._ended = threading.Event()
+        self._new_holder: Status | None = None
         self._cancelled = False
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
@@ -230,14 +230,14 @@ class Hold:
         """
         if self._cancelled:
             raise RunCancelled(f"{self._run_dir}: cancelled")
-        if self._lost_to is not None:
-            raise RunHeld(f"{self._run_dir}: taken over by {self._lost_to.holder} while this process was silent")
+        if self._new_holder is not None:
+            raise RunHeld(f"{self._run_dir}: taken over by {self._new_holder.holder} while this process was silent")
 
     def confirm(self) -> None:
         """Raise ``RunHeld`` if another process holds the run by now; call this before writing to the run directory."""
         stored = read_status(self._run_dir)
         if not self._is_mine(stored):
-            self._lost_to = stored
+            self._new_holder = stored
             self.check()
 
     def _is_mine(self, stored: Status) -> bool:
@@ -245,22 +245,22 @@ class Hold:
         return (stored.host, stored.pid, stored.since) == (mine.host, mine.pid, mine.since)
 
     @property
-    def cancelled(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether the run has been cancelled, as read from its directory now."""
-        with guard(self._run_dir):
+        with status_lock(self._run_dir):
             stored = read_status(self._run_dir)
         return stored.state is State.CANCELLED and (stored.pid, stored.since) == (self._status.pid, self._status.since)
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT_EVERY):
+        while not self._ended.wait(BEAT_EVERY):
             with contextlib.suppress(OSError):  # a temporary failure of disk or network; the next beat tries again
                 self._store(dataclasses.replace(self._status, heartbeat=time.time()))
 
     def _store(self, status: Status) -> None:
-        with guard(self._run_dir):
+        with status_lock(self._run_dir):
             stored = read_status(self._run_dir)
             if not self._is_mine(stored):
-                self._lost_to = stored
+                self._new_holder = stored
             elif stored.state is State.CANCELLED and status.state is not State.COMPLETED:
                 self._cancelled = True
                 pid = status.pid if status.state is State.RUNNING else None  # at the end, the hold is released
@@ -269,7 +269,7 @@ class Hold:
                 set_status(self._run_dir, status)
 
     def _end(self, state: State, error: str | None) -> None:
-        self._over.set()
+        self._ended.set()
         self._thread.join()
         self._store(dataclasses.replace(self._status, state=state, heartbeat=time.time(), error=error))
 
@@ -281,13 +281,13 @@ def hold(run_dir: Path) -> Iterator[Hold]:
     Raises ``RunHeld`` if a live process holds it already, and ``RunCancelled`` if it was cancelled before or is during
     the block.
     """
-    watch([run_dir])
+    observe_heartbeats([run_dir])
     pid = os.getpid()
     now = time.time()
-    mine = Status(State.RUNNING, this_host(), pid, _started(pid), since=now, heartbeat=now)
-    with guard(run_dir):
+    mine = Status(State.RUNNING, this_host(), pid, _start_time(pid), since=now, heartbeat=now)
+    with status_lock(run_dir):
         status = read_status(run_dir)
-        if status.alive:
+        if status.is_alive:
             raise RunHeld(f"{run_dir}: held by {status.holder}; wait for it, or stop that process")
         if status.state is State.CANCELLED:
             raise RunCancelled(f"{run_dir}: cancelled; mixersweep retry makes it one to train again")
@@ -301,7 +301,7 @@ def hold(run_dir: Path) -> Iterator[Hold]:
         state = State.COMPLETED
     except RunStopped as stopped:
         state, error = State.INTERRUPTED if stopped.exit_code == INTERRUPTED else State.PREEMPTED, str(stopped)
-        if held.cancelled:  # a cancelled run, whatever signal came with it
+        if held.is_cancelled:  # a cancelled run, whatever signal came with it
             raise RunCancelled(f"{run_dir}: cancelled") from None
         raise
     except KeyboardInterrupt:
@@ -320,12 +320,12 @@ def hold(run_dir: Path) -> Iterator[Hold]:
         held._end(state, error)
 
 
-def guard(run_dir: Path) -> AbstractContextManager[None]:
+def status_lock(run_dir: Path) -> AbstractContextManager[None]:
     """Return the lock to hold while reading and changing a run's status; waits for it up to 30 s."""
     return locked(run_dir / ".lock", timeout=30)
 
 
-def _started(pid: int) -> float | None:
+def _start_time(pid: int) -> float | None:
     """Return when a process began, to distinguish it from a later one with the same pid; None if there is none."""
     try:
         process = psutil.Process(pid)

@@ -44,7 +44,7 @@ HELP = (
     "it takes comparisons such as width>=1000 (the name first), model=sw_mlp or seed in [0,1], "
     "joined by and, or, not and ( )"
 )
-_ORDERS: dict[str, Callable[[Any, Any], bool]] = {
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -67,8 +67,8 @@ def parse_where(text: str, known: Collection[str] | None = None) -> Predicate:
     try:
         tree = _parser().parse(text)
     except UnexpectedInput as error:
-        raise UserError(_unread(text, error)) from None
-    return _condition(tree, frozenset(_known() if known is None else known))
+        raise UserError(_describe_syntax_error(text, error)) from None
+    return _condition(tree, frozenset(_known_names() if known is None else known))
 
 
 @cache
@@ -79,21 +79,21 @@ def _parser() -> Lark:
 
 
 @cache
-def _known() -> frozenset[str]:
-    from mixersweep.runs.listing import names
+def _known_names() -> frozenset[str]:
+    from mixersweep.runs.listing import value_names
 
-    return frozenset(names())
+    return frozenset(value_names())
 
 
 def _condition(tree: Tree[Token], known: frozenset[str]) -> Predicate:
     kind, parts = tree.data, tree.children
     if kind == "comparison":
         name, sign, value = parts
-        return _comparison(_checked(str(name), known), str(sign), _value(value))
+        return _comparison(_check_name(str(name), known), str(sign), _parse_value(value))
     if kind == "membership":
         name, *listed = parts
-        wanted = [_value(value) for value in listed if value is not None]
-        key = _checked(str(name), known)
+        wanted = [_parse_value(value) for value in listed if value is not None]
+        key = _check_name(str(name), known)
         return lambda run: any(_equal(run.get(key), value) for value in wanted)
     inner = [_condition(part, known) for part in parts]  # type: ignore[arg-type]
     if kind == "negated":
@@ -111,7 +111,7 @@ def _comparison(name: str, sign: str, wanted: Any) -> Predicate:
         return lambda run: run.get(name) is not None and not _equal(run.get(name), wanted)
     if wanted is None or isinstance(wanted, bool):
         raise UserError(f"--where {name}{sign}{str(wanted).lower()}: only = and != make sense here")
-    order = _ORDERS[sign]
+    order = _COMPARISONS[sign]
 
     def compare(run: Mapping[str, Any]) -> bool:
         value = run.get(name)
@@ -130,7 +130,7 @@ def _equal(value: Any, wanted: Any) -> bool:
     return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
 
 
-def _value(tree: Any) -> Any:
+def _parse_value(tree: Any) -> Any:
     """The number, text, truth value or null that stands in the condition."""
     (token,) = tree.children
     if token.type == "QUOTED":
@@ -151,7 +151,7 @@ def _value(tree: Any) -> Any:
     return text
 
 
-def _checked(name: str, known: frozenset[str]) -> str:
+def _check_name(name: str, known: frozenset[str]) -> str:
     if name in known:
         return name
     tails: dict[str, str] = {key.rpartition(".")[2]: key for key in sorted(known, reverse=True)}
@@ -162,7 +162,7 @@ def _checked(name: str, known: frozenset[str]) -> str:
     raise UserError(f"--where {name}: runs have no such value{nearest}")
 
 
-def _unread(text: str, error: Any) -> str:
+def _describe_syntax_error(text: str, error: Any) -> str:
     """Why a condition cannot be read, with the quotes where a shell has taken a ``>`` for itself."""
     at_end = getattr(getattr(error, "token", None), "type", None) == "$END"
     name = re.search(r"(^|\s|\()([a-z_][\w.]*)\s*$", text, re.IGNORECASE)

@@ -22,10 +22,18 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from mixersweep.compose import Composer, check_overrides, is_choice, leading, parsed_override, parsed_overrides, split
+from mixersweep.compose import (
+    Composer,
+    check_overrides,
+    config_dir_arguments,
+    is_choice,
+    parse_override,
+    parse_overrides,
+    split_config_dir,
+)
 from mixersweep.config import VARIANTS, Sweep, architecture, owners, parse_sweep
 from mixersweep.errors import Infeasible, UserError
-from mixersweep.paths import expanded, sweeps_dir
+from mixersweep.paths import expand_home, sweeps_dir
 from mixersweep.runs import Origin, solve
 from mixersweep.runs.experiment import EXECUTION
 from mixersweep.sweeps.point import Point, with_settings
@@ -70,7 +78,7 @@ def expand_one(arguments: Sequence[str], *, multirun: bool | None = None) -> Exp
     Raises ``UserError`` if they mean several runs, and ``Infeasible`` if no network meets the settings.
     """
     expansion = expand(arguments, multirun=multirun)
-    several = next((o for o in parsed_overrides(split(arguments)[1]) if o.is_sweep_override()), None)
+    several = next((o for o in parse_overrides(split_config_dir(arguments)[1]) if o.is_sweep_override()), None)
     if several is not None:
         raise UserError(f"{several.input_line}: several values; mixersweep.sweep takes them, for many runs")
     if expansion.multirun:
@@ -92,18 +100,20 @@ def expand(arguments: Sequence[str], *, multirun: bool | None = None) -> Expansi
     None leaves it to them (an experiment means many). Raises ``UserError`` for an invalid setting; a point whose
     settings no network meets is marked ``infeasible`` instead.
     """
-    own, overrides = split(arguments)
+    own, overrides = split_config_dir(arguments)
     check_overrides(overrides, own)
-    task = [o for o in parsed_overrides(overrides) if not _is_of_the_sweep(o.key_or_group)]
+    task = [o for o in parse_overrides(overrides) if not _is_of_the_sweep(o.key_or_group)]
     composer = Composer(overrides, own)
-    head = composer.head
-    multirun = composer.means_many if multirun is None else multirun
+    head = composer.shared
+    multirun = composer.is_multirun if multirun is None else multirun
     settings = parse_sweep(_plain(head.sweep))
     experiment = head.hydra.runtime.choices.get("experiment")
     grids = _grids(settings, task, own) if multirun else [grid_of(task)]
     _check_places(grids)
     name = _checked_name(settings.name) or experiment or _name(grids)
-    expanding = _Expanding(composer, settings, grids, Origin(experiment, name if multirun else None, leading(own)))
+    expanding = _Expanding(
+        composer, settings, grids, Origin(experiment, name if multirun else None, config_dir_arguments(own))
+    )
     # the last setting fastest, as in Hydra
     combinations = [product(*grid.values()) for grid in grids] if multirun else [product(*map(_values, task))]
     points = expanding.points(list(one) for some in combinations for one in some)
@@ -169,7 +179,7 @@ class _Expanding:
         if known is None:
             shared = [grid[key][0] for grid in self._grids[:1] for key in ("experiment", "runs_dir") if key in grid]
             known = str(self._composer.values(shared)["runs_dir"])
-        return expanded(known, "runs_dir").absolute()
+        return expand_home(known, "runs_dir").absolute()
 
     def notices(self) -> list[str]:
         """Describe the points that were left out or changed, one line for each reason."""
@@ -189,13 +199,13 @@ class _Expanding:
         groups = {override.group for override in overrides if isinstance(override, _OfReplaced)}
         if not groups:
             return overrides
-        chosen = self._composer.values([o for o in overrides if is_choice(parsed_override(o))])
+        chosen = self._composer.values([o for o in overrides if is_choice(parse_override(o))])
         names = {group: chosen[group]["name"] for group in groups}
         return [
             override
             for override in overrides
             if not isinstance(override, _OfReplaced)
-            or names[override.group] in owners(parsed_override(override).key_or_group)
+            or names[override.group] in owners(parse_override(override).key_or_group)
         ]
 
     def _point(self, overrides: list[str]) -> tuple[Point, bool]:
@@ -205,8 +215,8 @@ class _Expanding:
         except Infeasible as error:
             problem, moved = error, overrides
         if self._sizes_vary and self._is_dense(overrides):
-            sizes = [o for o in overrides if parsed_override(o).key_or_group in ("width", "density")]
-            moved = with_settings(overrides, **{parsed_override(o).key_or_group: "auto" for o in sizes})
+            sizes = [o for o in overrides if parse_override(o).key_or_group in ("width", "density")]
+            moved = with_settings(overrides, **{parse_override(o).key_or_group: "auto" for o in sizes})
             point = self._solved(moved, self._origin)
             if point.architecture is not None:
                 network = f"mlp: dense, of the one width {point.architecture.width}"
@@ -266,7 +276,7 @@ class _OfReplaced(str):
 
     @property
     def group(self) -> str:
-        return parsed_override(self).key_or_group.partition(".")[0]
+        return parse_override(self).key_or_group.partition(".")[0]
 
 
 def grid_of(task: Sequence[Override]) -> Grid:
@@ -280,7 +290,7 @@ def _of_mapping(values: Mapping[str, object], where: str, own: Path | None) -> G
     overrides = [f"{key}={text}" for key, text in texts.items()]
     try:
         check_overrides(overrides, own)
-        parsed = parsed_overrides(overrides)
+        parsed = parse_overrides(overrides)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     for override in parsed:

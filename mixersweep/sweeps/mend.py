@@ -18,7 +18,7 @@ from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import Listed
 from mixersweep.runs.state import State
-from mixersweep.runs.status import guard
+from mixersweep.runs.status import status_lock
 from mixersweep.sweeps.launchers import slurm_queue
 from mixersweep.sweeps.many import each
 from mixersweep.tracking.identity import read_identity, write_identity
@@ -42,12 +42,12 @@ def retry(
     as a new run in the tracker, since its weights are useless; ``keep_checkpoint`` makes it continue too. ``listed``
     adds what the directory does not tell: a run that is queued there has failed if its Slurm job is gone.
     """
-    with guard(path):
+    with status_lock(path):
         status = read_status(path)
         state = listed.state if listed is not None and listed.status == status else status.shown
         if state not in states:
             return False, f"is {state} now: left alone"
-        if status.stopping:
+        if status.is_stopping:
             return False, f"is cancelled, but {status.holder} has not stopped yet: left alone"
         anew = status.state is State.DIVERGED and not keep_checkpoint
         if anew:
@@ -81,9 +81,9 @@ def cancel(paths: Sequence[Path], step: Callable[[], None] = lambda: None) -> li
         job = ""
         if (name := queued.get(path)) is not None:
             job = f", and job {name}" if name in released else f"; job {name} {_follows(name, live)}"
-        if status.alive and status.is_of_this_host:
+        if status.is_alive and status.is_on_this_host:
             text = f"cancelled: {status.holder} is told to stop"
-        elif status.alive:
+        elif status.is_alive:
             text = f"cancelled{job}: {status.holder} stops at its next heartbeat"
         else:
             text = f"was {status.shown}: cancelled{job}"
@@ -101,14 +101,14 @@ def _follows(job: str, live: Collection[str] | None) -> str:
 
 def _marked(path: Path) -> Status:
     """Mark an unfinished run ``cancelled`` and signal its process on this host; returns its earlier status."""
-    with guard(path):
+    with status_lock(path):
         status = read_status(path)
         if status.state.is_over:
             return status
-        is_known = status.host is None or status.is_of_this_host  # another host's process reads the mark itself
-        kept = status if status.alive or not is_known else dataclasses.replace(status, pid=None, pid_started=None)
+        is_known = status.host is None or status.is_on_this_host  # another host's process reads the mark itself
+        kept = status if status.is_alive or not is_known else dataclasses.replace(status, pid=None, pid_started=None)
         set_status(path, dataclasses.replace(kept, state=State.CANCELLED, error=None))
-    if status.alive and status.is_of_this_host:
+    if status.is_alive and status.is_on_this_host:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(status.pid)
             if process.create_time() == status.pid_started:
@@ -117,7 +117,7 @@ def _marked(path: Path) -> Status:
 
 
 def _is_for_slurm(status: Status) -> bool:
-    return not status.state.is_over and status.job is not None and not (status.alive and status.is_of_this_host)
+    return not status.state.is_over and status.job is not None and not (status.is_alive and status.is_on_this_host)
 
 
 def _jobs() -> list[slurm_queue.Job] | None:

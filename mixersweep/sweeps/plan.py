@@ -14,7 +14,7 @@ from typing import Any
 from mixersweep import processor
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, settings
-from mixersweep.runs import Origin, Run, planned, solve
+from mixersweep.runs import Origin, Run, planned_record, solve
 from mixersweep.runs.listing import Listed, read_listed
 from mixersweep.runs.state import State
 from mixersweep.sweeps.expand import Expansion
@@ -81,7 +81,7 @@ class Planned:
             return {"name": None, "state": self.state, "run_dir": None, "overrides": self.point.overrides} | {
                 "reason": self.point.infeasible
             }
-        known = planned(self.run)
+        known = planned_record(self.run)
         run_dir = None if self.point.run_dir is None else str(self.point.run_dir)
         if self.point.run is None:
             known |= {"name": None, "fingerprint": None}
@@ -264,7 +264,11 @@ def slow_here(expansion: Expansion, rows: Sequence[Planned]) -> list[str]:
         return []
     gpus = expansion.launcher.get("gpus", "auto") if expansion.multirun else "auto"
     left = [row.run.config for row in rows if row.run is not None and not row.state.is_over]
-    slow = {(reason, config.device): None for config in left if (reason := processor.slow(config.precision))}
+    slow = {
+        (reason, config.device): None
+        for config in left
+        if (reason := processor.slow_precision_warning(config.precision))
+    }
     return list(dict.fromkeys(reason for reason, device in slow if not local.gives_gpu(device, gpus)))
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixersweep.budget import Architecture
-from mixersweep.compose import parsed_override
+from mixersweep.compose import parse_override
 from mixersweep.config import Config
-from mixersweep.paths import expanded
+from mixersweep.paths import expand_home
 from mixersweep.runs import Run
 
 
@@ -32,12 +32,12 @@ class Point:
         """The path of the run directory, which may not exist yet; None without a run."""
         if self.run is None:
             return None
-        return expanded(self.run.config.runs_dir, "runs_dir").absolute() / self.run.name
+        return expand_home(self.run.config.runs_dir, "runs_dir").absolute() / self.run.name
 
 
 def with_settings(overrides: Sequence[str], **values: object) -> list[str]:
     """Return the overrides with these settings replaced or added; write ``optim.lr`` as ``optim__lr``."""
     new = {key.replace("__", "."): f"{key.replace('__', '.')}={value}" for key, value in values.items()}
-    there = [parsed_override(override).key_or_group for override in overrides]
+    there = [parse_override(override).key_or_group for override in overrides]
     kept = [new.get(key, override) for key, override in zip(there, overrides, strict=True)]
     return [*kept, *(override for key, override in new.items() if key not in there)]

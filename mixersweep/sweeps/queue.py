@@ -13,20 +13,20 @@ from pathlib import Path
 import psutil
 
 from mixersweep.runs import State, Status, read_status, set_status
-from mixersweep.runs.status import guard, this_host
+from mixersweep.runs.status import status_lock, this_host
 
 
 def is_elsewhere(status: Status) -> bool:
     """Whether another live process trains the run or has queued it."""
-    if status.alive or status.stopping:
+    if status.is_alive or status.is_stopping:
         return True
     mine = (status.host, status.pid) == (this_host(), os.getpid())
-    return status.state is State.QUEUED and not mine and dataclasses.replace(status, state=State.RUNNING).alive
+    return status.state is State.QUEUED and not mine and dataclasses.replace(status, state=State.RUNNING).is_alive
 
 
 def hand_over(run_dir: Path) -> Status | None:
     """Mark the run ``queued`` by this process; returns its earlier status, or None if it is over or taken."""
-    with guard(run_dir):
+    with status_lock(run_dir):
         before = read_status(run_dir)
         if before.state.is_over or is_elsewhere(before):
             return None
@@ -43,7 +43,7 @@ def take_back(run_dir: Path, before: Status) -> None:
 
 def pass_on(run_dir: Path, job: str) -> None:
     """Assign a run that this process has queued, or that was preempted, to a scheduler's job."""
-    with guard(run_dir):
+    with status_lock(run_dir):
         stored = read_status(run_dir)
         if stored.state is State.PREEMPTED or _is_queued_here(stored):
             set_status(run_dir, Status(State.QUEUED, since=time.time(), job=job))
@@ -55,7 +55,7 @@ def fail(run_dir: Path, error: str) -> None:
 
 
 def _replace_queued(run_dir: Path, status: Status) -> None:
-    with guard(run_dir):
+    with status_lock(run_dir):
         if _is_queued_here(read_status(run_dir)):
             set_status(run_dir, status)
 

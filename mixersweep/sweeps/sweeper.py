@@ -19,7 +19,7 @@ from mixersweep.errors import DONE, FAILED, USER_MISTAKE, UserError
 from mixersweep.runs import RunDirectory, Status, read_status
 from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
-from mixersweep.runs.status import watch
+from mixersweep.runs.status import observe_heartbeats
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.cluster import resolved
 from mixersweep.sweeps.expand import Expansion, expand
@@ -112,7 +112,7 @@ class _Carrying:
         left = {p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None and p.run is not None}
         left = {path: p for path, p in left.items() if path not in self._tried and not _state(p).is_over}
         queued = self._launcher.queued(list(left))
-        watch(set(left) - set(queued), self._report, self._stop.check)
+        observe_heartbeats(set(left) - set(queued), self._report, self._stop.check)
         progress = Progress("frozen", len(left), self._report)
 
         def taken(one: tuple[Path, Point]) -> tuple[Path, Status | UserError | None]:

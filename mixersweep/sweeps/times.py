@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mixersweep.errors import UserError
-from mixersweep.paths import expanded
+from mixersweep.paths import expand_home
 from mixersweep.runs import Run
 from mixersweep.runs.experiment import SIZES, Settings, experiment
 from mixersweep.runs.files import locked, write_json
@@ -68,7 +68,7 @@ def shape_of(run: Run) -> str:
 
 def alike(run: Run) -> Iterator[Listed]:
     """Yield the completed runs of the same shape in the run's directory of runs."""
-    folder, wanted, prefix = expanded(run.config.runs_dir, "runs_dir"), shape_of(run), run.name.rpartition("-s")[0]
+    folder, wanted, prefix = expand_home(run.config.runs_dir, "runs_dir"), shape_of(run), run.name.rpartition("-s")[0]
     for listed in _completed(folder, {prefix}):
         if shape(listed.config, listed.stored["architecture"]) == wanted:
             yield listed

@@ -24,8 +24,8 @@ from pydantic import ValidationError
 from wandb.errors import CommError, UsageError
 
 from mixersweep.errors import DONE, FAILED, INTERRUPTED, PREEMPTED
-from mixersweep.runs import Run, RunDirectory, planned
-from mixersweep.runs.experiment import EXECUTION, flat
+from mixersweep.runs import Run, RunDirectory, planned_record
+from mixersweep.runs.experiment import EXECUTION, flatten
 from mixersweep.runs.state import State
 from mixersweep.tracking.identity import (
     Destination,
@@ -194,7 +194,7 @@ class TrainingRun:
 
 def _log_files(run: wandb.Run, directory: RunDirectory, files: list[str]) -> None:
     """Upload files of a completed run as an artifact; the same content is sent once."""
-    known = planned(directory.run)
+    known = planned_record(directory.run)
     metadata = {key: known[key] for key in ("name", "fingerprint", "model", "dataset", "seed", "experiment", "sweep")}
     artifact = wandb.Artifact(f"run-{run.id}", type="run", description=directory.run.name, metadata=metadata)
     for file in files:
@@ -253,9 +253,9 @@ def remove_client_files(folder: Path, keep: Path | None = None) -> None:
 
 def _config(run: Run) -> dict[str, Any]:
     """The config that W&B filters on: settings as spelled on the command line, and the sizes that follow from them."""
-    settings = {name: value for name, value in flat(run.config) if name.partition(".")[0] not in EXECUTION}
+    settings = {name: value for name, value in flatten(run.config) if name.partition(".")[0] not in EXECUTION}
     named = {name.removesuffix(".name"): value for name, value in settings.items()}
-    return {**named, **planned(run), "effective_width": run.architecture.width}
+    return {**named, **planned_record(run), "effective_width": run.architecture.width}
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:

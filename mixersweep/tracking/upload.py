@@ -97,7 +97,7 @@ def sync(runs: Iterable[Listed], options: SyncOptions, on_done: Callable[[Path, 
         if run.state is State.BROKEN:
             synced.failed[run.path] = f"is broken: {run.reason}"
             on_done(run.path, synced.failed[run.path])
-        elif run.status.alive:
+        elif run.status.is_alive:
             synced.training.append(run.path)
         elif not _has_begun(run):
             synced.empty.append(run.path)
@@ -215,7 +215,7 @@ def _send(job: _Job) -> _Outcome:
 
     directory = RunDirectory.open(job.run_dir)
     status = directory.status()
-    if status.alive:
+    if status.is_alive:
         return _Outcome(BUSY)
     try:
         mirrored = TrainingRun(directory, job.destination, job.timeout, "online")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixersweep.errors import UserError
 from mixersweep.runs import NUMBERS_VERSION
-from mixersweep.runs.files import written_whole
+from mixersweep.runs.files import open_atomic
 
 FORMAT = 3
 BROKEN = (
@@ -58,7 +58,7 @@ class Checkpoint:
         """
         new = path.with_name(f"{path.stem}.next{path.suffix}")
         for target in (keep, new) if keep else (new,):
-            with written_whole(target) as file:
+            with open_atomic(target) as file:
                 torch.save({"format": FORMAT, "numbers_version": NUMBERS_VERSION, **vars(self)}, file)
         if path.exists():
             path.replace(previous(path))

@@ -52,7 +52,7 @@ def choose_threads(asked: int | str) -> int:
     """The number of torch's CPU threads: ``auto`` is the cores of this process, divided among torchrun's processes."""
     if isinstance(asked, int):
         return asked
-    processes = processor.of_torchrun("LOCAL_WORLD_SIZE", 1)
+    processes = processor.torchrun_number("LOCAL_WORLD_SIZE", 1)
     return max(1, len(processor.cores()) // processes)
 
 
@@ -78,7 +78,7 @@ def set_up_torch(config: Config, device: torch.device, report: Callable[[str], N
     The cache is separate for each kind of CPU. CPU algorithms are always deterministic. ``report`` is told of a
     precision that is slow on this CPU and of GPU operations without a deterministic implementation.
     """
-    if device.type == "cpu" and (reason := processor.slow(config.precision)):
+    if device.type == "cpu" and (reason := processor.slow_precision_warning(config.precision)):
         report(f"note: {reason}")
     if config.compile:
         # What AVX-512 has compiled, torch loads where there is AVX2 alone, and all is NaN: machines may share a home.

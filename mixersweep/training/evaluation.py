@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from mixersweep.config import Config
-from mixersweep.data.batches import Batches, share_of
+from mixersweep.data.batches import Batches, rank_positions
 from mixersweep.training.learner import Learner
 from mixersweep.training.parallel import World
 
@@ -78,7 +78,7 @@ def predict(learner: Learner, images: Batches, world: World) -> dict[str, Any]:
     for first, (x, labels) in zip(range(0, len(images), size), shares, strict=True):
         if not len(labels):
             continue
-        mine = first + share_of(min(size, len(images) - first), world.rank, world.size)
+        mine = first + rank_positions(min(size, len(images) - first), world.rank, world.size)
         probabilities = learner.logits(x).softmax(1)
         predicted[mine] = probabilities.argmax(1).int()
         probability[mine] = probabilities.gather(1, labels[:, None]).squeeze(1)

@@ -22,8 +22,8 @@ from mixersweep.data.stream import choose_workers
 from mixersweep.errors import MixersweepError, RunDiverged, RunFailed, RunHeld, RunStopped
 from mixersweep.layers import product
 from mixersweep.layers.nonzeros import why_not_own
-from mixersweep.runs import completed
-from mixersweep.runs.files import written_whole
+from mixersweep.runs import completed_record
+from mixersweep.runs.files import open_atomic
 from mixersweep.training.checkpoint import load_checkpoint, previous
 from mixersweep.training.divergence import divergence_error, find_divergence, find_in_evaluation
 from mixersweep.training.engine import Eager, Engine
@@ -419,12 +419,12 @@ class Training:
             run, index = member.directory.run, self._run_index(member)
             if self.world.is_first:
                 member.confirm_hold()
-                with written_whole(member.directory.predictions) as file:
+                with open_atomic(member.directory.predictions) as file:
                     np.savez_compressed(file, **predictions[index])
                 images = self.splits[index].train
                 start = at_start(run, images)
                 measured = outcome(member.state, len(images), self.device, self.git_commit, start, size)
-                member.directory.write_result(completed(run, measured))
+                member.directory.write_result(completed_record(run, measured))
                 previous(member.directory.checkpoint).unlink(missing_ok=True)
             self.world.max(0)  # nobody leaves before the result is there
             member.end(None)

@@ -64,10 +64,10 @@ class Packed:
         self._train, self._test = [_as_device_images(each.train) for each in splits], _as_device_images(splits[0].test)
         of_runs = [_as_device_images(each.validation) for each in splits]
         self._validation = (
-            torch.stack([each.centres() for each in of_runs]).to(device),
+            torch.stack([each.centre_crops() for each in of_runs]).to(device),
             torch.stack([each.labels for each in of_runs]),
         )
-        self._test_crops = self._test.centres().to(device), self._test.labels
+        self._test_crops = self._test.centre_crops().to(device), self._test.labels
         every = at_once or (len(runs) if device.type == "cuda" else 1)
         self._parts = [slice(first, min(first + every, len(runs))) for first in range(0, len(runs), every)]
         self._set_up_learning(kept, storage)
@@ -367,13 +367,13 @@ class Packed:
         starts = self._starts[part].index_select(1, which)
         mirrored = None if self._mirrored is None else self._mirrored[part].index_select(1, which).flatten()
         store = self._store
-        images: Tensor = store.finish(store.cropped(starts.flatten(), mirrored), None, None)
+        images: Tensor = store.normalise_and_erase(store.cropped(starts.flatten(), mirrored), None, None)
         return images.view(*starts.shape, *images.shape[1:])
 
     @staticmethod
     def _crop_unaugmented(store: DeviceImages, starts: Tensor) -> Tensor:
         """The images, (B, ch, H, W), whose crops begin at ``starts``, not mirrored."""
-        images: Tensor = store.finish(store.cropped(starts), None, None)
+        images: Tensor = store.normalise_and_erase(store.cropped(starts), None, None)
         return images
 
     @property

@@ -88,12 +88,12 @@ def _shared_settings(run: Run) -> dict[str, Any]:
 def _flatten(settings: Any, prefix: str) -> dict[str, Any]:
     """The settings that runs of a pack must share, by dotted name.
 
-    Settings marked ``asked`` are left out: they only determine others, which are included.
+    Settings marked ``input_only`` are left out: they only determine others, which are included.
     """
     found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         value, name = getattr(settings, field.name), f"{prefix}{field.name}"
-        if field.metadata.get("asked") or name in MAY_DIFFER:
+        if field.metadata.get("input_only") or name in MAY_DIFFER:
             continue
         if dataclasses.is_dataclass(value):
             found |= _flatten(value, f"{name}.")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mixersweep.errors import UserError
-from mixersweep.processor import of_torchrun
+from mixersweep.processor import torchrun_number
 
 T = TypeVar("T")
 
@@ -26,10 +26,10 @@ class World:
     """``size`` processes, of which this one has ``rank``; ``local_rank`` counts those on this machine."""
 
     def __init__(self) -> None:
-        self.size = of_torchrun("WORLD_SIZE", 1)
-        self.rank = of_torchrun("RANK", 0)
-        self.local_rank = of_torchrun("LOCAL_RANK", 0)
-        self.local_size = of_torchrun("LOCAL_WORLD_SIZE", 1)
+        self.size = torchrun_number("WORLD_SIZE", 1)
+        self.rank = torchrun_number("RANK", 0)
+        self.local_rank = torchrun_number("LOCAL_RANK", 0)
+        self.local_size = torchrun_number("LOCAL_WORLD_SIZE", 1)
         if self.size > 1 and not dist.is_initialized():
             missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
             if missing:

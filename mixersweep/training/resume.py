@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from mixersweep.config import warnings
 from mixersweep.errors import MixersweepError, RunCancelled, RunDiverged, RunStopped, UserError
-from mixersweep.paths import expanded
+from mixersweep.paths import expand_home
 from mixersweep.runs import Run, RunDirectory
 from mixersweep.runs.state import State
-from mixersweep.runs.status import watch
+from mixersweep.runs.status import observe_heartbeats
 from mixersweep.training.refusal import refuse
 from mixersweep.training.signals import StopSignals
 
@@ -33,7 +33,7 @@ def frozen(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         if not argument.startswith("run_dir="):
             raise UserError(f"{argument}: run_dir= takes up a run as it was frozen; leave out everything else")
-    return [expanded(argument.partition("=")[2], "run_dir").absolute() for argument in dict.fromkeys(arguments)]
+    return [expand_home(argument.partition("=")[2], "run_dir").absolute() for argument in dict.fromkeys(arguments)]
 
 
 def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | None:
@@ -41,7 +41,7 @@ def ended(directory: RunDirectory, report: Report) -> Path | MixersweepError | N
 
     Rows that are not yet in its W&B mirror are sent there.
     """
-    watch([directory.path], report)
+    observe_heartbeats([directory.path], report)
     status, name = directory.status(), directory.run.name
     if status.state in (State.COMPLETED, State.DIVERGED):
         from mixersweep.tracking import replay

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mixersweep.config import Config
-from mixersweep.data.batches import Batches, share_of
+from mixersweep.data.batches import Batches, rank_positions
 from mixersweep.seeds import derive, seed_of
 from mixersweep.training.parallel import World
 from mixersweep.training.schedule import learning_rate
@@ -40,7 +40,7 @@ class Step:
     @property
     def positions(self) -> Tensor:
         """The positions of the images in the whole batch, int64 (B,)."""
-        return share_of(self.count, self.rank, self.world_size)
+        return rank_positions(self.count, self.rank, self.world_size)
 
     @property
     def seed(self) -> int:

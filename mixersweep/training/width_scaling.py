@@ -102,9 +102,8 @@ from typing import Literal
 from torch import nn
 
 from mixersweep.config.schema import SGD, WidthScaled
-from mixersweep.layers import PermutedKronecker, RandomPermutation, RowNorm, SparseMap
+from mixersweep.layers import SharesParameters, SparseMap
 from mixersweep.models.mixer import TokenMap
-from mixersweep.models.parts import Mixing
 
 Role = Literal["first", "hidden", "head"]
 NORMS = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
@@ -131,27 +130,17 @@ def scales(network: nn.Module, settings: WidthScaled) -> dict[nn.Parameter, floa
 
 def tied_factors(network: nn.Module, *, sgd: bool) -> dict[nn.Parameter, float]:
     """The factor of ``mup_tied`` over ``mup``, for each parameter that several blocks, tokens or channels share."""
-    found: dict[nn.Parameter, float] = {}
-
-    def shared(copies: int, likeness: float, *some: nn.Parameter | None) -> None:
-        factor = tied_factor(copies, likeness, sgd=sgd)
-        found.update({parameter: factor for parameter in some if parameter is not None})
-
-    first = next(module for module in network.modules() if isinstance(module, SparseMap))
-    for module in network.modules():
-        if isinstance(module, PermutedKronecker) and module.tied:
-            gathered = isinstance(module.before, RandomPermutation)
-            shared(module.blocks, 1 / module.in_size if gathered else 1.0, module.weight)
-            shared(module.blocks, 1.0, module.bias)
-    norms = [module for module in network.modules() if isinstance(module, RowNorm)]
-    if norms:  # features are a (tokens, channels) matrix: all tokens share a norm, all channels share W̃
-        tokens = next(module.rows for module in network.modules() if isinstance(module, Mixing))
-        for norm in norms:
-            shared(tokens, 1.0, norm.weight, norm.bias)
-        for wider in (module.map for module in network.modules() if isinstance(module, TokenMap)):
-            shared(norms[0].weight.numel(), 1.0, wider.weight)
-            if sgd:
-                found |= dict.fromkeys(first.parameters(), math.sqrt(tokens / wider.in_width))
+    modules = list(network.modules())
+    found = {
+        shared.parameter: tied_factor(shared.copies, shared.likeness, sgd=sgd)
+        for module in modules
+        if isinstance(module, SharesParameters)
+        for shared in module.shared_parameters()
+    }
+    if sgd:  # the embedding of S0 patches, which S tokens read
+        first = next(module for module in modules if isinstance(module, SparseMap))
+        for wider in (module.map for module in modules if isinstance(module, TokenMap)):
+            found |= dict.fromkeys(first.parameters(), math.sqrt(wider.out_width / wider.in_width))
     return found
 
 

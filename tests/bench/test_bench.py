@@ -21,7 +21,7 @@ from mixersweep.bench.layers import (
 )
 from mixersweep.bench.step import Step
 from mixersweep.cli import main
-from mixersweep.cli.bench import said
+from mixersweep.cli.bench import describe_verdict
 from mixersweep.layers import product
 from mixersweep.training import timing
 
@@ -114,11 +114,11 @@ def test_a_path_is_slower_than_torchs_own_only_if_noise_cannot_be_why() -> None:
     found = verdict([fine, slow, noisy, other])
     assert found is not None
     assert (found["compared"], found["slower"], found["unsure"], found["lowest_ratio"]) == (3, [slow], [noisy], 0.5)
-    assert said(found) == (
+    assert describe_verdict(found) == (
         "torch's own is faster in 1 of 3 paths (lowest 0.5x); t width=8 batch_size=4 0.5x (0.4 to 0.6); "
         "cannot tell, the machine is too busy: t width=8 batch_size=4 0.8x (0.3 to 1.2)"
     )
-    assert said(verdict([fine]) or {}) == "torch's own is faster in none of 1 paths (lowest 0.97x)"
+    assert describe_verdict(verdict([fine]) or {}) == "torch's own is faster in none of 1 paths (lowest 0.97x)"
 
 
 def test_every_way_of_our_own_is_compared_with_torchs() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mixersweep.data import Images
-from mixersweep.data.batches import DeviceImages, share_of, split
+from mixersweep.data.batches import DeviceImages, rank_positions, split
 from mixersweep.data.erasing import draw_boxes
 from mixersweep.errors import UserError
 from tests.gpu import no_waiting
@@ -192,8 +192,8 @@ def test_the_ranks_together_have_the_batches_of_one_process(world_size: int, era
     assert [len(batches[-1][1]) for batches in ranks] == [1, *[0] * (world_size - 1)]  # the last one has one image
     for step, (x, y) in enumerate(whole):
         for rank, batches in enumerate(ranks):
-            assert torch.equal(batches[step][0], x[share_of(len(y), rank, world_size)])
-            assert torch.equal(batches[step][1], y[share_of(len(y), rank, world_size)])
+            assert torch.equal(batches[step][0], x[rank_positions(len(y), rank, world_size)])
+            assert torch.equal(batches[step][1], y[rank_positions(len(y), rank, world_size)])
             assert batches[step][0].shape[1:] == (3, 8, 8)
 
 

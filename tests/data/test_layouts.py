@@ -247,8 +247,8 @@ def test_an_image_folder_tells_its_settings(tmp_path: Path) -> None:
 def test_images_of_one_size_are_told(tmp_path: Path) -> None:
     write_tree(tmp_path, {"train": 2, "val": 1}, ("a", "b"), size=(48, 48))
     tree = folders.read_tree("image_folder", folders.IMAGE_FOLDER, tmp_path)
-    assert folders.settings("image_folder", tmp_path, *tree)["data.native_size"] == 48
-    assert "data.native_size" not in folders.settings("image_folder", tmp_path, *odd_tree(tmp_path / "odd"))
+    assert folders.settings_of("image_folder", tmp_path, *tree)["data.native_size"] == 48
+    assert "data.native_size" not in folders.settings_of("image_folder", tmp_path, *odd_tree(tmp_path / "odd"))
 
 
 def odd_tree(root: Path) -> tuple[folders.Tree, folders.Tree]:
@@ -258,12 +258,12 @@ def odd_tree(root: Path) -> tuple[folders.Tree, folders.Tree]:
 
 def test_content_is_that_of_the_images_wherever_they_are(tmp_path: Path) -> None:
     write_tree(tmp_path / "here", {"train": 2, "val": 1}, ("a", "b"))
-    first = folders.content(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, tmp_path / "here"))
+    first = folders.content_hash(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, tmp_path / "here"))
     (tmp_path / "here").rename(tmp_path / "there")
     (tmp_path / "there/train/a/notes.txt").write_text("no image")
-    assert folders.content(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, tmp_path / "there")) == first
+    assert folders.content_hash(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, tmp_path / "there")) == first
     (tmp_path / "there/train/a/a_0.png").rename(tmp_path / "there/train/a/a_9.png")
-    assert folders.content(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, tmp_path / "there")) != first
+    assert folders.content_hash(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, tmp_path / "there")) != first
 
 
 def test_imagenet_says_what_it_wants_and_checks_it(tmp_path: Path) -> None:

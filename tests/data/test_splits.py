@@ -20,11 +20,11 @@ from torchvision import transforms
 from mixersweep.compose import config_of
 from mixersweep.config import Config
 from mixersweep.data import folders
-from mixersweep.data.batches import Batches, DeviceImages, share_of
+from mixersweep.data.batches import Batches, DeviceImages, rank_positions
 from mixersweep.data.source import write
 from mixersweep.data.splits import Splits, open_splits
 from mixersweep.data.stream import LoaderFailed, Stream, choose_workers
-from mixersweep.data.views import View, fit_all, seeded
+from mixersweep.data.views import View, fit_all, seeding_restored
 from mixersweep.errors import DataMissing, UserError
 from mixersweep.seeds import derive
 from tests.data.layouts import Arrays, some_arrays, write_tree
@@ -98,8 +98,8 @@ def test_batches_depend_neither_on_workers_nor_ranks_nor_where_they_begin(
     assert [len(batches[-1][1]) for batches in ranks] == [2, 0, 0, 0]
     for step, (x, y) in enumerate(whole):
         for rank in range(4):
-            assert torch.equal(ranks[rank][step][0], x[share_of(len(y), rank, 4)])
-            assert torch.equal(ranks[rank][step][1], y[share_of(len(y), rank, 4)])
+            assert torch.equal(ranks[rank][step][0], x[rank_positions(len(y), rank, 4)])
+            assert torch.equal(ranks[rank][step][1], y[rank_positions(len(y), rank, 4)])
     others.close()
 
 
@@ -179,7 +179,7 @@ def test_auto_augment_is_torchvisions(cifar: tuple[list[str], Arrays]) -> None:
         ]
     )
     for index in (0, 7, 59):
-        with seeded() as seed:
+        with seeding_restored() as seed:
             seed(derive(6, index))
             expected = chain(Image.fromarray(cifar[1]["train_images"][index].transpose(1, 2, 0)))
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.data.mean, config.data.std))
@@ -205,7 +205,7 @@ def test_the_imagenet_recipe_is_timms(channels: int) -> None:
         config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, policy="rand_augment"))
     view = View(config.data, config.augment, 48)
     for number in range(20):
-        with seeded() as seed:
+        with seeding_restored() as seed:
             seed(number)
             ours = view.augmented(picture)
             seed(number)
@@ -222,7 +222,7 @@ def test_policies_take_grey_and_colour_through_all_they_can_draw(policy: str, da
     size, channels = config.data.native_size, config.data.image_channels
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
-    with seeded() as seed:
+    with seeding_restored() as seed:
         for number in range(300):
             seed(number)
             assert view.augmented(picture).shape == (channels, 32, 32)
@@ -294,7 +294,7 @@ def test_a_tree_that_is_not_what_was_planned_is_refused(tree: list[str], tmp_pat
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read_is_named(tree: list[str], tmp_path: Path, workers: int) -> None:
     (tmp_path / "tree/test/b/b_1.png").write_bytes(b"no image")
-    names = folders.names(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, tmp_path / "tree"))
+    names = folders.names_hash(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, tmp_path / "tree"))
     _, splits = opened(*tree, f"data.content={names}", workers=workers)
     with pytest.raises(UserError) as caught:
         epoch(splits.test)

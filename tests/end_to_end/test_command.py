@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from mixersweep.layers.masks import Mask
+from mixersweep.kinds import MaskKind
 from tests.speed import here
 
 COMMAND = [sys.executable, "-m", "mixersweep"]
@@ -96,7 +96,7 @@ def test_completion_knows_verbs_keys_choices_and_runs(tmp_path: Path) -> None:
     assert "model.tied=" in completed("mixersweep train model.")
     assert completed("mixersweep train model=sw") == ["model=sw_mlp"]
     assert completed("mixersweep train -m model=pk,sw") == ["model=pk,sw_mlp"]
-    assert set(completed("mixersweep train model.mask=")) == {f"model.mask={kind}" for kind in get_args(Mask)}
+    assert set(completed("mixersweep train model.mask=")) == {f"model.mask={kind}" for kind in get_args(MaskKind)}
     assert set(completed("mixersweep train model.tied=")) == {"model.tied=true", "model.tied=false"}
     assert "experiment=fig4_width" in completed("mixersweep train experiment=fig4")
     assert {"experiment=", "sweep.name=", "sweep.search.grow=", "hydra/launcher="} <= set(completed("mixersweep plan "))

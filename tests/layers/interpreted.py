@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -24,8 +25,11 @@ def on_its_device(test: Any) -> Any:
     return test if INTERPRETED else pytest.mark.gpu(needs_a_gpu(test))
 
 
-def run_interpreted(file: str) -> None:
-    """The tests of a file in a process of their own, whose kernels are interpreted; within it, nothing."""
+def run_interpreted(file: str) -> int:
+    """Run the tests of a file in a process of its own, whose kernels are interpreted; returns how many passed.
+
+    Skips within that process. A test that fails there fails here, with its output.
+    """
     if INTERPRETED:
         pytest.skip("this is that process")
     if importlib.util.find_spec("triton") is None:
@@ -36,6 +40,8 @@ def run_interpreted(file: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert ended.returncode == 0, ended.stdout
+    passed = re.search(r"(\d+) passed", ended.stdout)
+    return int(passed[1]) if passed else 0
 
 
 def _version(package: str) -> tuple[int, ...]:

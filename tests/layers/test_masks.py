@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mixersweep.kinds import MaskKind
 from mixersweep.layers import Plane, SparseWeights, draw_mask
-from mixersweep.layers.masks import Mask
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -80,12 +80,12 @@ def test_masks_far_wider_than_memory_are_drawn_from_their_nonzeros_alone() -> No
     torch.testing.assert_close(y[0], expected)
 
 
-EXACT: list[Mask] = ["exact", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local"]
+EXACT: list[MaskKind] = ["exact", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local"]
 
 
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("connections", [0, 1, 11, 12, 13, 100, 131, 132])
-def test_every_kind_has_exactly_its_connections(kind: Mask, connections: int) -> None:
+def test_every_kind_has_exactly_its_connections(kind: MaskKind, connections: int) -> None:
     positions = draw_mask(11, 12, connections, kind, seeded(1), size=4, plane=evenly(11, 12, 3))
     assert positions.dtype == torch.int64
     assert positions.numel() == positions.unique().numel() == connections
@@ -122,7 +122,7 @@ def is_in_blocks(positions: Tensor, rows: int, columns: int) -> bool:
     ],
 )
 def test_all_masks_of_a_kind_are_equally_likely(
-    kind: Mask, rows: int, columns: int, connections: int, belongs: Callable[[Tensor, int, int], bool]
+    kind: MaskKind, rows: int, columns: int, connections: int, belongs: Callable[[Tensor, int, int], bool]
 ) -> None:
     """Chi-squared over every mask that there is of the kind: within five deviations of its mean."""
     every = [
@@ -149,7 +149,7 @@ def test_a_degree_regular_mask_has_floor_or_ceil_in_every_row_and_column(
 def test_trades_forget_their_start() -> None:
     """Pairs of rows with two columns in common are as many as in masks whose rows are drawn one by one."""
 
-    def shared(kind: Mask, seed: int) -> float:
+    def shared(kind: MaskKind, seed: int) -> float:
         matrix = torch.zeros(128, 128, dtype=torch.float64)
         matrix.view(-1)[draw_mask(128, 128, 1024, kind, seeded(seed))] = 1
         common = (matrix @ matrix.t()).triu(1)
@@ -215,7 +215,7 @@ def test_pairs_at_the_radius_are_drawn_uniformly() -> None:
 
 
 @pytest.mark.parametrize("kind", EXACT)
-def test_a_mask_is_drawn_from_its_seed_alone(kind: Mask) -> None:
+def test_a_mask_is_drawn_from_its_seed_alone(kind: MaskKind) -> None:
     def drawn(seed: int) -> Tensor:
         return draw_mask(40, 40, 200, kind, seeded(seed), plane=evenly(40, 40, 4))
 

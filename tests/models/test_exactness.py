@@ -371,8 +371,8 @@ SPARSE = {
 }
 
 
-def train_fifty_steps(name: str, storage: str, batches: list[int], *, compiled: bool) -> None:
-    """AdamW with decay and clipping: the nonzeros stay as many and where they were, the others are 0.0."""
+def assert_fifty_steps_keep_the_mask(name: str, storage: str, batches: list[int], *, compiled: bool) -> None:
+    """Train with AdamW, decay and clipping: the nonzeros stay as many and where they were, the others are 0.0."""
     sizes = ["width=61", "connections=900", "depth=1", "patch_size=8", "optim=adamw", "optim.lr=0.02"]
     config = config_of(["model=sw_mlp", *SPARSE[name], *sizes, "optim.weight_decay=0.3"])
     solved = architecture(config)
@@ -401,11 +401,11 @@ def train_fifty_steps(name: str, storage: str, batches: list[int], *, compiled: 
 @pytest.mark.parametrize("storage", ["sparse", "dense"])
 @pytest.mark.parametrize("name", SPARSE)
 def test_masked_weights_are_exactly_zero_after_decay_momentum_and_clipping(name: str, storage: str) -> None:
-    train_fifty_steps(name, storage, [6, 1], compiled=False)
+    assert_fifty_steps_keep_the_mask(name, storage, [6, 1], compiled=False)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings, and of CSR products that it skips
 @pytest.mark.parametrize("storage", ["sparse", "dense"])
 def test_masked_weights_are_exactly_zero_where_the_network_is_compiled(storage: str) -> None:
-    train_fifty_steps("one matrix", storage, [6], compiled=True)
+    assert_fifty_steps_keep_the_mask("one matrix", storage, [6], compiled=True)

@@ -14,9 +14,10 @@ from mixersweep.report import Report, build
 from mixersweep.report.answer import answer
 from mixersweep.report.caveats import loss_order
 from mixersweep.report.sheets import sheets
+from mixersweep.report.text import describe_difference
 from mixersweep.report.verdicts import Finding
 from mixersweep.runs import fingerprint, solve
-from mixersweep.runs.experiment import experiment, version_of
+from mixersweep.runs.experiment import experiment, numbers_version_of
 from tests.report.sweeps import IMAGES, images, networks, write_search, write_sweep, write_trained
 from tests.runs.synthetic import seeded, write_run
 
@@ -234,6 +235,25 @@ def test_the_learning_rate_with_most_seeds_is_compared_and_seeds_that_chose_it_a
     assert any("seeds 100, 101 served to choose learning rates" in warning for warning in main.warnings)
 
 
+def test_a_setting_that_only_one_of_two_comparisons_has_is_told_with_its_value(tmp_path: Path) -> None:
+    """The optimisers here have different settings, and ``ema`` is null where it is not set."""
+    adamw = ["optim=adamw", "optim.lr=0.01", "ema=0.9"]
+    for settings, seeds in (([], (0, 1, 2)), (adamw, (0, 1))):
+        write_sweep(tmp_path, known, models=("sw_mlp",), widths=(900,), seeds=seeds, settings=settings)
+    other = build([tmp_path]).all_statistics[1].comparison
+    for settings, seeds in (([], (0, 1, 2)), (adamw, (0, 1, 2, 3))):  # now the other is the main one
+        write_sweep(tmp_path / "more", known, models=("sw_mlp",), widths=(900,), seeds=seeds, settings=settings)
+    turned = build([tmp_path / "more"]).all_statistics[1].comparison
+    assert set(describe_difference(other).split(", ")) >= {
+        *("optim.name=adamw (not sgd)", "optim.momentum not set (but 0.9)", "optim.beta2=0.999 (not set)"),
+        "ema=0.9 (not set)",
+    }
+    assert set(describe_difference(turned).split(", ")) >= {
+        *("optim.name=sgd (not adamw)", "optim.momentum=0.9 (not set)", "optim.beta2 not set (but 0.999)"),
+        "ema not set (but 0.9)",
+    }
+
+
 def test_one_seed_tried_at_one_width_is_still_compared(tmp_path: Path) -> None:
     write_sweep(tmp_path, known, models=("s_mixer",), widths=(900, 1024), seeds=(0, 1, 2))
     write_sweep(tmp_path, known, models=("s_mixer",), widths=(900,), seeds=(0,), settings=["optim.lr=0.3"])
@@ -384,8 +404,8 @@ def test_the_version_of_the_numbers_is_told_from_the_fingerprint(tmp_path: Path)
         }
         found = experiment(stored["config"])
         assert found == experiment(run.config)
-        assert version_of(found, stored) == 1, entry["overrides"]
-        assert version_of(found, {**stored, "fingerprint": "0" * 64}) is None
+        assert numbers_version_of(found, stored) == 1, entry["overrides"]
+        assert numbers_version_of(found, {**stored, "fingerprint": "0" * 64}) is None
 
 
 def test_runs_with_other_numbers_are_apart(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from mixersweep.compose import config_of
-from mixersweep.runs import Origin, Run, Status, completed, fingerprint, planned, solve
+from mixersweep.runs import Origin, Run, Status, completed_record, fingerprint, planned_record, solve
 from mixersweep.runs.record import KEYS
 from mixersweep.runs.status import this_host
 
@@ -71,8 +71,8 @@ def record_of(run: Run, accuracy: float, seconds: float = 57.0) -> dict[str, Any
         "versions": {"mixersweep": "0"},
         "git_commit": None,
     }
-    none = dict.fromkeys(key for key in KEYS if key not in planned(run))
-    return completed(run, {**none, **measured})
+    none = dict.fromkeys(key for key in KEYS if key not in planned_record(run))
+    return completed_record(run, {**none, **measured})
 
 
 def write_run(

@@ -10,9 +10,9 @@ import pytest
 
 from mixersweep.compose import config_of
 from mixersweep.errors import UserError
-from mixersweep.runs import Origin, Run, RunDirectory, Status, hold, planned, set_status, solve
+from mixersweep.runs import Origin, Run, RunDirectory, Status, hold, planned_record, set_status, solve
 from mixersweep.runs.files import read_json
-from mixersweep.runs.listing import Listed, listing, names, read_listed
+from mixersweep.runs.listing import Listed, listing, read_listed, value_names
 from mixersweep.runs.record import KEYS
 from mixersweep.runs.state import SHOWN, State
 from mixersweep.runs.status import DEAD_AFTER
@@ -40,8 +40,8 @@ def test_a_new_directory_says_before_training_what_the_record_will(tmp_path: Pat
         None,
         None,
     )
-    assert listed.planned == json.loads(json.dumps(planned(run)))
-    assert list(listed.planned) == list(planned(run))
+    assert listed.planned == json.loads(json.dumps(planned_record(run)))
+    assert list(listed.planned) == list(planned_record(run))
     assert listed.config["optim"]["lr"] == 0.1
     assert list(listed.record) == list(KEYS)
     assert listed.record["width"] == 700
@@ -64,7 +64,7 @@ def test_a_completed_run_has_its_record_and_every_value_has_a_known_name(tmp_pat
     assert listed.result == read_json(path / "result.json") == record_of(run, 0.75)
     assert listed.record == record_of(run, 0.75)
     values = listed.values()
-    assert set(values) <= set(names())
+    assert set(values) <= set(value_names())
     assert (values["optim.lr"], values["model"], values["model.mask"]) == (0.1, "sw_mlp", "exact")
     assert (values["epoch"], values["state"], values["mean_fan_in"]) == (5, "completed", run.architecture.mean_fan_in)
 
@@ -134,7 +134,7 @@ def test_a_broken_directory_is_listed_with_its_reason(
     broken, whole = sorted(listing([tmp_path]), key=lambda listed: listed.path == good)
     assert (broken.state, broken.name, broken.path) == ("broken", path.name, path)
     assert broken.reason is not None and reason in broken.reason
-    assert set(broken.values()) <= set(names())
+    assert set(broken.values()) <= set(value_names())
     assert broken.record["name"] == path.name
     assert (whole.path, whole.state) == (good, "completed")
 

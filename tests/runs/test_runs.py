@@ -19,18 +19,18 @@ from mixersweep.runs import (
     Origin,
     RunDirectory,
     Status,
-    completed,
+    completed_record,
     fingerprint,
     hold,
-    planned,
+    planned_record,
     read_status,
     same_experiment_same_numbers,
     set_status,
     solve,
     status,
 )
-from mixersweep.runs.experiment import experiment, flat, version_of
-from mixersweep.runs.files import read_json, write_json, written_whole
+from mixersweep.runs.experiment import experiment, flatten, numbers_version_of
+from mixersweep.runs.files import open_atomic, read_json, write_json
 from mixersweep.runs.state import State
 from mixersweep.runs.status import this_host
 
@@ -137,11 +137,11 @@ def test_a_setting_at_its_neutral_value_is_left_out() -> None:
         del inner[last]
     older = experiment(stored)
     assert older == whole
-    assert version_of(older, {"architecture": vars(run.architecture), "fingerprint": run.fingerprint}) == 1
+    assert numbers_version_of(older, {"architecture": vars(run.architecture), "fingerprint": run.fingerprint}) == 1
 
 
 def flat_names(content: dict[str, Any]) -> set[str]:
-    return {name for name, _ in flat(content)}
+    return {name for name, _ in flatten(content)}
 
 
 # --- the directory -----------------------------------------------------------------------------------------------
@@ -254,11 +254,11 @@ def test_something_else_in_its_place_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("before")
-    with pytest.raises(RuntimeError), written_whole(path) as file:
+    with pytest.raises(RuntimeError), open_atomic(path) as file:
         file.write(b"half")
         raise RuntimeError
     assert path.read_text() == "before"
-    with written_whole(path) as file:
+    with open_atomic(path) as file:
         file.write(b"after")
     assert path.read_text() == "after"
     with pytest.raises(ValueError, match="JSON"):
@@ -351,7 +351,7 @@ def test_a_holder_on_another_host_lives_as_long_as_its_heartbeat(
 def test_a_pid_that_was_given_to_another_process_is_not_the_holder(directory: RunDirectory) -> None:
     reused = Status(State.RUNNING, this_host(), os.getpid(), 1.0, since=0, heartbeat=time.time())
     set_status(directory.path, reused)
-    assert not reused.alive
+    assert not reused.is_alive
     with hold(directory.path):
         pass
 
@@ -398,13 +398,13 @@ CONTRACT = (
 
 def test_the_record_has_exactly_the_promised_keys_in_order() -> None:
     run = run_of()
-    known = planned(run)
+    known = planned_record(run)
     measured = dict.fromkeys(key for key in CONTRACT if key not in known)
-    record = completed(run, measured)
+    record = completed_record(run, measured)
     assert list(record) == CONTRACT
     assert (record["width"], record["tokens"], record["connections"]) == (1024, 32, 32768)
     with pytest.raises(AssertionError):
-        completed(run, {})
+        completed_record(run, {})
 
 
 def test_two_records_are_equal_when_they_agree_in_what_the_experiment_decides() -> None:

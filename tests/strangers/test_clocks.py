@@ -12,7 +12,7 @@ import pytest
 from mixersweep.errors import RunHeld
 from mixersweep.runs import RunDirectory, Status, hold, read_status, set_status, status
 from mixersweep.runs.state import State
-from mixersweep.runs.status import guard
+from mixersweep.runs.status import status_lock
 from mixersweep.sweeps import mend
 from mixersweep.training.signals import StopSignals
 from mixersweep.training.trainer import train
@@ -32,7 +32,7 @@ def far(run_dir: Path, clock: float, **more: object) -> Status:
     """The run is held by a process of another host, by whose clock it is so much later."""
     now = time.time() + clock
     held = Status(State.RUNNING, "far/away", 7, 0.0, since=now - 5, heartbeat=now)
-    with guard(run_dir):
+    with status_lock(run_dir):
         set_status(run_dir, dataclasses.replace(held, **more))  # type: ignore[arg-type]
     return read_status(run_dir)
 
@@ -44,7 +44,7 @@ def living(run_dir: Path, clock: float) -> Iterator[Status]:
 
     def beat() -> None:
         while not over.wait(0.1):
-            with guard(run_dir):
+            with status_lock(run_dir):
                 stored = read_status(run_dir)
                 if (stored.host, stored.pid) != ("far/away", 7):
                     return
@@ -74,7 +74,7 @@ def test_a_run_that_lives_is_not_taken_over(run: RunDirectory, clock: float) -> 
 def test_a_run_whose_holder_is_dead_is_taken_over(run: RunDirectory, clock: float) -> None:
     held = far(run.path, clock)
     assert (" by its clock, which is ahead" in held.holder) == (clock > 0)
-    assert not held.alive
+    assert not held.is_alive
     with hold(run.path):
         assert run.status().host != "far/away"
     assert run.status().state is State.COMPLETED

@@ -21,7 +21,7 @@ import torch
 from mixersweep.compose import config_of
 from mixersweep.errors import MixersweepError, UserError
 from mixersweep.models.timm import read_checkpoint
-from mixersweep.processor import of_torchrun
+from mixersweep.processor import torchrun_number
 from mixersweep.runs import State, hold, read_status
 from mixersweep.runs.files import locked, sha256_of
 from mixersweep.sweeps import measure, mend
@@ -60,7 +60,7 @@ def test_one_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, name: s
     with pytest.raises(UserError, match=f"^{name}={value}: torchrun sets it to a whole number; unset it"):
         World()
     with pytest.raises(UserError, match=name):
-        of_torchrun(name, 1)
+        torchrun_number(name, 1)
 
 
 def test_a_world_without_the_rest_of_torchruns_variables_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_a_file_system_without_locks_has_others(here: Path, monkeypatch: pytest.
     monkeypatch.setattr(fcntl, "flock", flock)
     made = directory(here / "runs", *QUICK)
     with hold(made.path):
-        assert read_status(made.path).alive
+        assert read_status(made.path).is_alive
     assert read_status(made.path).state is State.COMPLETED
     held = pytest.raises(MixersweepError, match=r"held for 0.1 s by another process; where there is none, remove it")
     with locked(here / "lock"), held, locked(here / "lock", timeout=0.1):

@@ -21,7 +21,7 @@ SMALL = (*TRAINED, "image_size=32", "patch_size=4", "augment=none", "validation=
 
 
 def content(root: Path) -> str:
-    return folders.content(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, root))
+    return folders.content_hash(*folders.read_tree("image_folder", folders.IMAGE_FOLDER, root))
 
 
 def negatives(root: Path) -> None:
@@ -151,7 +151,7 @@ def test_what_file_managers_and_notebooks_leave_is_not_there(here: Path) -> None
     for name in ("train/a/._a_0.png", "train/a/.DS_Store", "val/b/.hidden.png", "train/.DS_Store"):
         (here / name).write_bytes(b"\x00\x05\x16\x07")
     assert content(here) == before
-    assert folders.settings("image_folder", here, *folders.read_tree("image_folder", folders.IMAGE_FOLDER, here))
+    assert folders.settings_of("image_folder", here, *folders.read_tree("image_folder", folders.IMAGE_FOLDER, here))
 
 
 @pytest.mark.parametrize("written", [b"<!DOCTYPE html><html></html>", b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\x00"])

@@ -73,8 +73,8 @@ def test_a_state_of_another_version_is_held_by_its_process(runs: list[Path]) -> 
     with hold(runs[0]):
         path = runs[0] / "status.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "state": "dancing"}))
-        assert read_status(runs[0]).alive
-    assert not read_status(runs[0]).alive
+        assert read_status(runs[0]).is_alive
+    assert not read_status(runs[0]).is_alive
 
 
 @pytest.mark.parametrize("file", ["result.json", "tracking.json"])

@@ -27,7 +27,7 @@ def experiment(here: Path, content: str, name: str = "mine") -> tuple[str, str]:
 )
 def test_a_launcher_takes_a_run_that_is_alone(here: Path, word: str, launcher: str) -> None:
     invocation = read_arguments([word, *QUICK])
-    assert (invocation.multirun, invocation.by_hydra) == (True, False)
+    assert (invocation.multirun, invocation.is_for_hydra) == (True, False)
     expansion = expand([word, *QUICK])
     assert (expansion.multirun, len(expansion.points), expansion.launcher["name"]) == (True, 1, launcher)
 
@@ -50,11 +50,11 @@ def test_the_launcher_and_sweeper_of_an_own_experiment_are_used(here: Path) -> N
         here, f"{PACKAGE}defaults:\n  - override /hydra/sweeper: basic\nhydra:\n  mode: MULTIRUN\n", "basic"
     )
     invocation = read_arguments([*basic, "seed=1,2"])
-    assert (invocation.multirun, invocation.by_hydra) == (True, True)
+    assert (invocation.multirun, invocation.is_for_hydra) == (True, True)
 
 
 def test_hydras_own_choices_are_as_before(here: Path) -> None:
-    choices = Composer([]).head.hydra.runtime.choices
+    choices = Composer([]).shared.hydra.runtime.choices
     assert choices["hydra/sweeper"] == "mixersweep" and choices["hydra/launcher"] == "local"
     assert choices["hydra/job_logging"] == choices["hydra/hydra_logging"] == "none"
     assert not read_arguments(list(QUICK)).multirun

@@ -11,9 +11,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from mixersweep.compose import Composer, parsed_overrides
+from mixersweep.compose import Composer, parse_overrides
 from mixersweep.errors import UserError
-from mixersweep.paths import config_dir, groups
+from mixersweep.paths import config_dir, config_groups
 from mixersweep.sweeps.expand import grid_of
 
 CHOICES = [
@@ -84,7 +84,7 @@ def test_most_of_these_compose() -> None:
     assert composed >= 24
 
 
-@pytest.mark.parametrize("model", groups()["model"])
+@pytest.mark.parametrize("model", config_groups()["model"])
 def test_every_family_composes_the_same(composer: Composer, model: str) -> None:
     overrides = [f"model={model}", "seed=1", "width=64"]
     assert composer.values(overrides) == by_hydra(*overrides)
@@ -102,11 +102,11 @@ def test_every_family_composes_the_same(composer: Composer, model: str) -> None:
     ids=str,
 )
 def test_a_command_line_is_the_grid_of_hydra_in_its_order(sweep: list[str]) -> None:
-    (batch,) = BasicSweeper.split_arguments(parsed_overrides(sweep), None)
-    own = list(itertools.product(*grid_of(parsed_overrides(sweep)).values()))
+    (batch,) = BasicSweeper.split_arguments(parse_overrides(sweep), None)
+    own = list(itertools.product(*grid_of(parse_overrides(sweep)).values()))
     assert len(own) > 2
     assert [_meant(job) for job in own] == [_meant(job) for job in batch]
 
 
 def _meant(job: Sequence[str]) -> list[tuple[str, Any]]:
-    return [(override.get_key_element(), override.value()) for override in parsed_overrides(list(job))]
+    return [(override.get_key_element(), override.value()) for override in parse_overrides(list(job))]

@@ -19,7 +19,7 @@ from mixersweep.budget.expansion import Expansion
 from mixersweep.budget.rules import Formula
 from mixersweep.compose import config_of
 from mixersweep.errors import UserError
-from mixersweep.runs import Run, RunDirectory, planned, read_status, solve
+from mixersweep.runs import Run, RunDirectory, planned_record, read_status, solve
 from mixersweep.runs.files import read_json
 from mixersweep.sweeps.expand import expand
 from mixersweep.sweeps.figure import Law, draw, law_of
@@ -88,7 +88,7 @@ def test_objects_have_the_keys_of_the_record_and_what_the_plan_adds(command: Com
     assert [(one["model"], one["width"], one["seed"]) for one in found] == [("s_mixer", 896, 3), ("sw_mlp", 900, 3)]
     run = run_of("model=s_mixer", "width=900", "seed=3", "epochs=7")
     told = found[0]
-    same = {key: value for key, value in planned(run).items() if key not in ("sweep", "experiment", "overrides")}
+    same = {key: value for key, value in planned_record(run).items() if key not in ("sweep", "experiment", "overrides")}
     assert {key: told[key] for key in same} == same
     assert (told["state"], told["run_dir"]) == ("new", str(tmp_path / "runs" / run.name))
     assert (told["epochs"], told["mean_fan_in"]) == (7, run.architecture.mean_fan_in)

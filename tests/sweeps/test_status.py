@@ -431,7 +431,7 @@ def test_a_run_that_trains_here_is_stopped_at_once_and_can_be_retried(
     assert process.returncode == 1
     assert "cancelled" in err and "Traceback" not in err
     after = read_status(path)
-    assert (after.state, after.stopping, after.pid) == ("cancelled", False, None)
+    assert (after.state, after.is_stopping, after.pid) == ("cancelled", False, None)
     assert (
         command("retry", "--state", "cancelled").stdout == f"{path.name}  was cancelled: goes on from its checkpoint\n"
     )
@@ -460,7 +460,7 @@ def test_a_run_on_another_host_notices_that_it_is_cancelled(
             held.check()
             time.sleep(0.01)
     after = directory.status()
-    assert (after.state, after.stopping) == ("cancelled", False)
+    assert (after.state, after.is_stopping) == ("cancelled", False)
     assert command("retry", "--state", "cancelled").returncode == 0
     assert directory.status() == Status(State.PLANNED)
 

@@ -99,7 +99,7 @@ def test_with_a_third_of_its_runs_killed_and_the_command_repeated(
     while process.poll() is None:
         for path in moments.keys() - killed:
             status = read_status(path)
-            if status.alive and status.pid and time.time() - (status.since or 0) > moments[path]:
+            if status.is_alive and status.pid and time.time() - (status.since or 0) > moments[path]:
                 with suppress(ProcessLookupError):
                     os.kill(status.pid, signal.SIGKILL)
                     killed.add(path)

@@ -12,7 +12,7 @@ import pytest
 
 from mixersweep import tracking
 from mixersweep.errors import INTERRUPTED, PREEMPTED, RunDiverged, RunStopped
-from mixersweep.runs import hold, planned
+from mixersweep.runs import hold, planned_record
 from tests.tracking.loopback import Loopback
 from tests.tracking.training import (
     KEY,
@@ -99,7 +99,7 @@ def test_online_has_rows_config_summary_and_files(
     assert config["optim"] == "sgd"
     assert config["optim.lr"] == 0.25
     assert config["width"] == config["effective_width"] == architecture.width
-    assert planned(directory.run).items() <= config.items()
+    assert planned_record(directory.run).items() <= config.items()
     assert not {"tracking", "runs_dir", "data_dir"} & set(config)
     record = {key: value for key, value in result(directory).items() if isinstance(value, int | float | str)}
     assert record.items() <= stored.summary.items()

@@ -14,7 +14,7 @@ import psutil
 
 from mixersweep import tracking
 from mixersweep.compose import config_of
-from mixersweep.runs import Origin, RunDirectory, completed, hold, solve
+from mixersweep.runs import Origin, RunDirectory, completed_record, hold, solve
 from mixersweep.runs.files import read_json
 from mixersweep.runs.record import _MEASURED
 
@@ -41,7 +41,7 @@ def row(epoch: int) -> dict[str, Any]:
 
 def result(directory: RunDirectory) -> dict[str, Any]:
     measured = dict.fromkeys(_MEASURED, 0.5) | {"environment": {"device": "cpu"}, "git_commit": None, "test_loss": 0.25}
-    return completed(directory.run, measured)
+    return completed_record(directory.run, measured)
 
 
 def eventually(holds: Callable[[], object], seconds: float = TIMEOUT) -> None:

@@ -319,7 +319,7 @@ def test_every_setting_is_on_one_side() -> None:
             f"model.{f.name}" for f in dataclasses.fields(run.config.model)
         } | {f"optim.{f.name}" for f in dataclasses.fields(run.config.optim)}:
             continue
-        sides = [name in common, name in MAY_DIFFER, bool(field.metadata.get("asked"))]
+        sides = [name in common, name in MAY_DIFFER, bool(field.metadata.get("input_only"))]
         assert sum(sides) == 1 or name == "optim.clip_norm", (name, sides)
     assert len(FAMILIES) > 10
 

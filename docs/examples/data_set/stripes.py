@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mixersweep.data.source import Arrays, Report, Source
+from mixersweep.data.source import Arrays, Notify, Source
 
 TRAIN, TEST, SIZE = 800, 200, 8
 
 
-def fetch(folder: Path, scratch: Path, report: Report) -> Arrays:
+def fetch(folder: Path, scratch: Path, notify: Notify) -> Arrays:
     """The four arrays of the data set, as uint8; one that is downloaded would be put into ``scratch`` first."""
     del folder, scratch
-    report("stripes: drawing them")
+    notify("stripes: drawing them")
     generator = np.random.default_rng(0)
     labels = np.arange(TRAIN + TEST, dtype=np.uint8) % 4
     generator.shuffle(labels)

@@ -238,7 +238,7 @@ class Slurm:
             for run_dir, job in list(self._waiting.items()):
                 status = read_status(run_dir)
                 if not status.state.has_ended:
-                    if known is None or job in known or status.alive:
+                    if known is None or job in known or status.is_alive:
                         missed.discard(run_dir)
                         continue
                     if run_dir not in missed:  # a network file system may still show an older status

@@ -27,7 +27,7 @@ from mixersweep.kinds import Auto
 from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
-from mixersweep.runs.status import guard, this_host, watch
+from mixersweep.runs.status import observe_heartbeats, status_lock, this_host
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import GIVEN_GPU, LOG, StopRequest, mps
 from mixersweep.sweeps.launchers.local import visible_gpus
@@ -137,7 +137,7 @@ class _Job:
         for runs that another job or process holds.
         """
         claimed, held = [], list(run_dirs)
-        watch(held, _say, self.check)
+        observe_heartbeats(held, _say, self.check)
         while held:
             claims = {run_dir: self._claim(run_dir) for run_dir in held}
             claimed += [run_dir for run_dir, claim in claims.items() if claim]
@@ -150,10 +150,10 @@ class _Job:
 
     def _claim(self, run_dir: Path) -> bool | None:
         """Mark the run ``queued`` in this job; returns False if that is impossible, None if it may soon be possible."""
-        with guard(run_dir):
+        with status_lock(run_dir):
             status = read_status(run_dir)
-            if status.alive or status.stopping:
-                return None if status.job == self.id and status.alive else False
+            if status.is_alive or status.is_stopping:
+                return None if status.job == self.id and status.is_alive else False
             if not status.state.is_for_a_job:
                 return False
             now, started = time.time(), psutil.Process().create_time()
@@ -219,7 +219,7 @@ class _Requeue:
 
 def _say_why(run_dir: Path, reason: str) -> None:
     """Add to the status of a stopped run the reason why its job does not continue it."""
-    with guard(run_dir):
+    with status_lock(run_dir):
         status = read_status(run_dir)
         if status.state is State.PREEMPTED and reason not in (status.error or ""):
             said = "; ".join(filter(None, [status.error, reason]))

@@ -23,7 +23,7 @@ from mixersweep.runs import Status, read_status, set_status
 from mixersweep.runs.files import read_json
 from mixersweep.runs.listing import Listed
 from mixersweep.runs.state import State
-from mixersweep.runs.status import guard
+from mixersweep.runs.status import status_lock
 from mixersweep.sweeps import queue
 
 FOLDER = "slurm"
@@ -180,7 +180,7 @@ def never_began(job: Job | None, name: str) -> Status:
 
 def settle(run_dir: Path, name: str, job: Job | None, log: Path | None = None) -> bool:
     """Correct the status of a run that is still queued although its job has ended; returns whether it was changed."""
-    with guard(run_dir):
+    with status_lock(run_dir):
         status = read_status(run_dir)
         if status.state is not State.QUEUED or status.job not in (name, None) or queue.is_elsewhere(status):
             return False
@@ -260,7 +260,7 @@ def _left(run: Listed) -> Listed:
         return dataclasses.replace(run, next="the same command goes on")
     if run.state is State.LOST:
         return dataclasses.replace(run, next=TAKE_UP)
-    if run.state is State.QUEUED and status.is_of_this_host and not queue.is_elsewhere(status):
+    if run.state is State.QUEUED and status.is_on_this_host and not queue.is_elsewhere(status):
         said = f"the process that had queued it is gone; {TAKE_UP}"
         return dataclasses.replace(run, state=State.PLANNED, next=said)
     return run

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from mixersweep.commit import KEPT, git_commit
+from mixersweep.commit import COMMIT_FILE, git_commit
 from mixersweep.errors import UserError
 from mixersweep.paths import config_dir
 from mixersweep.sweeps.launchers.slurm_queue import refusal
@@ -90,7 +90,7 @@ def snapshot(folder: Path) -> Path:
         for name, file in sources.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, temporary / name)
-        (temporary / KEPT).write_text(f"{git_commit() or ''}\n")
+        (temporary / COMMIT_FILE).write_text(f"{git_commit() or ''}\n")
         temporary.rename(place)
     except OSError as error:
         if not place.is_dir():  # otherwise another process was first
