@@ -25,7 +25,7 @@ def measure(runs: Sequence[Run], at_once: int, threads: int, report: Callable[[s
     """
     distinct = list({shape_of(run): run for run in runs}.values())
     context = multiprocessing.get_context("spawn")
-    allotments = _allot_cores(at_once, threads)
+    allotments = processor.allot(processor.cores(), threads, at_once)
     with context.Manager() as manager:
         free_cores = manager.Queue()
         for cores in allotments:
@@ -41,12 +41,6 @@ def measure(runs: Sequence[Run], at_once: int, threads: int, report: Callable[[s
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-
-def _allot_cores(at_once: int, threads: int) -> list[list[int]]:
-    """Return the CPU cores of each of ``at_once`` processes."""
-    cores = processor.cores()
-    return [[cores[(i * threads + k) % len(cores)] for k in range(threads)] for i in range(at_once)]
 
 
 def _set_up_process(free_cores: Any) -> None:

@@ -236,8 +236,8 @@ def slots(settings: LocalSettings, run_config: config.Config, jobs: int) -> list
         count = settings.jobs
     count = min(count, jobs)
     share = min(len(cores), max(threads, len(cores) // count))
-    cores_of_slots = [[cores[(i * share + k) % len(cores)] for k in range(share)] for i in range(count)]
-    return [Slot(tuple(own_cores), environments[i] if gpus else {}) for i, own_cores in enumerate(cores_of_slots)]
+    allotments = processor.allot(cores, share, count)
+    return [Slot(tuple(own), environments[i] if gpus else {}) for i, own in enumerate(allotments)]
 
 
 def _choose_gpus(requested: int | str, device: str) -> list[str]:

@@ -47,8 +47,8 @@ def slots(slot_count: int, cpus: int | None, gpus: Sequence[str], job_index: int
     cores = processor.cores()
     if cpus is not None and cpus < len(cores):
         cores = [cores[(job_index * cpus + i) % len(cores)] for i in range(cpus)]
-    share = max(1, len(cores) // slot_count)
-    own_cores = [tuple(sorted({cores[(i * share + k) % len(cores)] for k in range(share)})) for i in range(slot_count)]
+    allotments = processor.allot(cores, max(1, len(cores) // slot_count), slot_count)
+    environments = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(slot_count)]
     return [
-        Slot(own_cores[i], {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(slot_count)
+        Slot(tuple(sorted(set(own))), environment) for own, environment in zip(allotments, environments, strict=True)
     ]
