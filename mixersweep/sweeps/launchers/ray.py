@@ -81,15 +81,13 @@ class Ray(Launcher):
             available = ray.cluster_resources()
             resources = self._resources_of_run(RunDirectory.open(jobs[0]).run.config.device, available)
             at_once = min(int(available.get(name, 0) // amount) for name, amount in resources.items() if amount)
-            resources_text = " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
+            shares = " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
             where = f"at {self._settings.address}" if self._settings.address else "on this machine"
             if at_once == 0:
-                raise UserError(f"hydra/launcher=ray: a run asks for {resources_text}, more than Ray has {where}")
-            on_gpu, packs_per_gpu = resources["GPU"] > 0, tasks_per_gpu(resources["GPU"])
-            packs = pack_jobs(jobs, self._settings.pack, on_gpu=on_gpu, at_once=at_once, packs_per_gpu=packs_per_gpu)
-            report(
-                f"ray: {count_in_words(packs)} {where}, {min(at_once, len(packs))} at once with {resources_text} each"
-            )
+                raise UserError(f"hydra/launcher=ray: a run asks for {shares}, more than Ray has {where}")
+            on_gpu, sharing = resources["GPU"] > 0, tasks_per_gpu(resources["GPU"])
+            packs = pack_jobs(jobs, self._settings.pack, on_gpu=on_gpu, at_once=at_once, packs_per_gpu=sharing)
+            report(f"ray: {count_in_words(packs)} {where}, {min(at_once, len(packs))} at once with {shares} each")
             cores = max(1, int(resources["CPU"]))
             task = ray.remote(_execute).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_retries=0)
             tasks = {task.remote(list(map(str, pack)), i, cores): pack for i, pack in enumerate(packs)}

@@ -8,7 +8,6 @@ itself only while its Slurm state is RUNNING: a job that is being cancelled, or 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -44,7 +43,7 @@ def execute_pack(record: str, index: int) -> None:
     from mixersweep.training.signals import StopSignals
 
     signals = StopSignals().install()
-    stored = json.loads(Path(record).read_text())
+    stored = read_json(Path(record))
     run_dirs = [Path(run) for run in stored["packs"][index]]
     names = [field.name for field in dataclasses.fields(_JobSettings)]
     settings = _JobSettings(**{name: stored[name] for name in names if name in stored})

@@ -197,6 +197,7 @@ class SlurmQuery:
         self.problem: str | None = None
         """The reason why Slurm could not be queried, None otherwise."""
         self._query_time = 0.0
+        self._in_queue: dict[Path, dict[Path, Job]] = {}
 
     @cached_property
     def jobs(self) -> dict[str, Job] | None:
@@ -210,10 +211,6 @@ class SlurmQuery:
         except UserError as error:
             self.problem = str(error)
             return None
-
-    @cached_property
-    def _in_queue(self) -> dict[Path, dict[Path, Job]]:
-        return {}
 
     def with_jobs(self, runs: Iterable[Listed]) -> Iterator[Listed]:
         """Yield the runs with the state of their Slurm jobs; those whose jobs only ``sacct`` may know come last."""
