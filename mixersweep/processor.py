@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def cores() -> list[int]:
         return bound
     count, first = max(1, int(allowed)), zlib.crc32(socket.gethostname().encode()) % len(bound)
     return sorted(bound[(first + i) % len(bound)] for i in range(count))
+
+
+def allot(cores: Sequence[int], size: int, count: int) -> list[list[int]]:
+    """Allot ``size`` cores to each of ``count`` processes in turn; from the first again once all are taken."""
+    return [[cores[(i * size + k) % len(cores)] for k in range(size)] for i in range(count)]
 
 
 def quota(cgroups: Path, own: Path) -> float | None:

@@ -12,7 +12,7 @@ from mixersweep.config import warnings
 from mixersweep.runs.state import State
 from mixersweep.sweeps import plan as planning
 from mixersweep.sweeps.expand import expand, expand_one
-from mixersweep.sweeps.plan import Planned
+from mixersweep.sweeps.plan import PlannedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def plan_sweep(*overrides: str, **settings: object) -> list[Plan]:
     return [_make_plan(row) for row in rows if row.run is not None]
 
 
-def _make_plan(row: Planned) -> Plan:
+def _make_plan(row: PlannedRun) -> Plan:
     run = row.run
     assert run is not None
     return Plan(

@@ -17,7 +17,7 @@ from mixersweep.runs.state import State
 
 if TYPE_CHECKING:
     from mixersweep.sweeps.expand import Expansion
-    from mixersweep.sweeps.plan import Planned
+    from mixersweep.sweeps.plan import PlannedRun
 
 
 def add(verbs: Any) -> None:
@@ -40,10 +40,10 @@ def plan(options: argparse.Namespace) -> int:
     """``plan [-m] [key=value ...]``: print the runs, their cost and their state; nothing is trained."""
     from mixersweep.compose import config_dir_arguments, find_user_dir
     from mixersweep.config import warnings
-    from mixersweep.sweeps.cluster import asked
+    from mixersweep.sweeps.cluster import estimate
     from mixersweep.sweeps.expand import expand
     from mixersweep.sweeps.plan import plan as planned
-    from mixersweep.sweeps.plan import slow_here
+    from mixersweep.sweeps.plan import slow_reasons
 
     config_dir = [] if options.config_dir is None else config_dir_arguments(find_user_dir(options.config_dir))
     expansion = expand(
@@ -65,8 +65,8 @@ def plan(options: argparse.Namespace) -> int:
                 print(json.dumps(row.record))
     else:
         _print(expansion, rows)
-    of_slurm = asked(expansion, rows)
-    for notice in [*expansion.notices, *slow_here(expansion, rows), *(of_slurm.notes if of_slurm else [])]:
+    of_slurm = estimate(expansion, rows)
+    for notice in [*expansion.notices, *slow_reasons(expansion, rows), *(of_slurm.notes if of_slurm else [])]:
         say(f"note: {notice}")
     warned = Counter(warning for run in runs for warning in warnings(run.config, run.architecture))
     for warning, count in warned.items():
@@ -76,26 +76,26 @@ def plan(options: argparse.Namespace) -> int:
     return DONE if runs or not rows else USER_MISTAKE
 
 
-def _print(expansion: Expansion, rows: list[Planned]) -> None:
-    from mixersweep.sweeps.cluster import asked
-    from mixersweep.sweeps.plan import at_once, packs, table, totals
+def _print(expansion: Expansion, rows: list[PlannedRun]) -> None:
+    from mixersweep.sweeps.cluster import estimate
+    from mixersweep.sweeps.plan import concurrency, plan_packs, table, totals
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if any(row.run is not None for row in rows):
         print("\n".join(table(rows, columns)))
-    packed = packs(expansion, rows)
-    print("\n".join(totals(rows, at_once(expansion, rows)[0], packed)))
-    if (of_slurm := asked(expansion, rows, packed)) is not None:
+    packed = plan_packs(expansion, rows)
+    print("\n".join(totals(rows, concurrency(expansion, rows)[0], packed)))
+    if (of_slurm := estimate(expansion, rows, packed)) is not None:
         print("\n".join(of_slurm.lines))
     waiting = {row.point.waiting: None for row in rows if row.point.waiting is not None}
     for reason in waiting:
         say(f"waiting {reason}")
 
 
-def _measure(expansion: Expansion, rows: list[Planned]) -> None:
+def _measure(expansion: Expansion, rows: list[PlannedRun]) -> None:
     """Time the network shapes that no completed run has timed."""
     from mixersweep.sweeps.measure import measure
-    from mixersweep.sweeps.plan import at_once
+    from mixersweep.sweeps.plan import concurrency
     from mixersweep.sweeps.times import Times
 
     runs = [row.run for row in rows if row.run is not None and row.state is not State.COMPLETED]
@@ -104,7 +104,7 @@ def _measure(expansion: Expansion, rows: list[Planned]) -> None:
     if not unknown:
         say("nothing to measure: completed runs tell how long each takes")
         return
-    jobs, threads = at_once(expansion, rows)
+    jobs, threads = concurrency(expansion, rows)
     times.calibration.add([])  # an unwritable file should fail before minutes are spent
     say(f"measuring {jobs} at once, {threads} thread{'' if threads == 1 else 's'} each")
     for entry in measure(unknown, jobs, threads, say):

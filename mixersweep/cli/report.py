@@ -110,7 +110,7 @@ def diff(options: argparse.Namespace) -> int:
 
 def _diff_sweeps(names: list[str], cells: list[Any], *, as_json: bool) -> int:
     """A line a model and width: of each sweep how many runs completed, mean and deviation of their test accuracy."""
-    from mixersweep.sweeps.text import aligned
+    from mixersweep.sweeps.text import align
 
     if as_json:
         for model, width, per_sweep in cells:
@@ -124,7 +124,7 @@ def _diff_sweeps(names: list[str], cells: list[Any], *, as_json: bool) -> int:
             both = all(count for count, _, _ in per_sweep)
             texts.append(f"{per_sweep[1][1] - per_sweep[0][1]:+.4f}" if both else "-")
         rows.append((model, str(width), *texts))
-    print("\n".join(aligned(rows, set(rows[0]) - {"model"})))
+    print("\n".join(align(rows, set(rows[0]) - {"model"})))
     say("test accuracy: mean ± sample deviation (runs)" if cells else "no run of these sweeps is completed")
     return DONE
 

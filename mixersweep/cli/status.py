@@ -87,14 +87,14 @@ def status(options: argparse.Namespace) -> int:
     if options.watch:
         return _watch(options)
 
-    from mixersweep.sweeps.watch import Line, by, counts, summary, table
+    from mixersweep.sweeps.watch import Line, count_table, sort_by, summary, table
 
     now = time.time()
     lines = sorted((Line.of(listed, now) for listed in _selected(options)), key=lambda line: line.order)
     if options.sort is not None:
-        lines = by(options.sort, lines)
+        lines = sort_by(options.sort, lines)
     if options.counts:
-        print("\n".join([*counts(lines), summary(line.record["state"] for line in lines)]))
+        print("\n".join([*count_table(lines), summary(line.record["state"] for line in lines)]))
         return DONE
     if options.json:
         for line in lines:
@@ -113,7 +113,7 @@ def retry(options: argparse.Namespace) -> int:
     from mixersweep.runs.status import observe_heartbeats
     from mixersweep.sweeps import mend
 
-    states = [State(state) for state in _split_words(options.state, "--state", mend.RETRIED)]
+    states = [State(state) for state in _split_words(options.state, "--state", mend.RETRIABLE)]
     changed, outcomes, selected = [], [], list(_selected(options))
     observe_heartbeats([listed.path for listed in selected if listed.state in (State.LOST, State.CANCELLED)], say)
     for listed in selected:
@@ -126,7 +126,7 @@ def retry(options: argparse.Namespace) -> int:
         say("no run was changed")
         return DONE
     say(f"{len(changed):,} run{' is' if len(changed) == 1 else 's are'} planned again; to train what is left:")
-    for command in mend.commands(changed):
+    for command in mend.resume_commands(changed):
         say(f"    {command}")
     return DONE
 
@@ -157,10 +157,10 @@ def cancel(options: argparse.Namespace) -> int:
 
 def _print_outcomes(outcomes: Sequence[tuple[Listed, str]]) -> None:
     """Print what was done to each run; for many runs, a count for each outcome, model and width."""
-    from mixersweep.sweeps.many import LINES
+    from mixersweep.sweeps.many import MOST_LINES
 
     lines = [f"{listed.name}  {text}" for listed, text in outcomes]
-    if len(outcomes) > LINES:
+    if len(outcomes) > MOST_LINES:
         kinds = Counter((re.sub(r"\bjob \S+", "its job", text), describe_network(listed)) for listed, text in outcomes)
         lines = [f"{count:,} runs of {kind}  {text}" for (text, kind), count in kinds.items()]
     print("\n".join(lines), end="\n" if lines else "")
@@ -238,7 +238,7 @@ def _selected(options: argparse.Namespace) -> Iterator[Listed]:
     from mixersweep.runs.find import find_all
     from mixersweep.runs.listing import listing
     from mixersweep.runs.where import parse_where
-    from mixersweep.sweeps.launchers.slurm_queue import told
+    from mixersweep.sweeps.launchers.slurm_queue import with_slurm_jobs
 
     states = set(_split_words(options.state, "--state", SHOWN))
     models = set(_split_words(options.model, "--model", FAMILIES))
@@ -254,7 +254,7 @@ def _selected(options: argparse.Namespace) -> Iterator[Listed]:
             if sweep is not None:
                 sweeps.add(sweep)
 
-    for listed in told(in_sweep(), problems):
+    for listed in with_slurm_jobs(in_sweep(), problems):
         if states and listed.state not in states:
             continue
         if models and listed.planned.get("model") not in models:

@@ -112,10 +112,10 @@ def _run_by_hydra(invocation: Invocation, signals: StopSignals) -> int:
 
 def _show_scripts(overrides: list[str]) -> int:
     """Print the scripts that ``sbatch`` would get (``train -m --dry-run``)."""
-    from mixersweep.sweeps.cluster import resolved, scripts
+    from mixersweep.sweeps.cluster import batch_scripts, resolve_auto
     from mixersweep.sweeps.expand import expand
 
-    print("\n".join(scripts(resolved(expand(overrides, multirun=True)))), end="")
+    print("\n".join(batch_scripts(resolve_auto(expand(overrides, multirun=True)))), end="")
     return DONE
 
 

@@ -23,6 +23,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from mixersweep.compose import (
+    OWN_SWEEPER,
     Composer,
     check_overrides,
     config_dir_arguments,
@@ -36,6 +37,7 @@ from mixersweep.errors import Infeasible, UserError
 from mixersweep.paths import expand_home, sweeps_dir
 from mixersweep.runs import Origin, solve
 from mixersweep.runs.experiment import EXECUTION
+from mixersweep.sweeps.launchers import check_launcher
 from mixersweep.sweeps.point import Point, with_settings
 from mixersweep.sweeps.search import Search, searches_of
 
@@ -100,41 +102,44 @@ def expand(arguments: Sequence[str], *, multirun: bool | None = None) -> Expansi
     None leaves it to them (an experiment means many). Raises ``UserError`` for an invalid setting; a point whose
     settings no network meets is marked ``infeasible`` instead.
     """
-    own, overrides = split_config_dir(arguments)
-    check_overrides(overrides, own)
-    task = [o for o in parse_overrides(overrides) if not _is_of_the_sweep(o.key_or_group)]
-    composer = Composer(overrides, own)
+    own_configs, overrides = split_config_dir(arguments)
+    check_overrides(overrides, own_configs)
+    task = [o for o in parse_overrides(overrides) if not _is_sweep_setting(o.key_or_group)]
+    composer = Composer(overrides, own_configs)
     head = composer.shared
     multirun = composer.is_multirun if multirun is None else multirun
-    settings = parse_sweep(_plain(head.sweep))
-    experiment = head.hydra.runtime.choices.get("experiment")
-    grids = _grids(settings, task, own) if multirun else [grid_of(task)]
-    _check_places(grids)
-    name = _checked_name(settings.name) or experiment or _name(grids)
-    expanding = _Expanding(
-        composer, settings, grids, Origin(experiment, name if multirun else None, config_dir_arguments(own))
-    )
+    choices = head.hydra.runtime.choices
+    launcher = {"name": choices["hydra/launcher"], **_to_dict(head.hydra.launcher)}
+    if multirun and choices["hydra/sweeper"] == OWN_SWEEPER:
+        check_launcher(launcher["name"])
+    settings = parse_sweep(_to_dict(head.sweep))
+    experiment = choices.get("experiment")
+    grids = _grids(settings, task, own_configs) if multirun else [grid_of(task)]
+    _check_single_valued(grids)
+    name = _check_name(settings.name) or experiment or _name_sweep(grids)
+    origin = Origin(experiment, name if multirun else None, config_dir_arguments(own_configs))
+    solver = _Solver(composer, settings, grids, origin)
     # the last setting fastest, as in Hydra
-    combinations = [product(*grid.values()) for grid in grids] if multirun else [product(*map(_values, task))]
-    points = expanding.points(list(one) for some in combinations for one in some)
+    combinations = [product(*grid.values()) for grid in grids] if multirun else [product(*map(_split_values, task))]
+    points = solver.solve_points(list(one) for some in combinations for one in some)
     searches: list[Search] = []
     if multirun and settings.search is not None:
-        searches = searches_of(points, settings.search, expanding.searched)
-        points = [expanding.decided(point, searches) for point in points]
+        searches = searches_of(points, settings.search, solver.solve_search_run)
+        points = [solver.apply_search(point, searches) for point in points]
     return Expansion(
         name=name,
         experiment=experiment,
         points=points,
         searches=searches,
-        notices=[*expanding.notices(), *(note for search in searches for note in search.notices)],
+        notices=[*solver.notices(), *(note for search in searches for note in search.notices)],
         settings=settings,
         multirun=multirun,
-        launcher={"name": head.hydra.runtime.choices["hydra/launcher"], **_plain(head.hydra.launcher)},
-        runs_dir=expanding.runs_dir(points),
+        launcher=launcher,
+        runs_dir=solver.runs_dir(points),
     )
 
 
-class _Expanding:
+class _Solver:
     """Solves the points of all grids and collects notices about them; ``origin`` is common to all runs."""
 
     def __init__(self, composer: Composer, settings: Sweep, grids: list[Grid], origin: Origin) -> None:
@@ -145,24 +150,24 @@ class _Expanding:
         self._nearest: dict[str, None] = {}
         self._duplicates = 0
 
-    def points(self, combinations: Iterable[list[str]]) -> list[Point]:
+    def solve_points(self, combinations: Iterable[list[str]]) -> list[Point]:
         """Solve each combination of overrides; returns the points without duplicates."""
         found: dict[str, Point] = {}
         for combination in combinations:
-            point, is_moved = self._point(self._fitting(combination))
+            point, is_adjusted = self._solve_or_adjust(self._drop_inapplicable(combination))
             if point.infeasible is not None and self._settings.infeasible == "skip":
                 self._skipped[point.infeasible] = self._skipped.get(point.infeasible, 0) + 1
                 continue
             key = point.run.fingerprint if point.run else json.dumps(point.overrides)
-            self._duplicates += key in found and not is_moved
+            self._duplicates += key in found and not is_adjusted
             found.setdefault(key, point)
         return list(found.values())
 
-    def searched(self, overrides: list[str]) -> Point:
+    def solve_search_run(self, overrides: list[str]) -> Point:
         """Solve a run of a search; the name of its sweep ends in ``/search``."""
-        return self._solved(overrides, dataclasses.replace(self._origin, sweep=f"{self._origin.sweep}/search"))
+        return self._solve(overrides, dataclasses.replace(self._origin, sweep=f"{self._origin.sweep}/search"))
 
-    def decided(self, point: Point, searches: list[Search]) -> Point:
+    def apply_search(self, point: Point, searches: list[Search]) -> Point:
         """Return the point with the learning rate that its search chose, or marked as waiting for it."""
         search = next((search for search in searches if search.is_for(point)), None)
         if search is None:
@@ -171,7 +176,7 @@ class _Expanding:
             return dataclasses.replace(point, run=None, infeasible=search.failed)
         if search.lr is None:
             return dataclasses.replace(point, run=None, waiting=search.waiting)
-        return self._solved(with_settings(point.overrides, optim__lr=search.lr), self._origin)
+        return self._solve(with_settings(point.overrides, optim__lr=search.lr), self._origin)
 
     def runs_dir(self, points: list[Point]) -> Path:
         """Return the directory that contains the run directories of the sweep."""
@@ -183,20 +188,20 @@ class _Expanding:
 
     def notices(self) -> list[str]:
         """Describe the points that were left out or changed, one line for each reason."""
-        told = []
+        lines = []
         for network, sizes in self._dense.items():
-            asked = list(dict.fromkeys(sizes))
-            shown = ", ".join(asked[:4]) + (f" and {len(asked) - 4} others" if len(asked) > 4 else "")
-            told.append(f"{network}; it takes part once, not at {shown}")
-        told += [f"left out: {reason}{_times(count)}" for reason, count in self._skipped.items()]
-        told += list(self._nearest)
+            distinct = list(dict.fromkeys(sizes))
+            listed = ", ".join(distinct[:4]) + (f" and {len(distinct) - 4} others" if len(distinct) > 4 else "")
+            lines.append(f"{network}; it takes part once, not at {listed}")
+        lines += [f"left out: {reason}{_count_suffix(count)}" for reason, count in self._skipped.items()]
+        lines += list(self._nearest)
         if self._duplicates:
-            told.append(f"duplicates left out: {self._duplicates}")
-        return told
+            lines.append(f"duplicates left out: {self._duplicates}")
+        return lines
 
-    def _fitting(self, overrides: list[str]) -> list[str]:
+    def _drop_inapplicable(self, overrides: list[str]) -> list[str]:
         """Drop a grid's settings that the family or optimiser chosen on the command line does not have."""
-        groups = {override.group for override in overrides if isinstance(override, _OfReplaced)}
+        groups = {override.group for override in overrides if isinstance(override, _OptionalOverride)}
         if not groups:
             return overrides
         chosen = self._composer.values([o for o in overrides if is_choice(parse_override(o))])
@@ -204,20 +209,20 @@ class _Expanding:
         return [
             override
             for override in overrides
-            if not isinstance(override, _OfReplaced)
+            if not isinstance(override, _OptionalOverride)
             or names[override.group] in owners(parse_override(override).key_or_group)
         ]
 
-    def _point(self, overrides: list[str]) -> tuple[Point, bool]:
+    def _solve_or_adjust(self, overrides: list[str]) -> tuple[Point, bool]:
         """Solve a point; returns it, and whether its settings were changed to ones that work."""
         try:
-            return self._solved(overrides, self._origin), False
+            return self._solve(overrides, self._origin), False
         except Infeasible as error:
-            problem, moved = error, overrides
+            problem, adjusted = error, overrides
         if self._sizes_vary and self._is_dense(overrides):
             sizes = [o for o in overrides if parse_override(o).key_or_group in ("width", "density")]
-            moved = with_settings(overrides, **{parse_override(o).key_or_group: "auto" for o in sizes})
-            point = self._solved(moved, self._origin)
+            adjusted = with_settings(overrides, **{parse_override(o).key_or_group: "auto" for o in sizes})
+            point = self._solve(adjusted, self._origin)
             if point.architecture is not None:
                 network = f"mlp: dense, of the one width {point.architecture.width}"
                 self._dense.setdefault(network, []).extend(sizes)
@@ -225,14 +230,14 @@ class _Expanding:
         for _ in range(ATTEMPTS if self._settings.infeasible == "nearest" else 0):
             if not problem.nearest:
                 break
-            moved = with_settings(moved, **problem.nearest)
+            adjusted = with_settings(adjusted, **problem.nearest)
             try:
-                point = self._solved(moved, self._origin)
+                point = self._solve(adjusted, self._origin)
             except Infeasible as error:
                 problem = error
                 continue
-            taken = ", ".join(f"{key}={value}" for key, value in problem.nearest.items())
-            self._nearest[f"{problem}: took {taken}"] = None
+            adopted = ", ".join(f"{key}={value}" for key, value in problem.nearest.items())
+            self._nearest[f"{problem}: took {adopted}"] = None
             return point, True
         return Point(overrides, infeasible=str(problem)), False
 
@@ -242,7 +247,7 @@ class _Expanding:
         except Infeasible:  # the image settings are infeasible
             return False
 
-    def _solved(self, overrides: list[str], origin: Origin) -> Point:
+    def _solve(self, overrides: list[str], origin: Origin) -> Point:
         """Compose and solve one point; raises ``Infeasible`` if no network meets the settings."""
         config = self._composer.config(overrides)
         try:
@@ -255,23 +260,23 @@ class _Expanding:
         return Point(overrides, config, sizes, run)
 
 
-def _grids(settings: Sweep, task: list[Override], own: Path | None) -> list[Grid]:
+def _grids(settings: Sweep, task: list[Override], own_configs: Path | None) -> list[Grid]:
     """Return the experiment's grids, each crossed with ``over`` and the command line, whose values take precedence."""
-    command, over = grid_of(task), _of_mapping(settings.over, "sweep.over", own)
+    command, over = grid_of(task), _grid_of_mapping(settings.over, "sweep.over", own_configs)
     experiment = {key: command.pop(key) for key in list(command) if key == "experiment"}
-    grids = [_of_mapping(grid, f"sweep.grids[{i}]", own) for i, grid in enumerate(settings.grids)] or [{}]
+    grids = [_grid_of_mapping(grid, f"sweep.grids[{i}]", own_configs) for i, grid in enumerate(settings.grids)] or [{}]
     crossed = []
     for grid in grids:
-        written = {**grid, **{key: values for key, values in over.items() if key not in grid}}
-        for group in VARIANTS.keys() & written.keys() & command.keys():
-            for key in written:
+        merged = {**grid, **{key: values for key, values in over.items() if key not in grid}}
+        for group in VARIANTS.keys() & merged.keys() & command.keys():
+            for key in merged:
                 if key.startswith(f"{group}."):
-                    written[key] = [_OfReplaced(value) for value in written[key]]
-        crossed.append({**experiment, **written, **command})
+                    merged[key] = [_OptionalOverride(value) for value in merged[key]]
+        crossed.append({**experiment, **merged, **command})
     return crossed if settings.grids or settings.over else [grid_of(task)]
 
 
-class _OfReplaced(str):
+class _OptionalOverride(str):
     """A grid's override in a group (``model``, ``optim``) for which the command line makes a choice of its own."""
 
     @property
@@ -281,25 +286,25 @@ class _OfReplaced(str):
 
 def grid_of(task: Sequence[Override]) -> Grid:
     """Turn overrides into a grid, with one entry a value; its product is in the order of Hydra's own sweeper."""
-    return {_identity(override): _values(override) for override in task}
+    return {_key_of(override): _split_values(override) for override in task}
 
 
-def _of_mapping(values: Mapping[str, object], where: str, own: Path | None) -> Grid:
+def _grid_of_mapping(values: Mapping[str, object], where: str, own_configs: Path | None) -> Grid:
     """Turn a mapping of an experiment file into a grid; raises ``UserError`` for a setting that no run has."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
     overrides = [f"{key}={text}" for key, text in texts.items()]
     try:
-        check_overrides(overrides, own)
+        check_overrides(overrides, own_configs)
         parsed = parse_overrides(overrides)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     for override in parsed:
-        if override.key_or_group == "experiment" or _is_of_the_sweep(override.key_or_group):
+        if override.key_or_group == "experiment" or _is_sweep_setting(override.key_or_group):
             raise UserError(f"{where}: {override.input_line}: a grid sweeps over the settings of runs only")
-    return {_identity(override): _values(override) for override in parsed}
+    return {_key_of(override): _split_values(override) for override in parsed}
 
 
-def _values(override: Override) -> list[str]:
+def _split_values(override: Override) -> list[str]:
     """Split an override by its values, as Hydra's own sweeper spells them; raises ``UserError`` for intervals."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
@@ -312,15 +317,15 @@ def _values(override: Override) -> list[str]:
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def _identity(override: Override) -> str:
+def _key_of(override: Override) -> str:
     return override.key_or_group + (f"@{override.package}" if override.package else "")
 
 
-def _is_of_the_sweep(key: str) -> bool:
+def _is_sweep_setting(key: str) -> bool:
     return key in ("sweep", "hydra") or key.startswith(("sweep.", "hydra.", "hydra/"))
 
 
-def _check_places(grids: list[Grid]) -> None:
+def _check_single_valued(grids: list[Grid]) -> None:
     for key in ("runs_dir", "run_dir", "experiment"):
         values = [value for grid in grids for value in grid.get(key, [])]
         if len(set(values)) > 1:
@@ -331,7 +336,7 @@ def _varies(grids: list[Grid], key: str) -> bool:
     return len({value for grid in grids for value in grid.get(key, [""])}) > 1
 
 
-def _name(grids: list[Grid]) -> str:
+def _name_sweep(grids: list[Grid]) -> str:
     """Name a sweep by the settings that it varies, and a hash of everything that determines its runs."""
     kept = [{k: v for k, v in grid.items() if k.partition(".")[0] not in EXECUTION} for grid in grids]
     keys = dict.fromkeys(key.rpartition(".")[2] for grid in kept for key, values in grid.items() if len(values) > 1)
@@ -340,7 +345,7 @@ def _name(grids: list[Grid]) -> str:
     return "-".join([*list(keys)[:4], digest])
 
 
-def _checked_name(name: str | None) -> str | None:
+def _check_name(name: str | None) -> str | None:
     """Check the name of a sweep, which also names its folder; raises ``UserError`` if it is too long or a path."""
     if name is not None and len(name.encode()) > LONGEST_NAME:
         raise UserError(f"sweep.name={name[:20]}...: is of {len(name.encode())} bytes; at most {LONGEST_NAME}")
@@ -353,11 +358,11 @@ def _checked_name(name: str | None) -> str | None:
     return name
 
 
-def _plain(node: Any) -> dict[str, Any]:
+def _to_dict(node: Any) -> dict[str, Any]:
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
-def _times(count: int) -> str:
+def _count_suffix(count: int) -> str:
     return f" ({count} points)" if count > 1 else ""

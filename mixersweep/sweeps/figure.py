@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg", "pdf")
 
-LINES = ("-", "--", "-.", ":")
+LINE_STYLES = ("-", "--", "-.", ":")
 """The line styles that distinguish several curves, beside their shades of grey."""
 
-BUDGETS: dict[str, tuple[Literal["connections", "parameters", "flops"], Literal["formula", "real"]]] = {
+BUDGETS_AND_COUNTS: dict[str, tuple[Literal["connections", "parameters", "flops"], Literal["formula", "real"]]] = {
     "flops_target": ("flops", "formula"),
     "weights_real_target": ("parameters", "real"),
     "connections_real_target": ("connections", "real"),
@@ -52,7 +52,7 @@ class Law(NamedTuple):
         """Return the number of tokens S(C), not rounded; NaN if no network has so many channels."""
         if self.rule.smooth(1, channels) > self.target:
             return math.nan
-        return _root(lambda tokens: self.rule.smooth(tokens, channels) - self.target)
+        return _find_root(lambda tokens: self.rule.smooth(tokens, channels) - self.target)
 
     def width(self, channels: float) -> float:
         """Return the effective width m(C) = C·S(C)."""
@@ -65,7 +65,7 @@ class Law(NamedTuple):
     @property
     def peak(self) -> float:
         """The number of channels at which the width m is largest, not rounded."""
-        low, high = 0.0, math.log2(_root(lambda channels: self.rule.smooth(1, channels) - self.target))
+        low, high = 0.0, math.log2(_find_root(lambda channels: self.rule.smooth(1, channels) - self.target))
         while high - low > 1e-9:  # m rises with C up to the peak, and then falls
             left, right = (2 * low + high) / 3, (low + 2 * high) / 3
             rises = self.width(2**left) < self.width(2**right)
@@ -83,25 +83,25 @@ class Law(NamedTuple):
         token, channel, _ = self.rule.expansion
         factor = f"γ = {float(token):g}" + (f", {float(channel):g}" if token != channel else "")
         if self.rule.counts == "flops":
-            said = f"{self.target:,} FLOPs"
+            text = f"{self.target:,} FLOPs"
         else:
-            said = f"{'Π' if self.rule.counts == 'weights' else 'Ω'} = {amount}"
+            text = f"{'Π' if self.rule.counts == 'weights' else 'Ω'} = {amount}"
         if isinstance(self.rule, Formula):
-            return f"{said}, {factor}"
+            return f"{text}, {factor}"
         if self.rule.counts != "flops":
-            said += " (real)"
+            text += " (real)"
         without = {"resize": ", resizing stem"}.get(self.rule.stem, ", no skip" if self.rule.skips == "never" else "")
-        return f"{said}, {factor}, L = {self.rule.depth}{without}"
+        return f"{text}, {factor}, L = {self.rule.depth}{without}"
 
 
-def _root(rising: Callable[[float], float]) -> float:
+def _find_root(function: Callable[[float], float]) -> float:
     """Find the root of a rising function on [1, inf) by bisection; returns 1 if the function is positive there."""
     low, high = 1.0, 2.0
-    while rising(high) < 0:
+    while function(high) < 0:
         low, high = high, 2 * high
     while high - low > 1e-12 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+        low, high = (middle, high) if function(middle) < 0 else (low, middle)
     return low if low == 1 else high
 
 
@@ -130,24 +130,24 @@ def _draw(figure: Figure, mixers: Sequence[Run], others: Sequence[Run]) -> None:
     look = looks_of(run.config.model.name for run in (*mixers, *others))
     laws = list(dict.fromkeys(law_of(run) for run in mixers))
     channels = [float(run.architecture.channels or 0) for run in mixers]
-    low = max(0.8, min([*channels, *(law.peak for law in laws)]) / 2)
-    high = max([*channels, *(law.peak for law in laws)]) * 2
-    grid = [low * (high / low) ** (i / 400) for i in range(401)]
-    _curves(upper, laws, grid, Law.width)
-    _curves(lower, laws, grid, Law.density)
+    lowest = max(0.8, min([*channels, *(law.peak for law in laws)]) / 2)
+    highest = max([*channels, *(law.peak for law in laws)]) * 2
+    grid = [lowest * (highest / lowest) ** (i / 400) for i in range(401)]
+    _draw_curves(upper, laws, grid, Law.width)
+    _draw_curves(lower, laws, grid, Law.density)
     for law in laws if len(laws) <= 3 else []:
         _mark_peak(upper, lower, law)
-    for axes, value in ((upper, _width), (lower, _density)):
-        _points(axes, mixers, value, look)
-        _beside(axes, others, value, look)
-    _label(figure, upper, lower)
+    for axes, value in ((upper, _width_of), (lower, _density_of)):
+        _draw_points(axes, mixers, value, look)
+        _draw_without_channels(axes, others, value, look)
+    _label_axes(figure, upper, lower)
 
 
-def _width(run: Run) -> float:
+def _width_of(run: Run) -> float:
     return run.architecture.width
 
 
-def _density(run: Run) -> float:
+def _density_of(run: Run) -> float:
     return run.architecture.density
 
 
@@ -155,16 +155,18 @@ def law_of(run: Run) -> Law:
     """Return the constraint that a Mixer's budget imposed, from the one target that its solved architecture has."""
     solved = run.architecture
     target = next(name for name in TARGETS if getattr(solved, name) is not None)
-    budget, count = BUDGETS[target]
+    budget, count = BUDGETS_AND_COUNTS[target]
     request = dataclasses.replace(request_of(run.config), budget=budget, count=count)
     token, channel = (own or solved.expansion for own in (request.token_expansion, request.channel_expansion))
     expansion = Expansion(exact(token), exact(channel), request.hidden)
     return Law(rule_of(request, expansion), getattr(solved, target))
 
 
-def _curves(axes: Axes, laws: Sequence[Law], grid: Sequence[float], quantity: Callable[[Law, float], float]) -> None:
+def _draw_curves(
+    axes: Axes, laws: Sequence[Law], grid: Sequence[float], quantity: Callable[[Law, float], float]
+) -> None:
     for number, law in enumerate(laws):
-        line, grey = LINES[number % len(LINES)], f"{0.25 + 0.05 * min(number, 8):.2f}"
+        line, grey = LINE_STYLES[number % len(LINE_STYLES)], f"{0.25 + 0.05 * min(number, 8):.2f}"
         label = str(law) if len(laws) <= 6 else None
         axes.plot(grid, [quantity(law, c) for c in grid], line, color=grey, linewidth=1.6, label=label, zorder=1)
 
@@ -173,19 +175,19 @@ def _mark_peak(upper: Axes, lower: Axes, law: Law) -> None:
     """Mark the channels at which networks are widest and sparsest, by a vertical line through both panels."""
     for axes in (upper, lower):
         axes.axvline(law.peak, color="0.8", linewidth=0.9, zorder=0)
-    said: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (4, 0), "textcoords": "offset points"}
-    lower.annotate("S = C" if law.is_square_at_peak else "widest", (law.peak, 0.95), fontsize=8, color="0.4", **said)
+    style: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (4, 0), "textcoords": "offset points"}
+    lower.annotate("S = C" if law.is_square_at_peak else "widest", (law.peak, 0.95), fontsize=8, color="0.4", **style)
 
 
-def _points(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look: Mapping[str, Look]) -> None:
+def _draw_points(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look: Mapping[str, Look]) -> None:
     """Draw one point for each distinct shape, marked by family; coinciding points of several families stay visible."""
     models = list(dict.fromkeys(run.config.model.name for run in runs))
     for number, model in enumerate(models):
         alike = [run for run in runs if run.config.model.name == model]
-        places = sorted({(float(run.architecture.channels or 0), value(run)) for run in alike})
+        positions = sorted({(float(run.architecture.channels or 0), value(run)) for run in alike})
         axes.scatter(
-            [channels for channels, _ in places],
-            [height for _, height in places],
+            [channels for channels, _ in positions],
+            [height for _, height in positions],
             100 - 70 * number / max(1, len(models) - 1) if len(models) > 1 else 60,
             marker=look[model].marker,
             facecolors="none" if number % 2 == 0 and len(models) > 1 else look[model].colour,
@@ -196,7 +198,9 @@ def _points(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look
         )
 
 
-def _beside(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look: Mapping[str, Look]) -> None:
+def _draw_without_channels(
+    axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look: Mapping[str, Look]
+) -> None:
     """Draw networks without channels at the right edge, where only their height has a meaning."""
     for number, model in enumerate(dict.fromkeys(run.config.model.name for run in runs)):
         heights = sorted({value(run) for run in runs if run.config.model.name == model})
@@ -214,7 +218,7 @@ def _beside(axes: Axes, runs: Sequence[Run], value: Callable[[Run], float], look
         )
 
 
-def _label(figure: Figure, upper: Axes, lower: Axes) -> None:
+def _label_axes(figure: Figure, upper: Axes, lower: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axes in (upper, lower):

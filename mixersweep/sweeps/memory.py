@@ -18,23 +18,23 @@ from __future__ import annotations
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, image_facts
 
-FLOAT = 4
+FLOAT_BYTES = 4
 """Bytes of a number in float32."""
 
 
 def memory_bytes(config: Config, architecture: Architecture) -> int:
     """Estimate the peak bytes that the tensors of a training step take, by the formula above."""
     copies = 2 + config.optim.state_numbers + (config.ema is not None)
-    parameters = FLOAT * copies * architecture.parameters
+    parameters = FLOAT_BYTES * copies * architecture.parameters
     kind = "cuda" if config.device.startswith("cuda") else "cpu"
-    beside = config.model.beside_weights(architecture, config.batch_size, kind)
+    extra = config.model.beside_weights(architecture, config.batch_size, kind)
     largest = config.model.largest_layer(architecture, image_facts(config))
-    passing = FLOAT * config.batch_size / config.accumulation * 3 * largest
-    return round(parameters + beside + activation_bytes(config, architecture) + passing)
+    temporary = FLOAT_BYTES * config.batch_size / config.accumulation * 3 * largest
+    return round(parameters + extra + activation_bytes(config, architecture) + temporary)
 
 
 def activation_bytes(config: Config, architecture: Architecture) -> int:
     """Estimate the bytes that the forward pass of a batch keeps for the backward pass."""
-    number = FLOAT / 2 if config.precision in ("bf16", "fp16") else FLOAT
+    number_bytes = FLOAT_BYTES / 2 if config.precision in ("bf16", "fp16") else FLOAT_BYTES
     kept = config.model.activations(architecture, image_facts(config), recomputed=config.gradient_checkpointing)
-    return round(number * config.batch_size / config.accumulation * kept)
+    return round(number_bytes * config.batch_size / config.accumulation * kept)

@@ -20,18 +20,18 @@ from mixersweep.runs.listing import Listed
 from mixersweep.runs.state import State
 from mixersweep.runs.status import status_lock
 from mixersweep.sweeps.launchers import slurm_queue
-from mixersweep.sweeps.many import each
+from mixersweep.sweeps.many import map_parallel
 from mixersweep.tracking.identity import read_identity, write_identity
 
-RETRIED = tuple(state for state in State if state.may_be_retried)
+RETRIABLE = tuple(state for state in State if state.may_be_retried)
 
-OF_TRAINING = ("checkpoint*", "metrics.jsonl", "probes.jsonl", "predictions.npz", "result.json")
+TRAINING_FILES = ("checkpoint*", "metrics.jsonl", "probes.jsonl", "predictions.npz", "result.json")
 """The files that training leaves in a run directory."""
 
 
 def retry(
     path: Path,
-    states: Collection[State] = RETRIED,
+    states: Collection[State] = RETRIABLE,
     *,
     keep_checkpoint: bool = False,
     listed: Listed | None = None,
@@ -49,14 +49,15 @@ def retry(
             return False, f"is {state} now: left alone"
         if status.is_stopping:
             return False, f"is cancelled, but {status.holder} has not stopped yet: left alone"
-        anew = status.state is State.DIVERGED and not keep_checkpoint
-        if anew:
-            _start_anew(path)
+        from_scratch = status.state is State.DIVERGED and not keep_checkpoint
+        if from_scratch:
+            _reset_training(path)
         set_status(path, Status(State.PLANNED))
-    if anew:
+    if from_scratch:
         return True, f"was {state}: starts anew"
-    kept = any(path.glob("checkpoint*"))
-    return True, f"was {state}: " + ("goes on from its checkpoint" if kept else "starts anew, without a checkpoint")
+    if any(path.glob("checkpoint*")):
+        return True, f"was {state}: goes on from its checkpoint"
+    return True, f"was {state}: starts anew, without a checkpoint"
 
 
 def cancel(paths: Sequence[Path], step: Callable[[], None] = lambda: None) -> list[tuple[bool, str]]:
@@ -65,49 +66,51 @@ def cancel(paths: Sequence[Path], step: Callable[[], None] = lambda: None) -> li
     A process on this host gets SIGTERM; one on another host sees the mark at its next heartbeat. Slurm jobs that are
     left without unfinished runs are cancelled, all at once. ``step`` is called after each run that was marked.
     """
-    before = {}
-    for path, status in zip(paths, each(_marked, paths), strict=True):
-        before[path] = status
+    earlier = {}
+    for path, status in zip(paths, map_parallel(_mark_cancelled, paths), strict=True):
+        earlier[path] = status
         step()
-    queued = {path: status.job for path, status in before.items() if _is_for_slurm(status)}
-    listed = _jobs() if queued else []
-    released = slurm_queue.release(list(queued), listed or [])
-    live = None if listed is None else {job.id for job in listed}
-    found = []
-    for path, status in before.items():
+    queued = {path: status.job for path, status in earlier.items() if _has_slurm_job(status)}
+    jobs = _list_jobs() if queued else []
+    cancelled = slurm_queue.cancel_jobs(list(queued), jobs or [])
+    live_ids = None if jobs is None else {job.id for job in jobs}
+    messages = []
+    for path, status in earlier.items():
         if status.state.is_over:
-            found.append((False, f"is {status.state}: left alone"))
+            messages.append((False, f"is {status.state}: left alone"))
             continue
-        job = ""
+        job_text = ""
         if (name := queued.get(path)) is not None:
-            job = f", and job {name}" if name in released else f"; job {name} {_follows(name, live)}"
+            job_text = f", and job {name}" if name in cancelled else f"; job {name} {_describe_job(name, live_ids)}"
         if status.is_alive and status.is_on_this_host:
-            text = f"cancelled: {status.holder} is told to stop"
+            message = f"cancelled: {status.holder} is told to stop"
         elif status.is_alive:
-            text = f"cancelled{job}: {status.holder} stops at its next heartbeat"
+            message = f"cancelled{job_text}: {status.holder} stops at its next heartbeat"
         else:
-            text = f"was {status.shown}: cancelled{job}"
-        found.append((True, text))
-    return found
+            message = f"was {status.shown}: cancelled{job_text}"
+        messages.append((True, message))
+    return messages
 
 
-def _follows(job: str, live: Collection[str] | None) -> str:
+def _describe_job(job: str, live_ids: Collection[str] | None) -> str:
     """Describe in words what happens to the Slurm job of a cancelled run that was not cancelled itself."""
-    if live is not None and job not in live:
+    if live_ids is not None and job not in live_ids:
         return "was gone"
-    said = "ends when it has nothing else to do"
-    return f"{said}; Slurm cannot be asked here" if live is None else said
+    text = "ends when it has nothing else to do"
+    return f"{text}; Slurm cannot be asked here" if live_ids is None else text
 
 
-def _marked(path: Path) -> Status:
+def _mark_cancelled(path: Path) -> Status:
     """Mark an unfinished run ``cancelled`` and signal its process on this host; returns its earlier status."""
     with status_lock(path):
         status = read_status(path)
         if status.state.is_over:
             return status
         is_known = status.host is None or status.is_on_this_host  # another host's process reads the mark itself
-        kept = status if status.is_alive or not is_known else dataclasses.replace(status, pid=None, pid_started=None)
-        set_status(path, dataclasses.replace(kept, state=State.CANCELLED, error=None))
+        signalled = (
+            status if status.is_alive or not is_known else dataclasses.replace(status, pid=None, pid_started=None)
+        )
+        set_status(path, dataclasses.replace(signalled, state=State.CANCELLED, error=None))
     if status.is_alive and status.is_on_this_host:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(status.pid)
@@ -116,11 +119,11 @@ def _marked(path: Path) -> Status:
     return status
 
 
-def _is_for_slurm(status: Status) -> bool:
+def _has_slurm_job(status: Status) -> bool:
     return not status.state.is_over and status.job is not None and not (status.is_alive and status.is_on_this_host)
 
 
-def _jobs() -> list[slurm_queue.Job] | None:
+def _list_jobs() -> list[slurm_queue.Job] | None:
     """List this user's Slurm jobs, or return None if Slurm cannot be queried."""
     if shutil.which("squeue") is None:
         return None
@@ -130,31 +133,31 @@ def _jobs() -> list[slurm_queue.Job] | None:
         return None
 
 
-def commands(runs: Iterable[Listed]) -> list[str]:
+def resume_commands(runs: Iterable[Listed]) -> list[str]:
     """Return the shell commands that continue these runs: one for each recorded sweep, and one for each other run."""
-    found = []
+    shell_commands = []
     for run in runs:
         sweep = run.planned.get("sweep")
         stored = read_json(sweeps_dir(run.path.parent) / sweep / "sweep.json") if sweep else None
-        one = f"mixersweep train run_dir={shlex.quote(str(run.path))}"
-        found.append(_from_here(stored) if isinstance(stored, dict) and stored.get("command") else one)
-    return list(dict.fromkeys(found))
+        own_command = f"mixersweep train run_dir={shlex.quote(str(run.path))}"
+        shell_commands.append(_add_cd(stored) if isinstance(stored, dict) and stored.get("command") else own_command)
+    return list(dict.fromkeys(shell_commands))
 
 
-def _from_here(stored: Mapping[str, Any]) -> str:
+def _add_cd(stored: Mapping[str, Any]) -> str:
     """Return the command of a sweep, after a ``cd`` if it was typed in another directory than this."""
-    typed_in = stored.get("directory")
-    if typed_in is None or Path(typed_in) == Path.cwd():
+    directory = stored.get("directory")
+    if directory is None or Path(directory) == Path.cwd():
         return str(stored["command"])
-    return f"cd {shlex.quote(typed_in)} && {stored['command']}"
+    return f"cd {shlex.quote(directory)} && {stored['command']}"
 
 
-def _start_anew(path: Path) -> None:
-    for pattern in OF_TRAINING:
-        for left in path.glob(pattern):
-            if left.is_dir():
-                shutil.rmtree(left)
+def _reset_training(path: Path) -> None:
+    for pattern in TRAINING_FILES:
+        for file in path.glob(pattern):
+            if file.is_dir():
+                shutil.rmtree(file)
             else:
-                left.unlink()
+                file.unlink()
     if (path / "tracking.json").exists():
         write_identity(path, read_identity(path).redrawn())

@@ -9,14 +9,14 @@ from mixersweep.runs.files import read_json
 from mixersweep.runs.state import State
 
 
-def outcome(run_dir: Path) -> str:
+def outcome_line(run_dir: Path) -> str:
     """Return the state, name and test accuracy or error of a run as one line."""
     state = state_of(run_dir)
     if state is State.COMPLETED:
-        said = f"test {read_json(run_dir / 'result.json')['test_accuracy']:.4f}"
+        detail = f"test {read_json(run_dir / 'result.json')['test_accuracy']:.4f}"
     else:
-        said = f"held by {read_status(run_dir).holder}" if state is State.RUNNING else error_of(run_dir)
-    return "  ".join(filter(None, [f"{state:11}", run_dir.name, said]))
+        detail = f"held by {read_status(run_dir).holder}" if state is State.RUNNING else error_of(run_dir)
+    return "  ".join(filter(None, [f"{state:11}", run_dir.name, detail]))
 
 
 def state_of(run_dir: Path) -> State:

@@ -37,7 +37,7 @@ class Point:
 
 def with_settings(overrides: Sequence[str], **values: object) -> list[str]:
     """Return the overrides with these settings replaced or added; write ``optim.lr`` as ``optim__lr``."""
-    new = {key.replace("__", "."): f"{key.replace('__', '.')}={value}" for key, value in values.items()}
-    there = [parse_override(override).key_or_group for override in overrides]
-    kept = [new.get(key, override) for key, override in zip(there, overrides, strict=True)]
-    return [*kept, *(override for key, override in new.items() if key not in there)]
+    replacing = {key.replace("__", "."): f"{key.replace('__', '.')}={value}" for key, value in values.items()}
+    present = [parse_override(override).key_or_group for override in overrides]
+    kept = [replacing.get(key, override) for key, override in zip(present, overrides, strict=True)]
+    return [*kept, *(override for key, override in replacing.items() if key not in present)]

@@ -47,35 +47,35 @@ class Trial:
 
 @dataclass(frozen=True)
 class Decision:
-    """The learning rate to take (``lr``) or to try next (``further``).
+    """The learning rate to take (``lr``) or to try next (``next_lr``).
 
     ``at_edge`` means that the best is the smallest or largest value tried.
     """
 
     lr: float | None = None
-    further: float | None = None
+    next_lr: float | None = None
     at_edge: bool = False
 
 
 def decide(trials: Sequence[Trial], first: Sequence[float], grow: int) -> Decision:
     """Choose a learning rate, or the next to try, from finished trials; ``first`` are the values of the original grid.
 
-    At most ``grow`` values are added at either end. ``lr`` and ``further`` are both None if all runs diverged.
+    At most ``grow`` values are added at either end. ``lr`` and ``next_lr`` are both None if all runs diverged.
     """
     trials = sorted(trials, key=lambda trial: trial.lr)
     best = max(trials, key=lambda trial: (trial.mean, -trial.lr))
     above = sum(trial.lr > max(first) for trial in trials)
     below = sum(trial.lr < min(first) for trial in trials)
-    hopeless = all(trial.diverged == len(trial.accuracies) for trial in trials)  # then only smaller values may help
-    if best is trials[-1] and above < grow and not hopeless:
-        return Decision(further=_neighbour(best.lr, STEP))
+    all_diverged = all(trial.diverged == len(trial.accuracies) for trial in trials)  # then only smaller values may help
+    if best is trials[-1] and above < grow and not all_diverged:
+        return Decision(next_lr=_next_value(best.lr, STEP))
     if best is trials[0] and below < grow:
-        return Decision(further=_neighbour(best.lr, 1 / STEP))
-    if hopeless:
+        return Decision(next_lr=_next_value(best.lr, 1 / STEP))
+    if all_diverged:
         return Decision()
-    error = standard_error(trials)
-    close = [trial for trial in trials if trial.mean >= best.mean - error]
-    middle = close[(len(close) - 1) // 2 : len(close) // 2 + 1]  # one, or the two in the middle
+    standard_error_of_mean = standard_error(trials)
+    near_best = [trial for trial in trials if trial.mean >= best.mean - standard_error_of_mean]
+    middle = near_best[(len(near_best) - 1) // 2 : len(near_best) // 2 + 1]  # one, or the two in the middle
     return Decision(
         lr=max(middle, key=lambda trial: (trial.mean, -trial.lr)).lr, at_edge=best in (trials[0], trials[-1])
     )
@@ -86,12 +86,12 @@ def standard_error(trials: Sequence[Trial]) -> float:
 
     Two seeds alone give a poor estimate of the variance; all values together give a useful one. 0 without any.
     """
-    whole = [[a for a in trial.accuracies if a is not None] for trial in trials if not trial.diverged]
-    spreads = [statistics.variance(accuracies) for accuracies in whole if len(accuracies) > 1]
-    return math.sqrt(statistics.fmean(spreads) / len(whole[0])) if spreads else 0.0
+    undiverged = [[a for a in trial.accuracies if a is not None] for trial in trials if not trial.diverged]
+    spreads = [statistics.variance(accuracies) for accuracies in undiverged if len(accuracies) > 1]
+    return math.sqrt(statistics.fmean(spreads) / len(undiverged[0])) if spreads else 0.0
 
 
-def _neighbour(lr: float, factor: float) -> float:
+def _next_value(lr: float, factor: float) -> float:
     """Return ``lr * factor`` to three digits, snapped to the grid 10^(k/2) if it is within 1 % of it."""
     value = lr * factor
     power = 10 ** (round(2 * math.log10(value)) / 2)
@@ -101,7 +101,7 @@ def _neighbour(lr: float, factor: float) -> float:
 class Search:
     """The search for one combination of all settings but learning rate and seed: its runs so far, and their results."""
 
-    def __init__(self, key: str, label: str, asked: settings.Search, run_of: Callable[[float, int], Point]) -> None:
+    def __init__(self, key: str, label: str, options: settings.Search, point_of: Callable[[float, int], Point]) -> None:
         self.label = label
         self.lr: float | None = None
         self.failed: str | None = None
@@ -110,16 +110,16 @@ class Search:
         self.trials: list[Trial] = []
         self.notices: list[str] = []
         self._key = key
-        first = sorted(set(asked.lr))
+        first = sorted(set(options.lr))
         values = list(first)
         while values:  # until a result is missing, since the next values depend on it
-            tried = [self._trial(lr, [run_of(lr, seed) for seed in asked.seeds]) for lr in values]
+            tried = [self._read_trial(lr, [point_of(lr, seed) for seed in options.seeds]) for lr in values]
             self.trials += [trial for trial in tried if trial is not None]
             if None in tried:
                 break
-            decision = decide(self.trials, first, asked.grow)
+            decision = decide(self.trials, first, options.grow)
             self.lr, self.at_edge = decision.lr, decision.at_edge
-            values = [decision.further] if decision.further is not None else []
+            values = [decision.next_lr] if decision.next_lr is not None else []
             if decision.at_edge:
                 self.notices.append(f"search: {label}: the best learning rate is the last that was tried; see {self}")
             if not values and self.lr is None:
@@ -127,7 +127,7 @@ class Search:
 
     def is_for(self, point: Point) -> bool:
         """Whether the point takes its learning rate from this search."""
-        return point.config is not None and not _has_own(point.overrides) and _key(point) == self._key
+        return point.config is not None and not _sets_lr(point.overrides) and _key(point) == self._key
 
     @property
     def is_open(self) -> bool:
@@ -142,12 +142,12 @@ class Search:
 
     def record(self) -> dict[str, Any]:
         """Return the values tried and chosen, as stored in ``search.json`` for people and reports."""
-        error = standard_error(self.trials) if self.lr is not None else None
+        standard_error_of_mean = standard_error(self.trials) if self.lr is not None else None
         return {
             "of": self.label,
             "lr": self.lr,
             "at_edge": self.at_edge,
-            "standard_error": error,
+            "standard_error": standard_error_of_mean,
             "values": [
                 {"lr": trial.lr, "mean": trial.mean, "n": len(trial.accuracies), "diverged": trial.diverged}
                 | {"validation_accuracies": list(trial.accuracies)}
@@ -159,7 +159,7 @@ class Search:
     def __str__(self) -> str:
         return ", ".join(f"{t.lr:g}: {t.mean:.4f}" for t in sorted(self.trials, key=lambda trial: trial.lr))
 
-    def _trial(self, lr: float, points: list[Point]) -> Trial | None:
+    def _read_trial(self, lr: float, points: list[Point]) -> Trial | None:
         """Read the results of one learning rate's runs; None while some are unfinished."""
         self.points += points
         accuracies: list[float | None] = []
@@ -173,23 +173,23 @@ class Search:
         return Trial(lr, tuple(accuracies)) if len(accuracies) == len(points) else None
 
 
-def searches_of(points: Sequence[Point], asked: settings.Search, solved: Callable[[list[str]], Point]) -> list[Search]:
-    """Return the searches for points whose overrides set no learning rate; ``solved`` makes a point from overrides.
+def searches_of(points: Sequence[Point], options: settings.Search, solve: Callable[[list[str]], Point]) -> list[Search]:
+    """Return the searches for points whose overrides set no learning rate; ``solve`` makes a point from overrides.
 
     Raises ``UserError`` for a search that could not choose: fewer than 2 seeds, no values, no validation images, or
     seeds that the sweep itself uses.
     """
-    if len(set(asked.seeds)) < 2:
-        raise UserError(f"sweep.search.seeds={asked.seeds}: a choice takes at least 2 seeds, such as [100,101]")
-    if not asked.lr:
+    if len(set(options.seeds)) < 2:
+        raise UserError(f"sweep.search.seeds={options.seeds}: a choice takes at least 2 seeds, such as [100,101]")
+    if not options.lr:
         raise UserError("sweep.search.lr=[]: needs values, such as [0.03,0.1,0.3]")
     found: dict[str, Search] = {}
     for point in points:
-        if point.config is None or _has_own(point.overrides):
+        if point.config is None or _sets_lr(point.overrides):
             continue
-        if point.config.seed in asked.seeds:
+        if point.config.seed in options.seeds:
             raise UserError(
-                f"sweep.search.seeds={asked.seeds}: the sweep itself has seed={point.config.seed}; "
+                f"sweep.search.seeds={options.seeds}: the sweep itself has seed={point.config.seed}; "
                 "what is reported must be of seeds that chose nothing"
             )
         if not point.config.validation:
@@ -197,16 +197,16 @@ def searches_of(points: Sequence[Point], asked: settings.Search, solved: Callabl
         key = _key(point)
         if key in found:
             continue
-        own = {} if asked.epochs is None else {"epochs": asked.epochs}
+        changes = {} if options.epochs is None else {"epochs": options.epochs}
 
-        def run_of(lr: float, seed: int, point: Point = point, own: Mapping[str, object] = own) -> Point:
-            return solved(with_settings(point.overrides, **own, seed=seed, optim__lr=lr))
+        def point_of(lr: float, seed: int, point: Point = point, changes: Mapping[str, object] = changes) -> Point:
+            return solve(with_settings(point.overrides, **changes, seed=seed, optim__lr=lr))
 
-        found[key] = Search(key, _label(point), asked, run_of)
+        found[key] = Search(key, _label(point), options, point_of)
     return list(found.values())
 
 
-def _has_own(overrides: Sequence[str]) -> bool:
+def _sets_lr(overrides: Sequence[str]) -> bool:
     """Whether the overrides set a learning rate."""
     return any(override.lstrip("+").startswith("optim.lr=") for override in overrides)
 
@@ -215,8 +215,8 @@ def _key(point: Point) -> str:
     """Return a hash of all settings of a point but learning rate and seed."""
     config, sizes = point.config, point.architecture
     assert config is not None and sizes is not None
-    anyhow = dataclasses.replace(config, seed=0, optim=dataclasses.replace(config.optim, lr=1.0))
-    return fingerprint(anyhow, sizes)
+    comparable = dataclasses.replace(config, seed=0, optim=dataclasses.replace(config.optim, lr=1.0))
+    return fingerprint(comparable, sizes)
 
 
 def _label(point: Point) -> str:

@@ -21,56 +21,57 @@ from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
 from mixersweep.runs.status import observe_heartbeats
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.cluster import resolved
+from mixersweep.sweeps.cluster import resolve_auto
 from mixersweep.sweeps.expand import Expansion, expand
-from mixersweep.sweeps.launchers import StopRequest, make
-from mixersweep.sweeps.many import Progress, each, summed_up
-from mixersweep.sweeps.outcome import error_of, outcome, state_of
+from mixersweep.sweeps.launchers import StopRequest, module_of
+from mixersweep.sweeps.many import Progress, map_parallel, summarise
+from mixersweep.sweeps.outcome import error_of, outcome_line, state_of
 from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
 from mixersweep.training.refusal import refuse
 
-PATIENCE = 5.0
+HELD_SECONDS = 5.0
 """Seconds to wait for runs that others hold: if their launching process has died, they are about to stop."""
 
 Report = Callable[[str], None]
 
 
-def sweep(arguments: Sequence[str], stop: StopRequest, report: Report, told: Callable[[Path], None]) -> int:
+def sweep(arguments: Sequence[str], stop: StopRequest, report: Report, on_completed: Callable[[Path], None]) -> int:
     """Execute ``train -m ARGUMENTS`` and return its exit code: 0 if every run is completed.
 
-    ``told`` is called with the path of each completed run's ``result.json``, in job order. Raises ``RunStopped`` after
-    a signal, once everything has stopped, and ``UserError`` for invalid settings.
+    ``on_completed`` is called with the path of each completed run's ``result.json``, in job order. Raises
+    ``RunStopped`` after a signal, once everything has stopped, and ``UserError`` for invalid settings.
     """
-    carrying = _Carrying(arguments, stop, report)
-    carrying.announce()
-    if not carrying.runs:
+    active = _ActiveSweep(arguments, stop, report)
+    active.report_start()
+    if not active.runs:
         report("error: this sweep has no run that can be")
         return USER_MISTAKE
     try:
-        while carrying.launched() or carrying.waited():
+        while active.launch() or active.wait_for_held():
             pass
     finally:
-        for point in carrying.runs:
-            if _state(point) is State.COMPLETED and point.run_dir is not None:
-                told(point.run_dir / "result.json")
-        carrying.conclude()
-    carrying.show()
-    return carrying.exit_code
+        for point in active.runs:
+            if _state_of(point) is State.COMPLETED and point.run_dir is not None:
+                on_completed(point.run_dir / "result.json")
+        active.report_end()
+    active.send_results()
+    return active.exit_code
 
 
-class _Carrying:
+class _ActiveSweep:
     """A sweep in progress; ``expansion`` is updated as searches choose learning rates."""
 
     def __init__(self, arguments: Sequence[str], stop: StopRequest, report: Report) -> None:
         self._arguments, self._stop, self._report = list(arguments), stop, report
-        self.expansion: Expansion = resolved(expand(self._arguments, multirun=True))
-        self._launcher = make(self.expansion.launcher, self.expansion.folder)
-        self._tried: set[Path] = set()
-        self._again: Counter[Path] = Counter()
+        self.expansion: Expansion = resolve_auto(expand(self._arguments, multirun=True))
+        settings = self.expansion.launcher
+        self._launcher = module_of(settings["name"]).launcher(settings, self.expansion.folder)
+        self._launched: set[Path] = set()
+        self._retries: Counter[Path] = Counter()
         self._held: list[Path] = []
         self._has_waited = False
-        self._fine = {State.COMPLETED}
+        self._successful = {State.COMPLETED}
 
     @property
     def runs(self) -> list[Point]:
@@ -78,59 +79,59 @@ class _Carrying:
         return [point for point in self.expansion.points if point.infeasible is None]
 
     @property
-    def searched(self) -> list[Point]:
+    def search_points(self) -> list[Point]:
         """The runs of searches that are known so far."""
         return [point for search in self.expansion.searches for point in search.points]
 
     @property
     def exit_code(self) -> int:
         """``DONE`` if every point reached a state that counts as success, else ``FAILED``."""
-        return DONE if all(_state(point) in self._fine for point in self.expansion.points) else FAILED
+        return DONE if all(_state_of(point) in self._successful for point in self.expansion.points) else FAILED
 
-    def announce(self) -> None:
+    def report_start(self) -> None:
         """Report notices, errors and the number of runs before anything is trained."""
         for notice in self.expansion.notices:
             self._report(f"note: {notice}")
-        impossible = Counter(point.infeasible for point in self.expansion.points if point.infeasible is not None)
-        for reason, count in impossible.items():
+        infeasible = Counter(point.infeasible for point in self.expansion.points if point.infeasible is not None)
+        for reason, count in infeasible.items():
             self._report(f"error: {reason}" + (f" ({count} points)" if count > 1 else ""))
         known = [(p.config, p.architecture) for p in self.runs if p.config is not None and p.architecture is not None]
         warned = Counter(warning for config, sizes in known for warning in warnings(config, sizes))
         for warning, count in warned.items():
             self._report(f"note: {warning} ({count} of {len(known)} runs)")
         if self.runs:
-            self._report(f"sweep {self.expansion.name}: {_counted(self.expansion.points)}")
-            if self.searched:
-                self._report(f"search for learning rates: {_counted(self.searched)}")
+            self._report(f"sweep {self.expansion.name}: {_count_states(self.expansion.points)}")
+            if self.search_points:
+                self._report(f"search for learning rates: {_count_states(self.search_points)}")
 
-    def launched(self) -> bool:
+    def launch(self) -> bool:
         """Launch the unfinished runs that were not tried yet; returns whether there were any, since more may follow."""
-        self._write_down()
+        self._write_records()
         jobs: dict[Path, Status] = {}
         refused: list[UserError] = []
         self._held = []
-        left = {p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None and p.run is not None}
-        left = {path: p for path, p in left.items() if path not in self._tried and not _state(p).is_over}
+        left = {p.run_dir: p for p in [*self.search_points, *self.runs] if p.run_dir is not None and p.run is not None}
+        left = {path: p for path, p in left.items() if path not in self._launched and not _state_of(p).is_over}
         queued = self._launcher.queued(list(left))
         observe_heartbeats(set(left) - set(queued), self._report, self._stop.check)
         progress = Progress("frozen", len(left), self._report)
 
-        def taken(one: tuple[Path, Point]) -> tuple[Path, Status | UserError | None]:
-            path, point = one
+        def claim(item: tuple[Path, Point]) -> tuple[Path, Status | UserError | None]:
+            path, point = item
             try:
-                return path, None if path in queued else _taken(path, point)
+                return path, None if path in queued else _freeze_and_claim(path, point)
             except UserError as error:  # a broken directory does not stop the other runs
                 return path, error
 
         try:
-            for path, before in each(taken, left.items()):
-                if before is None:
+            for path, earlier in map_parallel(claim, left.items()):
+                if earlier is None:
                     self._held.append(path)
-                elif isinstance(before, UserError):
-                    refused.append(before)
-                    self._tried.add(path)
+                elif isinstance(earlier, UserError):
+                    refused.append(earlier)
+                    self._launched.add(path)
                 else:
-                    jobs[path] = before
+                    jobs[path] = earlier
                 progress.step()
                 self._stop.check()
             if refused and len(refused) == len(left):
@@ -140,53 +141,55 @@ class _Carrying:
             if not jobs and not queued:
                 return False
             if not self._launcher.launch(list(jobs), self._stop, self._report):
-                self._fine |= {State.QUEUED, State.RUNNING, State.WAITING}
+                self._successful |= {State.QUEUED, State.RUNNING, State.WAITING}
         finally:
-            if State.QUEUED not in self._fine:
-                for path, before in jobs.items():
-                    queue.take_back(path, before)
-        self._tried |= {*jobs, *queued}
-        self._try_again([*jobs, *queued])
+            if State.QUEUED not in self._successful:
+                for path, earlier in jobs.items():
+                    queue.restore(path, earlier)
+        self._launched |= {*jobs, *queued}
+        self._allow_retries([*jobs, *queued])
         if any(search.is_open for search in self.expansion.searches):
             self.expansion = expand(self._arguments, multirun=True)
-            self._write_down()
+            self._write_records()
         return True
 
-    def _try_again(self, launched: Sequence[Path]) -> None:
+    def _allow_retries(self, launched: Sequence[Path]) -> None:
         """Allow runs that failed or were lost to be launched again, up to ``sweep.retries`` times each."""
-        most = self.expansion.settings.retries
+        limit = self.expansion.settings.retries
         failed = [path for path in launched if state_of(path) in (State.FAILED, State.LOST)]
-        again = [path for path in failed if self._again[path] < most]
-        self._again.update(again)
-        self._tried -= set(again)
-        if again:
-            times = max(self._again[path] for path in again)
-            self._report(f"{len(again)} runs failed or were lost: launched again ({times} of {most} times)")
+        retried = [path for path in failed if self._retries[path] < limit]
+        self._retries.update(retried)
+        self._launched -= set(retried)
+        if retried:
+            times = max(self._retries[path] for path in retried)
+            self._report(f"{len(retried)} runs failed or were lost: launched again ({times} of {limit} times)")
 
-    def waited(self) -> bool:
-        """Wait once, up to ``PATIENCE`` seconds, for runs that others hold; returns whether one has become free."""
+    def wait_for_held(self) -> bool:
+        """Wait once, up to ``HELD_SECONDS`` seconds, for runs that others hold; returns whether one has become free."""
         if self._has_waited or not self._held:
             return False
         self._has_waited = True
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + HELD_SECONDS
         while time.monotonic() < deadline:
             self._stop.check()
-            if any(not queue.is_elsewhere(read_status(path)) for path in self._held):
+            if any(not queue.is_held_elsewhere(read_status(path)) for path in self._held):
                 return True
             time.sleep(0.1)
         return False
 
-    def _write_down(self) -> None:
+    def _write_records(self) -> None:
         """Write ``sweep.json`` (command and runs) and ``search.json`` (results of searches) if they have changed."""
         folder, searches = self.expansion.folder, self.expansion.searches
         command = shlex.join(["mixersweep", "train", "-m", *self._arguments])
         runs = [point.run.name for point in self.runs if point.run is not None]
-        searched = [point.run.name for point in self.searched if point.run is not None]
+        search_runs = [point.run.name for point in self.search_points if point.run is not None]
         content: dict[str, Any] = {"name": self.expansion.name, "experiment": self.expansion.experiment}
-        content |= {"command": command, "directory": str(Path.cwd()), "runs": runs, "search_runs": searched}
-        stored = {"sweep.json": content, **({"search.json": [each.record() for each in searches]} if searches else {})}
-        before = {name: _stored(folder / name) for name in stored}
-        changed = {name: value for name, value in stored.items() if before[name] != value}
+        content |= {"command": command, "directory": str(Path.cwd()), "runs": runs, "search_runs": search_runs}
+        records: dict[str, Any] = {"sweep.json": content}
+        if searches:
+            records["search.json"] = [search.record() for search in searches]
+        earlier = {name: _read_or_none(folder / name) for name in records}
+        changed = {name: value for name, value in records.items() if earlier[name] != value}
         if not changed:
             return
         try:
@@ -194,57 +197,59 @@ class _Carrying:
             for name, value in changed.items():
                 write_json(folder / name, value)
         except OSError as error:
-            was = before["sweep.json"]
-            if isinstance(was, dict) and {**before, "sweep.json": {**was, "directory": content["directory"]}} == stored:
+            was = earlier["sweep.json"]
+            moved = {**was, "directory": content["directory"]} if isinstance(was, dict) else None
+            if {**earlier, "sweep.json": moved} == records:
                 return  # an unchanged sweep may be in a read-only directory
             raise UserError(f"runs_dir={self.expansion.runs_dir}: cannot be written: {error.strerror}") from None
 
-    def conclude(self) -> None:
+    def report_end(self) -> None:
         """Report how the runs ended, with the reason for those that did not complete."""
-        if not self._tried and self.exit_code == DONE:
+        if not self._launched and self.exit_code == DONE:
             return
-        self._report(f"sweep {self.expansion.name}: {_counted(self.expansion.points)}")
-        lines = map(self._line, self._one_a_run())
-        for text in summed_up([line for line in lines if line is not None]):
+        self._report(f"sweep {self.expansion.name}: {_count_states(self.expansion.points)}")
+        lines = map(self._outcome_of, self._distinct_points())
+        for text in summarise([line for line in lines if line is not None]):
             self._report(text)
-        for waiting in dict.fromkeys(point.waiting for point in self.runs if point.waiting):
-            self._report(f"waiting {waiting}")
+        for reason in dict.fromkeys(point.waiting for point in self.runs if point.waiting):
+            self._report(f"waiting {reason}")
         for search in self.expansion.searches:
             if search.lr is not None:
                 self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
 
-    def _one_a_run(self) -> list[Point]:
+    def _distinct_points(self) -> list[Point]:
         """Return all runs without duplicates, those of searches included."""
-        return list({p.run_dir: p for p in [*self.searched, *self.runs] if p.run_dir is not None}.values())
+        return list({p.run_dir: p for p in [*self.search_points, *self.runs] if p.run_dir is not None}.values())
 
-    def _line(self, point: Point) -> tuple[str, str, str] | None:
+    def _outcome_of(self, point: Point) -> tuple[str, str, str] | None:
         """Return state, model and width, and outcome of a run that did not complete; None if it needs no mention."""
         assert point.run is not None and point.run_dir is not None
         state = state_of(point.run_dir)
         if state in (State.COMPLETED, State.NEW) or (state is State.PLANNED and not error_of(point.run_dir)):
             return None
-        return state, f"{point.run.config.model.name} of width {point.run.architecture.width}", outcome(point.run_dir)
+        kind = f"{point.run.config.model.name} of width {point.run.architecture.width}"
+        return state, kind, outcome_line(point.run_dir)
 
-    def show(self) -> None:
+    def send_results(self) -> None:
         """Send the sweep's results to W&B if that is enabled, runs were trained and none is left in a queue."""
-        completed = [point for point in self.runs if point.config is not None and _state(point) is State.COMPLETED]
-        if self._tried and completed and State.QUEUED not in self._fine:
+        completed = [point for point in self.runs if point.config is not None and _state_of(point) is State.COMPLETED]
+        if self._launched and completed and State.QUEUED not in self._successful:
             first, expansion = completed[0].config, self.expansion
             assert first is not None
             report_sweep(expansion.name, expansion.runs_dir, first.tracking, self._stop.check, self._report)
 
 
-def _taken(path: Path, point: Point) -> Status | None:
+def _freeze_and_claim(path: Path, point: Point) -> Status | None:
     """Freeze a run's settings and mark it ``queued``; returns its earlier status, or None if it is over or taken."""
-    if queue.is_elsewhere(read_status(path)):
+    if queue.is_held_elsewhere(read_status(path)):
         return None
     assert point.run is not None
     refuse(point.run.config)
     RunDirectory.create(point.run, path.parent).freeze()
-    return queue.hand_over(path)
+    return queue.claim(path)
 
 
-def _stored(path: Path) -> Any:
+def _read_or_none(path: Path) -> Any:
     """Read a JSON file; returns None if it is missing or cannot be read."""
     try:
         return read_json(path)
@@ -252,13 +257,13 @@ def _stored(path: Path) -> Any:
         return None
 
 
-def _state(point: Point) -> State:
+def _state_of(point: Point) -> State:
     if point.run_dir is not None:
         return state_of(point.run_dir)
     return State.WAITING if point.waiting is not None else State.INFEASIBLE
 
 
-def _counted(points: Sequence[Point]) -> str:
+def _count_states(points: Sequence[Point]) -> str:
     """Return the number of runs, and of runs in each state, in words."""
-    states = Counter(_state(point) for point in points)
+    states = Counter(_state_of(point) for point in points)
     return f"{len(points)} runs: " + ", ".join(f"{count} {state}" for state, count in states.most_common())

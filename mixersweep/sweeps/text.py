@@ -5,29 +5,32 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 
-def aligned(
-    rows: Sequence[Sequence[str]], right: Collection[str], wide: int | None = None, droppable: Sequence[str] = ()
+def align(
+    rows: Sequence[Sequence[str]],
+    right_aligned: Collection[str],
+    width: int | None = None,
+    droppable: Sequence[str] = (),
 ) -> list[str]:
-    """Align rows into columns; the first row has their names, and those in ``right`` are right-aligned.
+    """Align rows into columns; the first row has their names, and those in ``right_aligned`` are right-aligned.
 
-    If ``wide`` is given, the columns in ``droppable`` are left out one by one until the rest fits into so many
+    If ``width`` is given, the columns in ``droppable`` are left out one by one until the rest fits into so many
     characters, and lines that are still longer are cut.
     """
     names = list(rows[0])
-    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     shown = list(range(len(names)))
-    for name in droppable if wide is not None else ():
-        if sum(sizes[i] + 2 for i in shown) - 2 > (wide or 0) and name in names:
+    for name in droppable if width is not None else ():
+        if sum(widths[i] + 2 for i in shown) - 2 > (width or 0) and name in names:
             shown.remove(names.index(name))
     texts = []
     for row in rows:
-        cells = [row[i].rjust(sizes[i]) if names[i] in right else row[i].ljust(sizes[i]) for i in shown]
-        text = "  ".join([*cells[:-1], cells[-1] if names[shown[-1]] in right else row[shown[-1]]]).rstrip()
-        texts.append(text if wide is None or len(text) <= wide else text[: wide - 1] + "…")
+        cells = [row[i].rjust(widths[i]) if names[i] in right_aligned else row[i].ljust(widths[i]) for i in shown]
+        text = "  ".join([*cells[:-1], cells[-1] if names[shown[-1]] in right_aligned else row[shown[-1]]]).rstrip()
+        texts.append(text if width is None or len(text) <= width else text[: width - 1] + "…")
     return texts
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds in a readable unit: ``45 s``, ``12 min``, ``3.5 h``, ``2.0 d``."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
@@ -36,7 +39,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
 
 
-def quantity(number: float, unit: str = "", base: int = 1000) -> str:
+def format_quantity(number: float, unit: str = "", base: int = 1000) -> str:
     """Format a large number in three digits: ``65.8k``, ``4.06G``, or with unit ``B`` and base 1024 ``26.3 MiB``."""
     power = 0
     while abs(number) >= 999.5 and power < 6:

@@ -26,9 +26,9 @@ from mixersweep.runs.listing import Listed, last_rows, read_listed
 CALIBRATION = ".calibration.json"
 """The file in the directory of runs that stores the timings of ``plan --measure``."""
 
-_NO_TIME = ("seed", "seeds", "epochs")
-_TIME_OF_EXECUTION = ("gradient_checkpointing", "compile", "accumulation")
-_NO_TIME_OF_OPTIM = (
+_IRRELEVANT = ("seed", "seeds", "epochs")
+_RELEVANT_OF_EXECUTION = ("gradient_checkpointing", "compile", "accumulation")
+_IRRELEVANT_OF_OPTIM = (
     *("lr", "weight_decay", "schedule", "warmup_epochs", "warmup_lr", "min_lr", "milestones", "milestone_factor"),
     *("label_smoothing", "lr_scaling", "base_fan_in"),
 )
@@ -39,7 +39,7 @@ class Pace:
     """The seconds that an epoch takes: ``training`` alone, and ``epoch`` with evaluation and saving.
 
     ``set_up`` is the seconds before the first epoch; ``source`` says in words where the numbers come from. For a run
-    that was in a pack (``is_share``), the numbers are the pack's divided by its runs.
+    that was in a pack (``is_pack_share``), the numbers are the pack's divided by its runs.
     """
 
     epoch: float
@@ -48,15 +48,15 @@ class Pace:
     device_kind: str
     threads: int
     source: str
-    is_share: bool = False
+    is_pack_share: bool = False
 
 
 def shape(config: Settings, architecture: Settings) -> str:
     """Return the shape of a run as a text, equal for runs whose epochs are the same work, from its frozen settings."""
-    content = {key: value for key, value in experiment(config).content.items() if key not in _NO_TIME}
-    optim = {key: value for key, value in content["optim"].items() if key not in _NO_TIME_OF_OPTIM}
+    content = {key: value for key, value in experiment(config).content.items() if key not in _IRRELEVANT}
+    optim = {key: value for key, value in content["optim"].items() if key not in _IRRELEVANT_OF_OPTIM}
     content["optim"] = {key: value if isinstance(value, str) else bool(value) for key, value in optim.items()}
-    execution = {name: config[name] for name in _TIME_OF_EXECUTION if config.get(name) not in (None, False, 1)}
+    execution = {name: config[name] for name in _RELEVANT_OF_EXECUTION if config.get(name) not in (None, False, 1)}
     sizes = {name: architecture[name] for name in SIZES}
     return json.dumps({**content, "execution": execution, "architecture": sizes}, sort_keys=True)
 
@@ -66,21 +66,21 @@ def shape_of(run: Run) -> str:
     return shape(dataclasses.asdict(run.config), dataclasses.asdict(run.architecture))
 
 
-def alike(run: Run) -> Iterator[Listed]:
+def completed_runs_like(run: Run) -> Iterator[Listed]:
     """Yield the completed runs of the same shape in the run's directory of runs."""
-    folder, wanted, prefix = expand_home(run.config.runs_dir, "runs_dir"), shape_of(run), run.name.rpartition("-s")[0]
-    for listed in _completed(folder, {prefix}):
-        if shape(listed.config, listed.stored["architecture"]) == wanted:
+    folder, own_shape = expand_home(run.config.runs_dir, "runs_dir"), shape_of(run)
+    for listed in _completed(folder, {run.name.rpartition("-s")[0]}):
+        if shape(listed.config, listed.stored["architecture"]) == own_shape:
             yield listed
 
 
 def _completed(runs_dir: Path, prefixes: Collection[str]) -> Iterator[Listed]:
     """Yield the completed runs whose names, up to the seed, are among ``prefixes``."""
     try:
-        found = [name for name in os.listdir(runs_dir) if name.rpartition("-s")[0] in prefixes]  # noqa: PTH208
+        names = [name for name in os.listdir(runs_dir) if name.rpartition("-s")[0] in prefixes]  # noqa: PTH208
     except OSError:
         return
-    for name in found:
+    for name in names:
         listed = read_listed(runs_dir / name)
         if listed is not None and listed.result is not None:
             yield listed
@@ -97,30 +97,30 @@ class Times:
 
     def pace(self, run: Run) -> Pace | None:
         """Estimate a run's pace on the device and with the threads of its settings; None if unknown."""
-        wanted = self._shapes[run.fingerprint]
-        completed = [(when, pace) for when, pace in self._completed.get(wanted, []) if _fits(run, pace)]
+        run_shape = self._shapes[run.fingerprint]
+        completed = [(when, pace) for when, pace in self._completed.get(run_shape, []) if _is_comparable(run, pace)]
         if completed:
-            latest = max(completed, key=lambda one: one[0])[1]
-            alike = [pace for _, pace in completed if _place(pace) == _place(latest)]
+            latest = max(completed, key=lambda item: item[0])[1]
+            comparable = [pace for _, pace in completed if _conditions(pace) == _conditions(latest)]
             return dataclasses.replace(
                 latest,
-                epoch=statistics.median(p.epoch for p in alike),
-                training=statistics.median(p.training for p in alike),
-                source=f"{len(alike)} completed run{'' if len(alike) == 1 else 's'}",
+                epoch=statistics.median(pace.epoch for pace in comparable),
+                training=statistics.median(pace.training for pace in comparable),
+                source=f"{len(comparable)} completed run{'' if len(comparable) == 1 else 's'}",
             )
-        timed = [(when, pace) for when, pace in self.calibration.paces(wanted) if _fits(run, pace)]
-        return max(timed, key=lambda one: one[0])[1] if timed else None
+        timings = [(when, pace) for when, pace in self.calibration.paces(run_shape) if _is_comparable(run, pace)]
+        return max(timings, key=lambda item: item[0])[1] if timings else None
 
     def is_from_runs(self, run: Run) -> bool:
         """Whether the estimate for this run comes from completed runs."""
-        return any(_fits(run, pace) for _, pace in self._completed.get(self._shapes[run.fingerprint], []))
+        return any(_is_comparable(run, pace) for _, pace in self._completed.get(self._shapes[run.fingerprint], []))
 
     def _read_completed(self, runs_dir: Path, prefixes: set[str]) -> None:
         """Read the paces of completed runs; only directories whose names match a shape are opened."""
-        wanted = set(self._shapes.values())
+        shapes = set(self._shapes.values())
         for listed in _completed(runs_dir, prefixes):
             key = shape(listed.config, listed.stored["architecture"])
-            pace = _pace_of(listed) if key in wanted else None
+            pace = _pace_of(listed) if key in shapes else None
             if pace is not None:
                 self._completed.setdefault(key, []).append((str((listed.result or {}).get("finished")), pace))
 
@@ -146,31 +146,33 @@ class Calibration:
             raise UserError(f"{path}: cannot be read ({error}); remove it, and plan --measure makes it anew") from None
         return cls(path, entries)
 
-    def paces(self, wanted: str) -> list[tuple[str, Pace]]:
+    def paces(self, shape: str) -> list[tuple[str, Pace]]:
         """Return the time of measurement (ISO 8601) and the pace of each timing of a shape."""
         names = ("epoch", "training", "set_up", "device_kind", "threads")
-        found = [entry for entry in self.entries if entry["shape"] == wanted]
-        return [(e["measured"], Pace(**{name: e[name] for name in names}, source="measured")) for e in found]
+        entries = [entry for entry in self.entries if entry["shape"] == shape]
+        return [
+            (entry["measured"], Pace(**{name: entry[name] for name in names}, source="measured")) for entry in entries
+        ]
 
     def add(self, entries: list[dict[str, Any]]) -> None:
         """Store timings; each replaces an earlier one of the same shape, device kind and number of threads."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
-        def place(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+        def key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
             return (entry["shape"], entry["device_kind"], entry["threads"])
 
         with locked(self.path.with_name(f"{CALIBRATION}.lock"), timeout=30):
-            merged = {place(entry): entry for entry in [*Calibration.read(self.path.parent).entries, *entries]}
+            merged = {key(entry): entry for entry in [*Calibration.read(self.path.parent).entries, *entries]}
             self.entries = list(merged.values())
             write_json(self.path, {"schema_version": 1, "entries": self.entries})
 
 
-def _place(pace: Pace) -> tuple[str, int, bool]:
+def _conditions(pace: Pace) -> tuple[str, int, bool]:
     """Return the conditions under which paces are comparable: device kind, threads, and whether in a pack."""
-    return pace.device_kind, pace.threads, pace.is_share
+    return pace.device_kind, pace.threads, pace.is_pack_share
 
 
-def _fits(run: Run, pace: Pace) -> bool:
+def _is_comparable(run: Run, pace: Pace) -> bool:
     """Whether a pace was measured on the device and with the threads of a run's settings, as far as is known here."""
     device, threads = run.config.device, run.config.threads
     on_cpu = pace.device_kind == "cpu"
@@ -183,11 +185,11 @@ def _pace_of(listed: Listed) -> Pace | None:
     environment, epochs = result.get("environment") or {}, result.get("epochs")
     if not epochs or not result.get("seconds"):
         return None
-    share = result.get("pack_size") or 1  # the pack's time is divided among its runs
-    training = result["seconds"] / epochs / share
+    runs_in_pack = result.get("pack_size") or 1  # the pack's time is divided among its runs
+    training = result["seconds"] / epochs / runs_in_pack
     rows = last_rows(str(listed.path / "metrics.jsonl")) if (listed.path / "metrics.jsonl").exists() else ()
     times = [float(row["time"]) for row in rows]
-    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    epoch = max(training, statistics.median(steps) / share) if steps else training * 1.1
+    durations = [later - earlier for earlier, later in itertools.pairwise(times)]
+    epoch = max(training, statistics.median(durations) / runs_in_pack) if durations else training * 1.1
     kind, threads = environment.get("device_kind", "cpu"), environment.get("threads", 1)
-    return Pace(epoch, training, 0.0, kind, threads, "completed runs", is_share=share > 1)
+    return Pace(epoch, training, 0.0, kind, threads, "completed runs", is_pack_share=runs_in_pack > 1)

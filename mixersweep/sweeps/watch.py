@@ -14,10 +14,10 @@ from typing import Any
 from mixersweep.errors import UserError
 from mixersweep.runs.listing import Listed
 from mixersweep.runs.state import SHOWN, State
-from mixersweep.sweeps.text import aligned, duration
+from mixersweep.sweeps.text import align, format_duration
 
 COLUMNS = ("state", "epoch", "accuracy", "images/s", "left", "host", "beat", "job", "run")
-DROPPED = ("host", "images/s", "beat", "left", "job")
+DROPPABLE = ("host", "images/s", "beat", "left", "job")
 """The columns to leave out on a narrow terminal, in this order."""
 
 
@@ -33,7 +33,7 @@ class Line:
         status, result, row = listed.status, listed.result or {}, listed.row or {}
         planned, epochs = listed.planned, listed.config.get("epochs")
         last = {**row, **result, "epoch": result.get("epochs", row.get("epoch", 0))}
-        held = listed.state in (State.RUNNING, State.LOST)
+        is_held = listed.state in (State.RUNNING, State.LOST)
         return cls(
             {
                 "name": listed.name,
@@ -51,7 +51,7 @@ class Line:
                 "job": listed.job or status.job,
                 "job_state": listed.job_state,
                 "since": status.since,
-                "heartbeat": status.heartbeat if held else None,
+                "heartbeat": status.heartbeat if is_held else None,
                 "error": listed.reason or status.error,
                 "next": listed.next,
             }
@@ -67,19 +67,19 @@ class Line:
     def cells(self, now: float) -> tuple[str, ...]:
         """Return the texts of the run's cells, in the order of ``COLUMNS``."""
         record = self.record
-        beat, said = record["heartbeat"], [record[key] for key in ("error", "next") if record[key]]
+        heartbeat, remarks = record["heartbeat"], [record[key] for key in ("error", "next") if record[key]]
         job = "" if record["job"] is None else f"{record['job']} {record['job_state'] or ''}".strip()
         epochs = f"{record['epoch']}/{record['epochs']}" if record["epochs"] else "-"
         return (
             record["state"],
             epochs,
-            _number(record["test_accuracy"], ".4f"),
-            _number(record["images_per_second"], ",.0f"),
-            "-" if record["seconds_left"] is None else duration(record["seconds_left"]),
+            _format_number(record["test_accuracy"], ".4f"),
+            _format_number(record["images_per_second"], ",.0f"),
+            "-" if record["seconds_left"] is None else format_duration(record["seconds_left"]),
             record["host"] or "-",
-            "-" if beat is None else f"{duration(max(0.0, now - beat))} ago",
+            "-" if heartbeat is None else f"{format_duration(max(0.0, now - heartbeat))} ago",
             job,
-            record["name"] + (f"  ({' '.join('; '.join(said).split())})" if said else ""),
+            record["name"] + (f"  ({' '.join('; '.join(remarks).split())})" if remarks else ""),
         )
 
 
@@ -91,44 +91,44 @@ def seconds_left(listed: Listed, now: float) -> float | None:
     row, epochs = listed.row, listed.config.get("epochs")
     if row is None or epochs is None:
         return None
-    times, began = [float(r["time"]) for r in listed.rows], listed.status.since or 0.0
-    steps = [later - earlier for earlier, later in itertools.pairwise(times) if earlier >= began]
-    epoch = statistics.median(steps) if steps else float(row["seconds"])
+    times, began = [float(row["time"]) for row in listed.rows], listed.status.since or 0.0
+    durations = [later - earlier for earlier, later in itertools.pairwise(times) if earlier >= began]
+    epoch = statistics.median(durations) if durations else float(row["seconds"])
     left = epoch * (float(epochs) - float(row["epoch"]))
     return max(0.0, left - max(0.0, now - max(times[-1], began)))
 
 
-def table(lines: Iterable[Line], wide: int | None, now: float | None = None) -> list[str]:
-    """Format the lines as a table with a heading, at most ``wide`` characters wide (None: any width)."""
+def table(lines: Iterable[Line], width: int | None, now: float | None = None) -> list[str]:
+    """Format the lines as a table with a heading, at most ``width`` characters wide (None: any width)."""
     now = time.time() if now is None else now
     rows = [COLUMNS, *(line.cells(now) for line in lines)]
     if not any(row[COLUMNS.index("job")] for row in rows[1:]):
         rows = [tuple(cell for name, cell in zip(COLUMNS, row, strict=True) if name != "job") for row in rows]
-    return aligned(rows, ("epoch", "accuracy", "images/s", "left", "beat"), wide, DROPPED)
+    return align(rows, ("epoch", "accuracy", "images/s", "left", "beat"), width, DROPPABLE)
 
 
-def by(name: str, lines: Sequence[Line]) -> list[Line]:
+def sort_by(name: str, lines: Sequence[Line]) -> list[Line]:
     """Sort the lines by the value ``name``, those without it first; raises ``UserError`` for an unknown name."""
     known = list(lines[0].record) if lines else []
     if lines and name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        nearest = f"; the nearest is {near[0]}" if near else f"; there are {', '.join(known)}"
+        matches = difflib.get_close_matches(name, known, 1)
+        nearest = f"; the nearest is {matches[0]}" if matches else f"; there are {', '.join(known)}"
         raise UserError(f"--sort {name}: no such value of a run{nearest}")
     return sorted(lines, key=lambda line: (line.record[name] is not None, line.record[name] or 0))
 
 
-def counts(lines: Iterable[Line]) -> list[str]:
+def count_table(lines: Iterable[Line]) -> list[str]:
     """Format the number of runs in each state as a table with a row for each model and width."""
-    found: dict[tuple[str, int], Counter[str]] = {}
+    counts: dict[tuple[str, int], Counter[str]] = {}
     for line in lines:
         key = (line.record["model"] or "-", line.record["width"] or 0)
-        found.setdefault(key, Counter())[line.record["state"]] += 1
-    states = [state for state in SHOWN if any(count[state] for count in found.values())]
+        counts.setdefault(key, Counter())[line.record["state"]] += 1
+    states = [state for state in SHOWN if any(of_state[state] for of_state in counts.values())]
     rows = [
-        (model, str(width), *(str(count[state] or "-") for state in states))
-        for (model, width), count in sorted(found.items())
+        (model, str(width), *(str(of_state[state] or "-") for state in states))
+        for (model, width), of_state in sorted(counts.items())
     ]
-    return aligned([("model", "width", *states), *rows], ("width", *states)) if rows else []
+    return align([("model", "width", *states), *rows], ("width", *states)) if rows else []
 
 
 def summary(states: Iterable[str]) -> str:
@@ -139,5 +139,5 @@ def summary(states: Iterable[str]) -> str:
     return f"{total:,} run{'' if total == 1 else 's'}" + (f": {by_state}" if total else "")
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _format_number(value: float | None, format_spec: str) -> str:
+    return "-" if value is None else format(value, format_spec)

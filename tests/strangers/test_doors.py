@@ -91,7 +91,7 @@ def test_a_world_without_the_rest_of_torchruns_variables_is_refused(monkeypatch:
 def test_gpus_are_those_that_cuda_would_see(monkeypatch: pytest.MonkeyPatch, value: str, found: list[str]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert local.visible_gpus() == found
-    assert local._gpus("auto", "auto") == found
+    assert local._choose_gpus("auto", "auto") == found
 
 
 # --- numbers from the environment

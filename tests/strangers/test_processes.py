@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixersweep import processor
-from mixersweep.sweeps.launchers.slurm_script import outside_of_a_job
+from mixersweep.sweeps.launchers.slurm_script import environment_outside_job
 from mixersweep.training.environment import choose_threads
 from tests.end_to_end.commands import Commands
 from tests.strangers.conftest import Command
@@ -51,7 +51,7 @@ def test_a_job_is_told_nothing_of_the_job_it_is_submitted_from(monkeypatch: pyte
     kept = {"SLURM_CONF": "/etc/slurm/own.conf", "SBATCH_ACCOUNT": "mine", "SQUEUE_FORMAT": "%i"}
     for name, value in {**of_a_job, **kept}.items():
         monkeypatch.setenv(name, value)
-    told = outside_of_a_job()
+    told = environment_outside_job()
     assert not of_a_job.keys() & told.keys()
     assert {name: told[name] for name in kept} == kept
 

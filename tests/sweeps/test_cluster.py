@@ -8,7 +8,7 @@ import pytest
 
 from mixersweep.errors import UserError
 from mixersweep.runs import RunDirectory, read_status
-from mixersweep.sweeps.cluster import asked, resolved, scripts
+from mixersweep.sweeps.cluster import batch_scripts, estimate, resolve_auto
 from mixersweep.sweeps.expand import Expansion, expand
 from mixersweep.sweeps.plan import plan
 from mixersweep.training.environment import choose_device
@@ -33,7 +33,7 @@ def known(folder: Path, *more: str) -> Expansion:
 
 def test_jobs_times_cores_times_hours(tmp_path: Path) -> None:
     expansion = known(tmp_path, "hydra.launcher.runs_per_job=4", "hydra.launcher.runs_at_once=2")
-    found = asked(expansion, plan(expansion))
+    found = estimate(expansion, plan(expansion))
     assert found is not None
     assert (len(found.jobs), found.cores, found.gpus) == (1, 2, 0)
     assert found.seconds is not None and 1200 <= found.seconds < 1500  # four runs of ten minutes, two at once
@@ -47,7 +47,7 @@ def test_jobs_times_cores_times_hours(tmp_path: Path) -> None:
 
 def test_a_limit_shorter_than_a_job_is_told(tmp_path: Path) -> None:
     expansion = known(tmp_path, "hydra.launcher.time=5")
-    found = asked(expansion, plan(expansion))
+    found = estimate(expansion, plan(expansion))
     assert found is not None
     (note,) = found.notes
     assert note.startswith("hydra.launcher.time=5: the longest job takes about 1") and "goes on" in note
@@ -68,7 +68,7 @@ def test_cores_that_do_not_match_the_runs_at_once_are_told(
     tmp_path: Path, settings: list[str], note: str | None
 ) -> None:
     expansion = of(tmp_path, "threads=2", *settings)
-    found = asked(expansion, plan(expansion))
+    found = estimate(expansion, plan(expansion))
     assert found is not None
     assert found.notes == [] if note is None else note in found.notes[0]
 
@@ -76,8 +76,8 @@ def test_cores_that_do_not_match_the_runs_at_once_are_told(
 def test_time_and_memory_by_the_plan(tmp_path: Path) -> None:
     auto = ["hydra.launcher.time=auto", "hydra.launcher.mem=auto"]
     with pytest.raises(UserError, match=r"hydra\.launcher\.time=auto: nobody knows how long"):
-        resolved(of(tmp_path, *auto))
-    launcher = resolved(known(tmp_path, *auto)).launcher
+        resolve_auto(of(tmp_path, *auto))
+    launcher = resolve_auto(known(tmp_path, *auto)).launcher
     assert 15 < launcher["time"] < 30  # minutes, for a run of ten
     assert launcher["mem"].endswith("M") and 1400 < int(launcher["mem"][:-1]) < 2000
 
@@ -94,7 +94,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(tmp_path: Path) -> None:
     assert "mixersweep.sweeps.launchers.slurm_job" in lines[-1]
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="--dry-run: prints the script of hydra/launcher=slurm"):
-        scripts(expand(SWEEP, multirun=True))
+        batch_scripts(expand(SWEEP, multirun=True))
     one = [*command[:4], "--dry-run", "model=pk", "width=64"]
     done = subprocess.run(one, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
@@ -104,7 +104,7 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(tmp_path: Path) -> None:
 def test_more_at_once_than_there_are_cannot_be(tmp_path: Path) -> None:
     expansion = of(tmp_path, "hydra.launcher.runs_per_job=2", "hydra.launcher.runs_at_once=3")
     with pytest.raises(UserError, match="runs_at_once=3: a job has 2 runs"):
-        asked(expansion, plan(expansion))
+        estimate(expansion, plan(expansion))
 
 
 @pytest.mark.parametrize(

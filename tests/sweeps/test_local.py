@@ -9,56 +9,54 @@ import pytest
 
 from mixersweep.compose import config_of
 from mixersweep.errors import UserError
-from mixersweep.runs import RunDirectory, solve
-from mixersweep.sweeps.launchers.local import LocalSettings, Slot, _slots
+from mixersweep.sweeps.launchers.local import LocalSettings, Slot
+from mixersweep.sweeps.launchers.local import slots as slots_for
 from tests.speed import HANGS
 from tests.sweeps.commands import SMALL, results, run, start, states, training, when
 
 CORES = sorted(os.sched_getaffinity(0))
 
 
-def slots(tmp_path: Path, *overrides: str, count: int = 64, **settings: object) -> list[Slot]:
-    directory = RunDirectory.create(solve(config_of([*SMALL, "threads=auto", *overrides])), tmp_path)
-    directory.freeze()  # the last asked device and threads
+def slots(*overrides: str, count: int = 64, **settings: object) -> list[Slot]:
     values = {"name": "local", "jobs": "auto", "gpus": "auto", "runs_per_gpu": 1, "warm": True, **settings}
-    return _slots(LocalSettings(**values), [directory.path] * count)  # type: ignore[arg-type]
+    return slots_for(LocalSettings(**values), config_of([*SMALL, "threads=auto", *overrides]), count)  # type: ignore[arg-type]
 
 
-def test_every_core_has_a_run_of_its_own(tmp_path: Path) -> None:
-    shared = slots(tmp_path, "device=cpu")
+def test_every_core_has_a_run_of_its_own() -> None:
+    shared = slots("device=cpu")
     assert sorted(core for slot in shared for core in slot.cores) == CORES
     assert all(len(slot.cores) == 1 and not slot.environment for slot in shared)
 
 
-def test_few_runs_share_all_cores(tmp_path: Path) -> None:
-    (only,) = slots(tmp_path, "device=cpu", count=1)
+def test_few_runs_share_all_cores() -> None:
+    (only,) = slots("device=cpu", count=1)
     assert list(only.cores) == CORES
-    assert len(slots(tmp_path, "device=cpu", jobs=1)) == 1
+    assert len(slots("device=cpu", jobs=1)) == 1
 
 
-def test_runs_of_several_threads_have_as_many_cores(tmp_path: Path) -> None:
-    shared = slots(tmp_path, "device=cpu", f"threads={len(CORES)}")
+def test_runs_of_several_threads_have_as_many_cores() -> None:
+    shared = slots("device=cpu", f"threads={len(CORES)}")
     assert [list(slot.cores) for slot in shared] == [CORES]
-    assert len(slots(tmp_path, "device=cpu", jobs=3 * len(CORES))) == 3 * len(CORES)  # who asks for more, gets it
+    assert len(slots("device=cpu", jobs=3 * len(CORES))) == 3 * len(CORES)  # who asks for more, gets it
 
 
-def test_each_visible_gpu_is_one_runs_or_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_visible_gpu_is_one_runs_or_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
 
     def seen(**settings: object) -> list[str]:
-        return [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots(tmp_path, **settings)]  # type: ignore[arg-type]
+        return [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots(**settings)]  # type: ignore[arg-type]
 
     assert seen() == ["3", "5"]
     assert seen(runs_per_gpu=2) == ["3", "5", "3", "5"]
     assert seen(runs_per_gpu=2, jobs=3) == ["3", "5", "3"]
     assert seen(gpus=1) == ["3"]
     assert seen(count=1) == ["3"]
-    assert all(not slot.environment for slot in slots(tmp_path, gpus=0))
-    assert all(not slot.environment for slot in slots(tmp_path, "device=cpu"))
+    assert all(not slot.environment for slot in slots(gpus=0))
+    assert all(not slot.environment for slot in slots("device=cpu"))
     with pytest.raises(UserError, match="gpus=3: there are 2 visible GPUs here"):
-        slots(tmp_path, gpus=3)
+        slots(gpus=3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert all(not slot.environment for slot in slots(tmp_path))
+    assert all(not slot.environment for slot in slots())
 
 
 @pytest.mark.parametrize("warm", ["true", "false"])

@@ -121,8 +121,8 @@ def test_there_is_none_where_none_is_needed(why: str, tmp_path: Path, monkeypatc
         (tmp_path / "nobody").mkdir()
         (tmp_path / "nobody" / "control").touch()
     unshared: dict[str, list[dict[str, str]]] = {"alone on each": gpus("0", "1"), "no GPU": [{}, {}]}
-    places = unshared.get(why, gpus("0", "0"))
-    with mps.daemon(places, lambda _: None, wanted=why != "not wanted") as told:
+    environments = unshared.get(why, gpus("0", "0"))
+    with mps.daemon(environments, lambda _: None, is_wanted=why != "not wanted") as told:
         assert told == {}
     assert control.calls == []
 

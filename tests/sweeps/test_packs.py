@@ -14,9 +14,8 @@ from mixersweep.runs import Run, RunDirectory, solve
 from mixersweep.sweeps import packs as module
 from mixersweep.sweeps.expand import expand
 from mixersweep.sweeps.memory import memory_bytes
-from mixersweep.sweeps.packs import MOST, SHARE, formed, packs, summary
-from mixersweep.sweeps.plan import packs as planned_packs
-from mixersweep.sweeps.plan import plan, totals
+from mixersweep.sweeps.packs import MEMORY_FRACTION, MOST_RUNS, count_in_words, form_packs, pack_jobs
+from mixersweep.sweeps.plan import plan, plan_packs, totals
 from tests.runs.synthetic import record_of, seeded, write_run
 
 SMALL = ("connections=1000", "depth=1")
@@ -32,11 +31,11 @@ def many(count: int, *overrides: str) -> list[Run]:
 
 
 def sizes(
-    runs: Sequence[Run], pack: Count | Auto = "auto", *, on_gpu: bool = True, places: int = 1, sharing: int = 1
+    runs: Sequence[Run], pack: Count | Auto = "auto", *, on_gpu: bool = True, at_once: int = 1, packs_per_gpu: int = 1
 ) -> list[int]:
-    made = formed(dict(enumerate(runs)), pack, on_gpu=on_gpu, places=places, sharing=sharing)
-    assert sorted(key for part in made for key in part) == list(range(len(runs)))
-    return [len(part) for part in made]
+    packs = form_packs(dict(enumerate(runs)), pack, on_gpu=on_gpu, at_once=at_once, packs_per_gpu=packs_per_gpu)
+    assert sorted(key for part in packs for key in part) == list(range(len(runs)))
+    return [len(part) for part in packs]
 
 
 def card(folder: Path, monkeypatch: pytest.MonkeyPatch, *megabytes: int) -> None:
@@ -55,31 +54,31 @@ def card(folder: Path, monkeypatch: pytest.MonkeyPatch, *megabytes: int) -> None
 
 
 def test_packs_of_a_program_are_as_even_as_can_be() -> None:
-    assert sizes(many(2 * MOST + 2)) == [44, 43, 43]
+    assert sizes(many(2 * MOST_RUNS + 2)) == [44, 43, 43]
     assert sizes(many(10), 4) == [4, 3, 3]
     assert sizes(many(10), 1) == [1] * 10
 
 
 def test_each_place_has_a_pack_where_there_are_runs_enough() -> None:
-    assert sizes(many(10), places=3) == [4, 3, 3]
-    assert sizes(many(3), places=8) == [1, 1, 1]
+    assert sizes(many(10), at_once=3) == [4, 3, 3]
+    assert sizes(many(3), at_once=8) == [1, 1, 1]
     some = [*many(9), *many(2, "batch_size=64")]
-    assert sorted(sizes(some, places=4)) == [2, 3, 3, 3]  # the large program is shared out
-    assert sorted(sizes([run_of("optim=beta_lasso"), *many(3)], places=2)) == [1, 3]
-    assert sorted(sizes([run_of("optim=beta_lasso"), *many(4)], places=3)) == [1, 2, 2]
+    assert sorted(sizes(some, at_once=4)) == [2, 3, 3, 3]  # the large program is shared out
+    assert sorted(sizes([run_of("optim=beta_lasso"), *many(3)], at_once=2)) == [1, 3]
+    assert sorted(sizes([run_of("optim=beta_lasso"), *many(4)], at_once=3)) == [1, 2, 2]
 
 
 def test_runs_are_together_where_they_share_a_program() -> None:
     runs = [*many(2), *many(2, "optim.lr=0.3"), *many(2, "epochs=3"), *many(2, "optim=adamw"), run_of("seed=9")]
-    made = formed(dict(enumerate(runs)), "auto", on_gpu=True)
-    assert sorted(made) == [(0, 1, 2, 3, 8), (4, 5), (6, 7)]
+    packs = form_packs(dict(enumerate(runs)), "auto", on_gpu=True)
+    assert sorted(packs) == [(0, 1, 2, 3, 8), (4, 5), (6, 7)]
 
 
 def test_the_most_work_comes_first() -> None:
     short, long, wide = many(2, "epochs=2"), many(2, "epochs=200"), many(2, "connections=20000", "epochs=2")
-    made = formed(dict(enumerate([*short, *wide, *long])), "auto", on_gpu=True)
-    assert made == [(4, 5), (2, 3), (0, 1)]
-    assert formed(dict(enumerate([*short, *many(1, "epochs=3")])), "auto", on_gpu=True)[0] == (0, 1)  # in sum
+    packs = form_packs(dict(enumerate([*short, *wide, *long])), "auto", on_gpu=True)
+    assert packs == [(4, 5), (2, 3), (0, 1)]
+    assert form_packs(dict(enumerate([*short, *many(1, "epochs=3")])), "auto", on_gpu=True)[0] == (0, 1)  # in sum
 
 
 def test_what_cannot_be_packed_or_shall_not_be_is_alone() -> None:
@@ -94,10 +93,10 @@ def test_what_cannot_be_packed_or_shall_not_be_is_alone() -> None:
 def test_a_pack_is_no_larger_than_the_smallest_card_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = many(60)
     need = memory_bytes(runs[0].config, runs[0].architecture)
-    megabytes = round(10.5 * need / SHARE / 2**20)
+    megabytes = round(10.5 * need / MEMORY_FRACTION / 2**20)
     card(tmp_path / "bin", monkeypatch, 80_000, megabytes)
     assert sizes(runs) == [10] * 6
-    assert sizes(runs, sharing=2) == [5] * 12
+    assert sizes(runs, packs_per_gpu=2) == [5] * 12
     assert sizes(runs, 60) == [60]  # who asks for more, gets it
     assert sizes(many(3, "batch_size=8192")) == [1, 1, 1]
 
@@ -114,7 +113,7 @@ def test_what_an_earlier_pack_took_goes_before_arithmetic(tmp_path: Path, monkey
     runs = many(60, place)
     card(tmp_path / "bin", monkeypatch, 1000)
     assert sizes(runs) == [60]
-    a_run = SHARE * 1000 * 2**20 / 12.5  # so that twelve fit
+    a_run = MEMORY_FRACTION * 1000 * 2**20 / 12.5  # so that twelve fit
     smaller = {"pack_size": 2, "peak_memory_bytes": 2 * 3 * a_run}  # of which more was the same for all
     completed(tmp_path, seeded(runs[0], 100), **smaller)
     completed(tmp_path, seeded(runs[0], 101), pack_size=8, peak_memory_bytes=8 * a_run)
@@ -147,19 +146,19 @@ def frozen(folder: Path, runs: Sequence[Run]) -> list[Path]:
 def test_a_broken_directory_is_a_pack_of_its_own(tmp_path: Path) -> None:
     jobs = frozen(tmp_path, many(4, "engine=packed"))
     (jobs[0] / "config.yaml").write_text("schema_version: 1\n")
-    made = packs(jobs, "auto", on_gpu=False)
-    assert made == [tuple(jobs[1:]), (jobs[0],)]
-    assert summary(made) == "4 runs in 2 packs"
+    packs = pack_jobs(jobs, "auto", on_gpu=False)
+    assert packs == [tuple(jobs[1:]), (jobs[0],)]
+    assert count_in_words(packs) == "4 runs in 2 packs"
 
 
 def test_where_nothing_packs_the_order_stays(tmp_path: Path) -> None:
     jobs = frozen(tmp_path, [run_of("epochs=2"), run_of("epochs=200"), run_of("epochs=2", "seed=1")])
     alone = [(job,) for job in jobs]
-    assert packs(jobs, "auto", on_gpu=False) == alone
-    assert packs(jobs, 1, on_gpu=True) == alone
-    assert packs([], "auto", on_gpu=True) == []
-    assert summary(alone) == "3 runs"
-    assert packs(jobs, "auto", on_gpu=True) == [(jobs[1],), (jobs[0], jobs[2])]
+    assert pack_jobs(jobs, "auto", on_gpu=False) == alone
+    assert pack_jobs(jobs, 1, on_gpu=True) == alone
+    assert pack_jobs([], "auto", on_gpu=True) == []
+    assert count_in_words(alone) == "3 runs"
+    assert pack_jobs(jobs, "auto", on_gpu=True) == [(jobs[1],), (jobs[0], jobs[2])]
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------
@@ -167,8 +166,8 @@ def test_where_nothing_packs_the_order_stays(tmp_path: Path) -> None:
 
 def told(runs_dir: Path, *overrides: str, multirun: bool = True) -> str | None:
     expansion = expand([*SMALL, *overrides, f"runs_dir={runs_dir}"], multirun=multirun)
-    made = planned_packs(expansion, plan(expansion))
-    return None if made is None else str(made)
+    packs = plan_packs(expansion, plan(expansion))
+    return None if packs is None else str(packs)
 
 
 def test_the_plan_tells_packs_and_why_runs_are_in_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +231,7 @@ def test_time_left_is_that_of_packs_once_a_pack_has_told(tmp_path: Path, monkeyp
     def last() -> str:
         expansion = expand([*SMALL, *asked, f"runs_dir={tmp_path}"], multirun=True)
         rows = plan(expansion)
-        return totals(rows, 2, planned_packs(expansion, rows))[-1]
+        return totals(rows, 2, plan_packs(expansion, rows))[-1]
 
     assert last() == "plan --measure times what no completed run tells of"
     first = run_of("model=s_mixer")

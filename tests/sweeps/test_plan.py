@@ -24,7 +24,7 @@ from mixersweep.runs.files import read_json
 from mixersweep.sweeps.expand import expand
 from mixersweep.sweeps.figure import Law, draw, law_of
 from mixersweep.sweeps.memory import activation_bytes, memory_bytes
-from mixersweep.sweeps.plan import Planned, at_once, plan, totals
+from mixersweep.sweeps.plan import PlannedRun, concurrency, plan, totals
 from mixersweep.sweeps.times import CALIBRATION, Calibration, shape_of
 from tests.runs.synthetic import seeded, write_run
 from tests.speed import HANGS, here
@@ -57,7 +57,7 @@ def run_of(*overrides: str) -> Run:
     return solve(config_of(list(overrides)))
 
 
-def rows_of(runs_dir: Path, *overrides: str) -> list[Planned]:
+def rows_of(runs_dir: Path, *overrides: str) -> list[PlannedRun]:
     return plan(expand([*overrides, f"runs_dir={runs_dir}"], multirun=True))
 
 
@@ -295,7 +295,7 @@ def test_at_once_is_what_the_launcher_would_have(tmp_path: Path) -> None:
 
     def of(*overrides: str, multirun: bool = True) -> tuple[int, int]:
         expansion = expand([*SHAPE, f"runs_dir={tmp_path}", *overrides], multirun=multirun)
-        return at_once(expansion, plan(expansion))
+        return concurrency(expansion, plan(expansion))
 
     assert of("seed=range(9)", "hydra.launcher.jobs=3", "device=cpu", "threads=1") == (3, 1)
     assert of("seed=0,1", "hydra.launcher.jobs=3", "device=cpu", "threads=1") == (2, 1)

@@ -36,11 +36,11 @@ def test_the_spread_is_pooled_so_that_two_lucky_seeds_decide_nothing() -> None:
 
 
 def test_the_grid_grows_while_the_best_lies_on_its_edge_within_a_bound() -> None:
-    assert decide(trials(0.7, 0.8, 0.9, lrs=LRS), LRS[:3], 3) == Decision(further=0.316)
-    assert decide(trials(0.9, 0.8, 0.7), LRS[:3], 3) == Decision(further=0.00316)
+    assert decide(trials(0.7, 0.8, 0.9, lrs=LRS), LRS[:3], 3) == Decision(next_lr=0.316)
+    assert decide(trials(0.9, 0.8, 0.7), LRS[:3], 3) == Decision(next_lr=0.00316)
     assert decide(trials(0.9, 0.91, 0.92, 0.93), LRS[:3], 1) == Decision(lr=0.316, at_edge=True)
     assert decide([Trial(0.1, (0.5, 0.6))], [0.1], 0) == Decision(lr=0.1, at_edge=True)
-    assert decide(trials(0.1, 0.2, lrs=[0.02, 0.05]), [0.02, 0.05], 3) == Decision(further=0.158)
+    assert decide(trials(0.1, 0.2, lrs=[0.02, 0.05]), [0.02, 0.05], 3) == Decision(next_lr=0.158)
 
 
 def test_diverged_runs_count_as_worst_and_end_the_growth() -> None:
@@ -48,7 +48,7 @@ def test_diverged_runs_count_as_worst_and_end_the_growth() -> None:
     assert tried[3].diverged == 1
     assert decide(tried, LRS, 3) == Decision(lr=0.1)
     hopeless = [Trial(lr, (None, None)) for lr in (0.1, 0.316)]
-    assert decide(hopeless, [0.1, 0.316], 1) == Decision(further=0.0316)
+    assert decide(hopeless, [0.1, 0.316], 1) == Decision(next_lr=0.0316)
     assert decide([Trial(0.0316, (None, None)), *hopeless], [0.1, 0.316], 1) == Decision()
 
 

@@ -9,8 +9,8 @@ from mixersweep.runs import Run, Status, read_status
 from mixersweep.runs.listing import read_listed
 from mixersweep.runs.state import State
 from mixersweep.sweeps.launchers import slurm_queue
-from mixersweep.sweeps.launchers.slurm_job import _Attempts
-from mixersweep.sweeps.launchers.slurm_queue import Job, refusal, told
+from mixersweep.sweeps.launchers.slurm_job import _FutileStops
+from mixersweep.sweeps.launchers.slurm_queue import Job, error_message, with_slurm_jobs
 from tests.runs.synthetic import seeded, shapes, write_run
 
 
@@ -35,7 +35,7 @@ def test_what_squeue_has_forgotten_sacct_tells(tmp_path: Path, monkeypatch: pyte
     late = "7_0|OUT_OF_MEMORY\n8_[2-4%2]|CANCELLED by 1000\n7_2|RUNNING"
     answers(tmp_path, monkeypatch, squeue=live, sacct=late)
     listed = [run for path in (tmp_path / "runs").iterdir() if (run := read_listed(path)) is not None]
-    found = {run.job: run for run in told(listed)}
+    found = {run.job: run for run in with_slurm_jobs(listed)}
     assert {job: run.state for job, run in found.items()} == {
         "7_0": State.FAILED,
         "7_1": State.QUEUED,
@@ -69,7 +69,7 @@ def test_who_goes_on(
     answers(tmp_path, monkeypatch, squeue=squeue, sacct="")
     listed = read_listed(path)
     assert listed is not None
-    (run,) = told([listed])
+    (run,) = with_slurm_jobs([listed])
     assert run.state == shown and said in str(run.next)
 
 
@@ -82,15 +82,15 @@ def test_a_slurm_that_does_not_answer_changes_nothing(
     listed = read_listed(path)
     assert listed is not None
     problems: list[str] = []
-    (run,) = told([listed], problems)
+    (run,) = with_slurm_jobs([listed], problems)
     assert (run.state, run.next) == (State.QUEUED, "Slurm cannot be asked here")
     assert problems == ["hydra/launcher=slurm: slurm_load_jobs error: Unable to contact"]
 
 
 def test_a_refusal_is_what_was_wrong() -> None:
     said = "sbatch: unrecognized option '--foo=1'\nTry \"sbatch --help\" for more information\n"
-    assert refusal(said) == "sbatch: unrecognized option '--foo=1'"
-    assert refusal("sbatch: error: bad\nsbatch: error: bad\n") == "sbatch: error: bad"
+    assert error_message(said) == "sbatch: unrecognized option '--foo=1'"
+    assert error_message("sbatch: error: bad\nsbatch: error: bad\n") == "sbatch: error: bad"
 
 
 def test_jobs_are_released_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Run) -> None:
@@ -103,7 +103,7 @@ def test_jobs_are_released_by_one_command(tmp_path: Path, monkeypatch: pytest.Mo
     answers(tmp_path, monkeypatch, scancel="")
     (tmp_path / "scancel").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "told"}\n')
     jobs = [Job("7_0", 0, "PENDING", name="s-abcd"), Job("7_1", 1, "PENDING", name="s-abcd")]
-    assert slurm_queue.release(runs, jobs) == {"7_0"}
+    assert slurm_queue.cancel_jobs(runs, jobs) == {"7_0"}
     assert (tmp_path / "told").read_text() == "7_0\n"
 
 
@@ -112,16 +112,16 @@ def test_a_job_counts_how_often_it_was_stopped_in_vain(tmp_path: Path, base: Run
     kept = tmp_path / "job.0.json"
 
     def attempt(saves: bool) -> int:
-        attempts = _Attempts(kept, [path])
+        attempts = _FutileStops(kept, [path])
         if saves:
             (path / "checkpoint.pt").write_bytes(b"further")
-        return attempts.in_vain()
+        return attempts.update()
 
     (path / "checkpoint.pt").unlink(missing_ok=True)
     assert [attempt(saves) for saves in (False, False, True, False)] == [1, 2, 0, 1]
 
 
 def test_the_state_of_a_job_that_never_began_is_of_a_kind_that_is_stored() -> None:
-    assert slurm_queue.never_began(Job("7_0", 0, "CANCELLED"), "7_0") == Status(
+    assert slurm_queue.status_of_unstarted(Job("7_0", 0, "CANCELLED"), "7_0") == Status(
         State.PLANNED, error="its Slurm job 7_0 was cancelled before the run began"
     )

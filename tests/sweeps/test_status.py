@@ -24,7 +24,7 @@ from mixersweep.runs import Run, RunDirectory, Status, hold, read_status, set_st
 from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
 from mixersweep.runs.status import this_host
-from mixersweep.sweeps.text import aligned, duration, quantity
+from mixersweep.sweeps.text import align, format_duration, format_quantity
 from tests.runs.synthetic import NOW, seeded, shapes, write_run
 from tests.speed import HANGS
 
@@ -572,17 +572,17 @@ def test_ctrl_c_ends_following(followed: subprocess.Popen[str], directory: RunDi
 
 def test_numbers_read_as_people_say_them() -> None:
     seconds = {0: "0 s", 99.4: "99 s", 100: "2 min", 3600: "60 min", 7200: "2.0 h", 200_000: "2.3 d"}
-    assert {s: duration(s) for s in seconds} == seconds
+    assert {s: format_duration(s) for s in seconds} == seconds
     numbers = {0: "0", 999: "999", 1000: "1k", 65_800: "65.8k", 4.06e9: "4.06G", 12_500_000: "12.5M", 999_600: "1M"}
-    assert {n: quantity(n) for n in numbers} == numbers
-    assert quantity(3.94 * 2**20, "B", 1024) == "3.94 MiB"
+    assert {n: format_quantity(n) for n in numbers} == numbers
+    assert format_quantity(3.94 * 2**20, "B", 1024) == "3.94 MiB"
 
 
 def test_columns_fall_away_until_the_rest_fits() -> None:
     rows = [("a", "bb", "name"), ("1", "2", "x" * 10), ("11", "2", "y")]
-    assert aligned(rows, ("a",)) == [" a  bb  name", f" 1  2   {'x' * 10}", "11  2   y"]
-    assert aligned(rows, ("a",), 14, ("bb",)) == [" a  name", f" 1  {'x' * 10}", "11  y"]
-    assert aligned(rows, (), 8, ("bb",))[1] == f"1   {'x' * 3}…"
+    assert align(rows, ("a",)) == [" a  bb  name", f" 1  2   {'x' * 10}", "11  2   y"]
+    assert align(rows, ("a",), 14, ("bb",)) == [" a  name", f" 1  {'x' * 10}", "11  y"]
+    assert align(rows, (), 8, ("bb",))[1] == f"1   {'x' * 3}…"
 
 
 def test_the_shell_is_offered_states_models_and_runs(runs: dict[str, Path], tmp_path: Path) -> None:

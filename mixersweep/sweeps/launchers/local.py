@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -29,17 +29,16 @@ import psutil
 from mixersweep import config, processor
 from mixersweep.errors import INTERRUPTED, RunStopped, UserError
 from mixersweep.kinds import Auto, Count, Whole
-from mixersweep.runs import RunDirectory, read_status
-from mixersweep.runs.state import State
+from mixersweep.runs import RunDirectory
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.launchers import GIVEN_GPU, LOG, StopRequest, mps
-from mixersweep.sweeps.outcome import outcome
-from mixersweep.sweeps.packs import Pack, packs, summary
+from mixersweep.sweeps.launchers import GPU_REQUESTED, Capacity, Launcher, StopRequest, mps, python_path
+from mixersweep.sweeps.outcome import outcome_line
+from mixersweep.sweeps.packs import Pack, count_in_words, pack_jobs
 
 MEMORY_OF_A_RUN = 1.5e9
 """Bytes assumed per run when the number of concurrent runs is chosen; torch alone takes a third of them."""
 
-LOOK_EVERY = 0.25
+POLL_SECONDS = 0.25
 """Seconds between two checks for a signal."""
 
 
@@ -63,7 +62,7 @@ class Slot:
     cores: tuple[int, ...]
     environment: dict[str, str]
 
-    def plus(self, environment: Mapping[str, str]) -> Slot:
+    def with_environment(self, environment: Mapping[str, str]) -> Slot:
         """Return this slot with more environment variables."""
         return Slot(self.cores, {**self.environment, **environment})
 
@@ -74,49 +73,50 @@ def launcher(values: Mapping[str, Any], folder: Path) -> Local:
     return Local(config.settings(LocalSettings, values, "hydra.launcher."))
 
 
-class Local:
+def capacity(values: Mapping[str, Any], run_config: config.Config, jobs: int) -> Capacity:
+    """Return the number of slots and their cores for ``jobs`` runs; raises ``UserError`` for invalid settings."""
+    settings = config.settings(LocalSettings, values, "hydra.launcher.")
+    some = slots(settings, run_config, jobs)
+    return Capacity(bool(some[0].environment), settings.runs_per_gpu, len(some), len(some[0].cores))
+
+
+class Local(Launcher):
     """The launcher that runs everything on this machine (``hydra/launcher=local``)."""
 
     def __init__(self, settings: LocalSettings) -> None:
         self._settings = settings
 
-    def queued(self, jobs: Sequence[Path]) -> Collection[Path]:
-        """Return no runs: the queue of this launcher ends with its process, which ``sweeps.queue`` detects."""
-        del jobs
-        return ()
-
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
-        """Execute the runs, as many packs at once as there are slots."""
-        slots = _slots(self._settings, jobs)
-        on_gpu, sharing = bool(slots[0].environment), self._settings.runs_per_gpu
-        made = packs(jobs, self._settings.pack, on_gpu=on_gpu, places=len(slots), sharing=sharing)
-        slots = slots[: len(made)]
-        report(_told(slots, made))
-        with mps.daemon([slot.environment for slot in slots], report, wanted=self._settings.mps) as shared:
-            self._execute(made, [slot.plus(shared) for slot in slots], stop, report)
+        """Execute the runs, as many packs at once as there are slots, for which the first run stands for all."""
+        settings = self._settings
+        free = slots(settings, RunDirectory.open(jobs[0]).run.config, len(jobs))
+        on_gpu, sharing = bool(free[0].environment), settings.runs_per_gpu
+        packs = pack_jobs(jobs, settings.pack, on_gpu=on_gpu, at_once=len(free), packs_per_gpu=sharing)
+        taken = free[: len(packs)]
+        report(_describe_start(taken, packs))
+        with mps.daemon([slot.environment for slot in taken], report, is_wanted=settings.mps) as shared:
+            self._execute(packs, [slot.with_environment(shared) for slot in taken], stop, report)
         return True
 
     def _execute(
-        self, made: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest, report: Callable[[str], None]
+        self, packs: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest, report: Callable[[str], None]
     ) -> None:
-        total = sum(map(len, made))
-        waiting, left = deque(made), total
+        total = sum(map(len, packs))
+        waiting, left = deque(packs), total
         while waiting:  # once, unless a supervisor was killed
             supervisor = Supervisor(self._settings.warm)
 
-            def ended(pack: Pack, code: int | None, supervisor: Supervisor = supervisor) -> None:
+            def on_end(pack: Pack, code: int | None, supervisor: Supervisor = supervisor) -> None:
                 nonlocal left
                 for run_dir in pack:
                     left -= 1
-                    status = read_status(run_dir)
-                    if status.state is State.QUEUED and code:
-                        queue.fail(run_dir, f"{_end(code)} before it began; see {LOG}")
-                    report(f"{outcome(run_dir)}  {supervisor.seconds(pack):.1f} s, {left} of {total} left")
+                    queue.fail_unstarted(run_dir, code)
+                    report(f"{outcome_line(run_dir)}  {supervisor.seconds(pack):.1f} s, {left} of {total} left")
 
             try:
-                supervisor.execute(waiting, slots, stop, ended)
+                supervisor.execute(waiting, slots, stop, on_end)
             finally:
-                supervisor.end()
+                supervisor.shut_down()
 
 
 class Supervisor:
@@ -124,52 +124,51 @@ class Supervisor:
 
     def __init__(self, warm: bool) -> None:
         command = [sys.executable, "-m", "mixersweep.sweeps.launchers.supervisor", *(["--warm"] if warm else [])]
-        package = str(Path(__file__).parents[3])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        environment = {"PYTHONPATH": python_path(), "PYTHONSAFEPATH": "1"}  # never import from the working directory
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},  # never import from the working directory
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
         self._running: dict[Pack, Slot] = {}
-        self._began: dict[Pack, float] = {}
+        self._begin_times: dict[Pack, float] = {}
         self._pids: dict[Pack, int] = {}
         self._unread = b""
         self._is_gone = False
 
     def execute(
-        self, waiting: deque[Pack], slots: Sequence[Slot], stop: StopRequest, ended: Callable[[Pack, int | None], None]
+        self, waiting: deque[Pack], slots: Sequence[Slot], stop: StopRequest, on_end: Callable[[Pack, int | None], None]
     ) -> None:
         """Start packs from ``waiting`` in free slots until none is left, or until the supervisor is killed.
 
-        ``ended`` is called with each pack that ends and its exit code, None where that is unknown. When ``stop``
+        ``on_end`` is called with each pack that ends and its exit code, None where that is unknown. When ``stop``
         raises, the runs are asked to stop and waited for, and the same exception is raised.
         """
-        free, stopped = list(reversed(slots)), None
-        while self._running or (waiting and stopped is None and not self._is_gone):
-            while waiting and free and stopped is None and not self._is_gone:
-                self._start(waiting.popleft(), free.pop())
-            for pack, code in self._ended():
-                free.append(self._running.pop(pack))
-                ended(pack, code)
-            if stopped is None:
+        free_slots, stop_error = list(reversed(slots)), None
+        while self._running or (waiting and stop_error is None and not self._is_gone):
+            while waiting and free_slots and stop_error is None and not self._is_gone:
+                self._start(waiting.popleft(), free_slots.pop())
+            for pack, code in self._wait_for_ends():
+                free_slots.append(self._running.pop(pack))
+                on_end(pack, code)
+            if stop_error is None:
                 try:
                     stop.check()
                 except RunStopped as request:
-                    stopped = request
-                    self._tell({"signal": signal.SIGINT if request.exit_code == INTERRUPTED else signal.SIGTERM})
-        if stopped is not None:
-            raise stopped
+                    stop_error = request
+                    self._send({"signal": signal.SIGINT if request.exit_code == INTERRUPTED else signal.SIGTERM})
+        if stop_error is not None:
+            raise stop_error
 
     def seconds(self, pack: Pack) -> float:
         """Return the seconds since a pack began."""
-        return time.monotonic() - self._began.get(pack, time.monotonic())
+        return time.monotonic() - self._begin_times.get(pack, time.monotonic())
 
-    def end(self) -> None:
+    def shut_down(self) -> None:
         """End the supervisor and kill the runs that are still going."""
-        self._tell({"signal": signal.SIGKILL})
+        self._send({"signal": signal.SIGKILL})
         with contextlib.suppress(OSError):
             self._input.close()  # which tells it to end
         self._process.wait()
@@ -187,20 +186,20 @@ class Supervisor:
 
     def _start(self, pack: Pack, slot: Slot) -> None:
         self._running[pack] = slot
-        self._tell({"pack": list(map(str, pack)), "cores": slot.cores, "environment": slot.environment})
+        self._send({"pack": list(map(str, pack)), "cores": slot.cores, "environment": slot.environment})
 
-    def _tell(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):  # a supervisor that is gone is seen by the end of its output
             self._input.write(json.dumps(message).encode() + b"\n")
             self._input.flush()
 
-    def _ended(self) -> list[tuple[Pack, int | None]]:
-        """Wait up to ``LOOK_EVERY`` seconds and return the packs that ended, each with its exit code."""
+    def _wait_for_ends(self) -> list[tuple[Pack, int | None]]:
+        """Wait up to ``POLL_SECONDS`` seconds and return the packs that ended, each with its exit code."""
         ended: list[tuple[Pack, int | None]] = []
         for message in self._messages():
             pack = tuple(map(Path, message["pack"]))
             if "pid" in message:
-                self._pids[pack], self._began[pack] = message["pid"], time.monotonic()
+                self._pids[pack], self._begin_times[pack] = message["pid"], time.monotonic()
             else:
                 ended.append((pack, message["code"]))
         if self._is_gone:  # so the operating system has asked its runs to stop
@@ -213,7 +212,7 @@ class Supervisor:
     def _messages(self) -> list[dict[str, Any]]:
         with selectors.DefaultSelector() as selector:
             selector.register(self._output, selectors.EVENT_READ)
-            if not selector.select(LOOK_EVERY):
+            if not selector.select(POLL_SECONDS):
                 return []
         read = os.read(self._output.fileno(), 65536)
         self._is_gone = not read
@@ -221,18 +220,13 @@ class Supervisor:
         return [json.loads(line) for line in lines]
 
 
-def _slots(settings: LocalSettings, jobs: Sequence[Path]) -> list[Slot]:
-    """Return the slots for these runs; the first run's device and threads stand for those of the whole sweep."""
-    return slots(settings, RunDirectory.open(jobs[0]).run.config, len(jobs))
-
-
-def slots(settings: LocalSettings, run: config.Config, jobs: int) -> list[Slot]:
-    """Divide this machine's cores and GPUs into slots for ``jobs`` runs with the device and threads of ``run``."""
+def slots(settings: LocalSettings, run_config: config.Config, jobs: int) -> list[Slot]:
+    """Divide this machine's cores and GPUs into slots for ``jobs`` runs like that of ``run_config``."""
     cores = processor.cores()
-    threads = run.threads if isinstance(run.threads, int) else 1
-    gpus = _gpus(settings.gpus, run.device)
-    expected = {} if settings.gpus == "auto" else {GIVEN_GPU: "asked"}
-    environments = [{"CUDA_VISIBLE_DEVICES": gpu, **expected} for _ in range(settings.runs_per_gpu) for gpu in gpus]
+    threads = run_config.threads if isinstance(run_config.threads, int) else 1
+    gpus = _choose_gpus(settings.gpus, run_config.device)
+    marker = {} if settings.gpus == "auto" else {GPU_REQUESTED: "asked"}
+    environments = [{"CUDA_VISIBLE_DEVICES": gpu, **marker} for _ in range(settings.runs_per_gpu) for gpu in gpus]
     if gpus:
         count = len(environments) if settings.jobs == "auto" else min(settings.jobs, len(environments))
     elif settings.jobs == "auto":
@@ -242,13 +236,13 @@ def slots(settings: LocalSettings, run: config.Config, jobs: int) -> list[Slot]:
         count = settings.jobs
     count = min(count, jobs)
     share = min(len(cores), max(threads, len(cores) // count))
-    chosen = [[cores[(i * share + k) % len(cores)] for k in range(share)] for i in range(count)]
-    return [Slot(tuple(own), environments[i] if gpus else {}) for i, own in enumerate(chosen)]
+    allotments = processor.allot(cores, share, count)
+    return [Slot(tuple(own), environments[i] if gpus else {}) for i, own in enumerate(allotments)]
 
 
-def _gpus(asked: int | str, device: str) -> list[str]:
+def _choose_gpus(requested: int | str, device: str) -> list[str]:
     """Return the GPUs to use, as ``CUDA_VISIBLE_DEVICES`` names them; raises ``UserError`` if there are too few."""
-    if device == "cpu" or asked == 0:
+    if device == "cpu" or requested == 0:
         return []
     if device.startswith("cuda:"):
         raise UserError(
@@ -259,9 +253,9 @@ def _gpus(asked: int | str, device: str) -> list[str]:
     found = _all_gpus()
     if visible is not None:
         found = visible_gpus()
-    wanted = asked if isinstance(asked, int) else len(found)
+    wanted = requested if isinstance(requested, int) else len(found)
     if wanted > len(found):
-        raise UserError(f"hydra.launcher.gpus={asked}: there are {len(found)} visible GPUs here")
+        raise UserError(f"hydra.launcher.gpus={requested}: there are {len(found)} visible GPUs here")
     return found[:wanted]
 
 
@@ -271,9 +265,9 @@ def visible_gpus() -> list[str]:
     return list(itertools.takewhile(re.compile(r"\d+$|(GPU|MIG)-[\w/-]+$").match, named))
 
 
-def gives_gpu(device: str, gpus: int | str) -> bool:
+def will_use_gpu(device: str, gpus: int | str) -> bool:
     """Whether a run with this ``device`` will use a GPU of this machine, as far as is known without importing torch."""
-    return device.startswith("cuda") or bool(_gpus(gpus, device))
+    return device.startswith("cuda") or bool(_choose_gpus(gpus, device))
 
 
 def _all_gpus() -> list[str]:
@@ -288,14 +282,9 @@ def _all_gpus() -> list[str]:
     return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
-def _told(slots: list[Slot], made: Sequence[Pack]) -> str:
-    places = "at once" if len(slots) > 1 else "at a time"
+def _describe_start(slots: list[Slot], packs: Sequence[Pack]) -> str:
+    concurrency = "at once" if len(slots) > 1 else "at a time"
     gpus = len({slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots if slot.environment})
     cores = len(slots[0].cores)
     where = f"on {gpus} GPU{'s' * (gpus > 1)}" if gpus else f"with {cores} core{'s' * (cores > 1)} each"
-    return f"local: {summary(made)}, {len(slots)} {places} {where}"
-
-
-def _end(code: int) -> str:
-    """Describe in words how a process with this exit code ended."""
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"local: {count_in_words(packs)}, {len(slots)} {concurrency} {where}"

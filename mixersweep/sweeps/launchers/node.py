@@ -15,38 +15,40 @@ from mixersweep.sweeps.launchers import StopRequest
 from mixersweep.sweeps.launchers.local import Slot, Supervisor
 from mixersweep.sweeps.packs import Pack
 
-STOPPED = (-10, -12, -15)
+STOPPED_CODES = (-10, -12, -15)
 """Exit codes of processes that SIGUSR1, SIGUSR2 or SIGTERM ended before they had installed a handler."""
 
 
-def execute(made: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest) -> dict[Path, int | None]:
+def execute(packs: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest) -> dict[Path, int | None]:
     """Execute packs of runs, as many at once as there are slots; returns the exit code of each run's process.
 
     A code is None if unknown. When ``stop`` raises, asks the runs to stop, waits for them, and raises the same.
     """
     codes: dict[Path, int | None] = {}
-    supervisor = Supervisor(warm=len(made) > 1)
+    supervisor = Supervisor(warm=len(packs) > 1)
     try:
-        supervisor.execute(deque(made), slots, stop, lambda pack, code: codes.update(dict.fromkeys(pack, code)))
+        supervisor.execute(deque(packs), slots, stop, lambda pack, code: codes.update(dict.fromkeys(pack, code)))
     finally:
-        supervisor.end()
+        supervisor.shut_down()
     return codes
 
 
-def is_to_go_on(code: int | None) -> bool:
+def is_to_continue(code: int | None) -> bool:
     """Whether a run with this exit code was only stopped, or held by another process, and so has to be continued."""
-    return code in (HELD, PREEMPTED, *STOPPED)
+    return code in (HELD, PREEMPTED, *STOPPED_CODES)
 
 
-def slots(count: int, cpus: int | None, gpus: Sequence[str], first: int = 0) -> list[Slot]:
-    """Divide ``cpus`` cores (None: all that this process may use) and the GPUs into ``count`` slots.
+def slots(slot_count: int, cpus: int | None, gpus: Sequence[str], job_index: int = 0) -> list[Slot]:
+    """Divide ``cpus`` cores (None: all that this process may use) and the GPUs into ``slot_count`` slots.
 
-    If the scheduler does not bind a job to its cores, job number ``first`` takes those from number ``first * cpus`` on,
-    so that jobs with other numbers on the same machine take other cores.
+    If the scheduler does not bind a job to its cores, job number ``job_index`` takes the ``cpus`` cores from number
+    ``job_index * cpus`` on, so that jobs with other numbers on the same machine take other cores.
     """
     cores = processor.cores()
     if cpus is not None and cpus < len(cores):
-        cores = [cores[(first * cpus + i) % len(cores)] for i in range(cpus)]
-    share = max(1, len(cores) // count)
-    own = [tuple(sorted({cores[(i * share + k) % len(cores)] for k in range(share)})) for i in range(count)]
-    return [Slot(own[i], {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(count)]
+        cores = [cores[(job_index * cpus + i) % len(cores)] for i in range(cpus)]
+    allotments = processor.allot(cores, max(1, len(cores) // slot_count), slot_count)
+    environments = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {} for i in range(slot_count)]
+    return [
+        Slot(tuple(sorted(set(own))), environment) for own, environment in zip(allotments, environments, strict=True)
+    ]

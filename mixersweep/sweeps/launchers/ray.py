@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,16 +20,15 @@ from annotated_types import Gt
 from mixersweep import config
 from mixersweep.errors import RunStopped, UserError
 from mixersweep.kinds import Auto, Count, NotNegative
-from mixersweep.runs import RunDirectory, read_status
-from mixersweep.runs.state import State
+from mixersweep.runs import RunDirectory
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.launchers import LOG, StopRequest
-from mixersweep.sweeps.launchers.local import visible_gpus
+from mixersweep.sweeps.launchers import Capacity, Launcher, StopRequest, python_path
+from mixersweep.sweeps.launchers.local import visible_gpus, will_use_gpu
 from mixersweep.sweeps.launchers.node import execute, slots
-from mixersweep.sweeps.outcome import outcome
-from mixersweep.sweeps.packs import Pack, packs, summary
+from mixersweep.sweeps.outcome import outcome_line
+from mixersweep.sweeps.packs import Pack, count_in_words, pack_jobs
 
-LOOK_EVERY = 0.25
+POLL_SECONDS = 0.25
 """Seconds between two checks for a signal."""
 
 
@@ -47,57 +46,66 @@ class RaySettings:
 def launcher(values: Mapping[str, Any], folder: Path) -> Ray:
     """Build the Ray launcher; raises ``UserError`` for invalid settings."""
     del folder
+    return Ray(_parse_settings(values))
+
+
+def capacity(values: Mapping[str, Any], run_config: config.Config, jobs: int) -> Capacity:
+    """Return whether runs get GPUs, and how many share one; raises ``UserError`` for invalid settings."""
+    del jobs
+    settings = _parse_settings(values)
+    gpus = settings.gpus_per_run
+    if gpus == "auto":  # a GPU of this machine, if any; those of a cluster are unknown here
+        return Capacity(will_use_gpu(run_config.device, "auto" if settings.address is None else 0))
+    return Capacity(gpus > 0, tasks_per_gpu(gpus))
+
+
+def _parse_settings(values: Mapping[str, Any]) -> RaySettings:
     settings = config.settings(RaySettings, values, "hydra.launcher.")
     for name in ("cpus_per_run", "gpus_per_run"):
         value = getattr(settings, name)
         if value != "auto" and value > 1 and value != int(value):
             raise UserError(f"hydra.launcher.{name}={value:g}: a fraction of one, or a whole number")
-    return Ray(settings)
+    return settings
 
 
-class Ray:
+class Ray(Launcher):
     """The launcher that hands runs to Ray (``hydra/launcher=ray``)."""
 
     def __init__(self, settings: RaySettings) -> None:
         self._settings = settings
 
-    def queued(self, jobs: Sequence[Path]) -> Collection[Path]:
-        """Return no runs: the tasks of a command end with it."""
-        del jobs
-        return ()
-
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
         """Execute the runs, as many packs at once as the cluster has resources for."""
-        ray = _connected(self._settings.address)
+        ray = _connect(self._settings.address)
         try:
-            has = ray.cluster_resources()
-            needs = self._needs(RunDirectory.open(jobs[0]).run.config.device, has)
-            room = min(int(has.get(name, 0) // amount) for name, amount in needs.items() if amount)
-            shown = " and ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount)
+            available = ray.cluster_resources()
+            resources = self._resources_of_run(RunDirectory.open(jobs[0]).run.config.device, available)
+            at_once = min(int(available.get(name, 0) // amount) for name, amount in resources.items() if amount)
+            shares = " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
             where = f"at {self._settings.address}" if self._settings.address else "on this machine"
-            if room == 0:
-                raise UserError(f"hydra/launcher=ray: a run asks for {shown}, more than Ray has {where}")
-            on_gpu, sharers = needs["GPU"] > 0, sharing(needs["GPU"])
-            made = packs(jobs, self._settings.pack, on_gpu=on_gpu, places=room, sharing=sharers)
-            report(f"ray: {summary(made)} {where}, {min(room, len(made))} at once with {shown} each")
-            cores = max(1, int(needs["CPU"]))
-            task = ray.remote(_execute).options(num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_retries=0)
-            tasks = {task.remote(list(map(str, pack)), i, cores): pack for i, pack in enumerate(made)}
+            if at_once == 0:
+                raise UserError(f"hydra/launcher=ray: a run asks for {shares}, more than Ray has {where}")
+            on_gpu, sharing = resources["GPU"] > 0, tasks_per_gpu(resources["GPU"])
+            packs = pack_jobs(jobs, self._settings.pack, on_gpu=on_gpu, at_once=at_once, packs_per_gpu=sharing)
+            report(f"ray: {count_in_words(packs)} {where}, {min(at_once, len(packs))} at once with {shares} each")
+            cores = max(1, int(resources["CPU"]))
+            task = ray.remote(_execute).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_retries=0)
+            tasks = {task.remote(list(map(str, pack)), i, cores): pack for i, pack in enumerate(packs)}
             self._wait(ray, tasks, stop, report)
         finally:
             ray.shutdown()
         return True
 
-    def _needs(self, device: str, has: Mapping[str, float]) -> dict[str, float]:
+    def _resources_of_run(self, device: str, available: Mapping[str, float]) -> dict[str, float]:
         gpus = self._settings.gpus_per_run
         if gpus == "auto":
-            gpus = 1.0 if device != "cpu" and has.get("GPU") else 0.0
+            gpus = 1.0 if device != "cpu" and available.get("GPU") else 0.0
         return {"CPU": self._settings.cpus_per_run, "GPU": gpus}
 
     def _wait(self, ray: Any, tasks: dict[Any, Pack], stop: StopRequest, report: Callable[[str], None]) -> None:
-        total, stopped = sum(map(len, tasks.values())), None
+        total, stop_error = sum(map(len, tasks.values())), None
         while tasks:
-            for task in ray.wait(list(tasks), timeout=LOOK_EVERY)[0]:
+            for task in ray.wait(list(tasks), timeout=POLL_SECONDS)[0]:
                 pack, code = tasks.pop(task), None
                 try:
                     code = ray.get(task)
@@ -108,21 +116,21 @@ class Ray:
                         queue.fail(run_dir, f"Ray: {str(error).strip().splitlines()[0]}")
                 left = sum(map(len, tasks.values()))
                 for run_dir in pack:
-                    if code and read_status(run_dir).state is State.QUEUED and stopped is None:
-                        queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
-                    report(f"{outcome(run_dir)}  {left} of {total} left")
-            if stopped is None:
+                    if stop_error is None:
+                        queue.fail_unstarted(run_dir, code)
+                    report(f"{outcome_line(run_dir)}  {left} of {total} left")
+            if stop_error is None:
                 try:
                     stop.check()
                 except RunStopped as request:
-                    stopped = request
+                    stop_error = request
                     for task in tasks:
                         ray.cancel(task, recursive=False)
-        if stopped is not None:
-            raise stopped
+        if stop_error is not None:
+            raise stop_error
 
 
-def sharing(gpus_per_run: float) -> int:
+def tasks_per_gpu(gpus_per_run: float) -> int:
     """Return the number of tasks that share one GPU."""
     return int(1 / gpus_per_run) if 0 < gpus_per_run < 1 else 1
 
@@ -131,7 +139,7 @@ def _execute(run_dirs: list[str], index: int, cores: int) -> int | None:
     """Execute one pack of runs in a Ray task, and return the exit code of its process."""
     from mixersweep.training.signals import StopSignals
 
-    before = _handlers()
+    before = _signal_handlers()
     stop = StopSignals().install()  # Ray cancels a task by sending it SIGINT
     try:
         pack = tuple(map(Path, run_dirs))
@@ -139,42 +147,40 @@ def _execute(run_dirs: list[str], index: int, cores: int) -> int | None:
     except RunStopped as stopped:
         return stopped.exit_code
     finally:
-        _restore(before)
+        _restore_handlers(before)
 
 
-def _handlers() -> dict[int, Any]:
+def _signal_handlers() -> dict[int, Any]:
     numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     return {number: signal.getsignal(number) for number in numbers}
 
 
-def _restore(handlers: Mapping[int, Any]) -> None:
+def _restore_handlers(handlers: Mapping[int, Any]) -> None:
     for number, handler in handlers.items():
         if handler is not None:  # one that Python did not install
             signal.signal(number, handler)
 
 
-def _connected(address: str | None) -> Any:
+def _connect(address: str | None) -> Any:
     """Import Ray and connect to ``address``, or start it here if None; raises ``UserError`` where that fails."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
         raise UserError("hydra/launcher=ray: needs Ray; pip install 'mixersweep[ray]'") from None
-    known = [str(Path(__file__).parents[3]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    path = os.pathsep.join(dict.fromkeys(filter(None, known)))
-    environment = {"env_vars": {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}}
-    handlers = _handlers()
-    own = {"include_dashboard": False} if address is None else {}
+    environment = {"env_vars": {"PYTHONPATH": python_path(), "PYTHONSAFEPATH": "1"}}
+    handlers = _signal_handlers()
+    own_options = {"include_dashboard": False} if address is None else {}
     try:
         ray.init(
             address=address or "local",
             log_to_driver=False,
             configure_logging=False,
             runtime_env=environment,
-            **own,
+            **own_options,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"hydra.launcher.address={address}: {' '.join(str(error).split())[:300]}") from None
     finally:
-        _restore(handlers)  # Ray installs its own SIGTERM handler
+        _restore_handlers(handlers)  # Ray installs its own SIGTERM handler
     return ray

@@ -8,7 +8,6 @@ itself only while its Slurm state is RUNNING: a job that is being cancelled, or 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -29,13 +28,13 @@ from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
 from mixersweep.runs.status import observe_heartbeats, status_lock, this_host
 from mixersweep.sweeps import queue
-from mixersweep.sweeps.launchers import GIVEN_GPU, LOG, StopRequest, mps
+from mixersweep.sweeps.launchers import GPU_REQUESTED, StopRequest, mps
 from mixersweep.sweeps.launchers.local import visible_gpus
-from mixersweep.sweeps.launchers.node import execute, is_to_go_on, slots
-from mixersweep.sweeps.outcome import outcome
-from mixersweep.sweeps.packs import packs
+from mixersweep.sweeps.launchers.node import execute, is_to_continue, slots
+from mixersweep.sweeps.outcome import outcome_line
+from mixersweep.sweeps.packs import pack_jobs
 
-POLL = 1.0
+POLL_SECONDS = 1.0
 """Seconds between two checks of a run that an earlier execution of this job still holds."""
 
 
@@ -44,15 +43,15 @@ def execute_pack(record: str, index: int) -> None:
     from mixersweep.training.signals import StopSignals
 
     signals = StopSignals().install()
-    described = json.loads(Path(record).read_text())
-    run_dirs = [Path(run) for run in described["packs"][index]]
-    names = [field.name for field in dataclasses.fields(_Asked)]
-    asked = _Asked(**{name: described[name] for name in names if name in described})
-    sys.exit(_Job(run_dirs, asked, index, signals, Path(record)).execute())
+    stored = read_json(Path(record))
+    run_dirs = [Path(run) for run in stored["packs"][index]]
+    names = [field.name for field in dataclasses.fields(_JobSettings)]
+    settings = _JobSettings(**{name: stored[name] for name in names if name in stored})
+    sys.exit(_Job(run_dirs, settings, index, signals, Path(record)).execute())
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _JobSettings:
     """The launcher's settings that a job needs; the defaults are for records of older versions, which lack some."""
 
     grace: float
@@ -67,34 +66,37 @@ class _Asked:
 class _Job:
     """A Slurm job and its runs; ``id`` is the job's id in Slurm's commands."""
 
-    def __init__(self, run_dirs: list[Path], asked: _Asked, index: int, signals: StopRequest, record: Path) -> None:
+    def __init__(
+        self, run_dirs: list[Path], settings: _JobSettings, index: int, signals: StopRequest, record: Path
+    ) -> None:
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         self.id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
-        self._run_dirs, self._asked, self._index, self._signals = run_dirs, asked, index, signals
-        self._requeue = _Requeue(self.id, _Attempts(record.with_suffix(f".{index}.json"), run_dirs), asked.requeues)
+        self._run_dirs, self._settings, self._index, self._signals = run_dirs, settings, index, signals
+        futile_stops = _FutileStops(record.with_suffix(f".{index}.json"), run_dirs)
+        self._requeuer = _Requeuer(self.id, futile_stops, settings.requeues)
         self._deadline: threading.Timer | None = None
 
     def execute(self) -> int:
         """Execute the unfinished runs, and return the exit code of the job."""
         node, restarts = os.environ.get("SLURMD_NODENAME"), os.environ.get("SLURM_RESTART_COUNT", "0")
-        _say(f"job {self.id} on node {node}: {len(self._run_dirs)} runs, requeued {restarts} times before")
+        _log(f"job {self.id} on node {node}: {len(self._run_dirs)} runs, requeued {restarts} times before")
         try:
             self._execute()
         except RunStopped:
             left = [run_dir for run_dir in self._run_dirs if read_status(run_dir).state.is_for_a_job]
-            if left and self._requeue.once():
+            if left and self._requeuer.requeue():
                 for run_dir in left:
-                    queue.pass_on(run_dir, self.id)
+                    queue.assign_to_job(run_dir, self.id)
         finally:
             if self._deadline is not None:
                 self._deadline.cancel()
             for run_dir in self._run_dirs:
                 stopped = Status(State.PREEMPTED, job=self.id, error="stopped before it began")
-                queue.take_back(run_dir, stopped)
-                if self._requeue.refused is not None:
-                    _say_why(run_dir, self._requeue.refused)
-                _say(outcome(run_dir))
-        if self._requeue.is_done:
+                queue.restore(run_dir, stopped)
+                if self._requeuer.refusal is not None:
+                    _record_reason(run_dir, self._requeuer.refusal)
+                _log(outcome_line(run_dir))
+        if self._requeuer.is_done:
             return PREEMPTED
         completed = all(read_status(run_dir).state is State.COMPLETED for run_dir in self._run_dirs)
         return DONE if completed else FAILED
@@ -105,46 +107,46 @@ class _Job:
             self._signals.check()
         except RunStopped as stopped:
             if self._deadline is None:  # Slurm kills the job after the grace period: requeue it before
-                _say(f"{stopped}: the runs are told to stop")
-                self._deadline = threading.Timer(max(self._asked.grace / 2, self._asked.grace - 20), self._requeue.once)
+                _log(f"{stopped}: the runs are told to stop")
+                grace = self._settings.grace
+                self._deadline = threading.Timer(max(grace / 2, grace - 20), self._requeuer.requeue)
                 self._deadline.daemon = True
                 self._deadline.start()
             raise
 
     def _execute(self) -> None:
         left = list(self._run_dirs)
-        while claimed := self._claimed(left):
+        while claimed := self._claim_runs(left):
             cpus = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE")
             gpus = visible_gpus()
-            at_once = self._asked.at_once or self._asked.runs_per_job
-            sharing = math.ceil(at_once / max(1, len(gpus)))
-            made = packs(claimed, self._asked.pack, on_gpu=bool(gpus), places=len(gpus), sharing=sharing)
-            places = slots(
-                min(len(made), self._asked.at_once or len(made)), int(cpus) if cpus else None, gpus, self._index
-            )
-            with mps.daemon([place.environment for place in places], _say, wanted=self._asked.mps) as shared:
-                expected = {GIVEN_GPU: "asked"} if self._asked.gpus else {}
-                codes = execute(made, [place.plus({**shared, **expected}) for place in places], self)
+            settings, on_gpu = self._settings, bool(gpus)
+            sharing = math.ceil((settings.at_once or settings.runs_per_job) / max(1, len(gpus)))
+            packs = pack_jobs(claimed, settings.pack, on_gpu=on_gpu, at_once=len(gpus), packs_per_gpu=sharing)
+            count = min(len(packs), settings.at_once or len(packs))
+            job_slots = slots(count, int(cpus) if cpus else None, gpus, self._index)
+            with mps.daemon([slot.environment for slot in job_slots], _log, is_wanted=settings.mps) as shared:
+                marker = {GPU_REQUESTED: "asked"} if settings.gpus else {}
+                codes = execute(packs, [slot.with_environment({**shared, **marker}) for slot in job_slots], self)
             for run_dir, code in codes.items():
-                if code and not is_to_go_on(code) and read_status(run_dir).state is State.QUEUED:
-                    queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
-            left = [run_dir for run_dir, code in codes.items() if is_to_go_on(code)]
+                if not is_to_continue(code):
+                    queue.fail_unstarted(run_dir, code)
+            left = [run_dir for run_dir, code in codes.items() if is_to_continue(code)]
 
-    def _claimed(self, run_dirs: Collection[Path]) -> list[Path]:
+    def _claim_runs(self, run_dirs: Collection[Path]) -> list[Path]:
         """Claim and return the runs that this job may train now.
 
         Waits for runs that an earlier execution of this job still holds (on a node that Slurm has given up), but not
         for runs that another job or process holds.
         """
         claimed, held = [], list(run_dirs)
-        observe_heartbeats(held, _say, self.check)
+        observe_heartbeats(held, _log, self.check)
         while held:
             claims = {run_dir: self._claim(run_dir) for run_dir in held}
             claimed += [run_dir for run_dir, claim in claims.items() if claim]
             held = [run_dir for run_dir, claim in claims.items() if claim is None]
             if held:
                 self.check()
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
         self.check()
         return claimed
 
@@ -161,69 +163,69 @@ class _Job:
             return True
 
 
-class _Attempts:
+class _FutileStops:
     """Counts how many times in a row a job was stopped before any of its runs made progress."""
 
     def __init__(self, path: Path, run_dirs: Collection[Path]) -> None:
         self._path, self._run_dirs = path, run_dirs
-        self._before = self._position()
+        self._earlier = self._progress()
 
-    def in_vain(self) -> int:
+    def update(self) -> int:
         """Update and return the count, which is 0 if a run saved a checkpoint or ended since this job started."""
-        kept = read_json(self._path) or {}
-        count = 0 if self._position() != self._before else int(kept.get("in_vain", 0)) + 1
+        stored = read_json(self._path) or {}
+        count = 0 if self._progress() != self._earlier else int(stored.get("in_vain", 0)) + 1
         write_json(self._path, {"in_vain": count})
         return count
 
-    def _position(self) -> list[tuple[str, int]]:
+    def _progress(self) -> list[tuple[str, int]]:
         """Return values that change when a run saves a checkpoint or ends."""
-        found = []
+        progress = []
         for run_dir in self._run_dirs:
             checkpoint = run_dir / "checkpoint.pt"
             is_over = read_status(run_dir).state.has_ended
-            found.append((str(is_over), checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0))
-        return found
+            progress.append((str(is_over), checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0))
+        return progress
 
 
-class _Requeue:
+class _Requeuer:
     """Requeues a job with ``scontrol requeue``, at most once."""
 
-    def __init__(self, job: str, attempts: _Attempts, most: int) -> None:
-        self._job, self._attempts, self._most = job, attempts, most
+    def __init__(self, job: str, futile_stops: _FutileStops, limit: int) -> None:
+        self._job, self._futile_stops, self._limit = job, futile_stops, limit
         self._lock = threading.Lock()
-        self._is_enough = False
+        self._has_given_up = False
         self.is_done = False
-        self.refused: str | None = None
+        self.refusal: str | None = None
         """The reason why the job was not requeued, None without one."""
 
-    def once(self) -> bool:
+    def requeue(self) -> bool:
         """Requeue the job if it is running and was not requeued before; returns whether it has been requeued."""
         with self._lock:
-            if self.is_done or self._is_enough:
+            if self.is_done or self._has_given_up:
                 return self.is_done
             if (state := job_state(self._job)) != "RUNNING":
-                self.refused = f"Slurm calls job {self._job} {state}: not requeued"
-            elif (in_vain := self._attempts.in_vain()) > self._most:
-                self._is_enough = True
-                self.refused = (
-                    f"job {self._job} was stopped {in_vain} times without coming further: not requeued; raise "
+                self.refusal = f"Slurm calls job {self._job} {state}: not requeued"
+            elif (count := self._futile_stops.update()) > self._limit:
+                self._has_given_up = True
+                self.refusal = (
+                    f"job {self._job} was stopped {count} times without coming further: not requeued; raise "
                     "hydra.launcher.time, or have runs save more often (checkpoint.minutes)"
                 )
             else:
                 done = subprocess.run(["scontrol", "requeue", self._job], capture_output=True, text=True)
                 self.is_done = done.returncode == 0
-                self.refused = None if self.is_done else f"scontrol requeue: {done.stderr.strip()}"
-            _say(self.refused or f"job {self._job} requeued")
+                self.refusal = None if self.is_done else f"scontrol requeue: {done.stderr.strip()}"
+            _log(self.refusal or f"job {self._job} requeued")
             return self.is_done
 
 
-def _say_why(run_dir: Path, reason: str) -> None:
+def _record_reason(run_dir: Path, reason: str) -> None:
     """Add to the status of a stopped run the reason why its job does not continue it."""
     with status_lock(run_dir):
         status = read_status(run_dir)
         if status.state is State.PREEMPTED and reason not in (status.error or ""):
-            said = "; ".join(filter(None, [status.error, reason]))
-            set_status(run_dir, dataclasses.replace(status, error=said))
+            error = "; ".join(filter(None, [status.error, reason]))
+            set_status(run_dir, dataclasses.replace(status, error=error))
 
 
 def job_state(job: str) -> str | None:
@@ -233,7 +235,7 @@ def job_state(job: str) -> str | None:
     return states[0] if states else None
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} mixersweep: {text}", flush=True)
 
 

@@ -29,63 +29,63 @@ from typing import Any, NoReturn
 from mixersweep.sweeps.launchers import LOG
 
 _PR_SET_PDEATHSIG = 1
-_LEFT_TO_RUNS = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_STOPS = (signal.SIGINT, *_LEFT_TO_RUNS)
+_DEFAULT_IN_RUNS = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_STOP_SIGNALS = (signal.SIGINT, *_DEFAULT_IN_RUNS)
 
 
 def main() -> int:
     """Serve requests until stdin has ended and all runs have too."""
     warm = "--warm" in sys.argv[1:] and sys.platform == "linux"
-    said = os.dup(1)
+    output = os.dup(1)
     os.dup2(2, 1)  # so that stray prints go to stderr, not into the protocol
-    for number in _STOPS:
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # only the launching process decides about stopping
     if warm:
         import mixersweep.training.trainer  # noqa: F401
 
         gc.collect()
         gc.freeze()  # forks share these memory pages until one writes to them
-    Supervising(said, warm).serve()
+    Server(output, warm).serve()
     return 0
 
 
-class Supervising:
+class Server:
     """The packs that are running, and the two pipes to the launching process."""
 
-    def __init__(self, said: int, warm: bool) -> None:
-        self._said = said
+    def __init__(self, output: int, warm: bool) -> None:
+        self._output = output
         self._warm = warm
         self._running: dict[int, list[str]] = {}
         self._unread = b""
-        self._woken, self._wakes = os.pipe()
-        for end in (self._woken, self._wakes):
-            os.set_blocking(end, False)
+        self._wakeup_read, self._wakeup_write = os.pipe()
+        for descriptor in (self._wakeup_read, self._wakeup_write):
+            os.set_blocking(descriptor, False)
         self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def serve(self) -> None:
         """Start packs, pass signals on and report ends, until stdin has ended and no pack is running."""
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         with selectors.DefaultSelector() as selector:
             selector.register(0, selectors.EVENT_READ)
-            selector.register(self._woken, selectors.EVENT_READ)
+            selector.register(self._wakeup_read, selectors.EVENT_READ)
             is_open = True
             while is_open or self._running:
                 ready = [key.fd for key, _ in selector.select()]
-                if self._woken in ready:
+                if self._wakeup_read in ready:
                     with contextlib.suppress(BlockingIOError):
-                        os.read(self._woken, 4096)
+                        os.read(self._wakeup_read, 4096)
                 if 0 in ready:
-                    read = os.read(0, 65536)
-                    is_open = bool(read)
+                    received = os.read(0, 65536)
+                    is_open = bool(received)
                     if not is_open:
                         selector.unregister(0)
                         self._signal(signal.SIGTERM)
-                    self._obey(read)
+                    self._handle_requests(received)
                 self._reap()
 
-    def _obey(self, read: bytes) -> None:
-        *lines, self._unread = (self._unread + read).split(b"\n")
+    def _handle_requests(self, received: bytes) -> None:
+        *lines, self._unread = (self._unread + received).split(b"\n")
         for line in lines:
             message = json.loads(line)
             if "signal" in message:
@@ -100,13 +100,14 @@ class Supervising:
 
     def _start(self, message: dict[str, Any]) -> None:
         parent = os.getpid()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # else the fork would ignore one sent to it at once
+        # Otherwise the fork would ignore a signal that is sent to it at once.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         pid = os.fork()
         if pid == 0:
-            self._become(message, parent)
+            self._run_child(message, parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._running[pid] = message["pack"]
-        self._say({"pack": message["pack"], "pid": pid})
+        self._send({"pack": message["pack"], "pid": pid})
 
     def _reap(self) -> None:
         while self._running:
@@ -114,17 +115,17 @@ class Supervising:
             if pid == 0:
                 return
             code = os.waitstatus_to_exitcode(status)
-            self._say({"pack": self._running.pop(pid), "code": code})
+            self._send({"pack": self._running.pop(pid), "code": code})
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):
-            os.write(self._said, json.dumps(message).encode() + b"\n")
+            os.write(self._output, json.dumps(message).encode() + b"\n")
 
-    def _become(self, message: dict[str, Any], parent: int) -> NoReturn:
+    def _run_child(self, message: dict[str, Any], parent: int) -> NoReturn:
         """Train the pack in this forked process, and exit with its code."""
         code = 1
         try:
-            self._separate(message, parent)
+            self._set_up_child(message, parent)
             arguments = ["train", *(f"run_dir={run_dir}" for run_dir in message["pack"])]
             if not self._warm:
                 os.execv(sys.executable, [sys.executable, "-m", "mixersweep", *arguments])
@@ -140,25 +141,25 @@ class Supervising:
                 sys.stderr.flush()
             os._exit(code)
 
-    def _separate(self, message: dict[str, Any], parent: int) -> None:
+    def _set_up_child(self, message: dict[str, Any], parent: int) -> None:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, *_LEFT_TO_RUNS):
+        for number in (signal.SIGCHLD, *_DEFAULT_IN_RUNS):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # Stop signals stay pending until the trainer unblocks them. All others are unblocked: Ray's workers block some.
-        signal.pthread_sigmask(signal.SIG_SETMASK, _STOPS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, _STOP_SIGNALS)
         if self._libc is not None:
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:
                 os._exit(1)
-        for descriptor in (self._said, self._woken, self._wakes):
+        for descriptor in (self._output, self._wakeup_read, self._wakeup_write):
             os.close(descriptor)
         first, *others = (Path(run_dir, LOG) for run_dir in message["pack"])
         for other in others:
             with other.open("a") as log_of_other:
                 log_of_other.write(f"trained in one process with {first.parent.name}: see {first}\n")
-        with first.open("ab") as log, Path(os.devnull).open("rb") as nothing:
-            os.dup2(nothing.fileno(), 0)
+        with first.open("ab") as log, Path(os.devnull).open("rb") as null:
+            os.dup2(null.fileno(), 0)
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         os.environ.update(message["environment"])
