@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mixersweep.models.parts import Block
 
@@ -32,8 +31,11 @@ class _Recomputed(nn.Sequential):
     """Blocks in segments of ``every``, whose activations are recomputed in the backward pass."""
 
     def __init__(self, blocks: nn.Sequential, every: int) -> None:
+        from torch.utils.checkpoint import checkpoint  # where torch is 2.6 this takes long, and few runs need it
+
         super().__init__(*blocks)
         self.every = every
+        self._checkpoint = checkpoint
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the blocks in order, as ``nn.Sequential`` does."""
@@ -44,7 +46,7 @@ class _Recomputed(nn.Sequential):
             segment = blocks[first : first + self.every]
             norms = [m for block in segment for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
             again: dict[str, Any] = {"context_fn": partial(_make_contexts, norms)} if norms else {}
-            x = checkpoint(_run_blocks, segment, x, use_reentrant=False, preserve_rng_state=False, **again)
+            x = self._checkpoint(_run_blocks, segment, x, use_reentrant=False, preserve_rng_state=False, **again)
         return x
 
 
