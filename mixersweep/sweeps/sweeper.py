@@ -28,6 +28,7 @@ from mixersweep.sweeps.many import Progress, each, summed_up
 from mixersweep.sweeps.outcome import error_of, outcome, state_of
 from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
+from mixersweep.tracking.job import results
 from mixersweep.training.refusal import refuse
 
 PATIENCE = 5.0
@@ -212,6 +213,10 @@ class _Carrying:
         for search in self.expansion.searches:
             if search.lr is not None:
                 self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
+        for text in results(
+            path for path in sorted(self._tried) if state_of(path) not in (State.QUEUED, State.RUNNING)
+        ):
+            self._report(text)
 
     def _one_a_run(self) -> list[Point]:
         """Return all runs without duplicates, those of searches included."""

@@ -35,6 +35,7 @@ from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import GIVEN_GPU, LOG, StopRequest, mps
 from mixersweep.sweeps.outcome import outcome
 from mixersweep.sweeps.packs import Pack, packs, summary
+from mixersweep.tracking.job import mirror_of_job, pipe_environment
 
 MEMORY_OF_A_RUN = 1.5e9
 """Bytes assumed per run when the number of concurrent runs is chosen; torch alone takes a third of them."""
@@ -92,17 +93,25 @@ class Local:
         made = packs(jobs, self._settings.pack, on_gpu=on_gpu, places=len(slots), sharing=sharing)
         slots = slots[: len(made)]
         report(_told(slots, made))
-        with mps.daemon([slot.environment for slot in slots], report, wanted=self._settings.mps) as shared:
-            self._execute(made, [slot.plus(shared) for slot in slots], stop, report)
+        with (
+            mirror_of_job(jobs, report) as mirror,
+            mps.daemon([slot.environment for slot in slots], report, wanted=self._settings.mps) as shared,
+        ):
+            self._execute(made, [slot.plus(shared) for slot in slots], mirror, stop, report)
         return True
 
     def _execute(
-        self, made: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest, report: Callable[[str], None]
+        self,
+        made: Sequence[Pack],
+        slots: Sequence[Slot],
+        mirror: int | None,
+        stop: StopRequest,
+        report: Callable[[str], None],
     ) -> None:
         total = sum(map(len, made))
         waiting, left = deque(made), total
         while waiting:  # once, unless a supervisor was killed
-            supervisor = Supervisor(self._settings.warm)
+            supervisor = Supervisor(self._settings.warm, mirror)
 
             def ended(pack: Pack, code: int | None, supervisor: Supervisor = supervisor) -> None:
                 nonlocal left
@@ -120,18 +129,27 @@ class Local:
 
 
 class Supervisor:
-    """The launching process's handle on the supervisor process, which starts runs and waits for them."""
+    """The launching process's handle on the supervisor process, which starts runs and waits for them.
 
-    def __init__(self, warm: bool) -> None:
+    ``mirror`` is the pipe to the mirror of the job, which the runs inherit.
+    """
+
+    def __init__(self, warm: bool, mirror: int | None = None) -> None:
         command = [sys.executable, "-m", "mixersweep.sweeps.launchers.supervisor", *(["--warm"] if warm else [])]
         package = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},  # never import from the working directory
+            env={
+                **os.environ,
+                **pipe_environment(mirror),
+                "PYTHONPATH": path,
+                "PYTHONSAFEPATH": "1",  # never import from the working directory
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=() if mirror is None else (mirror,),
         )
         self._running: dict[Pack, Slot] = {}
         self._began: dict[Pack, float] = {}

@@ -124,7 +124,7 @@ class _Job:
             )
             with mps.daemon([place.environment for place in places], _say, wanted=self._asked.mps) as shared:
                 expected = {GIVEN_GPU: "asked"} if self._asked.gpus else {}
-                codes = execute(made, [place.plus({**shared, **expected}) for place in places], self)
+                codes = execute(made, [place.plus({**shared, **expected}) for place in places], self, _say)
             for run_dir, code in codes.items():
                 if code and not is_to_go_on(code) and read_status(run_dir).state is State.QUEUED:
                     queue.fail(run_dir, f"its process ended with code {code} before it began; see {LOG}")
