@@ -30,7 +30,8 @@ Everything is drawn from a fixed seed: the same runs give the same numbers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,11 @@ from mixersweep.seeds import derive
 DRAWS = 10_000
 LEVEL = 0.95
 _BLOCK = 256
+_IMAGES_AT_ONCE = 1000
+_RESIDUALS_AT_ONCE = 250
+_HELD = 2**24
+"""The most numbers of contrasts by draws, or by images, that are held at a time, to limit memory."""
+
 _DIGITS = 12
 """The decimals that results are rounded to, so that sums that are 0 in exact arithmetic are 0."""
 
@@ -139,28 +145,28 @@ def estimate(
     """
     weights, accuracies, cell_of, seed_of = _arrays(contrasts, accuracy, cells, seeds)
     values = np.round(weights @ accuracies, _DIGITS)
-    parts = [_Decomposition.of(row, accuracies, cell_of, seed_of, correct) for row in weights]
+    parts = _decompositions(weights, accuracies, cell_of, seed_of, correct)
     spread = any(part.influence is not None for part in parts)
-    by_images = None if correct is None or not spread else _image_deviations(weights, correct, draws)
+    by_images = itertools.repeat(None) if correct is None or not spread else _by_images(weights, correct, draws)
     effects = [None] * len(weights) if cell_effects is None else cell_effects
     by_cells = {effect: _cell_deviations(effect, draws) for effect in effects if effect is not None}
-    by_seeds: dict[int, tuple[NDArray[np.int64], Floats]] = {}
+    by_seeds: dict[int, tuple[Floats, Floats]] = {}
     found = []
-    for k, part in enumerate(parts):
+    for k, (part, over_images) in enumerate(zip(parts, by_images, strict=False)):
         images = None if correct is None else correct.shape[1]
         if part.influence is None:
             found.append(Estimate(float(values[k]), part.seeds, part.runs, images))
             continue
         if part.seeds not in by_seeds:
             by_seeds[part.seeds] = _seed_draws(part.seeds, draws)
-        counts, scale = by_seeds[part.seeds]
-        deviation = ((counts - 1) @ part.influence) * scale
+        more, scale = by_seeds[part.seeds]
+        deviation = (more @ part.influence) * scale
         if (effect := effects[k]) is not None:
             deviation = deviation + part.over_cells * by_cells[effect]
         over_seeds = _percentiles(values[k] + deviation, level)
         both = None
-        if by_images is not None:
-            deviation = deviation + part.images_own * by_images[k]
+        if over_images is not None:
+            deviation = deviation + part.images_own * over_images.astype(np.float64)
             both = _percentiles(values[k] + deviation, level)
         p = two_sided(np.round(values[k] + deviation, _DIGITS))
         decided, seen = np.quantile(np.abs(deviation), [1 - (1 - level) / claims, 2 * POWER - 1])
@@ -185,8 +191,7 @@ def variances(
     """
     weights, accuracies, cell_of, seed_of = _arrays(contrasts, accuracy, cells, seeds)
     found = []
-    for row in weights:
-        part = _Decomposition.of(row, accuracies, cell_of, seed_of, correct)
+    for part in _decompositions(weights, accuracies, cell_of, seed_of, correct):
         if part.influence is None:
             found.append(np.nan)
             continue
@@ -230,14 +235,12 @@ class _Decomposition:
     of_images: float = 0.0
 
     @classmethod
-    def of(
-        cls, weights: Floats, accuracy: Floats, cells: NDArray[Any], seeds: NDArray[Any], correct: NDArray[Any] | None
-    ) -> _Decomposition:
+    def of(cls, weights: Floats, accuracy: Floats, cells: NDArray[Any], seeds: NDArray[Any]) -> _Decomposition:
+        """The parts that need no predictions."""
         used = np.flatnonzero(weights)
         over_cells = float(np.sqrt((np.bincount(cells[used], weights[used]) ** 2).sum()))
         labels, seed_of = np.unique(seeds[used], return_inverse=True)
         influence = np.zeros(len(labels))
-        residuals = None if correct is None else np.zeros((len(labels), correct.shape[1]))
         for cell in np.unique(cells[used]):
             inside = np.flatnonzero(cells[used] == cell)
             runs, n = used[inside], len(inside)
@@ -245,17 +248,89 @@ class _Decomposition:
                 return cls(len(labels), len(used), None, over_cells)
             scaled = weights[runs] * np.sqrt(n / (n - 1))
             np.add.at(influence, seed_of[inside], scaled * (accuracy[runs] - accuracy[runs].mean()))
-            if residuals is not None and correct is not None:
-                right = correct[runs].astype(np.float64)
-                np.add.at(residuals, seed_of[inside], scaled[:, None] * (right - right.mean(0)))
-        if residuals is None or correct is None:
-            return cls(len(labels), len(used), influence, over_cells)
-        n_images = correct.shape[1]
-        of_images = float((weights[used] @ correct[used]).var(ddof=1) / n_images)
-        residual = residuals - residuals.mean(1, keepdims=True)
-        of_single = float((residual**2).sum() / (n_images * (n_images - 1)))
+        return cls(len(labels), len(used), influence, over_cells)
+
+    def with_images(self, of_images: float, of_single: float) -> _Decomposition:
+        """Add the variance over images, of which ``of_single`` is the share of single predictions."""
         own = max(0.0, 1 - of_single / of_images) if of_images else 0.0
-        return cls(len(labels), len(used), influence, over_cells, float(np.sqrt(own)), of_images)
+        return dataclasses.replace(self, images_own=float(np.sqrt(own)), of_images=of_images)
+
+
+def _decompositions(
+    weights: Floats, accuracy: Floats, cells: NDArray[Any], seeds: NDArray[Any], correct: NDArray[np.bool_] | None
+) -> list[_Decomposition]:
+    """The parts of the variation of each contrast."""
+    parts = [_Decomposition.of(row, accuracy, cells, seeds) for row in weights]
+    if correct is None:
+        return parts
+    n = correct.shape[1]
+    known = [k for k, part in enumerate(parts) if part.influence is not None]
+    at_once = max(1, _HELD // (2 * n * max((parts[k].seeds for k in known), default=1)))
+    for start in range(0, len(known), at_once):
+        group = known[start : start + at_once]
+        for k, squares in zip(group, _residual_squares(weights[group], cells, seeds, correct), strict=True):
+            used = np.flatnonzero(weights[k])
+            of_images = float(_per_image(weights[k, used], correct, used).var(ddof=1) / n)
+            parts[k] = parts[k].with_images(of_images, squares / (n * (n - 1)))
+    return parts
+
+
+def _residual_squares(
+    weights: Floats, cells: NDArray[Any], seeds: NDArray[Any], correct: NDArray[np.bool_]
+) -> list[float]:
+    """For each contrast the sum of squares of the residuals of its two-way layout of seeds by images."""
+    own_seeds = [np.unique(seeds[row != 0]) for row in weights]
+    uses = [use for cell in np.unique(cells) for use in _uses(np.flatnonzero(cells == cell), weights, seeds, own_seeds)]
+    residuals = [np.zeros((len(own), correct.shape[1])) for own in own_seeds]
+    for images in _blocks(correct.shape[1], _RESIDUALS_AT_ONCE):
+        found = [all_images[:, images].copy() for all_images in residuals]
+        for runs, contrasts in uses:
+            right = correct[runs, images].astype(np.float64)
+            right -= right.mean(0)
+            for k, factors, places in contrasts:
+                if places is None:
+                    found[k] += right * factors
+                    continue
+                for place, row in zip(places, right * factors, strict=True):
+                    found[k][place] += row
+        for all_images, part in zip(residuals, found, strict=True):
+            all_images[:, images] = part
+    for all_images in residuals:
+        all_images -= all_images.mean(1, keepdims=True)
+    return [float(np.square(all_images, out=all_images).sum()) for all_images in residuals]
+
+
+Use = tuple[NDArray[np.int64], list[tuple[int, Floats, NDArray[np.int64] | None]]]
+
+
+def _uses(
+    runs: NDArray[np.int64], weights: Floats, seeds: NDArray[Any], own_seeds: Sequence[NDArray[Any]]
+) -> list[Use]:
+    """The runs of a cell that contrasts use, each with the contrasts (k), their factors, and the places of the seeds.
+
+    The places are None where they are all that the contrast has, in order.
+    """
+    runs = runs[np.argsort(seeds[runs], kind="stable")]
+    alike: dict[bytes, Use] = {}
+    for k, used in enumerate(weights[:, runs] != 0):
+        own = runs[used]
+        if not len(own):
+            continue
+        places = np.searchsorted(own_seeds[k], seeds[own])
+        whole = np.array_equal(places, np.arange(len(own_seeds[k])))
+        factors = weights[k, own, None] * np.sqrt(len(own) / (len(own) - 1))
+        alike.setdefault(used.tobytes(), (own, []))[1].append((k, factors, None if whole else places))
+    return list(alike.values())
+
+
+def _per_image(weights: Floats, correct: NDArray[np.bool_], runs: NDArray[np.int64] | slice) -> Floats:
+    """The weighted sums (..., N) of what runs got right, in blocks, since a product converts booleans to floats."""
+    parts = [weights @ correct[runs, images] for images in _blocks(correct.shape[1], _IMAGES_AT_ONCE)]
+    return np.concatenate(parts, -1)
+
+
+def _blocks(n: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, n, size)]
 
 
 def _cell_deviations(effect: CellEffect, draws: int) -> Floats:
@@ -265,21 +340,27 @@ def _cell_deviations(effect: CellEffect, draws: int) -> Floats:
     return np.asarray(spread * generator.normal(size=draws))
 
 
-def _seed_draws(n: int, draws: int) -> tuple[NDArray[np.int64], Floats]:
-    """How often each of n seeds is drawn (draws, n), and the factors that make the deviations Student's t (draws,)."""
+def _seed_draws(n: int, draws: int) -> tuple[Floats, Floats]:
+    """How much more often than once each of n seeds is drawn (draws, n), and the factors that make it Student's t."""
     generator = np.random.default_rng(derive(0, "report", "seeds", n))
     counts = generator.multinomial(n, np.full(n, 1 / n), size=draws)
-    return counts, np.sqrt((n - 1) / generator.chisquare(n - 1, size=draws))
+    return (counts - 1).astype(np.float64), np.sqrt((n - 1) / generator.chisquare(n - 1, size=draws))
 
 
-def _image_deviations(weights: Floats, correct: NDArray[np.bool_], draws: int) -> Floats:
+def _by_images(weights: Floats, correct: NDArray[np.bool_], draws: int) -> Iterator[NDArray[np.float32]]:
+    """For each contrast its ``_image_deviations``, computed for as many contrasts at a time as memory allows."""
+    at_once = max(1, _HELD // draws)
+    for start in range(0, len(weights), at_once):
+        yield from _image_deviations(weights[start : start + at_once], correct, draws)
+
+
+def _image_deviations(weights: Floats, correct: NDArray[np.bool_], draws: int) -> NDArray[np.float32]:
     """The deviations (K, draws) that resampling the test images causes in each contrast."""
     n = correct.shape[1]
-    blocks = range(0, n, 1000)  # in blocks, since a product converts the booleans to floats
-    per_image = np.concatenate([weights @ correct[:, i : i + 1000] for i in blocks], 1).astype(np.float32)  # (K, N)
+    per_image = _per_image(weights, correct, slice(None)).astype(np.float32)  # (K, N)
     per_image -= per_image.mean(1, keepdims=True)
     generator = np.random.default_rng(derive(0, "report", "images", n))
-    deviations = np.empty((len(weights), draws))
+    deviations = np.empty((len(weights), draws), dtype=np.float32)
     for start in range(0, draws, _BLOCK):
         block = min(_BLOCK, draws - start)
         drawn = generator.integers(0, n, size=(block, n), dtype=np.int32)

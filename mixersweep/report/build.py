@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,22 @@ class Report:
     answer: str
     table: Table
     all_statistics: list[Statistics]
-    tables: dict[str, list[dict[str, Any]]]
     statistics: dict[str, Any]
     command: str
     figures: dict[str, dict[str, Path]] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     page: Path | None = None
+
+    @cached_property
+    def tables(self) -> dict[str, list[Row]]:
+        """The sheets by name, and ``runs``."""
+        columns = self.table.columns
+        tables: dict[str, list[Row]] = {"runs": [{n: row.get(n) for n in columns} for row in self.table.rows]}
+        for number, one in enumerate(self.all_statistics, start=1):
+            for sheet in sheets(one):
+                tables[sheet.name if number == 1 else f"{sheet.name}-{number}"] = sheet.rows
+        return tables
 
     @property
     def markdown(self) -> str:
@@ -80,16 +90,10 @@ def build(
     completed = [row for row in named if row["state"] == State.COMPLETED]
     others = [row for row in named if row["state"] != State.COMPLETED]
     all_statistics = statistics(comparisons(completed, others))
-    columns = table.columns
-    tables: dict[str, list[Row]] = {"runs": [{n: row.get(n) for n in columns} for row in table.rows]}
-    for number, one in enumerate(all_statistics, start=1):
-        for sheet in sheets(one):
-            tables[sheet.name if number == 1 else f"{sheet.name}-{number}"] = sheet.rows
     report = Report(
         str(answer(all_statistics[0])),
         table,
         all_statistics,
-        tables,
         statistics_document(table, all_statistics),
         command_line(runs_dirs, where, out, x, y, published, by),
     )

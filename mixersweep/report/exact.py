@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixersweep.seeds import derive
 
@@ -23,9 +25,13 @@ def sign_flip_p(differences: Sequence[float]) -> tuple[float, float]:
     if n <= _EXACT:
         signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
         return float((np.abs(signs @ d) >= observed).mean()), min(1.0, 2.0 ** (1 - n))
+    return float((1 + (np.abs(_flips(n) @ d) >= observed).sum()) / (1 + _FLIPS)), 1 / (1 + _FLIPS)
+
+
+@lru_cache(maxsize=1)
+def _flips(n: int) -> NDArray[np.float64]:
     generator = np.random.default_rng(derive(0, "report", "signs", n))
-    flips = 2 * generator.integers(0, 2, size=(_FLIPS, n), dtype=np.int8) - 1
-    return float((1 + (np.abs(flips @ d) >= observed).sum()) / (1 + _FLIPS)), 1 / (1 + _FLIPS)
+    return (2 * generator.integers(0, 2, size=(_FLIPS, n), dtype=np.int8) - 1).astype(np.float64)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

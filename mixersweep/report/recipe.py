@@ -53,6 +53,8 @@ FREE = ("seed", "optim.lr", *SHAPE)
 PURPOSES = tuple(sorted(field.name for field in dataclasses.fields(Seeds)))
 """The purposes that can have a seed of their own."""
 
+_SEEDS = tuple((name, f"seeds.{name}") for name in PURPOSES)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -223,8 +225,9 @@ def variant_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def replicate_of(row: Mapping[str, Any]) -> str:
     """The seed of a run as text, with the seeds of single purposes where they were set: ``0 structure=7``."""
-    own = {name: row["settings"].get(f"seeds.{name}") for name in PURPOSES}
-    return str(row["seed"]) + "".join(f" {name}={value}" for name, value in own.items() if value is not None)
+    settings = row["settings"]
+    own = [(name, settings.get(setting)) for name, setting in _SEEDS]
+    return str(row["seed"]) + "".join([f" {name}={value}" for name, value in own if value is not None])
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -37,9 +37,6 @@ Read = Callable[[Row], tuple[Correct, NDArray[np.int32]] | None]
 Terms = list[tuple[Row, float]]
 """A contrast: runs and their weights."""
 
-AT_ONCE = 200
-"""The most contrasts that are estimated at a time, to limit memory."""
-
 
 @dataclass(frozen=True)
 class Statistics:
@@ -178,17 +175,16 @@ class _Draft:
         self, contrasts: Sequence[tuple[Terms | None, CellEffect | None]], claims: int, draws: int
     ) -> Iterator[Any]:
         """The estimates of contrasts, in their order; None where the contrast is None."""
-        asked = [(self._weights(terms), effect) for terms, effect in contrasts if terms is not None]
+        present = [(terms, effect) for terms, effect in contrasts if terms is not None]
         found: list[Estimate] = []
-        for start in range(0, len(asked), AT_ONCE):
-            weights, effects = zip(*asked[start : start + AT_ONCE], strict=True)
-            found += estimate(
-                np.stack(weights),
+        if present:
+            found = estimate(
+                np.stack([self._weights(terms) for terms, _ in present]),
                 self._accuracy,
                 self._cell_of,
                 self._seeds,
                 self.correct,
-                cell_effects=effects,
+                cell_effects=[effect for _, effect in present],
                 claims=max(1, claims),
                 draws=draws,
             )
@@ -398,8 +394,8 @@ def _slope(line: Sequence[Cell], used: Mapping[Cell, list[Row]]) -> Terms:
 
 def _correct(rows: Sequence[Row], read: Read) -> tuple[Correct | None, list[str]]:
     """Which test images each run classified correctly (R, N), or None and the caveat that says why not."""
-    kept, labels = [], None
-    for row in rows:
+    correct, labels = np.zeros((0, 0), dtype=np.bool_), None
+    for number, row in enumerate(rows):
         stored = read(row)
         if stored is None:
             reason = f"{row['name']} has no readable predictions.npz, so intervals are over seeds alone"
@@ -408,9 +404,11 @@ def _correct(rows: Sequence[Row], read: Read) -> tuple[Correct | None, list[str]
             return None, [
                 f"{row['name']} was tested on other images than {rows[0]['name']}: intervals are over seeds alone"
             ]
-        labels = stored[1] if labels is None else labels
-        kept.append(stored[0])
-    return (np.stack(kept), []) if kept and len(kept[0]) > 1 else (None, [])
+        if labels is None:
+            labels = stored[1]
+            correct = np.empty((len(rows), len(labels)), dtype=np.bool_)
+        correct[number] = stored[0]
+    return (correct, []) if correct.shape[1] > 1 else (None, [])
 
 
 def _spread(runs: Sequence[Row]) -> float | None:

@@ -14,6 +14,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,12 @@ class Table:
         """The number of runs in each state, the most frequent first."""
         return dict(Counter(row["state"] for row in self.rows).most_common())
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """The keys of a record, then ``DERIVED``, then the settings as the command line spells them."""
-        names = dict.fromkeys([*KEYS, *DERIVED, *(name for row in self.rows for name in row)])
+        names = dict.fromkeys([*KEYS, *DERIVED])
+        for row in self.rows:
+            names.update(dict.fromkeys(row))
         return [name for name in names if name != "settings"]
 
 
@@ -100,15 +103,19 @@ def read(
 
     Raises ``UserError`` where a directory is missing or none of the runs meets the condition.
     """
-    found = [(listed, row_of(listed)) for listed in listing(directories)]
+    found, rows = 0, []
+    for listed in listing(directories):
+        found += 1
+        row = row_of(listed)
+        if where is None or where({**listed.values(), **row}):
+            rows.append(row)
     names = ", ".join(str(directory) for directory in directories)
     if not found:
         raise UserError(
             f"{names}: holds no run directories; `mixersweep train` makes them, MIXERSWEEP_RUNS names theirs"
         )
-    rows = [row for listed, row in found if where is None or where({**listed.values(), **row})]
     if not rows:
-        raise UserError(f"--where {written!r}: none of the {len(found)} runs in {names} is such a run")
+        raise UserError(f"--where {written!r}: none of the {found} runs in {names} is such a run")
     rows.sort(key=lambda row: (row["name"], row["state"] != State.COMPLETED, row["run_dir"]))
     kept: dict[str, Row] = {}
     repeated = []

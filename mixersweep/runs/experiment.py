@@ -15,6 +15,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from sys import intern  # many runs share one text of each name
 from typing import Any, NamedTuple, TypeVar
 
 from mixersweep.budget import Architecture
@@ -81,7 +82,7 @@ def flatten(settings: Config | Settings, prefix: str = "") -> Iterator[tuple[str
         if isinstance(value, Mapping) or dataclasses.is_dataclass(value):
             yield from flatten(value, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
-            yield prefix + name, value
+            yield intern(prefix + name), value
 
 
 def _hash(found: Experiment, sizes: Settings, version: int) -> str:
@@ -101,7 +102,7 @@ def _collect(cls: type, values: Settings, prefix: str, flat: dict[str, Any]) -> 
         if group is not None and value is not None:
             content[name] = _collect(group, _as_mapping(value), f"{prefix}{name}.", flat)
             continue
-        flat[prefix + name] = value
+        flat[intern(prefix + name)] = value
         if neutral is dataclasses.MISSING or value != neutral:
             content[name] = value
     return content

@@ -28,6 +28,7 @@ from mixersweep.sweeps.many import Progress, map_parallel, summarise
 from mixersweep.sweeps.outcome import error_of, outcome_line, state_of
 from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
+from mixersweep.tracking.job import describe_mirroring
 from mixersweep.training.refusal import refuse
 
 HELD_SECONDS = 5.0
@@ -216,6 +217,9 @@ class _ActiveSweep:
         for search in self.expansion.searches:
             if search.lr is not None:
                 self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
+        settled = [path for path in sorted(self._launched) if state_of(path) not in (State.QUEUED, State.RUNNING)]
+        for text in describe_mirroring(settled):
+            self._report(text)
 
     def _distinct_points(self) -> list[Point]:
         """Return all runs without duplicates, those of searches included."""

@@ -1,13 +1,12 @@
 """Mirror runs in Weights & Biases from a separate process (``mirror``) that reads their run directories.
 
-Training only writes its run directories. So W&B, whether dead, slow or absent, never changes a run, ends it, or delays
-its end past ``tracking.timeout``. This module imports neither torch nor wandb.
+The runs of a job share one such process (``job``); a training outside a job starts its own. Training only writes its
+run directories. So W&B, whether dead, slow or absent, never changes a run, ends it, or delays its end past
+``tracking.timeout``. This module imports neither torch nor wandb.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import shlex
 import subprocess
@@ -20,8 +19,16 @@ from mixersweep.config.schema import Tracking
 from mixersweep.errors import RunStopped
 from mixersweep.paths import sweeps_dir
 from mixersweep.runs import RunDirectory
-from mixersweep.tracking import processes
-from mixersweep.tracking.identity import LOG, MIRRORED, RESULT_PREFIX, agent_identity, remove_agent, write_identity
+from mixersweep.tracking import job, processes
+from mixersweep.tracking.identity import (
+    LOG,
+    MIRRORED,
+    OFFLINE,
+    RESULT_PREFIX,
+    agent_identity,
+    remove_agent,
+    write_identity,
+)
 
 __all__ = ["Mirror", "leave_agent", "replay", "report_sweep", "start"]
 
@@ -34,9 +41,10 @@ Report = Callable[[str], None]
 def start(directories: Sequence[RunDirectory], report: Report) -> Mirror:
     """Start to mirror the runs that this process trains, except those with ``tracking=none``, from one other process.
 
-    Each ends at W&B when its stored state says that it has ended, and the process when all have. Under ``wandb agent``
-    a single run takes the agent's id; of several, none does. Where the mirror cannot be started, one line is passed to
-    ``report`` and nothing is raised.
+    That is the mirror of the job where there is one, and nothing waits for it here. Each ends at W&B when its stored
+    state says that it has ended, and a process of its own when all have. Under ``wandb agent`` a single run takes the
+    agent's id; of several, none does. Where the mirror cannot be started, one line is passed to ``report`` and nothing
+    is raised.
     """
     runs = {each.path: each.run.config.tracking for each in directories if each.run.config.tracking.name == "wandb"}
     mirror = Mirror(runs, report)
@@ -47,7 +55,7 @@ def start(directories: Sequence[RunDirectory], report: Report) -> Mirror:
         if identity is not None:
             for run_dir in runs:
                 write_identity(run_dir, identity)
-        if runs:
+        if runs and not job.hand_over(runs):
             mirror.spawn()
     except OSError as error:
         them = "the run directory is" if len(runs) == 1 else "the run directories are"
@@ -83,9 +91,8 @@ class Mirror:
         for run_dir in self._runs:
             log = run_dir / "wandb" / LOG
             self._log_starts[run_dir] = log.stat().st_size if log.exists() else 0
-        command = [sys.executable, "-m", "mixersweep.tracking", str(first), f"--parent={os.getpid()}"]
-        asked = {str(run_dir): dataclasses.asdict(tracking) for run_dir, tracking in self._runs.items()}
-        self._process, _ = processes.start(command, first / "wandb" / LOG, json.dumps(asked))
+        command = [sys.executable, "-m", "mixersweep.tracking", str(first)]
+        self._process, _ = processes.start(command, first / "wandb" / LOG, job.announcement(self._runs))
 
     def finish(self) -> None:
         """Wait at most ``tracking.timeout`` seconds for the mirror to end, and leave no process behind.
@@ -111,7 +118,8 @@ class Mirror:
             run_dir: processes.last_line(run_dir / "wandb" / LOG, begins, RESULT_PREFIX) or without_result
             for run_dir, begins in self._log_starts.items()
         }
-        self._report_problems({run_dir: result for run_dir, result in results.items() if result != MIRRORED})
+        fine = (MIRRORED, OFFLINE)
+        self._report_problems({run_dir: result for run_dir, result in results.items() if result not in fine})
 
     def _report_problems(self, problems: Mapping[Path, str]) -> None:
         """Report in one line how many runs are not fully mirrored, with the reason for the first."""

@@ -26,6 +26,15 @@ LOG = "mirror.log"
 RESULT_PREFIX, MIRRORED = "W&B: ", "all of the run is mirrored"
 """The prefix of the log's last line, the result of mirroring, and the rest of it where there was no problem."""
 
+OFFLINE = "written offline"
+"""The result of a run that the client wrote into its directory, since there is no API key or it was told so."""
+
+HANDED_OVER = "handed over to the mirror of its job"
+"""What stands in place of a result until the mirror of the job has one."""
+
+PAGE_PREFIX = "W&B page: "
+"""The prefix of the log's line with the URL of a run that is online."""
+
 NO_KEY = "there is no W&B API key here: `wandb login`, or WANDB_API_KEY"
 
 _SWEEP, _RUN, _VALUES = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"

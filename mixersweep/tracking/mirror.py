@@ -1,10 +1,11 @@
-"""The process beside a training that sends the rows of its runs' ``metrics.jsonl`` to Weights & Biases.
+"""The process beside trainings that sends the rows of their runs' ``metrics.jsonl`` to Weights & Biases.
 
-It reads everything from the run directories. It is online where the client finds an API key, else offline in
+It gets the runs from its stdin, a line of JSON for each training that begins, and ends when stdin has ended and all
+runs have. All else it reads from the run directories. It is online where the client finds an API key, else offline in
 ``RUN_DIR/wandb/``, where it writes all rows each time, since an offline run cannot be resumed.
 
-All runs that a training holds at once share this process and its client. Each has its own thread and is finished by
-itself, so a run that is refused or gets no answer does not block the others. The last line of a run's
+All runs of a job, or of a training outside one, share this process and its client. Each has its own thread and is
+finished by itself, so a run that is refused or gets no answer does not block the others. The last line of a run's
 ``wandb/mirror.log`` gives the result. What the client prints, mostly without naming the run, is in the first run's log.
 """
 
@@ -15,12 +16,12 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import wandb
 from wandb.errors import CommError, UsageError
@@ -30,7 +31,15 @@ from mixersweep.errors import FAILED
 from mixersweep.runs import RunDirectory, read_status
 from mixersweep.runs.state import State
 from mixersweep.tracking.client import TrainingRun, first_line, remove_client_files
-from mixersweep.tracking.identity import LOG, MIRRORED, RESULT_PREFIX, read_identity, write_lock
+from mixersweep.tracking.identity import (
+    LOG,
+    MIRRORED,
+    OFFLINE,
+    PAGE_PREFIX,
+    RESULT_PREFIX,
+    read_identity,
+    write_lock,
+)
 
 POLL = 0.5
 """Seconds between two reads of the run directories."""
@@ -45,37 +54,75 @@ def main() -> int:
     """Mirror runs until each has ended; returns 0 where all of them are fully mirrored, else 1."""
     parser = argparse.ArgumentParser(prog="python -m mixersweep.tracking")
     parser.add_argument("run_dir", help="the first of the runs, to recognise the process by")
-    parser.add_argument("--parent", type=int, required=True, help="the process that holds the runs")
-    parent = parser.parse_args().parent
-    asked = json.load(sys.stdin)  # the settings of each run by its directory
+    parser.parse_args()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))  # wandb-core closes its files and follows
     os.nice(10)
-    client = _Client()
-    runs = [_Mirrored(Path(run_dir), Tracking(**settings), client) for run_dir, settings in asked.items()]
-    for run in runs:
-        run.start()
-    _watch(runs, parent)
-    last = threading.Timer(max(1.0, *(run.tracking.timeout for run in runs)), os._exit, [FAILED])
+    client, mirroring = _Client(), _Mirroring()
+    reader = threading.Thread(target=_read, args=(_own_stdin(), client, mirroring), daemon=True)
+    reader.start()
+    while reader.is_alive() or mirroring.going:
+        mirroring.check_states()
+        reader.join(POLL)
+        if not reader.is_alive() and mirroring.going:
+            time.sleep(POLL)
+    last = threading.Timer(mirroring.timeout, os._exit, [FAILED])
     last.daemon = True  # nothing of W&B outlives this
     last.start()
-    for run in runs:
-        run.join()
+    mirroring.join()
     if client.is_stuck:
         os._exit(FAILED)
-    return 1 if any(run.problem for run in runs) else 0
+    return 1 if mirroring.has_problem else 0
 
 
-def _watch(runs: Sequence[_Mirrored], parent: int) -> None:
-    """Check the states of runs until all trainings have ended."""
-    going = list(runs)
-    while going:
-        for run in going:
-            run.check_state(parent)
-        going = [run for run in going if not run.ended.is_set()]
-        if going:
-            time.sleep(POLL)
+def _own_stdin() -> TextIO:
+    """Stdin for this process alone: were it open in wandb-core too, trainings could hand over to a dead mirror."""
+    own = os.dup(0)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return os.fdopen(own)
+
+
+def _read(lines: TextIO, client: _Client, mirroring: _Mirroring) -> None:
+    """Start to mirror the runs of each training that a line tells of, until the lines end."""
+    for line in lines:
+        told = json.loads(line)
+        for run_dir, settings in told["runs"].items():
+            mirroring.add(_Mirrored(Path(run_dir), told["pid"], Tracking(**settings), client))
+
+
+class _Mirroring:
+    """The runs that are mirrored: those ``going`` are still trained, the others wait for their last answers."""
+
+    def __init__(self) -> None:
+        self.going: list[_Mirrored] = []
+        self.timeout = 1.0
+        self.has_problem = False
+        self._ended: list[_Mirrored] = []
+
+    def add(self, run: _Mirrored) -> None:
+        """Start to mirror a run."""
+        self.timeout = max(self.timeout, run.tracking.timeout)
+        run.start()
+        self.going.append(run)
+
+    def check_states(self) -> None:
+        """Check which trainings have ended, and forget the runs that are done."""
+        for run in list(self.going):
+            run.check_state()
+            if run.ended.is_set():
+                self._ended.append(run)
+                self.going.remove(run)
+        for run in self._ended:
+            self.has_problem |= run.problem is not None
+        self._ended = [run for run in self._ended if run.is_alive()]
+
+    def join(self) -> None:
+        """Wait for all runs."""
+        for run in self._ended:
+            run.join()
+            self.has_problem |= run.problem is not None
 
 
 class _StuckError(Exception):
@@ -91,24 +138,28 @@ class _Client:
     def __init__(self) -> None:
         self.is_stuck = False
         self._changed = threading.Condition()
-        self._users = self._number = 0
+        self._users = self._number = self._given_up = 0
 
     @contextmanager
     def in_use(self, after: int = 0) -> Iterator[int]:
         """Use a client with a number above ``after``, and yield its number; waits until the client can be restarted."""
         with self._changed:
-            self._changed.wait_for(lambda: self._number > after or not self._users)
-            if self._number <= after:
+            self._changed.wait_for(lambda: self._number > max(after, self._given_up) or not self._users)
+            if self._number <= max(after, self._given_up):
                 if self.is_stuck:
-                    raise _StuckError
+                    raise _StuckError(f"W&B gave no answer to another run{TO_SYNC}")
                 if self._number:
                     wandb.teardown()
                 wandb.setup()  # once, before threads open runs side by side
-                self._number = after + 1
+                self._number += 1
             self._users += 1
             number = self._number
         try:
             yield number
+        except (Exception, SystemExit):
+            with self._changed:  # its service may be gone, so no further run uses it
+                self._given_up = max(self._given_up, number)
+            raise
         finally:
             with self._changed:
                 self._users -= 1
@@ -118,20 +169,21 @@ class _Client:
 class _Mirrored(threading.Thread):
     """The thread that mirrors one run; ``problem`` says what of it is not mirrored, and why."""
 
-    def __init__(self, run_dir: Path, tracking: Tracking, client: _Client) -> None:
+    def __init__(self, run_dir: Path, pid: int, tracking: Tracking, client: _Client) -> None:
         super().__init__(name=run_dir.name, daemon=True)
         self.tracking = tracking
         self.problem: str | None = None
         self.ended = threading.Event()
-        self._run_dir, self._client, self._state = run_dir, client, State.RUNNING
+        self._run_dir, self._pid, self._client, self._state = run_dir, pid, client, State.RUNNING
+        self._is_offline = False
 
-    def check_state(self, parent: int) -> None:
+    def check_state(self) -> None:
         """Read the run's state and note where it has ended; it is ``lost`` where the training no longer holds it."""
         try:
             status = read_status(self._run_dir)
         except (OSError, ValueError):  # a file system can fail for a while; the next read decides
             return
-        held = os.getppid() == parent == status.pid
+        held = status.pid == self._pid and status.is_alive
         self._state = State.LOST if status.state is State.RUNNING and not held else status.state
         if self._state is not State.RUNNING:
             self.ended.set()
@@ -144,8 +196,11 @@ class _Mirrored(threading.Thread):
                 self.problem = self._mirror(RunDirectory.open(self._run_dir))
         except (Exception, SystemExit) as error:  # the client exits where its service has failed
             self.problem = first_line(error)
+        self._write(RESULT_PREFIX, self.problem or (OFFLINE if self._is_offline else MIRRORED))
+
+    def _write(self, prefix: str, text: str) -> None:
         with contextlib.suppress(OSError), (self._run_dir / "wandb" / LOG).open("a") as log:
-            log.write(f"{RESULT_PREFIX}{self.problem or MIRRORED}\n")
+            log.write(f"{prefix}{text}\n")
 
     def _mirror(self, directory: RunDirectory) -> str | None:
         """Follow the run to its end, online or else in files; returns what is not mirrored and why, or None."""
@@ -177,6 +232,9 @@ class _Mirrored(threading.Thread):
         """Log rows as they are written, and finish the W&B run when the run has ended; returns the problem, or None."""
         if mirrored.run.disabled:
             return None
+        self._is_offline = mirrored.run.offline
+        if not self._is_offline and mirrored.run.url:
+            self._write(PAGE_PREFIX, mirrored.run.url)
         remove_client_files(self._run_dir / "wandb", keep=Path(mirrored.run.dir).parent)
         seen = None
         while True:

@@ -15,11 +15,13 @@ GRACE = 1.0
 """Seconds from asking processes to end until they are killed, in which W&B closes its file."""
 
 
-def start(command: Sequence[str], log: Path, stdin_text: str = "") -> tuple[subprocess.Popen[bytes], int]:
+def start(
+    command: Sequence[str], log: Path, stdin_text: str = "", pipe: int | None = None
+) -> tuple[subprocess.Popen[bytes], int]:
     """Start a process that the terminal's Ctrl-C does not reach, with its output appended to ``log``.
 
-    Its stdin is ``stdin_text``, and its environment is this one, prepared for wandb and with this package importable
-    from anywhere. Returns the process and the size of the log before.
+    Its stdin is ``stdin_text``, or the reading end of a ``pipe``, and its environment is this one, prepared for wandb
+    and with this package importable from anywhere. Returns the process and the size of the log before.
     """
     environment = dict(os.environ)
     prepare_environment(environment)
@@ -34,7 +36,7 @@ def start(command: Sequence[str], log: Path, stdin_text: str = "") -> tuple[subp
         process = subprocess.Popen(
             command,
             env=environment,
-            stdin=stdin,
+            stdin=stdin if pipe is None else pipe,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -73,12 +75,16 @@ def end_workers() -> None:
 
 def last_line(log: Path, begins: int, prefix: str) -> str | None:
     """The last line of a log, from byte ``begins`` on, that starts with ``prefix``, without it; None without one."""
+    return last_lines(log, begins, prefix)[0]
+
+
+def last_lines(log: Path, begins: int, *prefixes: str) -> list[str | None]:
+    """For each prefix the last line of a log that starts with it, as ``last_line`` gives it."""
+    lines: list[str] = []
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(begins)
-        for line in reversed(file.read().decode(errors="replace").splitlines()):
-            if line.startswith(prefix):
-                return line.removeprefix(prefix)
-    return None
+        lines = file.read().decode(errors="replace").splitlines()[::-1]
+    return [next((line.removeprefix(p) for line in lines if line.startswith(p)), None) for p in prefixes]
 
 
 def _each(processes: list[psutil.Process], action: Callable[[psutil.Process], None]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mixersweep.report import bootstrap
 from mixersweep.report.bootstrap import LEVEL, CellEffect, Estimate, draws_for, estimate, variances
 from mixersweep.report.cell_effect import estimate_cell_effect, residual_contrasts
 from mixersweep.report.exact import holm, sign_flip_p
@@ -68,6 +69,46 @@ def test_the_same_table_gives_the_same_numbers_whatever_the_global_random_state(
     first = estimate(*arguments)
     np.random.seed(1)  # noqa: NPY002
     assert estimate(*arguments) == first
+
+
+@pytest.mark.parametrize("held", [1, 5000, 2**24])
+def test_contrasts_of_many_runs_are_each_as_if_alone(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is computed together, and where seeds are missing or occur twice in a cell."""
+    monkeypatch.setattr(bootstrap, "_HELD", held)
+    correct = np.random.default_rng(7).random((11, 1300)) < 0.7
+    cells = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])
+    seeds = np.array([2, 0, 1, 0, 1, 1, 2, 1, 2, 0, 3])
+    contrasts = np.random.default_rng(8).normal(size=(4, 11))
+    contrasts[1, 3:7] = contrasts[2, [0, 7]] = contrasts[3, 1:3] = contrasts[3, 3:] = 0  # the last has no interval
+    accuracy = correct.mean(1)
+    found = variances(contrasts, accuracy, cells, seeds, correct)
+    assert found == pytest.approx([written_out(row, accuracy, cells, seeds, correct) for row in contrasts], nan_ok=True)
+    assert np.isnan(found).tolist() == [False, False, False, True]
+    together = estimate(contrasts, accuracy, cells, seeds, correct, draws=500)
+    for row, one in zip(contrasts, together, strict=True):
+        (alone,) = estimate(row, accuracy, cells, seeds, correct, draws=500)
+        assert (one.interval or ()) == pytest.approx(alone.interval or (), rel=1e-5)
+        assert (one.seeds, one.runs, one.value) == (alone.seeds, alone.runs, pytest.approx(alone.value))
+
+
+def written_out(
+    weights: np.ndarray, accuracy: np.ndarray, cells: np.ndarray, seeds: np.ndarray, correct: np.ndarray
+) -> float:
+    """The variance of a contrast as the module's text has it, run by run."""
+    own = dict.fromkeys(seeds[weights != 0], 0.0)
+    residuals = {seed: np.zeros(correct.shape[1]) for seed in own}
+    for cell in set(cells[weights != 0]):
+        runs = [run for run in np.flatnonzero(cells == cell) if weights[run]]
+        if len(runs) < 2:
+            return float("nan")
+        for run in runs:
+            factor = weights[run] * (len(runs) / (len(runs) - 1)) ** 0.5
+            own[seeds[run]] += factor * (accuracy[run] - accuracy[runs].mean())
+            residuals[seeds[run]] += factor * (correct[run] - correct[runs].mean(0))
+    n = correct.shape[1]
+    of_images = (weights @ correct).var(ddof=1) / n
+    of_single = sum(((row - row.mean()) ** 2).sum() for row in residuals.values()) / (n * (n - 1))
+    return float(len(own) * np.var(list(own.values())) + max(0.0, 1 - of_single / of_images) * of_images)
 
 
 def simulated(effect: float, *, widths: int, seeds: int, images: int, spread: float, rng: int) -> list[Estimate]:

@@ -89,7 +89,7 @@ def test_a_run_that_is_not_taken_holds_up_no_other(tmp_path: Path, server: Loopb
         eventually(lambda: sent(server, one, other))
         pack.end(bad, RunDiverged("loss"))
         log = bad.path / "wandb" / "mirror.log"
-        eventually(lambda: log.exists() and log.read_text().startswith("W&B: "))
+        eventually(lambda: log.exists() and "W&B: " in log.read_text())
         pack.append(range(2, 3))
         eventually(lambda: len(stored(server, one).lines) == len(stored(server, other).lines) == 3)
     reason = {"refused": "refused by W&B", "silent": "no answer within 10 s"}[failure]

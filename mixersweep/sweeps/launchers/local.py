@@ -34,6 +34,7 @@ from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import GPU_REQUESTED, Capacity, Launcher, StopRequest, mps, python_path
 from mixersweep.sweeps.outcome import outcome_line
 from mixersweep.sweeps.packs import Pack, count_in_words, pack_jobs
+from mixersweep.tracking.job import mirror_of_job, pipe_environment
 
 MEMORY_OF_A_RUN = 1.5e9
 """Bytes assumed per run when the number of concurrent runs is chosen; torch alone takes a third of them."""
@@ -94,17 +95,25 @@ class Local(Launcher):
         packs = pack_jobs(jobs, settings.pack, on_gpu=on_gpu, at_once=len(free), packs_per_gpu=sharing)
         taken = free[: len(packs)]
         report(_describe_start(taken, packs))
-        with mps.daemon([slot.environment for slot in taken], report, is_wanted=settings.mps) as shared:
-            self._execute(packs, [slot.with_environment(shared) for slot in taken], stop, report)
+        with (
+            mirror_of_job(jobs, report) as mirror,
+            mps.daemon([slot.environment for slot in taken], report, is_wanted=settings.mps) as shared,
+        ):
+            self._execute(packs, [slot.with_environment(shared) for slot in taken], mirror, stop, report)
         return True
 
     def _execute(
-        self, packs: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest, report: Callable[[str], None]
+        self,
+        packs: Sequence[Pack],
+        slots: Sequence[Slot],
+        mirror: int | None,
+        stop: StopRequest,
+        report: Callable[[str], None],
     ) -> None:
         total = sum(map(len, packs))
         waiting, left = deque(packs), total
         while waiting:  # once, unless a supervisor was killed
-            supervisor = Supervisor(self._settings.warm)
+            supervisor = Supervisor(self._settings.warm, mirror)
 
             def on_end(pack: Pack, code: int | None, supervisor: Supervisor = supervisor) -> None:
                 nonlocal left
@@ -120,17 +129,21 @@ class Local(Launcher):
 
 
 class Supervisor:
-    """The launching process's handle on the supervisor process, which starts runs and waits for them."""
+    """The launching process's handle on the supervisor process, which starts runs and waits for them.
 
-    def __init__(self, warm: bool) -> None:
+    ``mirror`` is the pipe to the mirror of the job, which the runs inherit.
+    """
+
+    def __init__(self, warm: bool, mirror: int | None = None) -> None:
         command = [sys.executable, "-m", "mixersweep.sweeps.launchers.supervisor", *(["--warm"] if warm else [])]
         environment = {"PYTHONPATH": python_path(), "PYTHONSAFEPATH": "1"}  # never import from the working directory
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             command,
-            env={**os.environ, **environment},
+            env={**os.environ, **pipe_environment(mirror), **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=() if mirror is None else (mirror,),
         )
         self._running: dict[Pack, Slot] = {}
         self._begin_times: dict[Pack, float] = {}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mixersweep import processor
@@ -14,22 +14,26 @@ from mixersweep.errors import HELD, PREEMPTED
 from mixersweep.sweeps.launchers import StopRequest
 from mixersweep.sweeps.launchers.local import Slot, Supervisor
 from mixersweep.sweeps.packs import Pack
+from mixersweep.tracking.job import mirror_of_job
 
 STOPPED_CODES = (-10, -12, -15)
 """Exit codes of processes that SIGUSR1, SIGUSR2 or SIGTERM ended before they had installed a handler."""
 
 
-def execute(packs: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest) -> dict[Path, int | None]:
+def execute(
+    packs: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest, report: Callable[[str], None]
+) -> dict[Path, int | None]:
     """Execute packs of runs, as many at once as there are slots; returns the exit code of each run's process.
 
     A code is None if unknown. When ``stop`` raises, asks the runs to stop, waits for them, and raises the same.
     """
     codes: dict[Path, int | None] = {}
-    supervisor = Supervisor(warm=len(packs) > 1)
-    try:
-        supervisor.execute(deque(packs), slots, stop, lambda pack, code: codes.update(dict.fromkeys(pack, code)))
-    finally:
-        supervisor.shut_down()
+    with mirror_of_job([run_dir for pack in packs for run_dir in pack], report) as mirror:
+        supervisor = Supervisor(len(packs) > 1, mirror)
+        try:
+            supervisor.execute(deque(packs), slots, stop, lambda pack, code: codes.update(dict.fromkeys(pack, code)))
+        finally:
+            supervisor.shut_down()
     return codes
 
 

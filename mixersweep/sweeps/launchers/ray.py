@@ -143,7 +143,7 @@ def _execute(run_dirs: list[str], index: int, cores: int) -> int | None:
     stop = StopSignals().install()  # Ray cancels a task by sending it SIGINT
     try:
         pack = tuple(map(Path, run_dirs))
-        return execute([pack], slots(1, cores, visible_gpus()[:1], index), stop).get(pack[0])
+        return execute([pack], slots(1, cores, visible_gpus()[:1], index), stop, print).get(pack[0])
     except RunStopped as stopped:
         return stopped.exit_code
     finally:

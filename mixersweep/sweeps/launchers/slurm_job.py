@@ -126,7 +126,7 @@ class _Job:
             job_slots = slots(count, int(cpus) if cpus else None, gpus, self._index)
             with mps.daemon([slot.environment for slot in job_slots], _log, is_wanted=settings.mps) as shared:
                 marker = {GPU_REQUESTED: "asked"} if settings.gpus else {}
-                codes = execute(packs, [slot.with_environment({**shared, **marker}) for slot in job_slots], self)
+                codes = execute(packs, [slot.with_environment({**shared, **marker}) for slot in job_slots], self, _log)
             for run_dir, code in codes.items():
                 if not is_to_continue(code):
                     queue.fail_unstarted(run_dir, code)

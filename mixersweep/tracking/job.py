@@ -1,0 +1,124 @@
+"""One mirror for all runs of a job: of a sweep on this machine, of a job of Slurm, of a task of Ray.
+
+The job starts it (``mirror_of_job``) with a pipe as its stdin. Trainings inherit the other end, and each writes a line
+when it begins (``hand_over``). The mirror ends when the job and all its trainings have closed the pipe. If it dies, the
+trainings that begin later mirror for themselves, and those under way notice nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import select
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mixersweep.config.schema import Tracking
+from mixersweep.errors import MixersweepError
+from mixersweep.runs import RunDirectory
+from mixersweep.tracking import processes
+from mixersweep.tracking.identity import HANDED_OVER, LOG, MIRRORED, OFFLINE, PAGE_PREFIX, RESULT_PREFIX
+
+PIPE = "MIXERSWEEP_MIRROR_PIPE"
+"""The variable with the pipe to the mirror of the job, as ``descriptor:inode``."""
+
+NAMED = 3
+"""The most runs to name that are not fully mirrored."""
+
+
+@contextmanager
+def mirror_of_job(run_dirs: Sequence[Path], report: Callable[[str], None]) -> Iterator[int | None]:
+    """Mirror the runs of a job from one process; yields the pipe through which their trainings hand over, or None.
+
+    It is None where the first run has ``tracking=none``, or where the process cannot be started: then trainings mirror
+    for themselves. Afterwards this waits at most ``tracking.timeout`` seconds, and no process is left behind.
+    """
+    first = run_dirs[0]
+    try:
+        tracking = RunDirectory.open(first).run.config.tracking
+    except (MixersweepError, OSError):  # its training says what is wrong with it
+        tracking = None
+    if tracking is None or tracking.name != "wandb":
+        yield None
+        return
+    reading, writing = os.pipe()
+    process = None
+    try:
+        command = [sys.executable, "-m", "mixersweep.tracking", str(first)]
+        process, _ = processes.start(command, first / "wandb" / LOG, pipe=reading)
+    except OSError as error:
+        report(f"W&B: no mirror of the job ({error})")
+    finally:
+        os.close(reading)
+    if process is None:
+        os.close(writing)
+        yield None
+        return
+    os.set_blocking(writing, False)  # a mirror that does not read holds up no training
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, tracking.timeout - processes.GRACE))
+        finally:
+            processes.end(process)
+
+
+def pipe_environment(pipe: int | None) -> dict[str, str]:
+    """The variable that tells trainings of the pipe to the mirror of their job; none without a pipe."""
+    return {} if pipe is None else {PIPE: f"{pipe}:{os.fstat(pipe).st_ino}"}
+
+
+def hand_over(runs: Mapping[Path, Tracking]) -> bool:
+    """Tell the mirror of the job of these runs; returns whether there is one, and it will read of them."""
+    descriptor, _, inode = os.environ.get(PIPE, "").partition(":")
+    try:
+        found = os.fstat(int(descriptor))
+        if not stat.S_ISFIFO(found.st_mode) or str(found.st_ino) != inode:
+            return False
+        lines = [announcement({run_dir: tracking}).encode() for run_dir, tracking in runs.items()]
+        if max(map(len, lines)) > select.PIPE_BUF:  # longer ones could mix with those of others
+            return False
+        for run_dir, line in zip(runs, lines, strict=True):
+            log = run_dir / "wandb" / LOG
+            log.parent.mkdir(exist_ok=True)
+            with log.open("a") as file:
+                file.write(f"{RESULT_PREFIX}{HANDED_OVER}\n")
+            os.write(int(descriptor), line)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def announcement(runs: Mapping[Path, Tracking]) -> str:
+    """The line that announces the runs of this process to a mirror."""
+    settings = {str(run_dir): dataclasses.asdict(tracking) for run_dir, tracking in runs.items()}
+    return json.dumps({"pid": os.getpid(), "runs": settings}) + "\n"
+
+
+def describe_mirroring(run_dirs: Iterable[Path]) -> list[str]:
+    """Describe in a few lines what became of the mirroring of runs: the page, what is offline, what is not mirrored."""
+    found: dict[str, str] = {}
+    page = None
+    for run_dir in run_dirs:
+        result, url = processes.last_lines(run_dir / "wandb" / LOG, 0, RESULT_PREFIX, PAGE_PREFIX)
+        if result is not None:
+            found[run_dir.name] = "its mirror has not finished" if result == HANDED_OVER else result
+        page = page or url
+    lines = [] if page is None else [f"W&B: {page.rpartition('/runs/')[0]}"]
+    if offline := sum(result == OFFLINE for result in found.values()):
+        lines.append(f"W&B: {offline} of {len(found)} runs are written offline; `mixersweep wandb sync` sends them")
+    problems = {name: text for name, text in found.items() if text not in (MIRRORED, OFFLINE)}
+    if problems:
+        named = "; ".join(f"{name}: {text.partition('; `')[0]}" for name, text in list(problems.items())[:NAMED])
+        more = f"; and {len(problems) - NAMED} others" if len(problems) > NAMED else ""
+        count = f"{len(problems)} of {len(found)} runs"
+        lines.append(f"W&B: {count} not fully mirrored ({named}{more}); `mixersweep wandb sync` sends them")
+    return lines
