@@ -93,7 +93,22 @@ class WidthScaled(Optim):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(WidthScaled):
+class Rewired(Optim):
+    """Optimisers under which the connections of masked weights may move (``training.rewire``)."""
+
+    rewire: Literal["none", "set"] = neutral("none")
+    rewire_every: Count | Auto = neutral("auto")
+    rewire_share: Density = neutral(0.3)
+    rewire_until: Density | Auto = neutral("auto")
+
+    def rewire_pace(self, steps_per_epoch: int, epochs: int) -> tuple[int, float]:
+        """The steps from one rewiring to the next, and the step from which on there is none."""
+        every = steps_per_epoch if self.rewire_every == "auto" else self.rewire_every
+        return every, steps_per_epoch * epochs * (1.0 if self.rewire_until == "auto" else self.rewire_until)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(WidthScaled, Rewired):
     """Stochastic gradient descent; by default with Nesterov momentum 0.9 (Hayase & Karakida 2024, appendix C.4)."""
 
     name: Literal["sgd"]
@@ -108,7 +123,7 @@ class SGD(WidthScaled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(WidthScaled):
+class AdamW(WidthScaled, Rewired):
     """AdamW, used with strong augmentation (Hayase & Karakida 2024, appendices C.1 and C.3)."""
 
     name: Literal["adamw"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from mixersweep import budget
 from mixersweep.budget import DEFAULT_READOUT, Architecture, Head, Request, Structure
@@ -118,6 +118,9 @@ class Family(ABC):
     def warnings(self, solved: Architecture, classes: int) -> list[str]:
         """Caveats for interpreting this network's accuracy, one sentence each."""
         return budget.warnings(solved, self.structure, classes, pooled=self.head == "pool")
+
+    can_rewire: ClassVar[bool] = False
+    """Whether its weights are masked layers whose connections may move (``optim.rewire``)."""
 
     # --- the cost of training ---------------------------------------------------------------------------------------
 

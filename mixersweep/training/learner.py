@@ -20,6 +20,7 @@ from mixersweep.training.checkpoint import Checkpoint
 from mixersweep.training.optimizer import make_optimizer
 from mixersweep.training.parallel import World
 from mixersweep.training.precision import autocast, set_precision
+from mixersweep.training.rewire import make_rewiring
 from mixersweep.training.steps import Step
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Learner:
         self.network = checkpointed(network) if config.gradient_checkpointing else network
         self.optimizer = make_optimizer(self.network, config.optim)
         self.average = None if config.ema is None else _average(self.network, config.ema)
+        averaged = None if self.average is None else self.average.module
+        self.rewiring = make_rewiring(config, self.network, self.optimizer, averaged)
         self._forward = world.trained_together(self.network, device)
         self._compiled = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
         self.mixing = _mixing(config)
@@ -62,6 +65,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = step.rate * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.rewiring is not None:
+            self.rewiring.before(step)
         images, labels = step.images, step.labels
         share = len(images)
         if not share:  # the others have the last images; this process still takes part, with a weight of zero
