@@ -267,6 +267,8 @@ def _check_rewire(config: Config, optim: Rewired) -> None:
         raise UserError(f"{said}: {config.model.name} has no masked weights to move; use {those}, or set it to none")
     if config.compile:
         raise UserError(f"compile=true: a compiled network keeps its connections, which {said} moves; set it to false")
+    if config.precision == "fp16" and optim.rewire != "set":
+        raise UserError(f"precision=fp16: its gradients may overflow, which {said} chooses by; use bf16 or fp32")
     steps = math.ceil(round(config.data.train_images * (1 - config.validation)) / config.batch_size)
     every, end = optim.rewire_pace(steps, config.epochs)
     if every >= end:

@@ -96,15 +96,20 @@ class WidthScaled(Optim):
 class Rewired(Optim):
     """Optimisers under which the connections of masked weights may move (``training.rewire``)."""
 
-    rewire: Literal["none", "set"] = neutral("none")
+    rewire: Literal["none", "set", "rigl"] = neutral("none")
     rewire_every: Count | Auto = neutral("auto")
     rewire_share: Density = neutral(0.3)
     rewire_until: Density | Auto = neutral("auto")
 
     def rewire_pace(self, steps_per_epoch: int, epochs: int) -> tuple[int, float]:
-        """The steps from one rewiring to the next, and the step from which on there is none."""
-        every = steps_per_epoch if self.rewire_every == "auto" else self.rewire_every
-        return every, steps_per_epoch * epochs * (1.0 if self.rewire_until == "auto" else self.rewire_until)
+        """The steps from one rewiring to the next, and the step from which on there is none.
+
+        With ``auto`` those of the papers: SET's is after every epoch, that of RigL every 100 steps of the first 75%.
+        """
+        by_epoch = self.rewire == "set"
+        every = self.rewire_every if self.rewire_every != "auto" else steps_per_epoch if by_epoch else 100
+        until = self.rewire_until if self.rewire_until != "auto" else 1.0 if by_epoch else 0.75
+        return every, steps_per_epoch * epochs * until
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,9 +34,12 @@ def learning_rate(settings: AnyOptim, step: int, steps_per_epoch: int, epochs: i
 def rewired_share(settings: AnyOptim, step: int, steps_per_epoch: int, epochs: int) -> float:
     """The share of each layer's connections that is rewired at step 0, 1, ...; 0 where none is due.
 
-    One is due at the multiples of ``rewire_every`` above 0 and below ``rewire_until`` of all steps.
+    One is due at the multiples of ``rewire_every`` above 0 and below ``rewire_until`` of all steps. With ``set`` it is
+    always ``rewire_share``; else that times half a cosine (Evci et al. 2020, 1911.11134, f_decay), 0 at that end.
     """
     if not isinstance(settings, Rewired) or settings.rewire == "none":
         return 0.0
     every, end = settings.rewire_pace(steps_per_epoch, epochs)
-    return settings.rewire_share if step and step % every == 0 and step < end else 0.0
+    if not step or step % every or step >= end:
+        return 0.0
+    return settings.rewire_share * (1.0 if settings.rewire == "set" else 0.5 * (1 + math.cos(math.pi * step / end)))

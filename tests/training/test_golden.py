@@ -6,6 +6,7 @@ file anew:  python tests/training/test_golden.py
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ FAMILIES = {
         f"sw_mlp model.mask={mask}": SMALL
         for mask in ("bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local")
     },
-    **{f"sw_mlp optim.rewire={kind}": [*SMALL, "optim.rewire_every=4"] for kind in ("set",)},
+    **{f"sw_mlp optim.rewire={kind}": [*SMALL, "optim.rewire_every=4"] for kind in ("set", "rigl")},
 }
 
 
@@ -63,12 +64,13 @@ def losses(family: str, *, compiled: bool = False, rounded: torch.Generator | No
             up = torch.randint(2, parameter.shape, generator=rounded, dtype=torch.float32)
             parameter.data.mul_(1 + EPS * (2 * up - 1))
         optimizer.zero_grad()
-        if rewiring is not None:
-            share = rewired_share(run.config.optim, index, 20, 1)
-            rewiring.before(Step(1, index, index, images, labels, 16, 0.05, 0, rewired=share))
-        loss = nn.functional.cross_entropy(forward(images), labels)
-        loss.backward()
-        optimizer.step()
+        share = rewired_share(run.config.optim, index, 20, 1)
+        step = Step(1, index, index, images, labels, 16, 0.05, 0, rewired=share)
+        with nullcontext() if rewiring is None else rewiring.during(step):
+            loss = nn.functional.cross_entropy(forward(images), labels)
+            loss.backward()
+        if rewiring is None or not rewiring.instead_of_update(step):
+            optimizer.step()
         found.append(loss.item())
     return found
 

@@ -40,6 +40,11 @@ FEATURES = {
     "set": ("model=sw_mlp", "optim.rewire=set", "optim.rewire_every=2"),
     "set, adamw, ema": ("model=golubeva_mlp", "optim=adamw", "optim.rewire=set", "ema=0.9"),
     "set, fp16": ("model=sw_mlp", "optim.rewire=set", "optim.rewire_every=3", "precision=fp16"),
+    "rigl, ema, bf16": ("model=sw_mlp", "optim.rewire=rigl", "optim.rewire_every=2", "ema=0.9", "precision=bf16"),
+    "rigl, adamw, accumulation": (
+        *("model=sw_mlp", "optim=adamw", "optim.rewire=rigl", "optim.rewire_every=3", "accumulation=4"),
+        *("gradient_checkpointing=true", "stochastic_depth=0.3", "optim.clip_norm=1"),
+    ),
     "rare checkpoints": ("model=pk", "checkpoint.every=3", "epochs=4"),
     "checkpoints all the time": ("model=mixer", "checkpoint.minutes=1e-6"),
     "no validation": ("model=mlp", "model.head=linear", "validation=0"),

@@ -1,5 +1,6 @@
 """Connections that move: as many as before, with what belongs to them, where a plain dense mask would have them."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -18,11 +19,14 @@ from mixersweep.layers.sparse import indices_of
 from mixersweep.models import build
 from mixersweep.runs import solve
 from mixersweep.seeds import derive
+from mixersweep.training import rewire
+from mixersweep.training.learner import Learner
+from mixersweep.training.parallel import World
 from mixersweep.training.rewire import Rewiring, at_random, largest, move
 from mixersweep.training.schedule import rewired_share
 from mixersweep.training.steps import Step
 
-KINDS = ["set"]
+KINDS = ["set", "rigl"]
 SIZES = ((9, 7, 20), (7, 4, 11))
 """Inputs, outputs and connections of two layers."""
 
@@ -73,9 +77,10 @@ def rewiring_of(made: nn.Module, optimizer: torch.optim.Optimizer, kind: str) ->
 def train_step(made: nn.Module, optimizer: torch.optim.Optimizer, rewiring: Rewiring, step: Step) -> None:
     """One step, as the learner does it."""
     optimizer.zero_grad()
-    rewiring.before(step)
-    F.cross_entropy(made(step.images), step.labels).backward()
-    optimizer.step()
+    with rewiring.during(step):
+        F.cross_entropy(made(step.images), step.labels).backward()
+    if not rewiring.instead_of_update(step):
+        optimizer.step()
 
 
 # --- exact counts, and nothing left of what went -----------------------------------------------------------------
@@ -90,6 +95,8 @@ def test_over_1000_steps_connections_move_and_their_number_stays(kind: str, opti
     seen: list[set[int]] = [set() for _ in SIZES]
     for step in batches(1000, 0.3, 4):
         train_step(made, optimizer, rewiring, step)
+        if not step.rewired:
+            continue
         for layer, (inputs, outputs, connections), places in zip(masked(made), SIZES, seen, strict=True):
             positions = layer.positions
             assert positions is not None
@@ -99,7 +106,8 @@ def test_over_1000_steps_connections_move_and_their_number_stays(kind: str, opti
             for name, indices in indices_of(positions, inputs, outputs).items():
                 assert torch.equal(getattr(layer, name), indices)
             places.update(positions.tolist())
-    assert [len(places) for places in seen] == [inputs * outputs for inputs, outputs, _ in SIZES]
+    for (inputs, outputs, connections), places in zip(SIZES, seen, strict=True):
+        assert len(places) == inputs * outputs if kind == "set" else len(places) > 1.5 * connections
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,7 +146,9 @@ def test_what_grows_has_no_weight_and_no_moment_and_what_stays_keeps_its_own(kin
 
 def rewire_alone(made: nn.Module, rewiring: Rewiring, step: Step) -> None:
     """The rewiring of a step without its update."""
-    rewiring.before(step)
+    with rewiring.during(step):
+        F.cross_entropy(made(step.images), step.labels).backward()
+    rewiring.instead_of_update(step)
 
 
 # --- against dense matrices and their masks ----------------------------------------------------------------------
@@ -212,6 +222,79 @@ def test_set_is_what_a_dense_mask_does(optim: str) -> None:
         assert_same(made, dense)
 
 
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize("entries", [1, 30, 2**22])
+def test_rigl_is_what_a_dense_mask_does(optim: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever part of the gradient is computed at once."""
+    monkeypatch.setattr(rewire, "SLICE", entries)
+    made = network()
+    dense = Dense(made, optim)
+    optimizer = OPTIMIZERS[optim](list(made.parameters()))
+    rewiring = rewiring_of(made, optimizer, "rigl")
+
+    def grow(number: int, absent: list[int], gone: list[int]) -> list[int]:
+        gradient = dense.weights[number].grad
+        assert gradient is not None
+        flat = gradient.flatten().abs().tolist()
+        return sorted(absent, key=lambda position: -flat[position])[: len(gone)]
+
+    for step in batches(60, 0.3, 5):
+        train_step(made, optimizer, rewiring, step)
+        dense.optimizer.zero_grad()
+        dense.loss(step).backward()
+        if step.rewired:
+            dense.rewire(step.rewired, grow)
+        else:
+            dense.update()
+        assert_same(made, dense)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["depth=2", "tokens=12", "channels=10", "patch_size=8", "model.storage=sparse"],
+        ["depth=2", "tokens=12", "channels=10", "patch_size=8", "model.storage=dense", "accumulation=3"],
+        [
+            "depth=2",
+            "tokens=12",
+            "channels=10",
+            "patch_size=8",
+            "model.hidden=true",
+            "expansion=2",
+            "model.rescale=forward",
+            "stochastic_depth=0.5",
+            "gradient_checkpointing=true",
+        ],
+        ["model=golubeva_mlp", "width=90"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_seen_of_a_step_is_the_gradient_of_its_weights(overrides: list[str]) -> None:
+    """At the positions that have a weight, in proportion to the gradient that autograd finds for it."""
+    common = ["batch_size=30", "optim.rewire=rigl", "device=cpu"]
+    run = solve(config_of(["model=sw_mlp", *common, *overrides]))
+    learner = Learner(run, torch.device("cpu"), World(), getattr(run.config.model, "storage", "auto"))
+    learner.train()
+    generator = torch.Generator().manual_seed(0)
+    size, found = run.config.image_size, {}
+    images, labels = torch.randn(30, 1, size, size, generator=generator), torch.arange(30) % 10
+    rewiring = learner.rewiring
+    assert rewiring is not None
+
+    def look(step: Step) -> bool:
+        found.update({name: rewiring.gradient(name)(slice(None)) for name in rewire.masked_layers(learner.network)})
+        return step.rewired > 0
+
+    rewiring.instead_of_update = look  # type: ignore[method-assign]
+    learner.step(Step(1, 0, 0, images, labels, 30, 0.1, 0, rewired=0.3))
+    assert found
+    for name, layer in rewire.masked_layers(learner.network).items():
+        factor = layer.values().norm() / layer.weight.norm()
+        assert layer.weight.grad is not None
+        at_weights = found[name].flatten()[layer.positions] * factor
+        torch.testing.assert_close(at_weights, layer.weight.grad, rtol=1e-4, atol=1e-6)
+
+
 # --- the parts ---------------------------------------------------------------------------------------------------
 
 
@@ -255,14 +338,25 @@ def test_a_share_of_nothing_moves_nothing_and_one_of_all_moves_all() -> None:
     assert empty.of(weight[:0]).numel() == 0
 
 
+def test_a_gradient_that_is_not_a_number_leaves_the_number_of_connections() -> None:
+    kept, gone = torch.tensor([1, 2, 7]), torch.tensor([0, 3])
+    gradient = torch.tensor([[0.0, 9, 9], [1, torch.nan, -2], [-torch.inf, 9, torch.nan]])
+    found = rewire.by_gradient(kept, gone, shape=(3, 3), gradient=lambda rows: gradient[rows])
+    assert found.tolist() == [4, 6]  # infinite, and the first of them
+
+
 def test_when_rewiring_is_due() -> None:
-    found = [rewired_share(settings("set", epochs=4), step, 3, 4) for step in range(12)]
+    by_epoch, by_steps = settings("set", epochs=4), settings("rigl")
+    found = [rewired_share(by_epoch, step, 3, 4) for step in range(12)]
     assert [step for step, share in enumerate(found) if share] == [3, 6, 9]  # after each epoch but the last
     assert set(found) == {0.0, 0.3}
+    assert rewired_share(by_steps, 100, 100, 4) == 0.15 * (1 + math.cos(math.pi / 3))
+    assert [step for step in range(1000) if rewired_share(by_steps, step, 250, 4)] == list(range(100, 750, 100))
     halved = settings("set", **{"optim.rewire_every": 2, "optim.rewire_until": 0.5, "optim.rewire_share": 0.2})
     assert [rewired_share(halved, step, 3, 4) for step in range(12)] == [0, 0, 0.2, 0, 0.2, *[0] * 7]
-    assert not any(rewired_share(config_of([]).optim, step, 3, 4) for step in range(12))
-    assert not any(rewired_share(config_of(["optim=timm"]).optim, step, 3, 4) for step in range(12))
+    for overrides in ([], ["optim=timm"]):
+        other = config_of(overrides).optim
+        assert not any(rewired_share(other, step, 3, 4) for step in range(12))
 
 
 # --- settings ----------------------------------------------------------------------------------------------------
@@ -287,6 +381,15 @@ def test_families_say_whether_their_connections_can_move(family: str) -> None:
         (
             ["model=sw_mlp", "optim.rewire=set", "compile=true"],
             "compile=true: a compiled network keeps its connections, which optim.rewire=set moves; set it to false",
+        ),
+        (
+            ["model=sw_mlp", "optim.rewire=rigl", "precision=fp16"],
+            "precision=fp16: its gradients may overflow, which optim.rewire=rigl chooses by; use bf16 or fp32",
+        ),
+        (
+            ["model=sw_mlp", "optim.rewire=rigl", "epochs=1", "batch_size=90"],
+            "optim.rewire_every=auto: the first rewiring, at step 100, is none of the 75 in which connections move; "
+            "the nearest is 74",
         ),
         (
             ["model=sw_mlp", "optim.rewire=set", "optim.rewire_every=500", "epochs=2", "batch_size=90"],
