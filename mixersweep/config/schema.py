@@ -96,7 +96,7 @@ class WidthScaled(Optim):
 class Rewired(Optim):
     """Optimisers under which the connections of masked weights may move (``training.rewire``)."""
 
-    rewire: Literal["none", "set", "rigl"] = neutral("none")
+    rewire: Literal["none", "set", "rigl", "srigl"] = neutral("none")
     rewire_every: Count | Auto = neutral("auto")
     rewire_share: Density = neutral(0.3)
     rewire_until: Density | Auto = neutral("auto")
@@ -104,7 +104,7 @@ class Rewired(Optim):
     def rewire_pace(self, steps_per_epoch: int, epochs: int) -> tuple[int, float]:
         """The steps from one rewiring to the next, and the step from which on there is none.
 
-        With ``auto`` those of the papers: SET's is after every epoch, that of RigL every 100 steps of the first 75%.
+        With ``auto`` those of the papers: SET's after every epoch, RigL's and SRigL's every 100 steps of the first 75%.
         """
         by_epoch = self.rewire == "set"
         every = self.rewire_every if self.rewire_every != "auto" else steps_per_epoch if by_epoch else 100

@@ -8,6 +8,9 @@ position whose weight has just gone is absent too: where it grows again, the wei
   there, the smallest weights are found by magnitude, not apart for either sign, and what grows begins at zero.
 - ``rigl`` (Evci et al. 2020, 1911.11134, algorithm 1) grows where the absolute gradient of the step's loss is largest,
   in the place of the step's update. The share falls with half a cosine.
+- ``srigl`` (Lasby et al. 2024, 2305.02299) is ``rigl`` with as many grown in each row as it has lost, so that every
+  unit keeps the number of its inputs: a constant one with ``model.mask=fixed_fan_in``. The paper also ablates units
+  with few large weights, which would change the width; that is left out.
 
 All choices are functions of the weights, the gradients, and a seed for each layer and step. The gradient of an (out,
 in) matrix is computed from the layer's inputs and the gradient of its outputs, some rows at a time.
@@ -31,7 +34,7 @@ from mixersweep.seeds import derive, seed_of
 from mixersweep.training.parallel import World
 from mixersweep.training.steps import Step
 
-SLICE = 2**22
+SLICE = 2**20
 """The most entries of a gradient that are computed at once, unless a single row has more."""
 
 Gradient = Callable[[slice], Tensor]
@@ -74,13 +77,25 @@ def at_random(kept: Tensor, gone: Tensor, *, size: int, seed: int) -> Tensor:
 
 def by_gradient(kept: Tensor, gone: Tensor, *, shape: tuple[int, int], gradient: Gradient) -> Tensor:
     """Find the positions with the largest gradients, as many as have ``gone``, of those that are not ``kept``."""
-    scores, positions = torch.empty(0, device=kept.device), kept[:0]
-    for more, first in scores_of_absent(kept, shape, gradient):
-        scores = torch.cat([scores, more.flatten()])
-        positions = torch.cat([positions, torch.arange(first, first + more.numel(), device=kept.device)])
-        chosen = largest(scores[None], min(gone.numel(), scores.numel()))[0]
+    scores, positions, count = torch.empty(0, device=kept.device), gone[:0], gone.numel()
+    for more, first in scores_of_absent(kept, shape, gradient) if count else ():
+        bound = scores.min() if scores.numel() == count else -1  # later ones of equal score come after it
+        better = (more.flatten() > bound).nonzero().squeeze(1)
+        scores, positions = torch.cat([scores, more.flatten()[better]]), torch.cat([positions, better + first])
+        chosen = largest(scores[None], min(count, scores.numel()))[0]
         scores, positions = scores[chosen], positions[chosen]
     return positions
+
+
+def by_gradient_in_rows(kept: Tensor, gone: Tensor, *, shape: tuple[int, int], gradient: Gradient) -> Tensor:
+    """Find the positions with the largest gradients in each row, as many as have ``gone`` from it, not ``kept``."""
+    rows, columns = shape
+    lost, found = torch.bincount(gone // columns, minlength=rows), []
+    for scores, first in scores_of_absent(kept, shape, gradient):
+        row = first // columns
+        chosen = largest(scores, lost[row : row + len(scores)])
+        found.append(chosen.flatten().nonzero().squeeze(1) + first)
+    return torch.cat(found)
 
 
 def scores_of_absent(kept: Tensor, shape: tuple[int, int], gradient: Gradient) -> Iterator[tuple[Tensor, int]]:
@@ -110,7 +125,7 @@ def largest(scores: Tensor, counts: Tensor | int) -> Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)
     bounds = scores.topk(most, dim=1).values.gather(1, (wanted - 1).clamp(min=0))
     above, equal = scores > bounds, scores == bounds
-    return above | (equal & (equal.cumsum(1) <= wanted - above.sum(1, keepdim=True)))
+    return above | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted - above.sum(1, keepdim=True)))
 
 
 class Rewiring:
@@ -121,7 +136,7 @@ class Rewiring:
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
         average: nn.Module | None,
-        kind: Literal["set", "rigl"],
+        kind: Literal["set", "rigl", "srigl"],
         seed: int,
         world: World | None = None,
     ) -> None:
@@ -155,9 +170,10 @@ class Rewiring:
         """Rewire by the gradients of a step where that is due; returns whether it was."""
         if not step.rewired or self._kind == "set":
             return False
+        grow = by_gradient if self._kind == "rigl" else by_gradient_in_rows
         for name, layer in self._layers.items():
             shape = layer.out_width, layer.in_width
-            self._move(name, step.rewired, partial(by_gradient, shape=shape, gradient=self.gradient(name)))
+            self._move(name, step.rewired, partial(grow, shape=shape, gradient=self.gradient(name)))
         self._seen = {}
         return True
 

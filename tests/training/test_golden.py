@@ -41,7 +41,7 @@ FAMILIES = {
         f"sw_mlp model.mask={mask}": SMALL
         for mask in ("bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local")
     },
-    **{f"sw_mlp optim.rewire={kind}": [*SMALL, "optim.rewire_every=4"] for kind in ("set", "rigl")},
+    **{f"sw_mlp optim.rewire={kind}": [*SMALL, "optim.rewire_every=4"] for kind in ("set", "rigl", "srigl")},
 }
 
 

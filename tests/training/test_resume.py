@@ -45,6 +45,7 @@ FEATURES = {
         *("model=sw_mlp", "optim=adamw", "optim.rewire=rigl", "optim.rewire_every=3", "accumulation=4"),
         *("gradient_checkpointing=true", "stochastic_depth=0.3", "optim.clip_norm=1"),
     ),
+    "srigl": ("model=sw_mlp", "model.mask=fixed_fan_in", "optim.rewire=srigl", "optim.rewire_every=1"),
     "rare checkpoints": ("model=pk", "checkpoint.every=3", "epochs=4"),
     "checkpoints all the time": ("model=mixer", "checkpoint.minutes=1e-6"),
     "no validation": ("model=mlp", "model.head=linear", "validation=0"),

@@ -1,6 +1,7 @@
 """Connections that move: as many as before, with what belongs to them, where a plain dense mask would have them."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor, nn
 
 from mixersweep.compose import config_of
+from mixersweep.config import warnings
 from mixersweep.config.schema import SGD, AdamW, Rewired
 from mixersweep.errors import UserError
 from mixersweep.families import FAMILIES
@@ -21,12 +23,13 @@ from mixersweep.runs import solve
 from mixersweep.seeds import derive
 from mixersweep.training import rewire
 from mixersweep.training.learner import Learner
+from mixersweep.training.packing import why_alone
 from mixersweep.training.parallel import World
 from mixersweep.training.rewire import Rewiring, at_random, largest, move
 from mixersweep.training.schedule import rewired_share
 from mixersweep.training.steps import Step
 
-KINDS = ["set", "rigl"]
+KINDS = ["set", "rigl", "srigl"]
 SIZES = ((9, 7, 20), (7, 4, 11))
 """Inputs, outputs and connections of two layers."""
 
@@ -108,6 +111,21 @@ def test_over_1000_steps_connections_move_and_their_number_stays(kind: str, opti
             places.update(positions.tolist())
     for (inputs, outputs, connections), places in zip(SIZES, seen, strict=True):
         assert len(places) == inputs * outputs if kind == "set" else len(places) > 1.5 * connections
+
+
+@pytest.mark.parametrize("mask", ["fixed_fan_in", "exact"])
+def test_srigl_keeps_the_number_of_inputs_of_every_unit(mask: str) -> None:
+    made = network(mask)
+    optimizer = OPTIMIZERS["sgd"](list(made.parameters()))
+    rewiring = rewiring_of(made, optimizer, "srigl")
+    before = [(layer.row_starts.clone(), layer.column_of.clone()) for layer in masked(made)]
+    for step in batches(100, 0.3, 4):
+        train_step(made, optimizer, rewiring, step)
+    for layer, (starts, columns) in zip(masked(made), before, strict=True):
+        assert torch.equal(layer.row_starts, starts)
+        assert not torch.equal(layer.column_of, columns)
+        fan_in = starts.diff()
+        assert mask == "exact" or int(fan_in.max() - fan_in.min()) <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -224,19 +242,24 @@ def test_set_is_what_a_dense_mask_does(optim: str) -> None:
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 @pytest.mark.parametrize("entries", [1, 30, 2**22])
-def test_rigl_is_what_a_dense_mask_does(optim: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["rigl", "srigl"])
+def test_rigl_is_what_a_dense_mask_does(kind: str, optim: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever part of the gradient is computed at once."""
     monkeypatch.setattr(rewire, "SLICE", entries)
     made = network()
     dense = Dense(made, optim)
     optimizer = OPTIMIZERS[optim](list(made.parameters()))
-    rewiring = rewiring_of(made, optimizer, "rigl")
+    rewiring = rewiring_of(made, optimizer, kind)
 
     def grow(number: int, absent: list[int], gone: list[int]) -> list[int]:
         gradient = dense.weights[number].grad
         assert gradient is not None
-        flat = gradient.flatten().abs().tolist()
-        return sorted(absent, key=lambda position: -flat[position])[: len(gone)]
+        flat, columns = gradient.flatten().abs().tolist(), gradient.shape[1]
+        absent.sort(key=lambda position: -flat[position])
+        if kind == "rigl":
+            return absent[: len(gone)]
+        lost = Counter(position // columns for position in gone)
+        return [p for row in lost for p in [p for p in absent if p // columns == row][: lost[row]]]
 
     for step in batches(60, 0.3, 5):
         train_step(made, optimizer, rewiring, step)
@@ -407,6 +430,21 @@ def test_what_cannot_be_rewired_is_refused(overrides: list[str], message: str) -
     with pytest.raises(UserError) as refused:
         config_of(overrides)
     assert refused.value.args[0] == message
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask", "is_left"),
+    [("set", "block", True), ("rigl", "fixed_fan_in", True), ("srigl", "fixed_fan_in", False), ("set", "exact", False)],
+)
+def test_a_run_says_that_its_mask_will_be_left(kind: str, mask: str, is_left: bool) -> None:
+    run = solve(config_of(["model=sw_mlp", f"optim.rewire={kind}", f"model.mask={mask}"]))
+    said = f"model.mask={mask} is where connections begin; optim.rewire={kind} moves them out of it"
+    assert (said in warnings(run.config, run.architecture)) == is_left
+
+
+def test_such_runs_train_by_themselves() -> None:
+    assert why_alone(config_of(["model=sw_mlp", "optim.rewire=rigl"])) == "optim.rewire=rigl trains by itself"
+    assert why_alone(config_of(["model=sw_mlp", "optim.rewire_share=0.1"])) is None
 
 
 def test_only_a_run_that_rewires_keeps_positions_and_has_another_fingerprint() -> None:
