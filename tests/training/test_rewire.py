@@ -3,16 +3,20 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
+from mixersweep.analysis.subjects import chosen
 from mixersweep.compose import config_of
 from mixersweep.config import warnings
 from mixersweep.config.schema import SGD, AdamW, Rewired
+from mixersweep.data.splits import open_splits
 from mixersweep.errors import UserError
 from mixersweep.families import FAMILIES
 from mixersweep.layers import SparseConv, SparseWeights, draw_mask
@@ -28,6 +32,8 @@ from mixersweep.training.parallel import World
 from mixersweep.training.rewire import Rewiring, at_random, largest, move
 from mixersweep.training.schedule import rewired_share
 from mixersweep.training.steps import Step
+from tests.training.small import DIGITS, directory, finished
+from tests.training.small import SIZES as SMALL
 
 KINDS = ["set", "rigl", "srigl"]
 SIZES = ((9, 7, 20), (7, 4, 11))
@@ -457,3 +463,22 @@ def test_only_a_run_that_rewires_keeps_positions_and_has_another_fingerprint() -
     added = {name for name in names[1] if name.endswith(".positions")}
     assert len(added) == plain.architecture.mixing_layers
     assert set(names[1]) - added == set(names[0])
+
+
+# --- a whole run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_network_of_a_finished_run_is_found_where_its_connections_have_gone(
+    kind: str, tmp_path: Path, digits: Path
+) -> None:
+    settings = (*DIGITS, "model=sw_mlp", *SMALL, f"optim.rewire={kind}", "optim.rewire_every=2", f"data_dir={digits}")
+    made = finished(directory(tmp_path, *settings, "checkpoint.keep=[1]"))
+    ((subject,), _) = chosen([tmp_path], None)
+    layers = [list(rewire.masked_layers(subject.network(epoch)).values()) for epoch in (0, 1, 2)]
+    for first, second, third in zip(*layers, strict=True):
+        assert len({tuple(layer.positions.tolist()) for layer in (first, second, third)}) > 1
+        assert first.connections == second.connections == third.connections
+    images = open_splits(made.run.config, torch.device("cpu")).test
+    logits = torch.cat([subject.network()(x) for x, _ in images.batches(100, None, None)])
+    assert np.array_equal(logits.argmax(1).numpy(), np.load(made.predictions)["prediction"])
