@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from mixersweep import budget
-from mixersweep.config.schema import Config, WidthScaled
+from mixersweep.config.schema import Config, Rewired, WidthScaled
 from mixersweep.families.base import ImageFacts
 
 
@@ -25,6 +25,10 @@ def warnings(config: Config, solved: budget.Architecture) -> list[str]:
     found = config.model.warnings(solved, config.data.classes)
     if config.model.structure == "kronecker" and isinstance(config.optim, WidthScaled):
         found += [_SHARED_WEIGHTS[rule] for rule in [config.optim.lr_scaling] if rule in _SHARED_WEIGHTS]
+    if isinstance(config.optim, Rewired) and config.optim.rewire != "none":
+        mask, rewire = getattr(config.model, "mask", "exact"), config.optim.rewire
+        if mask not in ("exact", "bernoulli") and (mask, rewire) != ("fixed_fan_in", "srigl"):
+            found.append(f"model.mask={mask} is where connections begin; optim.rewire={rewire} moves them out of it")
     return found
 
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,10 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from annotated_types import Ge, Gt, Le, Lt
 
 from mixersweep.config.images import check_folder_facts, check_images
-from mixersweep.config.schema import SGD, VARIANTS, AnyOptim, Config
+from mixersweep.config.schema import SGD, VARIANTS, AnyOptim, Config, Rewired
 from mixersweep.config.sweep import Search, Sweep
 from mixersweep.errors import Infeasible, UserError
+from mixersweep.families import FAMILIES
 from mixersweep.kinds import FromEnvironment, Percentage
 
 T = TypeVar("T")
@@ -257,7 +259,30 @@ def _check_values(config: Config) -> None:
     if config.gradient_checkpointing and not has_skips:
         why = f"{config.model.name} has no blocks to compute again"
         raise UserError(f"gradient_checkpointing=true: {why}; set it to false")
+    if isinstance(config.optim, Rewired) and config.optim.rewire != "none":
+        _check_rewire(config, config.optim)
     config.model.check(config.depth)
+
+
+def _check_rewire(config: Config, optim: Rewired) -> None:
+    setting = f"optim.rewire={optim.rewire}"
+    if not config.model.can_rewire:
+        those = " or ".join(f"model={name}" for name, family in FAMILIES.items() if family.can_rewire)
+        raise UserError(f"{setting}: {config.model.name} has no masked weights to move; use {those}, or set it to none")
+    if config.compile:
+        raise UserError(
+            f"compile=true: a compiled network keeps its connections, which {setting} moves; set it to false"
+        )
+    if config.precision == "fp16" and optim.rewire != "set":
+        raise UserError(f"precision=fp16: its gradients may overflow, which {setting} chooses by; use bf16 or fp32")
+    steps = math.ceil(round(config.data.train_images * (1 - config.validation)) / config.batch_size)
+    every, end = optim.rewire_pace(steps, config.epochs)
+    if every >= end:
+        near = f"the nearest is {math.ceil(end) - 1}" if end > 1 else "raise epochs"
+        raise Infeasible(
+            f"optim.rewire_every={optim.rewire_every}: the first rewiring, at step {every}, is none of the {end:g} in "
+            f"which connections move; {near}"
+        )
 
 
 def _check_optim(optim: AnyOptim, epochs: int) -> None:

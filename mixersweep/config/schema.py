@@ -93,7 +93,27 @@ class WidthScaled(Optim):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(WidthScaled):
+class Rewired(Optim):
+    """Optimisers under which the connections of masked weights may move (``training.rewire``)."""
+
+    rewire: Literal["none", "set", "rigl", "srigl"] = neutral("none")
+    rewire_every: Count | Auto = neutral("auto")
+    rewire_share: Density = neutral(0.3)
+    rewire_until: Density | Auto = neutral("auto")
+
+    def rewire_pace(self, steps_per_epoch: int, epochs: int) -> tuple[int, float]:
+        """The steps from one rewiring to the next, and the step from which on there is none.
+
+        With ``auto`` those of the papers: SET's after every epoch, RigL's and SRigL's every 100 steps of the first 75%.
+        """
+        by_epoch = self.rewire == "set"
+        every = self.rewire_every if self.rewire_every != "auto" else steps_per_epoch if by_epoch else 100
+        until = self.rewire_until if self.rewire_until != "auto" else 1.0 if by_epoch else 0.75
+        return every, steps_per_epoch * epochs * until
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(WidthScaled, Rewired):
     """Stochastic gradient descent; by default with Nesterov momentum 0.9 (Hayase & Karakida 2024, appendix C.4)."""
 
     name: Literal["sgd"]
@@ -108,7 +128,7 @@ class SGD(WidthScaled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW(WidthScaled):
+class AdamW(WidthScaled, Rewired):
     """AdamW, used with strong augmentation (Hayase & Karakida 2024, appendices C.1 and C.3)."""
 
     name: Literal["adamw"]

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 from mixersweep import budget
 from mixersweep.budget import DEFAULT_READOUT, Architecture, Head, Request, Structure
@@ -128,6 +128,9 @@ class Family(ABC):
     def warnings(self, solved: Architecture, classes: int) -> list[str]:
         """Caveats for interpreting this network's accuracy, one sentence each."""
         return budget.warnings(solved, self.structure, classes, pooled=self.head == "pool")
+
+    can_rewire: ClassVar[bool] = False
+    """Whether its weights are masked layers whose connections may move (``optim.rewire``)."""
 
     # --- the cost of training ---------------------------------------------------------------------------------------
 

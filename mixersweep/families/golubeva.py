@@ -26,6 +26,7 @@ class GolubevaMLP(LayeredFamily):
     storage: Literal["auto", "sparse", "dense"] = execution()
     network = "mixersweep.models.golubeva:GolubevaMLPNetwork"
     has_skips = False
+    can_rewire = True
     look = FamilyLook("green", "p", "dots")
 
     def layered(self, images: ImageFacts) -> Layered:

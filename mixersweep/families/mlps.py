@@ -74,6 +74,7 @@ class SWMLP(MaskedMLP):
     mask_size: Count = neutral(4)
     rescale: Literal["init", "forward", "none"]
     look = FamilyLook("green", "^", "dots")
+    can_rewire = True
 
     def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
         """Build a linear map whose weights have a random mask."""

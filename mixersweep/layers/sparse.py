@@ -1,7 +1,8 @@
-"""The sparse-weight map M ⊙ A with a static random mask M (Hayase & Karakida 2024, section 3.4).
+"""The sparse-weight map M ⊙ A with a random mask M (Hayase & Karakida 2024, section 3.4).
 
 The trainable parameter is the vector of nonzeros, row by row: masked weights do not exist, so no optimiser can revive
-them, and a checkpoint takes O(connections). ``storage`` says how the product is computed:
+them, and a checkpoint takes O(connections). The mask is static unless the layer is ``make_movable``. ``storage`` says
+how the product is computed:
 
 - ``sparse``: sums over the nonzeros, O(batch·connections) time and no (out_width, in_width) tensor anywhere;
 - ``dense``: the nonzeros are scattered into a matrix at each step; faster where the mask is dense.
@@ -30,6 +31,7 @@ class SparseWeights(SparseMap):
     (``forward``), or nowhere (``none``); Hayase & Karakida 2024, section 4.3.
     """
 
+    positions: Tensor | None
     row_of: Tensor
     column_of: Tensor
     row_starts: Tensor
@@ -50,19 +52,10 @@ class SparseWeights(SparseMap):
         super().__init__()
         self.in_width, self.out_width = in_width, out_width
         self.rescale, self.storage = rescale, storage
-        rows, columns = positions // in_width, positions % in_width
-        by_column = torch.argsort(columns, stable=True)
-        kind = torch.int32 if max(positions.numel(), in_width, out_width) < 2**31 else torch.int64
         # not in the state dict: the seed redraws the structure
-        for name, indices in (
-            ("row_of", rows),
-            ("column_of", columns),
-            ("row_starts", _starts(rows, out_width)),
-            ("column_starts", _starts(columns, in_width)),
-            ("by_column", by_column),
-            ("rows_by_column", rows[by_column]),
-        ):
-            self.register_buffer(name, indices.to(kind), persistent=False)
+        for name, indices in indices_of(positions, in_width, out_width).items():
+            self.register_buffer(name, indices, persistent=False)
+        self.register_buffer("positions", None)
         self.weight = nn.Parameter(torch.zeros(positions.numel()))
         self.bias = nn.Parameter(torch.zeros(out_width)) if bias else None
 
@@ -91,6 +84,22 @@ class SparseWeights(SparseMap):
 
     def _index_tensors(self) -> tuple[Tensor, ...]:
         return self.row_starts, self.column_of, self.column_starts, self.rows_by_column, self.by_column
+
+    def make_movable(self) -> None:
+        """Keep the positions of the nonzeros in the state dict, as ``positions``, for they may ``move``."""
+        self.register_buffer("positions", self.row_of.long() * self.in_width + self.column_of)
+
+    def move(self, positions: Tensor) -> None:
+        """Set the positions of the nonzeros: sorted flat indices (int64), as many as before, in place."""
+        assert self.positions is not None, "make_movable comes first"
+        self.positions.copy_(positions)
+        for name, indices in indices_of(positions, self.in_width, self.out_width).items():
+            getattr(self, name).copy_(indices)
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        if self.positions is not None:
+            self.move(self.positions)
 
     def values(self) -> Tensor:
         """Return the (connections,) nonzeros of the effective matrix: weights, rescaled with ``rescale=forward``."""
@@ -155,6 +164,22 @@ class _SparseProduct(torch.autograd.Function):
         (gradient,) = gradients
         of_x, of_values = ctx.structure.gradients(values, x, gradient)
         return of_x, of_values, gradient.sum(1) if ctx.needs_input_grad[2] else None, None
+
+
+def indices_of(positions: Tensor, in_width: int, out_width: int) -> dict[str, Tensor]:
+    """Return the index tensors of a layer whose nonzeros are at these sorted flat positions, by the buffers' names."""
+    rows, columns = positions // in_width, positions % in_width
+    by_column = torch.argsort(columns, stable=True)
+    kind = torch.int32 if max(positions.numel(), in_width, out_width) < 2**31 else torch.int64
+    found = {
+        "row_of": rows,
+        "column_of": columns,
+        "row_starts": _starts(rows, out_width),
+        "column_starts": _starts(columns, in_width),
+        "by_column": by_column,
+        "rows_by_column": rows[by_column],
+    }
+    return {name: indices.to(kind) for name, indices in found.items()}
 
 
 def _starts(rows: Tensor, size: int) -> Tensor:

@@ -11,9 +11,9 @@ from torch import nn
 
 from mixersweep.budget import Architecture
 from mixersweep.config import Config, image_facts
-from mixersweep.config.schema import WidthScaled
+from mixersweep.config.schema import Rewired, WidthScaled
 from mixersweep.families.base import Family
-from mixersweep.layers import SparseMap
+from mixersweep.layers import SparseMap, SparseWeights
 from mixersweep.models import stochastic_depth
 from mixersweep.models.checkpointing import checkpointed
 from mixersweep.models.parts import StructureSeed
@@ -34,6 +34,10 @@ def build(config: Config, architecture: Architecture) -> nn.Module:
     structure = StructureSeed(seed_of(config, "structure"))
     network: nn.Module = network_class(config.model)(config.model, architecture, image_facts(config), structure)
     initialize(network, seed_of(config, "initialization"))
+    if isinstance(config.optim, Rewired) and config.optim.rewire != "none":
+        for layer in network.modules():
+            if isinstance(layer, SparseWeights):
+                layer.make_movable()
     if isinstance(config.optim, WidthScaled) and config.optim.lr_scaling in ("mup", "mup_tied"):
         shrink_head(network, config.optim.base_fan_in)
     if config.stochastic_depth:

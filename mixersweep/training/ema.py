@@ -14,8 +14,8 @@ class Average(ModelEmaV3):
     running mean and variance of BatchNorm are averaged like weights, so they need no pass over the data; its count of
     batches is copied.
 
-    Masks and permutations never change and are shared with the network. An update is a few kernels for all tensors and
-    never waits for the device.
+    Masks and permutations are shared with the network; where connections move (``rewire``), the average moves along. An
+    update is a few kernels for all tensors and never waits for the device.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:

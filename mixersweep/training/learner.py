@@ -20,6 +20,7 @@ from mixersweep.training.checkpoint import Checkpoint
 from mixersweep.training.optimizer import make_optimizer
 from mixersweep.training.parallel import World
 from mixersweep.training.precision import autocast, set_precision
+from mixersweep.training.rewire import make_rewiring
 from mixersweep.training.steps import Step
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Learner:
         self.network = checkpointed(network) if config.gradient_checkpointing else network
         self.optimizer = make_optimizer(self.network, config.optim)
         self.average = None if config.ema is None else _average(self.network, config.ema)
+        averaged = None if self.average is None else self.average.module
+        self.rewiring = make_rewiring(config, self.network, self.optimizer, averaged, world)
         self._forward = world.trained_together(self.network, device)
         self._compiled = torch.compile(self._forward, dynamic=False) if config.compile else self._forward
         self.mixing = _mixing(config)
@@ -72,17 +75,18 @@ class Learner:
         some = math.ceil(len(images) / self.config.accumulation)
         whole = step.count == self.config.batch_size  # the smaller last batch is not worth compiling for
         losses, logits = [], []
-        for first in range(0, len(images), some):
-            part = slice(first, first + some)
-            x = images[part]
-            self._draw_depth(step, part)
-            with self._unsynchronised(more=first + some < len(images)):
-                loss, out = self._loss(self._compiled if whole else self._forward, x, targets[part])
-                weight = len(x) * self.world.size / step.count if share else 0.0
-                self.scaler.scale(loss if weight == 1 else loss * weight).backward()
-            losses.append(loss.detach() * (len(x) / len(images)) if len(x) < len(images) else loss.detach())
-            logits.append(out.detach())
-        self._update(step.index)
+        with nullcontext() if self.rewiring is None else self.rewiring.during(step):
+            for first in range(0, len(images), some):
+                part = slice(first, first + some)
+                x = images[part]
+                self._draw_depth(step, part)
+                with self._unsynchronised(more=first + some < len(images)):
+                    loss, out = self._loss(self._compiled if whole else self._forward, x, targets[part])
+                    weight = len(x) * self.world.size / step.count if share else 0.0
+                    self.scaler.scale(loss if weight == 1 else loss * weight).backward()
+                losses.append(loss.detach() * (len(x) / len(images)) if len(x) < len(images) else loss.detach())
+                logits.append(out.detach())
+        self._update(step)
         if not share:
             return losses[0] * 0, logits[0][:0]
         return (losses[0], logits[0]) if len(losses) == 1 else (torch.stack(losses).sum(), torch.cat(logits))
@@ -133,10 +137,11 @@ class Learner:
         images = torch.zeros(share, *shape, device=self.device)[:size]
         labels = torch.zeros(size, dtype=torch.int64, device=self.device)
         self.train()
-        self._draw_depth(Step(1, 0, 0, images, labels, size, 0.0, 0))
+        step = Step(1, 0, 0, images, labels, size, 0.0, 0)
+        self._draw_depth(step)
         loss, _ = self._loss(self.network, images, labels)
         self.scaler.scale(loss).backward()
-        self._update(0)
+        self._update(step)
 
     def save_to(self, state: Checkpoint) -> None:
         """Put the states of network, optimiser, loss scaler and averaged weights into a checkpoint."""
@@ -163,15 +168,16 @@ class Learner:
             out: Tensor = network(images)
             return F.cross_entropy(out, targets, label_smoothing=self._smoothing), out
 
-    def _update(self, step: int) -> None:
+    def _update(self, step: Step) -> None:
         clip_norm = self.config.optim.clip_norm
-        if clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.rewiring is None or not self.rewiring.instead_of_update(step):
+            if clip_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.network.parameters(), clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         if self.average is not None:
-            self.average.update(self.network, step)
+            self.average.update(self.network, step.index)
 
     def _draw_depth(self, step: Step, part: slice = slice(None)) -> None:
         """Draw the branches that stochastic depth drops for some of this process's images.

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 from mixersweep.config import Config
+from mixersweep.config.schema import Rewired
 from mixersweep.runs import Run
 
 MAY_DIFFER = frozenset(
@@ -34,8 +35,10 @@ FOLDERS = ("imagenet", "image_folder")
 def why_alone(config: Config) -> str | None:
     """Which setting keeps a run out of every pack, as a message; None if the run can be packed."""
     augment, optim = config.augment, config.optim
+    rewire = optim.rewire if isinstance(optim, Rewired) else "none"
     reasons = {
         f"optim={optim.name}": not optim.trains_packs,
+        f"optim.rewire={rewire}": rewire != "none",
         "precision=fp16": config.precision == "fp16",
         "compile=true": config.compile,
         "gradient_checkpointing=true": config.gradient_checkpointing,

@@ -1,10 +1,10 @@
-"""The learning-rate schedule: a function of the step alone, so that a resumed run needs no state for it."""
+"""The schedules of learning rate and rewiring: functions of the step alone, so resuming needs no state."""
 
 from __future__ import annotations
 
 import math
 
-from mixersweep.config.schema import AnyOptim
+from mixersweep.config.schema import AnyOptim, Rewired
 
 
 def learning_rate(settings: AnyOptim, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -29,3 +29,17 @@ def learning_rate(settings: AnyOptim, step: int, steps_per_epoch: int, epochs: i
         return settings.lr * settings.milestone_factor**passed
     course = (step - warmup) / max(1, epochs * steps_per_epoch - warmup)
     return settings.min_lr + (settings.lr - settings.min_lr) * 0.5 * (1 + math.cos(math.pi * course))
+
+
+def rewired_share(settings: AnyOptim, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The share of each layer's connections that is rewired at step 0, 1, ...; 0 where none is due.
+
+    One is due at the multiples of ``rewire_every`` above 0 and below ``rewire_until`` of all steps. With ``set`` it is
+    always ``rewire_share``; else that times half a cosine (Evci et al. 2020, 1911.11134, f_decay), 0 at that end.
+    """
+    if not isinstance(settings, Rewired) or settings.rewire == "none":
+        return 0.0
+    every, end = settings.rewire_pace(steps_per_epoch, epochs)
+    if not step or step % every or step >= end:
+        return 0.0
+    return settings.rewire_share * (1.0 if settings.rewire == "set" else 0.5 * (1 + math.cos(math.pi * step / end)))

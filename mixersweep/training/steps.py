@@ -15,7 +15,7 @@ from mixersweep.config import Config
 from mixersweep.data.batches import Batches, rank_positions
 from mixersweep.seeds import derive, seed_of
 from mixersweep.training.parallel import World
-from mixersweep.training.schedule import learning_rate
+from mixersweep.training.schedule import learning_rate, rewired_share
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Step:
     """Step ``number`` (from 0) of ``epoch`` (from 1); ``index`` (from 0) is its number in all of training.
 
     ``images`` (B, ch, H, W) and ``labels`` (B,) are this process's part of the whole batch of ``count`` images.
-    ``augmentation`` is the seed of the epoch's random choices.
+    ``augmentation`` is the seed of the epoch's random choices, ``rewired`` the share of the connections that is
+    rewired, 0 at most steps.
     """
 
     epoch: int
@@ -36,6 +37,7 @@ class Step:
     augmentation: int
     rank: int = 0
     world_size: int = 1
+    rewired: float = 0.0
 
     @property
     def positions(self) -> Tensor:
@@ -62,6 +64,11 @@ class Steps:
         index = (epoch - 1) * len(self) + number
         return learning_rate(self._config.optim, index, len(self), self._config.epochs)
 
+    def rewired(self, epoch: int, number: int) -> float:
+        """The share of the connections that is rewired at a step."""
+        index = (epoch - 1) * len(self) + number
+        return rewired_share(self._config.optim, index, len(self), self._config.epochs)
+
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Step]:
         """The steps of an epoch from step ``first`` on."""
         config, world = self._config, self._world
@@ -87,6 +94,7 @@ class Steps:
                 augmentation=augmentation,
                 rank=world.rank,
                 world_size=world.size,
+                rewired=self.rewired(epoch, number),
             )
 
     def between(self, first: tuple[int, int], last_epoch: int) -> Iterator[Step]:

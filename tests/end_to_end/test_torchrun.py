@@ -87,6 +87,8 @@ def test_two_processes_have_the_numbers_of_one(commands: Commands, tmp_path: Pat
         # AdamW moves by its rate where a gradient is nothing but rounding, too: a small one
         (2, ["model=mixer", "gradient_checkpointing=true", "optim=adamw", "optim.clip_norm=1", "optim.lr=1e-4"]),
         (2, ["augment=auto_augment", "workers=1", "batch_size=500"]),
+        (3, ["model=sw_mlp", "optim.rewire=rigl", "optim.rewire_every=20", "accumulation=2", "batch_size=409"]),
+        (2, ["model=sw_mlp", "optim.rewire=set", "ema=0.99"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )

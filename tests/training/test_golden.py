@@ -6,6 +6,7 @@ file anew:  python tests/training/test_golden.py
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from mixersweep.models import build
 from mixersweep.models.mlp import choose_storage
 from mixersweep.runs import NUMBERS_VERSION, solve
 from mixersweep.training.optimizer import make_optimizer
+from mixersweep.training.rewire import make_rewiring
+from mixersweep.training.schedule import rewired_share
+from mixersweep.training.steps import Step
 
 GOLDEN = Path(__file__).with_name("golden.json")
 EPS = torch.finfo(torch.float32).eps
@@ -37,6 +41,7 @@ FAMILIES = {
         f"sw_mlp model.mask={mask}": SMALL
         for mask in ("bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local")
     },
+    **{f"sw_mlp optim.rewire={kind}": [*SMALL, "optim.rewire_every=4"] for kind in ("set", "rigl", "srigl")},
 }
 
 
@@ -48,19 +53,24 @@ def losses(family: str, *, compiled: bool = False, rounded: torch.Generator | No
     forward = torch.compile(network) if compiled else network
     choose_storage(network, "auto", torch.device("cpu"), 16)
     optimizer = make_optimizer(network, run.config.optim)
+    rewiring = make_rewiring(run.config, network, optimizer)
     generator = torch.Generator().manual_seed(0)
     size = run.config.image_size
     images = torch.randn(16, 1, size, size, generator=generator)
     labels = torch.randint(10, (16,), generator=generator)
     found = []
-    for _ in range(20):
+    for index in range(20):
         for parameter in network.parameters() if rounded is not None else ():
             up = torch.randint(2, parameter.shape, generator=rounded, dtype=torch.float32)
             parameter.data.mul_(1 + EPS * (2 * up - 1))
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(forward(images), labels)
-        loss.backward()
-        optimizer.step()
+        share = rewired_share(run.config.optim, index, 20, 1)
+        step = Step(1, index, index, images, labels, 16, 0.05, 0, rewired=share)
+        with nullcontext() if rewiring is None else rewiring.during(step):
+            loss = nn.functional.cross_entropy(forward(images), labels)
+            loss.backward()
+        if rewiring is None or not rewiring.instead_of_update(step):
+            optimizer.step()
         found.append(loss.item())
     return found
 
