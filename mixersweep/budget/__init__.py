@@ -26,6 +26,7 @@ import math
 
 from mixersweep.budget.counts import count, mixer_matrices, mlp_matrices
 from mixersweep.budget.expansion import expansion_of
+from mixersweep.budget.factored import Factored, LowRank
 from mixersweep.budget.layered import Layer, Layered, solve_layered
 from mixersweep.budget.mixer import mixer_shape, widest, with_sizes
 from mixersweep.budget.mlp import mlp_shape
@@ -46,9 +47,11 @@ __all__ = [
     "DEFAULT_READOUT",
     "TOLERANCE",
     "Architecture",
+    "Factored",
     "Head",
     "Layer",
     "Layered",
+    "LowRank",
     "Request",
     "Structure",
     "check_readout",

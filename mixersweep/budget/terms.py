@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mixersweep.budget.factored import Factored
 
 DEFAULT_CONNECTIONS = 2**15
 TOLERANCE = Fraction(2, 100)
@@ -14,7 +17,7 @@ TOLERANCE = Fraction(2, 100)
 DEFAULT_READOUT = 64
 """The default number of groups of units that a head of groups reads."""
 
-Structure = Literal["kronecker", "block_diagonal", "sparse", "dense", "layered"]
+Structure = Literal["kronecker", "block_diagonal", "sparse", "dense", "product", "layered"]
 Head = Literal["pool", "linear", "groups", "signed_groups"]
 
 
@@ -23,10 +26,12 @@ class Request:
     """The settings that a network must meet (None: free), and the facts of data and wiring that its counts depend on.
 
     ``shares`` give a width, tokens or channels as a fraction of those of the budget's widest Mixer, whatever the
-    structure; for networks with layers of unequal sizes, a width as a multiple of the narrowest.
+    structure; for networks with layers of unequal sizes, a width as a multiple of the narrowest. ``factored`` is the
+    arithmetic of layers that are products of factors (``structure="product"``).
     """
 
     structure: Structure
+    factored: Factored | None = None
     budget: Literal["connections", "parameters", "flops"] = "connections"
     count: Literal["formula", "real"] = "formula"
     weights: int | None = None

@@ -26,6 +26,7 @@ FAMILIES: dict[str, type[Family]] = {
     "pk": _found("mixers.PK"),
     "monarch": _found("monarch.Monarch"),
     "sw_mlp": _found("mlps.SWMLP"),
+    "low_rank": _found("products.LowRank"),
     "mlp": _found("mlps.MLP"),
     "mixer_ss_8": _found("published_sizes.MixerSS8"),
     "mixer_ss_w": _found("published_sizes.MixerSSW"),

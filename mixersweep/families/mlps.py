@@ -22,7 +22,7 @@ from mixersweep.kinds import Count, execution, neutral
 if TYPE_CHECKING:
     from torch import Generator
 
-    from mixersweep.layers import Plane, SparseMap
+    from mixersweep.layers import Factors, Plane, SparseMap
 
 FLOAT, INDICES = 4, 20
 """Bytes of a number in float32, and of the indices of a sparse weight (``layers.sparse``: three int32, one int64)."""
@@ -32,7 +32,6 @@ FLOAT, INDICES = 4, 20
 class MLPFamily(BlockFamily):
     """MLPs on vectors of m features, with one layer for each mixing layer of a Mixer (section 3.4)."""
 
-    hidden: bool
     layers_per_block: Annotated[int, Ge(1), Le(2)]
     network = "mixersweep.models.mlp:MLPNetwork"
 
@@ -42,7 +41,9 @@ class MLPFamily(BlockFamily):
         return self.layers_per_block
 
     @abstractmethod
-    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
+    def linear_map(
+        self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane
+    ) -> SparseMap | Factors:
         """Build the linear map (B, inputs) to (B, outputs) of a mixing layer, with ``connections`` nonzero weights.
 
         A random mask is drawn from ``generator``; ``plane`` gives the positions of its units on the image.
@@ -53,6 +54,7 @@ class MLPFamily(BlockFamily):
 class MaskedMLP(MLPFamily):
     """MLPs whose weight matrices have fixed masks; ``storage`` only chooses how they are multiplied."""
 
+    hidden: bool
     storage: Literal["auto", "sparse", "dense"] = execution()
     structure = "sparse"
 
@@ -128,6 +130,7 @@ class MLP(MLPFamily):
     """The dense MLP with the same number of connections."""
 
     name: Literal["mlp"]
+    hidden: bool
     structure = "dense"
     look = FamilyLook("grey", "*", "dots")
 

@@ -22,6 +22,7 @@ Tensors of the R runs of a pack have a leading axis R before each of these: ``x_
 from mixersweep.layers.base import SparseMap
 from mixersweep.layers.convolution import SparseConv
 from mixersweep.layers.dense import Dense
+from mixersweep.layers.factors import BesideDiagonal, Factors, LowRank, linear_maps
 from mixersweep.layers.kronecker import PermutedKronecker, with_rows
 from mixersweep.layers.masks import Plane, draw_mask
 from mixersweep.layers.norm import ColumnNorm, RowNorm
@@ -37,12 +38,15 @@ from mixersweep.layers.readout import GroupReadout
 from mixersweep.layers.sparse import SparseWeights
 
 __all__ = [
+    "BesideDiagonal",
     "ColumnNorm",
     "Commutation",
     "Dense",
+    "Factors",
     "GroupReadout",
     "Identity",
     "IndexPermutation",
+    "LowRank",
     "Permutation",
     "PermutedKronecker",
     "Plane",
@@ -52,6 +56,7 @@ __all__ = [
     "SparseMap",
     "SparseWeights",
     "draw_mask",
+    "linear_maps",
     "transposed",
     "with_rows",
 ]

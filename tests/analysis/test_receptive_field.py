@@ -28,6 +28,7 @@ FAMILIES = [
     ["model=monarch", "tokens=4", "channels=3"],
     ["model=sw_mlp", "width=14", "model.head=linear", "connections=20"],
     ["model=sw_mlp", "model.head=linear", "model.hidden=true", "width=12", "connections=18", "expansion=2"],
+    ["model=low_rank", "width=15", "model.head=linear", "connections=45"],
     ["model=shallow_kronecker"],
     ["model=golubeva_mlp", "width=80", "augment=none", "depth=1"],
     ["model=golubeva_resnet18", "width=32", "model.base_width=8", "depth=8", "image_size=21", "patch_size=1"],

@@ -15,6 +15,7 @@ from mixersweep.models.parts import Block
 from mixersweep.runs import solve
 
 SMALL: Mapping[str, list[str]] = {
+    "low_rank": ["width=30", "connections=150"],
     "shallow_monarch": [],
     "shallow_kronecker": [],
     "golubeva_mlp": ["model.weights_total=1000"],

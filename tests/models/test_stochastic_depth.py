@@ -24,6 +24,7 @@ FAMILIES = {
     "pk": [*SMALL, "model.tied=false"],
     "monarch": SMALL,
     "sw_mlp": ["width=30", "connections=200", "patch_size=8", "depth=4"],
+    "low_rank": ["width=30", "connections=150", "patch_size=8", "depth=4"],
     "mlp": ["connections=900", "patch_size=8", "depth=4"],
     "golubeva_resnet18": [],
 }

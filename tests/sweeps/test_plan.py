@@ -370,6 +370,7 @@ def measured_activations(run: Run) -> int:
         ["model=monarch"],
         ["model=sw_mlp", "width=4096", "connections=2**14"],
         ["model=sw_mlp", "model.hidden=true", "expansion=2"],
+        ["model=low_rank"],
         ["model=mlp"],
         ["model=golubeva_mlp", "width=80", "augment=none"],
         ["model=shallow_kronecker"],

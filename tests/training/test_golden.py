@@ -31,6 +31,7 @@ FAMILIES = {
     "monarch": SMALL,
     "sw_mlp": SMALL,
     "mlp": SMALL,
+    "low_rank": SMALL,
     "shallow_monarch": OWN_SHAPE,
     "shallow_kronecker": OWN_SHAPE,
     **{

@@ -17,6 +17,7 @@ SHAPES = {
     "mixer_b16": PATCHES,
     "shallow_monarch": (),
     "shallow_kronecker": (),
+    "low_rank": ("depth=2", "width=30", "connections=150"),
     "mlp": ("model.head=linear",),
     "golubeva_mlp": ("width=80",),
     "golubeva_resnet18": ("width=16", "model.base_width=8", "batch_size=60"),

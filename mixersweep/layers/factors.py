@@ -1,0 +1,134 @@
+"""Linear maps that are products of sparse factors: the effective matrix may be full, its factors are sparse.
+
+Each factor is a ``SparseMap`` of its own, initialised by its own fan-in, so that the product of fresh factors keeps the
+variance of features. Connections and weights of a product are those of all its factors together. Only the last factor
+has a bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mixersweep.layers.base import SparseMap
+from mixersweep.layers.dense import Dense
+from mixersweep.layers.product import column, linear, product
+
+
+class Factors(nn.Sequential):
+    """The map y = F_k ... F_2 F_1 x + b, with the factor that is applied first in front."""
+
+    takes_rbc = False
+
+    @property
+    def factors(self) -> list[SparseMap]:
+        """The factors, in the order in which they are applied."""
+        return [cast(SparseMap, factor) for factor in self]
+
+    @property
+    def in_width(self) -> int:
+        """The number of inputs."""
+        return self.factors[0].in_width
+
+    @property
+    def out_width(self) -> int:
+        """The number of outputs."""
+        return self.factors[-1].out_width
+
+    @property
+    def connections(self) -> int:
+        """The nonzeros of all factors together: a multiply-add each, where the product itself may be dense."""
+        return sum(factor.connections for factor in self.factors)
+
+    @property
+    def weights(self) -> int:
+        """The trainable weights of all factors together."""
+        return sum(factor.weights for factor in self.factors)
+
+    def to_dense(self) -> Tensor:
+        """Return the product of the factors' matrices (out_width, in_width)."""
+        return reduce(lambda right, left: left @ right, (factor.to_dense() for factor in self.factors))
+
+    def dense_bias(self) -> Tensor:
+        """Return the bias of the last factor (out_width,), zeros where there is none."""
+        return self.factors[-1].dense_bias()
+
+    def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
+        """Map (B, in_width) to (B, out_width), or with ``features_first`` (in_width, B) to (out_width, B)."""
+        if not features_first:
+            return self._map(x.t().contiguous()).t()
+        return self._map(x)
+
+    def _map(self, x_mb: Tensor) -> Tensor:
+        for factor in self.factors:
+            x_mb = factor(x_mb, features_first=True)
+        return x_mb
+
+
+class BesideDiagonal(SparseMap):
+    """The map [U, diag(d)] of (rank + width) features to width: the second factor of a ``LowRank`` map.
+
+    Row i of the weight (width, rank + 1) is that of U, followed by d_i.
+    """
+
+    def __init__(self, width: int, rank: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.in_width, self.out_width, self.rank = rank + width, width, rank
+        self.weight = nn.Parameter(torch.zeros(width, rank + 1))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    @property
+    def connections(self) -> int:
+        """The entries of U and of the diagonal."""
+        return self.weight.numel()
+
+    def to_dense(self) -> Tensor:
+        """Return [U, diag(d)], (width, rank + width)."""
+        return torch.cat([self.weight[:, :-1], torch.diag(self.weight[:, -1])], 1)
+
+    def dense_bias(self) -> Tensor:
+        """Return the bias (width,), zeros where there is none."""
+        return self.weight.new_zeros(self.out_width) if self.bias is None else self.bias
+
+    def forward(self, x: Tensor, *, features_first: bool = False) -> Tensor:
+        """Map (B, rank + width) to (B, width), or with ``features_first`` (rank + width, B) to (width, B)."""
+        if features_first:
+            return self.of_parts(x[: self.rank], x[self.rank :])
+        return linear(x[:, : self.rank], self.weight[:, :-1], self.bias) + x[:, self.rank :] * self.weight[:, -1]
+
+    def of_parts(self, z_rb: Tensor, x_mb: Tensor) -> Tensor:
+        """Return U z + d ∘ x + b, (width, B), of the two parts (rank, B) and (width, B) of its input."""
+        return product(self.weight[:, :-1], z_rb, column(self.bias)) + x_mb * self.weight[:, -1:]
+
+
+class LowRank(Factors):
+    """The map y = (U Vᵀ + diag(d)) x + b of ``width`` features, with U and V of width x rank.
+
+    It is the product of [U, diag(d)] and Vᵀ stacked on an identity, which is not computed: 2·width·rank + width weights
+    and multiply-adds. V has variance 1/width, U and d 1/(rank + 1).
+    """
+
+    def __init__(self, width: int, rank: int, *, bias: bool = True) -> None:
+        super().__init__(Dense(width, rank, bias=False), BesideDiagonal(width, rank, bias=bias))
+
+    def to_dense(self) -> Tensor:
+        """Return U Vᵀ + diag(d), (width, width)."""
+        transposed, last = (factor.weight for factor in self.factors)
+        return last[:, :-1] @ transposed + torch.diag(last[:, -1])
+
+    def _map(self, x_mb: Tensor) -> Tensor:
+        first, last = self.factors
+        return cast(BesideDiagonal, last).of_parts(first(x_mb, features_first=True), x_mb)
+
+
+def linear_maps(module: nn.Module) -> Iterator[SparseMap | Factors]:
+    """Yield the linear maps of a module in order; a product is one map, whose factors are not listed."""
+    if isinstance(module, SparseMap | Factors):
+        yield module
+        return
+    for child in module.children():
+        yield from linear_maps(child)
