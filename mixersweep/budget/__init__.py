@@ -26,7 +26,7 @@ import math
 
 from mixersweep.budget.counts import count, mixer_matrices, mlp_matrices
 from mixersweep.budget.expansion import expansion_of
-from mixersweep.budget.factored import Factored, LowRank
+from mixersweep.budget.factored import BTT, Blocks, Butterfly, Factored, LowRank
 from mixersweep.budget.layered import Layer, Layered, solve_layered
 from mixersweep.budget.mixer import mixer_shape, widest, with_sizes
 from mixersweep.budget.mlp import mlp_shape
@@ -43,10 +43,13 @@ from mixersweep.budget.terms import (
 from mixersweep.errors import UserError
 
 __all__ = [
+    "BTT",
     "DEFAULT_CONNECTIONS",
     "DEFAULT_READOUT",
     "TOLERANCE",
     "Architecture",
+    "Blocks",
+    "Butterfly",
     "Factored",
     "Head",
     "Layer",

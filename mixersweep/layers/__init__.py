@@ -22,7 +22,16 @@ Tensors of the R runs of a pack have a leading axis R before each of these: ``x_
 from mixersweep.layers.base import SparseMap
 from mixersweep.layers.convolution import SparseConv
 from mixersweep.layers.dense import Dense
-from mixersweep.layers.factors import BesideDiagonal, Factors, LowRank, linear_maps
+from mixersweep.layers.factors import (
+    BesideDiagonal,
+    BlockFactor,
+    Factors,
+    LowRank,
+    block_diagonal,
+    block_tensor_train,
+    butterfly,
+    linear_maps,
+)
 from mixersweep.layers.kronecker import PermutedKronecker, with_rows
 from mixersweep.layers.masks import Plane, draw_mask
 from mixersweep.layers.norm import ColumnNorm, RowNorm
@@ -39,6 +48,7 @@ from mixersweep.layers.sparse import SparseWeights
 
 __all__ = [
     "BesideDiagonal",
+    "BlockFactor",
     "ColumnNorm",
     "Commutation",
     "Dense",
@@ -55,6 +65,9 @@ __all__ = [
     "SparseConv",
     "SparseMap",
     "SparseWeights",
+    "block_diagonal",
+    "block_tensor_train",
+    "butterfly",
     "draw_mask",
     "linear_maps",
     "transposed",

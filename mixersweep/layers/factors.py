@@ -7,7 +7,8 @@ has a bias.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import cast
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from mixersweep.layers.base import SparseMap
 from mixersweep.layers.dense import Dense
+from mixersweep.layers.kronecker import PermutedKronecker, batched_products
+from mixersweep.layers.permutation import Commutation, Identity, Permutation
 from mixersweep.layers.product import column, linear, product
 
 
@@ -67,6 +70,56 @@ class Factors(nn.Sequential):
         for factor in self.factors:
             x_mb = factor(x_mb, features_first=True)
         return x_mb
+
+
+class BlockFactor(PermutedKronecker):
+    """The map B P of untied blocks on the diagonal and a permutation P: a factor of a product, features first.
+
+    By default P gathers the features of an (in_size, blocks) matrix by columns, so that block n reads column n; the
+    blocks then read the features where they lie, and nothing is copied. The result is (blocks, out_size), row by row:
+    factors in succession go through the axes of a table of features one after the other.
+    """
+
+    takes_rbc = False
+
+    def __init__(
+        self, blocks: int, in_size: int, out_size: int, *, bias: bool = False, before: Permutation | None = None
+    ) -> None:
+        columns = before or Commutation(in_size, blocks)
+        super().__init__(blocks, in_size, out_size, tied=False, bias=bias, before=columns)
+
+    def _map_features_first(self, x: Tensor) -> Tensor:
+        """Map (in_width, B) to (out_width, B)."""
+        if isinstance(self.before, Commutation):
+            x_nib = x.reshape(self.in_size, self.blocks, -1).transpose(0, 1)
+        else:
+            x_nib = self.before(x, features_first=True).reshape(self.blocks, self.in_size, -1)
+        return batched_products(self.weight, x_nib, column(self.bias)).reshape(self.out_width, -1)
+
+
+def block_diagonal(width: int, size: int, *, bias: bool = True, before: Permutation | None = None) -> Factors:
+    """Return blocks of ``size`` x ``size`` on the diagonal, after a permutation, by default none."""
+    return Factors(BlockFactor(width // size, size, size, bias=bias, before=before or Identity(width)))
+
+
+def block_tensor_train(rows: int, columns: int, rank: int, *, bias: bool = True) -> Factors:
+    """Return the two factors of a block tensor train on features that are a (rows, columns) matrix X, row by row.
+
+    z[c, k, s] = sum over t of R[c, k, s, t] X[t, c] for each of the ranks k, and y[s, d] = sum over c and k of
+    L[s, d, c, k] z[c, k, s] (Qiu et al. 2024, arXiv 2406.06248). Of rank 1 it is a Monarch matrix.
+    """
+    right = BlockFactor(columns, rows, rank * rows)
+    return Factors(right, BlockFactor(rows, columns * rank, columns, bias=bias))
+
+
+def butterfly(radices: Sequence[int], *, bias: bool = True) -> Factors:
+    """Return a factor for each axis of a table of features, row by row, whose sizes are ``radices``.
+
+    The factor of an axis of size b has a b x b block for each place on the other axes. Radices of 2 are the butterfly
+    of a fast Fourier transform (Dao et al. 2019, arXiv 1903.05895), with the bits in another order.
+    """
+    width, last = math.prod(radices), len(radices) - 1
+    return Factors(*(BlockFactor(width // b, b, b, bias=bias and axis == last) for axis, b in enumerate(radices)))
 
 
 class BesideDiagonal(SparseMap):

@@ -6,8 +6,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixersweep.layers import BesideDiagonal, Factors, LowRank, SparseMap, linear_maps
+from mixersweep.layers import (
+    BesideDiagonal,
+    Factors,
+    LowRank,
+    RandomPermutation,
+    SparseMap,
+    block_diagonal,
+    block_tensor_train,
+    butterfly,
+    linear_maps,
+)
 from mixersweep.layers.effective import extremes_of_factors, to_sparse
+from mixersweep.models.monarch import monarch_factors
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -18,6 +29,15 @@ LAYERS: dict[str, Callable[[], Factors]] = {
     "low rank": lambda: LowRank(13, 4),
     "low rank of one": lambda: LowRank(3, 1),
     "low rank without bias": lambda: LowRank(8, 3, bias=False),
+    "blocks": lambda: block_diagonal(15, 5),
+    "blocks permuted": lambda: block_diagonal(21, 3, before=RandomPermutation(21, seeded(1))),
+    "blocks without bias": lambda: block_diagonal(4, 2, bias=False),
+    "btt": lambda: block_tensor_train(5, 3, 1),
+    "btt of rank 2": lambda: block_tensor_train(7, 4, 2),
+    "btt of rank 3 without bias": lambda: block_tensor_train(3, 3, 3, bias=False),
+    "butterfly": lambda: butterfly([2, 2, 2, 2]),
+    "butterfly of unequal radices": lambda: butterfly([2, 3, 5]),
+    "butterfly without bias": lambda: butterfly([3, 3], bias=False),
 }
 NOT_COUNTED = {LowRank: lambda layer: 2 * layer.out_width}
 """FLOPs that torch counts as none: the diagonal, multiplied entry by entry."""
@@ -69,7 +89,16 @@ def test_every_factor_as_a_sparse_matrix_is_what_it_is_as_a_dense_one(name: str)
         torch.testing.assert_close(torch.from_numpy(to_sparse(factor).toarray()), factor.to_dense().detach())
 
 
-@pytest.mark.parametrize("make", [lambda: LowRank(600, 20)], ids=["low rank"])
+WIDE: dict[str, Callable[[], Factors]] = {
+    "low rank": lambda: LowRank(600, 20),
+    "blocks": lambda: block_diagonal(600, 20, before=RandomPermutation(600, seeded(1))),
+    "btt": lambda: block_tensor_train(30, 20, 1),
+    "btt of rank 3": lambda: block_tensor_train(30, 20, 3),
+    "butterfly": lambda: butterfly([2] * 9),
+}
+
+
+@pytest.mark.parametrize("make", WIDE.values(), ids=WIDE)
 def test_fresh_factors_keep_the_variance_of_features(make: Callable[[], Factors]) -> None:
     """Each by its own fan-in, as a mean over 200 inputs and all units: within 10%."""
     layer = make()
@@ -110,3 +139,70 @@ def test_the_largest_singular_value_of_a_wide_product_is_that_of_its_matrix(
 
 def test_factors_are_maps_of_their_own() -> None:
     assert all(isinstance(factor, SparseMap) for name in LAYERS for factor in LAYERS[name]().factors)
+
+
+def test_block_tensor_trains_are_their_definition() -> None:
+    """y[s, d] = sum of L[s, d, c, k] R[c, k, s, t] X[t, c], by einsum on tables."""
+    rows, columns, rank = 7, 4, 2
+    layer = ready("btt of rank 2")
+    right = layer.factors[0].weight.view(columns, rank, rows, rows)
+    left = layer.factors[1].weight.view(rows, columns, columns, rank)
+    x = torch.randn(3, rows, columns, dtype=torch.float64, generator=seeded())
+    expected = torch.einsum("sdck,ckst,btc->bsd", left, right, x).flatten(1) + layer.dense_bias()
+    torch.testing.assert_close(layer(x.flatten(1)), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_block_tensor_train_has_blocks_of_its_rank() -> None:
+    for rank in (1, 2, 3):
+        layer = block_tensor_train(5, 4, rank).double()
+        for number, factor in enumerate(layer.factors):
+            factor.initialize(seeded(number))
+        matrix = layer.to_dense().detach().view(5, 4, 5, 4)  # s, d, t, c
+        assert int(torch.linalg.matrix_rank(matrix[2, :, :, 1])) == rank
+
+
+@pytest.mark.parametrize("rows", [3, 8])
+def test_rank_1_is_a_monarch_matrix_to_the_bit(rows: int) -> None:
+    """With the same weights: as dense matrices, and as the layers of the two families compute it."""
+    columns = 5
+    layer = block_tensor_train(rows, columns, 1, bias=False)
+    factors = monarch_factors(rows, rows, columns, tied=False, bias=False)
+    for number, (ours, monarchs) in enumerate(zip(layer.factors, factors, strict=True)):
+        ours.initialize(seeded(number))
+        assert ours.weight_std == monarchs.weight_std
+        monarchs.initialize(seeded(number))
+        assert torch.equal(ours.weight, monarchs.weight)
+    right, left = factors
+    assert torch.equal(layer.to_dense(), left.to_dense() @ right.to_dense())
+    x = torch.randn(6, rows * columns, generator=seeded(9))
+    assert torch.equal(layer(x), left(right(x)))
+
+
+def test_two_radices_are_a_block_tensor_train_of_rank_1() -> None:
+    one, other = butterfly([6, 4]), block_tensor_train(6, 4, 1)
+    other.load_state_dict(one.state_dict())
+    assert [type(factor) for factor in one] == [type(factor) for factor in other]
+    assert torch.equal(one.to_dense(), other.to_dense())
+
+
+def test_a_butterfly_of_radices_2_can_be_a_fast_fourier_transform() -> None:
+    """Of the reals: the Walsh-Hadamard transform, each of whose factors has the block [[1, 1], [1, -1]] everywhere."""
+    layer = butterfly([2] * 4, bias=False).double()
+    block = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+    with torch.no_grad():
+        for factor in layer.factors:
+            factor.weight.copy_(block)
+    hadamard = torch.ones(1, 1, dtype=torch.float64)
+    for _ in range(4):
+        hadamard = torch.kron(hadamard, block)
+    assert torch.equal(layer.to_dense(), hadamard)
+    assert layer.connections == 16 * 4 * 2
+
+
+def test_blocks_are_on_the_diagonal_and_a_permutation_before_them() -> None:
+    plain, permuted = ready("blocks"), ready("blocks permuted")
+    assert torch.equal(plain.to_dense(), torch.block_diag(*plain.factors[0].weight))
+    order = RandomPermutation(21, seeded(1)).indices()
+    expected = torch.zeros(21, 21, dtype=torch.float64)
+    expected[:, order] = torch.block_diag(*permuted.factors[0].weight)
+    assert torch.equal(permuted.to_dense(), expected)
