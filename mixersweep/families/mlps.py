@@ -72,7 +72,9 @@ class SWMLP(MaskedMLP):
     """MLP with static random sparse weights (section 3.4, appendix A.2.5)."""
 
     name: Literal["sw_mlp"]
-    mask: Literal["exact", "bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local"]
+    mask: Literal[
+        "exact", "bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local", "diagonal"
+    ]
     mask_size: Count = neutral(4)
     rescale: Literal["init", "forward", "none"]
     look = FamilyLook("green", "^", "dots")
@@ -112,7 +114,12 @@ class SWMLP(MaskedMLP):
 
     def _share_without_input(self, a: Architecture) -> float:
         """The expected share of units without any input, in [0, 1], for this kind of mask."""
-        if self.mask in ("fixed_fan_in", "degree_regular", "expansion"):  # all have the fan-in's floor or ceiling
+        if self.mask in (
+            "fixed_fan_in",
+            "degree_regular",
+            "expansion",
+            "diagonal",
+        ):  # all have the fan-in's floor or ceiling
             return max(0.0, 1 - a.mean_fan_in)
         inputs = a.mean_fan_in / a.density
         if self.mask == "n_of_m":  # a group has none where its mean is below one, as often as that is

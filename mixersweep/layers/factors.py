@@ -88,6 +88,11 @@ class BlockFactor(PermutedKronecker):
         columns = before or Commutation(in_size, blocks)
         super().__init__(blocks, in_size, out_size, tied=False, bias=bias, before=columns)
 
+    def to_dense(self) -> Tensor:
+        """Return B P (out_width, in_width): column j of B stands where P takes feature j from."""
+        matrix: Tensor = torch.block_diag(*self.weight)
+        return matrix[:, self.before.indices().argsort().to(matrix.device)]
+
     def _map_features_first(self, x: Tensor) -> Tensor:
         """Map (in_width, B) to (out_width, B)."""
         if isinstance(self.before, Commutation):

@@ -40,7 +40,7 @@ FAMILIES = {
     "shallow_kronecker": OWN_SHAPE,
     **{
         f"sw_mlp model.mask={mask}": SMALL
-        for mask in ("bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local")
+        for mask in ("bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local", "diagonal")
     },
 }
 
