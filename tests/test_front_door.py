@@ -246,6 +246,7 @@ BLOCKS: list[dict[str, Any]] = [
     {"family": "monarch", "tokens": 6, "channels": 5},
     {"family": "sw_mlp", "width": 30, "connections": 200},
     {"family": "sw_mlp", "width": 30, "density": 0.2, "hidden": True, "expansion": 2, "layers_per_block": 1},
+    {"family": "hashed", "width": 30, "connections": 200, "sharing": 6},
     {"family": "block_diagonal", "width": 30, "connections": 150},
     {"family": "btt", "width": 30, "connections": 660, "rank": 2},
     {"family": "butterfly", "width": 30, "connections": 300},

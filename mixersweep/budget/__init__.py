@@ -114,7 +114,7 @@ def _with_one_budget(request: Request) -> Request:
         return request
     if request.structure == "block_diagonal" and request.count == "real":  # its skip shares weights
         return request
-    return dataclasses.replace(request, connections=request.weights)
+    return dataclasses.replace(request, connections=(request.weights or 0) * request.sharing)
 
 
 def warnings(

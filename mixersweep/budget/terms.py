@@ -27,11 +27,13 @@ class Request:
 
     ``shares`` give a width, tokens or channels as a fraction of those of the budget's widest Mixer, whatever the
     structure; for networks with layers of unequal sizes, a width as a multiple of the narrowest. ``factored`` is the
-    arithmetic of layers that are products of factors (``structure="product"``).
+    arithmetic of layers that are products of factors (``structure="product"``), ``sharing`` how many
+    connections of a sparse matrix have the same weight.
     """
 
     structure: Structure
     factored: Factored | None = None
+    sharing: int = 1
     budget: Literal["connections", "parameters", "flops"] = "connections"
     count: Literal["formula", "real"] = "formula"
     weights: int | None = None

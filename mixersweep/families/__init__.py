@@ -26,6 +26,7 @@ FAMILIES: dict[str, type[Family]] = {
     "pk": _found("mixers.PK"),
     "monarch": _found("monarch.Monarch"),
     "sw_mlp": _found("mlps.SWMLP"),
+    "hashed": _found("mlps.Hashed"),
     "block_diagonal": _found("products.BlockDiagonal"),
     "btt": _found("products.BTT"),
     "butterfly": _found("products.Butterfly"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Le
@@ -130,6 +130,31 @@ class SWMLP(MaskedMLP):
     def alone_for(self) -> str | None:
         """``model.mask=bernoulli``: masks with unequal numbers of nonzeros cannot be stacked over runs."""
         return "model.mask=bernoulli" if self.mask == "bernoulli" else super().alone_for()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hashed(MaskedMLP):
+    """MLP with random sparse weights that are shared at random (Chen et al. 2015, "HashedNets", arXiv 1504.04788).
+
+    It is to an ``sw_mlp`` what a Mixer is to an untied one: ``sharing`` random connections have the same weight. (In
+    HashedNets all entries of a matrix are connections.)
+    """
+
+    name: Literal["hashed"]
+    sharing: Count
+    look = FamilyLook("pink", "^", "solid")
+
+    def request(self, asked: Request, images: ImageFacts) -> Request:
+        """Add the number of connections that share a weight to the request."""
+        return replace(super().request(asked, images), sharing=self.sharing)
+
+    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
+        """Build a linear map whose positions and weights are both drawn from the generator."""
+        from mixersweep.layers import HashedWeights, draw_mask
+
+        del plane
+        positions = draw_mask(outputs, inputs, connections, "exact", generator)
+        return HashedWeights(inputs, outputs, positions, self.sharing, generator, bias=self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)

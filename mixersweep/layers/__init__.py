@@ -44,7 +44,7 @@ from mixersweep.layers.permutation import (
     transposed,
 )
 from mixersweep.layers.readout import GroupReadout
-from mixersweep.layers.sparse import SparseWeights
+from mixersweep.layers.sparse import HashedWeights, SparseWeights
 
 __all__ = [
     "BesideDiagonal",
@@ -54,6 +54,7 @@ __all__ = [
     "Dense",
     "Factors",
     "GroupReadout",
+    "HashedWeights",
     "Identity",
     "IndexPermutation",
     "LowRank",

@@ -154,6 +154,7 @@ def test_expected_of_every_rescaling(rescale: str) -> None:
         ["model=monarch", "tokens=6", "channels=5"],
         ["model=monarch", "model.inner_activation=true", "tokens=6", "channels=5"],
         ["model=sw_mlp", "width=40", "connections=200"],
+        ["model=hashed", "width=40", "connections=200"],
         ["model=block_diagonal", "width=30", "connections=150"],
         ["model=btt", "width=30", "connections=330"],
         ["model=butterfly", "width=30", "connections=300"],

@@ -29,6 +29,7 @@ FAMILIES = {
     "monarch": ["model=monarch"],
     "sw_mlp": ["model=sw_mlp"],
     "sw_mlp hidden": ["model=sw_mlp", "model.hidden=true"],
+    "hashed": ["model=hashed", "model.sharing=5"],
     "block_diagonal": ["model=block_diagonal"],
     "btt": ["model=btt"],
     "btt of rank 2": ["model=btt", "model.rank=2"],

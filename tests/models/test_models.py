@@ -47,6 +47,8 @@ NETWORKS = {
     "rp_mixer signed groups": ["model.head=signed_groups", "model.readout_dimension=17"],
     "pk untied signed groups": ["model.tied=false", "model.head=signed_groups"],
     "monarch signed groups": ["model.head=signed_groups"],
+    "hashed": ["model.sharing=7"],
+    "hashed hidden": ["model.hidden=true", "expansion=2"],
     "sw_mlp groups": ["model.head=groups", "model.readout_dimension=126"],
     "mlp signed groups": ["model.head=signed_groups", "model.readout_dimension=32"],
     "block_diagonal": [*OWN, "width=126", "connections=1134"],
@@ -147,7 +149,9 @@ def test_a_head_of_groups_reads_vectorised_features_whatever_their_layout(name: 
     assert not torch.equal(network.head.group, other.head.group)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if "mlp" not in name and NETWORKS[name][:2] != OWN])
+@pytest.mark.parametrize(
+    "name", [name for name in NETWORKS if "mlp" not in name and "hashed" not in name and NETWORKS[name][:2] != OWN]
+)
 def test_shapes_alone_take_no_memory(name: str) -> None:
     run = made(name)[0]
     with torch.device("meta"):

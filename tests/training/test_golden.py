@@ -31,6 +31,7 @@ FAMILIES = {
     "monarch": SMALL,
     "sw_mlp": SMALL,
     "mlp": SMALL,
+    "hashed": SMALL,
     "block_diagonal": SMALL,
     "btt": [*OWN_SHAPE, "patch_size=8", "width=120", "connections=2640"],
     "btt model.rank=2": [*OWN_SHAPE, "patch_size=8", "width=120", "connections=5280"],

@@ -32,6 +32,7 @@ SETTINGS = {
     "monarch": SIZES,
     "sw_mlp": SIZES,
     "sw_mlp ": (*SIZES, "model.storage=dense"),
+    "hashed": SIZES,
     "block_diagonal": ("depth=2", "width=30", "connections=150"),
     "btt": ("depth=2", "width=30", "connections=330"),
     "butterfly": ("depth=2", "width=30", "connections=300"),
