@@ -26,7 +26,7 @@ import math
 
 from mixersweep.budget.counts import count, mixer_matrices, mlp_matrices
 from mixersweep.budget.expansion import expansion_of
-from mixersweep.budget.factored import BTT, Blocks, Butterfly, Factored, LowRank
+from mixersweep.budget.factored import BTT, Blocks, Butterfly, LowRank
 from mixersweep.budget.layered import Layer, Layered, solve_layered
 from mixersweep.budget.mixer import mixer_shape, widest, with_sizes
 from mixersweep.budget.mlp import mlp_shape
@@ -36,6 +36,7 @@ from mixersweep.budget.terms import (
     DEFAULT_READOUT,
     TOLERANCE,
     Architecture,
+    Factored,
     Head,
     Request,
     Structure,

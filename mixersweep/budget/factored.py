@@ -9,39 +9,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from mixersweep.budget.terms import TOLERANCE, relative, rounded_root
+from mixersweep.budget.terms import TOLERANCE, Factored, Pair, relative, rounded_root
 from mixersweep.errors import Infeasible
-
-Pair = tuple[int, int]
-"""A width, and the connections of a layer of that width."""
 
 Target = Callable[[int], int]
 """The connections that a budget leaves at a width; raises ``Infeasible`` where it leaves none."""
-
-
-class Factored(ABC):
-    """A kind of square layer made of factors, by its arithmetic."""
-
-    @property
-    @abstractmethod
-    def rule(self) -> str:
-        """What its connections are, for messages."""
-
-    @abstractmethod
-    def pairs(self, width: int, connections: int) -> Iterable[Pair]:
-        """Yield the pairs near a width and a number of connections, the nearest among them."""
-
-    def own_width(self, connections: int) -> int | None:
-        """The width where none is asked for; None: that of the widest Mixer."""
-        del connections
-        return None
 
 
 def fitted(kind: Factored, width: int, target: Target, *, free: bool, budget: str) -> Pair:

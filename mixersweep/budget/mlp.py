@@ -7,9 +7,9 @@ from bisect import bisect_left
 from fractions import Fraction
 
 from mixersweep.budget.expansion import Expansion, expansion_from_shape, without_density
-from mixersweep.budget.factored import Factored, fitted
+from mixersweep.budget.factored import fitted
 from mixersweep.budget.mixer import mixer_shape
-from mixersweep.budget.terms import DEFAULT_CONNECTIONS, Request, Shape, rounded_root, scaled
+from mixersweep.budget.terms import DEFAULT_CONNECTIONS, Factored, Request, Shape, rounded_root, scaled
 from mixersweep.errors import Infeasible, UserError
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from mixersweep.budget.factored import Factored
+from typing import Literal
 
 DEFAULT_CONNECTIONS = 2**15
 TOLERANCE = Fraction(2, 100)
@@ -19,6 +17,28 @@ DEFAULT_READOUT = 64
 
 Structure = Literal["kronecker", "block_diagonal", "sparse", "dense", "product", "layered"]
 Head = Literal["pool", "linear", "groups", "signed_groups"]
+
+
+Pair = tuple[int, int]
+"""A width, and the connections of a layer of that width."""
+
+
+class Factored(ABC):
+    """A kind of square layer made of factors, by its arithmetic (``budget.factored``)."""
+
+    @property
+    @abstractmethod
+    def rule(self) -> str:
+        """What its connections are, for messages."""
+
+    @abstractmethod
+    def pairs(self, width: int, connections: int) -> Iterable[Pair]:
+        """Yield the pairs near a width and a number of connections, the nearest among them."""
+
+    def own_width(self, connections: int) -> int | None:
+        """The width where none is asked for; None: that of the widest Mixer."""
+        del connections
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
