@@ -22,7 +22,9 @@ NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Density = Annotated[float, Gt(0), Le(1)]
-MaskKind = Literal["exact", "bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local"]
+MaskKind = Literal[
+    "exact", "bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local", "diagonal"
+]
 """The kinds of random masks that ``layers.masks`` draws, a function each."""
 
 

@@ -31,7 +31,7 @@ from mixersweep.api import training
 from mixersweep.api.settings import overrides_of
 from mixersweep.cli import main
 from mixersweep.compose import config_of, parse_override
-from mixersweep.layers import SparseMap, product
+from mixersweep.layers import Factors, SparseMap, product
 from mixersweep.models.mixer import MixerBlock
 from mixersweep.models.mlp import MLPLayer
 from mixersweep.models.monarch import MonarchBlock
@@ -246,6 +246,11 @@ BLOCKS: list[dict[str, Any]] = [
     {"family": "monarch", "tokens": 6, "channels": 5},
     {"family": "sw_mlp", "width": 30, "connections": 200},
     {"family": "sw_mlp", "width": 30, "density": 0.2, "hidden": True, "expansion": 2, "layers_per_block": 1},
+    {"family": "hashed", "width": 30, "connections": 200, "sharing": 6},
+    {"family": "block_diagonal", "width": 30, "connections": 150},
+    {"family": "btt", "width": 30, "connections": 660, "rank": 2},
+    {"family": "butterfly", "width": 30, "connections": 300},
+    {"family": "low_rank", "width": 30, "connections": 150},
     {"family": "mlp", "width": 30},
 ]
 
@@ -275,7 +280,8 @@ def written_out(block: nn.Module, x: Tensor) -> Tensor:
 
     def mixed(layers: nn.Module, x: Tensor) -> Tensor:
         for layer in layers.children():
-            x = x @ layer.to_dense().t() + layer.dense_bias() if isinstance(layer, SparseMap) else layer(x)
+            is_map = isinstance(layer, SparseMap | Factors)
+            x = x @ layer.to_dense().t() + layer.dense_bias() if is_map else layer(x)
         return x
 
     for layer in block.modules():

@@ -17,7 +17,7 @@ from torch import nn
 
 from mixersweep.analysis.output import tracked
 from mixersweep.analysis.subjects import mixing_maps
-from mixersweep.layers import PermutedKronecker, SparseMap, SparseWeights
+from mixersweep.layers import HashedWeights, PermutedKronecker, SparseMap, SparseWeights
 from mixersweep.layers.effective import DENSE_SIDE, singular_values, to_sparse
 
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ def shared_weights(layer: SparseMap) -> NDArray[np.int64]:
         with torch.no_grad():
             numbered.weight.copy_(torch.arange(numbered.weight.numel()).view_as(numbered.weight))
         found = to_sparse(numbered).data.astype(np.int64)
+    elif isinstance(layer, HashedWeights):
+        found = layer.weight_of().cpu().numpy()
     else:
         found = np.arange(to_sparse(layer).nnz, dtype=np.int64)
     scattered: NDArray[np.int64] = found * 7919 % 1_000_003

@@ -21,7 +21,7 @@ from torch import nn
 
 from mixersweep.analysis.output import tracked
 from mixersweep.errors import UserError
-from mixersweep.layers import SparseConv, SparseMap
+from mixersweep.layers import Factors, LowRank, SparseConv, SparseMap, linear_maps
 from mixersweep.layers.effective import to_sparse
 from mixersweep.models.parts import Block, KeptEntries, PatchEmbedding
 
@@ -103,9 +103,13 @@ class _Walk:
 
     def through(self, part: nn.Module, reach: Reach) -> Reach:
         """Propagate through all linear maps of a module, in order."""
-        for layer in part.modules():
-            if isinstance(layer, SparseMap):
-                reach = through(to_sparse(layer), reach)
+        for layer in linear_maps(part):
+            if isinstance(layer, LowRank):  # its second factor reads the input beside the output of the first
+                first, last = layer.factors
+                reach = through(to_sparse(last), np.concatenate([through(to_sparse(first), reach), reach]))
+                continue
+            for factor in layer.factors if isinstance(layer, Factors) else [layer]:
+                reach = through(to_sparse(factor), reach)
         return reach
 
     def all_rows(self, reach: Reach, rows: int, outputs: int) -> Reach:

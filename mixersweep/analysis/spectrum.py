@@ -19,8 +19,15 @@ from mixersweep.analysis.intervals import over_seeds
 from mixersweep.analysis.output import tracked
 from mixersweep.analysis.subjects import Subject, groups, mixing_maps
 from mixersweep.figures import framed
-from mixersweep.layers import PermutedKronecker
-from mixersweep.layers.effective import Extremes, bulk_edge, expected_largest, extremes, extremes_of_product
+from mixersweep.layers import Factors, PermutedKronecker
+from mixersweep.layers.effective import (
+    Extremes,
+    bulk_edge,
+    expected_largest,
+    extremes,
+    extremes_of_factors,
+    extremes_of_product,
+)
 from mixersweep.models.parts import Mixing
 
 if TYPE_CHECKING:
@@ -32,8 +39,8 @@ Row = dict[str, Any]
 def spectra(network: nn.Module) -> dict[str, tuple[Extremes, float | None]]:
     """The extreme singular values of each effective matrix by name, with the largest expected at initialisation.
 
-    The expectation is None where there is no theory. A Monarch matrix with nothing between its two factors is listed
-    too, as their product (``blocks.0.mixing``).
+    The expectation is None where there is no theory. A product of factors is listed too, beside these (``layers.0.
+    mixing.0``), and so is a Monarch matrix with nothing between its two factors (``blocks.0.mixing``).
     """
     found = {name: (extremes(layer), expected_largest(layer)) for name, layer in mixing_maps(network).items()}
     for name, right, left in _products(network):
@@ -41,13 +48,16 @@ def spectra(network: nn.Module) -> dict[str, tuple[Extremes, float | None]]:
         if right.tied and left.tied:
             theory = bulk_edge(right.out_size, right.in_size) * bulk_edge(left.out_size, left.in_size)
         found[name] = (extremes_of_product(left, right), theory)
+    for name, module in network.named_modules():
+        if isinstance(module, Factors):
+            found[name] = (extremes_of_factors(module), None)
     return found
 
 
 def _products(network: nn.Module) -> Iterable[tuple[str, PermutedKronecker, PermutedKronecker]]:
     """Find pairs of permuted-Kronecker maps with nothing between them, as (name, right factor, left factor)."""
     for name, module in network.named_modules():
-        if isinstance(module, nn.Sequential):
+        if isinstance(module, nn.Sequential) and not isinstance(module, Factors):
             steps = [(i, step) for i, step in enumerate(module) if not isinstance(step, nn.Identity)]
             for (i, right), (j, left) in pairwise(steps):
                 if isinstance(right, PermutedKronecker) and isinstance(left, PermutedKronecker):

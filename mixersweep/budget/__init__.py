@@ -26,6 +26,7 @@ import math
 
 from mixersweep.budget.counts import count, mixer_matrices, mlp_matrices
 from mixersweep.budget.expansion import expansion_of
+from mixersweep.budget.factored import BTT, Blocks, Butterfly, LowRank
 from mixersweep.budget.layered import Layer, Layered, solve_layered
 from mixersweep.budget.mixer import mixer_shape, widest, with_sizes
 from mixersweep.budget.mlp import mlp_shape
@@ -35,6 +36,7 @@ from mixersweep.budget.terms import (
     DEFAULT_READOUT,
     TOLERANCE,
     Architecture,
+    Factored,
     Head,
     Request,
     Structure,
@@ -42,13 +44,18 @@ from mixersweep.budget.terms import (
 from mixersweep.errors import UserError
 
 __all__ = [
+    "BTT",
     "DEFAULT_CONNECTIONS",
     "DEFAULT_READOUT",
     "TOLERANCE",
     "Architecture",
+    "Blocks",
+    "Butterfly",
+    "Factored",
     "Head",
     "Layer",
     "Layered",
+    "LowRank",
     "Request",
     "Structure",
     "check_readout",
@@ -108,7 +115,7 @@ def _with_one_budget(request: Request) -> Request:
         return request
     if request.structure == "block_diagonal" and request.count == "real":  # its skip shares weights
         return request
-    return dataclasses.replace(request, connections=request.weights)
+    return dataclasses.replace(request, connections=(request.weights or 0) * request.sharing)
 
 
 def warnings(

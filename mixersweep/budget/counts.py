@@ -45,9 +45,10 @@ def mixer_matrices(request: Request, shape: Shape) -> list[Matrix]:
 def mlp_matrices(request: Request, shape: Shape) -> list[Matrix]:
     """Return the matrices of all mixing layers of an MLP."""
     connections = int(shape.connections)
-    layer = [Matrix(connections, connections, shape.width)]
+    weights = -(-connections // request.sharing)
+    layer = [Matrix(connections, weights, shape.width)]
     if request.hidden:
-        layer = [Matrix(connections, connections, shape.hidden_width), *layer]
+        layer = [Matrix(connections, weights, shape.hidden_width), *layer]
     return layer * (request.layers_per_block * request.depth)
 
 
@@ -75,7 +76,8 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
     biases += sum(matrix.biases for matrix in matrices) if request.bias else 0
     before_layers = request.layers_per_block if request.norms_per_block is None else request.norms_per_block
     norms = norm_size * (before_layers * request.depth + embedded + skip)  # the skip layer has one too
-    connections = behind = shape.connections
+    connections = shape.connections
+    behind = Fraction(-(-connections // request.sharing)) if request.sharing > 1 else connections
     if request.structure == "kronecker":
         behind = Fraction(shape.tokens * shape.token_hidden + shape.channels * shape.channel_hidden, 2)
     skip_connections = embedding_channels * resize if skip else 0

@@ -7,8 +7,9 @@ from bisect import bisect_left
 from fractions import Fraction
 
 from mixersweep.budget.expansion import Expansion, expansion_from_shape, without_density
+from mixersweep.budget.factored import fitted
 from mixersweep.budget.mixer import mixer_shape
-from mixersweep.budget.terms import DEFAULT_CONNECTIONS, Request, Shape, rounded_root, scaled
+from mixersweep.budget.terms import DEFAULT_CONNECTIONS, Factored, Request, Shape, rounded_root, scaled
 from mixersweep.errors import Infeasible, UserError
 
 
@@ -20,6 +21,7 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
     if expansion is None:
         expansion = expansion_from_shape(request)
     factor = (expansion.token + expansion.channel) / 2
+    free = all(getattr(request, name) is None for name in ("width", "tokens", "channels", "density"))
     if request.structure == "dense" and request.density not in (None, 1):
         raise UserError(f"density={request.density:g}: a dense mlp has density 1. Use density=auto, or model=sw_mlp")
     reference = _reference_mixer(request, expansion)
@@ -44,11 +46,18 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
                 {"width": "auto"},
             )
         width = width_target = one
+    fitting = None
+    if request.factored is not None:
+        of_rule = Fraction(target)
+        fitting = _fitting(request, request.factored, width, of_rule, free=free)
+        width, width_target = fitting[0], fitting[0] if free else width_target
     if request.budget == "flops":
         connections = connections_target = _within_flops(request, width, of_rule)
     else:
         connections = round(of_rule)
         connections_target = connections_target if request.count == "formula" else connections
+    if fitting is not None:
+        connections = fitting[1]
     hidden_width = scaled(factor, width) if request.hidden else width
     if request.structure == "dense":
         connections = width * hidden_width
@@ -69,6 +78,17 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
         target=target,
         counted=of_rule,
     )
+
+
+def _fitting(request: Request, kind: Factored, width: int, of_rule: Fraction, *, free: bool) -> tuple[int, int]:
+    """Return the width and connections of layers that are products of factors, near to ``width`` or to their own."""
+
+    def target(width: int) -> int:
+        return _within_flops(request, width, of_rule) if request.budget == "flops" else round(of_rule)
+
+    fixed = {"flops": "flops", "parameters": "weights"}.get(request.budget, "connections")
+    own = kind.own_width(target(width)) if free else None
+    return fitted(kind, own or width, target, free=free, budget=f"{fixed}={round(of_rule)}")
 
 
 def _widest_sparse(request: Request, target: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
@@ -14,8 +15,30 @@ TOLERANCE = Fraction(2, 100)
 DEFAULT_READOUT = 64
 """The default number of groups of units that a head of groups reads."""
 
-Structure = Literal["kronecker", "block_diagonal", "sparse", "dense", "layered"]
+Structure = Literal["kronecker", "block_diagonal", "sparse", "dense", "product", "layered"]
 Head = Literal["pool", "linear", "groups", "signed_groups"]
+
+
+Pair = tuple[int, int]
+"""A width, and the connections of a layer of that width."""
+
+
+class Factored(ABC):
+    """A kind of square layer made of factors, by its arithmetic (``budget.factored``)."""
+
+    @property
+    @abstractmethod
+    def rule(self) -> str:
+        """What its connections are, for messages."""
+
+    @abstractmethod
+    def pairs(self, width: int, connections: int) -> Iterable[Pair]:
+        """Yield the pairs near a width and a number of connections, the nearest among them."""
+
+    def own_width(self, connections: int) -> int | None:
+        """The width where none is asked for; None: that of the widest Mixer."""
+        del connections
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +46,14 @@ class Request:
     """The settings that a network must meet (None: free), and the facts of data and wiring that its counts depend on.
 
     ``shares`` give a width, tokens or channels as a fraction of those of the budget's widest Mixer, whatever the
-    structure; for networks with layers of unequal sizes, a width as a multiple of the narrowest.
+    structure; for networks with layers of unequal sizes, a width as a multiple of the narrowest. ``factored`` is the
+    arithmetic of layers that are products of factors (``structure="product"``), ``sharing`` how many
+    connections of a sparse matrix have the same weight.
     """
 
     structure: Structure
+    factored: Factored | None = None
+    sharing: int = 1
     budget: Literal["connections", "parameters", "flops"] = "connections"
     count: Literal["formula", "real"] = "formula"
     weights: int | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Le
@@ -22,7 +22,7 @@ from mixersweep.kinds import Count, MaskKind, execution, neutral
 if TYPE_CHECKING:
     from torch import Generator
 
-    from mixersweep.layers import Plane, SparseMap
+    from mixersweep.layers import Factors, Plane, SparseMap
 
 FLOAT, INDICES = 4, 20
 """Bytes of a number in float32, and of the indices of a sparse weight (``layers.sparse``: three int32, one int64)."""
@@ -32,7 +32,6 @@ FLOAT, INDICES = 4, 20
 class MLPFamily(BlockFamily):
     """MLPs on vectors of m features, with one layer for each mixing layer of a Mixer (section 3.4)."""
 
-    hidden: bool
     layers_per_block: Annotated[int, Ge(1), Le(2)]
     network = "mixersweep.models.mlp:MLPNetwork"
 
@@ -42,7 +41,9 @@ class MLPFamily(BlockFamily):
         return self.layers_per_block
 
     @abstractmethod
-    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
+    def linear_map(
+        self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane
+    ) -> SparseMap | Factors:
         """Build the linear map (B, inputs) to (B, outputs) of a mixing layer, with ``connections`` nonzero weights.
 
         A random mask is drawn from ``generator``; ``plane`` gives the positions of its units on the image.
@@ -53,6 +54,7 @@ class MLPFamily(BlockFamily):
 class MaskedMLP(MLPFamily):
     """MLPs whose weight matrices have fixed masks; ``storage`` only chooses how they are multiplied."""
 
+    hidden: bool
     storage: Literal["auto", "sparse", "dense"] = execution()
     structure = "sparse"
 
@@ -111,7 +113,12 @@ class SWMLP(MaskedMLP):
 
     def _share_without_input(self, a: Architecture) -> float:
         """The expected share of units without any input, in [0, 1], for this kind of mask."""
-        if self.mask in ("fixed_fan_in", "degree_regular", "expansion"):  # all have the fan-in's floor or ceiling
+        if self.mask in (
+            "fixed_fan_in",
+            "degree_regular",
+            "expansion",
+            "diagonal",
+        ):  # all have the fan-in's floor or ceiling
             return max(0.0, 1 - a.mean_fan_in)
         inputs = a.mean_fan_in / a.density
         if self.mask == "n_of_m":  # a group has none where its mean is below one, as often as that is
@@ -125,10 +132,36 @@ class SWMLP(MaskedMLP):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hashed(MaskedMLP):
+    """MLP with random sparse weights that are shared at random (Chen et al. 2015, "HashedNets", arXiv 1504.04788).
+
+    It is to an ``sw_mlp`` what a Mixer is to an untied one: ``sharing`` random connections have the same weight. (In
+    HashedNets all entries of a matrix are connections.)
+    """
+
+    name: Literal["hashed"]
+    sharing: Count
+    look = FamilyLook("pink", "^", "solid")
+
+    def request(self, asked: Request, images: ImageFacts) -> Request:
+        """Add the number of connections that share a weight to the request."""
+        return replace(super().request(asked, images), sharing=self.sharing)
+
+    def linear_map(self, inputs: int, outputs: int, connections: int, generator: Generator, plane: Plane) -> SparseMap:
+        """Build a linear map whose positions and weights are both drawn from the generator."""
+        from mixersweep.layers import HashedWeights, draw_mask
+
+        del plane
+        positions = draw_mask(outputs, inputs, connections, "exact", generator)
+        return HashedWeights(inputs, outputs, positions, self.sharing, generator, bias=self.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MLP(MLPFamily):
     """The dense MLP with the same number of connections."""
 
     name: Literal["mlp"]
+    hidden: bool
     structure = "dense"
     look = FamilyLook("grey", "*", "dots")
 

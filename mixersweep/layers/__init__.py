@@ -22,6 +22,16 @@ Tensors of the R runs of a pack have a leading axis R before each of these: ``x_
 from mixersweep.layers.base import SharedParameter, SharesParameters, SparseMap
 from mixersweep.layers.convolution import SparseConv
 from mixersweep.layers.dense import Dense
+from mixersweep.layers.factors import (
+    BesideDiagonal,
+    BlockFactor,
+    Factors,
+    LowRank,
+    block_diagonal,
+    block_tensor_train,
+    butterfly,
+    linear_maps,
+)
 from mixersweep.layers.kronecker import PermutedKronecker, with_rows
 from mixersweep.layers.masks import Plane, draw_mask
 from mixersweep.layers.norm import ColumnNorm, RowNorm
@@ -34,15 +44,20 @@ from mixersweep.layers.permutation import (
     transposed,
 )
 from mixersweep.layers.readout import GroupReadout
-from mixersweep.layers.sparse import SparseWeights
+from mixersweep.layers.sparse import HashedWeights, SparseWeights
 
 __all__ = [
+    "BesideDiagonal",
+    "BlockFactor",
     "ColumnNorm",
     "Commutation",
     "Dense",
+    "Factors",
     "GroupReadout",
+    "HashedWeights",
     "Identity",
     "IndexPermutation",
+    "LowRank",
     "Permutation",
     "PermutedKronecker",
     "Plane",
@@ -53,7 +68,11 @@ __all__ = [
     "SparseConv",
     "SparseMap",
     "SparseWeights",
+    "block_diagonal",
+    "block_tensor_train",
+    "butterfly",
     "draw_mask",
+    "linear_maps",
     "transposed",
     "with_rows",
 ]

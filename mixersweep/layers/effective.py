@@ -7,6 +7,7 @@ dense decomposition, Lanczos iterations find the extreme singular values from pr
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from mixersweep.layers.base import SparseMap
+from mixersweep.layers.factors import BesideDiagonal, Factors
 from mixersweep.layers.kronecker import PermutedKronecker
 from mixersweep.layers.sparse import SparseWeights
 
@@ -27,6 +29,9 @@ DENSE_SIDE = 768
 
 SMALL_SIDE = 128
 """The smaller side up to which a dense decomposition costs less than Lanczos iterations."""
+
+PRODUCT_SIDE = 2048
+"""The smaller side up to which a product of factors is decomposed as a dense matrix: some seconds, and exact."""
 
 FACTORED_SIDE = 6144
 """The side up to which the smallest singular value of a sparse map is computed: its factorisation fills in."""
@@ -69,6 +74,12 @@ def to_sparse(layer: SparseMap) -> sp.csr_array:
         indices = (layer.column_of.cpu().numpy(), layer.row_starts.cpu().numpy())
         return sp.csr_array((values, *indices), (layer.out_width, layer.in_width))
     dense = layer.to_dense().detach().double().cpu().numpy()
+    if isinstance(layer, BesideDiagonal):
+        rank, own = layer.rank, np.arange(layer.out_width)[:, None]
+        columns = np.hstack([np.tile(np.arange(rank), (layer.out_width, 1)), rank + own])
+        values = np.take_along_axis(dense, columns, 1)
+        starts = np.arange(0, values.size + 1, rank + 1)
+        return sp.csr_array((values.ravel(), columns.ravel(), starts), dense.shape)
     columns = np.tile(np.arange(dense.shape[1]), dense.shape[0])
     return sp.csr_array((dense.ravel(), columns, np.arange(0, dense.size + 1, dense.shape[1])), dense.shape)
 
@@ -112,6 +123,39 @@ def extremes_of_product(left: PermutedKronecker, right: PermutedKronecker) -> Ex
         values = np.linalg.svd(product.toarray(), compute_uv=False)
         return Extremes(float(values[0]), float(values[-1]))
     return extremes_of(product)
+
+
+def extremes_of_factors(layer: Factors) -> Extremes:
+    """Return the extreme singular values of a product of factors, whose effective matrix may be dense.
+
+    Above ``PRODUCT_SIDE`` only the largest is found, from products of the sparse factors with vectors.
+    """
+    if min(layer.in_width, layer.out_width) <= PRODUCT_SIDE:
+        values = torch.linalg.svdvals(layer.to_dense().detach().double().cpu())
+        return Extremes(float(values[0]), float(values[-1]))
+    return Extremes(_by_lanczos(_operator(layer), 1e-10), None)
+
+
+def _operator(layer: Factors) -> Any:
+    """Return the effective matrix of a product as an operator on vectors, in float64."""
+    from scipy.sparse.linalg import LinearOperator
+
+    exact = copy.deepcopy(layer).cpu().double().requires_grad_(False)
+    zero = torch.zeros(1, layer.in_width, dtype=torch.float64)
+
+    def times(x: Floats) -> Floats:
+        found: Floats = (exact(torch.from_numpy(x).view(1, -1)) - exact(zero)).numpy()[0]
+        return found
+
+    def transposed_times(y: Floats) -> Floats:
+        with torch.enable_grad():
+            x = zero.clone().requires_grad_()
+            (found,) = torch.autograd.grad(exact(x), x, torch.from_numpy(y).view(1, -1))
+        gradient: Floats = found.numpy()[0]
+        return gradient
+
+    shape = layer.out_width, layer.in_width
+    return LinearOperator(shape, matvec=times, rmatvec=transposed_times, dtype=np.float64)
 
 
 def extremes_of(matrix: Any) -> Extremes:
@@ -171,10 +215,14 @@ def largest(layer: SparseMap, tolerance: float = 1e-5) -> float | None:
 
 def largest_of(matrix: Any, tolerance: float = 1e-10) -> float:
     """Return the largest singular value of a matrix, by Lanczos iterations; 0 where all entries are 0."""
-    from scipy.sparse.linalg import svds
-
     if not np.any(matrix.data if sp.issparse(matrix) else matrix):
         return 0.0
+    return _by_lanczos(matrix, tolerance)
+
+
+def _by_lanczos(matrix: Any, tolerance: float) -> float:
+    from scipy.sparse.linalg import svds
+
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))
     return float(svds(matrix, k=1, return_singular_vectors=False, v0=start, tol=tolerance)[0])
 
@@ -203,13 +251,13 @@ def sparse_edge(rows: float, columns: float, density: float, kurtosis: float = 3
 
 
 def expected_largest(layer: SparseMap) -> float | None:
-    """The largest singular value that theory expects at initialisation, or None for a layer without connections."""
+    """The largest singular value that theory expects at initialisation, or None for a layer that it says nothing of."""
     kurtosis = 3.0 if layer.distribution == "normal" else 1.8
     spread = 1.0 if layer.distribution == "normal" else 1 / math.sqrt(3)
     if isinstance(layer, PermutedKronecker):
         return bulk_edge(layer.out_size, layer.in_size)
     rows, columns, density = layer.out_width, layer.in_width, layer.connections / (layer.out_width * layer.in_width)
-    if density <= 0:
+    if density <= 0 or isinstance(layer, BesideDiagonal):  # whose diagonal is no part of a random matrix
         return None
     if isinstance(layer, SparseWeights):  # in units of 1/sqrt(mean fan-in), which not every rescaling gives
         acting = layer.weight_std / (math.sqrt(density) if layer.rescale == "forward" else 1)

@@ -126,19 +126,19 @@ class PermutedKronecker(SparseMap):
                 y = product(self.weight, x_ibn.flatten(1), column(self.bias))
                 return y.view(self.out_size, batch, self.blocks)
             x_nib = transposed(x_ibn.flatten(0, 1)).view(self.blocks, self.in_size, batch)
-            y_nob = _products(self.weight, x_nib, column(self.bias))
+            y_nob = batched_products(self.weight, x_nib, column(self.bias))
             return y_nob.flatten(1).t().view(self.out_size, batch, self.blocks)
         x_nbi = with_rows(x_rbc, self.blocks)
         if self.tied:
             return linear(x_nbi, self.weight, self.bias)
-        return _products(x_nbi, self.weight.mT, None if self.bias is None else self.bias[:, None])
+        return batched_products(x_nbi, self.weight.mT, None if self.bias is None else self.bias[:, None])
 
     def _map_features_first(self, x: Tensor) -> Tensor:
         """Map (in_width, B) to (out_width, B); permutations move whole rows of B numbers."""
         batch = x.shape[-1]
         if not self.tied:
             x_nib = self.before(x, features_first=True).reshape(self.blocks, self.in_size, batch)
-            y = _products(self.weight, x_nib, column(self.bias)).view(self.out_width, batch)
+            y = batched_products(self.weight, x_nib, column(self.bias)).view(self.out_width, batch)
             return self.after(y, features_first=True)
         if self.to_columns is not None:
             x_im = self.to_columns(x, features_first=True)
@@ -157,7 +157,7 @@ def with_rows(x_rbc: Tensor, rows: int) -> Tensor:
     return x_rbc.transpose(0, 1).reshape(x_rbc.shape[1], rows, -1).transpose(0, 1)
 
 
-def _products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+def batched_products(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """Return a b + bias of each block: a (blocks, n, k), b (blocks, k, m), bias (blocks, n, 1) or (blocks, 1, m)."""
     if is_packed():
         return for_all_runs(products, a, b, bias)

@@ -53,6 +53,7 @@ def draw_mask(
         "fixed_fan_in": fixed_fan_in,
         "degree_regular": degree_regular,
         "expansion": expansion,
+        "diagonal": diagonal,
     }
     return plain[kind](rows, columns, connections, generator)
 
@@ -165,6 +166,23 @@ def expansion(rows: int, columns: int, connections: int, generator: torch.Genera
         child = first + torch.arange(inputs.numel()) * (end - first) // inputs.numel()
         found.append(child * columns + inputs)
     return torch.cat(found).sort().values if found else torch.empty(0, dtype=torch.int64)
+
+
+def diagonal(rows: int, columns: int, connections: int, generator: torch.Generator) -> Tensor:
+    """Fill random cyclic diagonals, row i with the columns i + d of distinct offsets d (modulo ``columns``).
+
+    DynaDiag (Tyagi et al. 2025, arXiv 2506.11449) learns which diagonals; here they are drawn. The last one drawn has a
+    random part of its rows, so that each row has the mean number of nonzeros, rounded down or up, and in a square mask
+    each column has so too.
+    """
+    whole, rest = divmod(connections, rows)
+    offsets = torch.randperm(columns, generator=generator)[: whole + (rest > 0)]
+    row = torch.arange(rows)
+    some = torch.randperm(rows, generator=generator)[:rest]
+    entries = [
+        at * columns + (at + offset) % columns for at, offset in zip([row] * whole + [some], offsets, strict=False)
+    ]
+    return torch.cat(entries).sort().values if entries else torch.empty(0, dtype=torch.int64)
 
 
 def local(plane: Plane, connections: int, generator: torch.Generator) -> Tensor:

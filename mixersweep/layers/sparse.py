@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mixersweep.layers import nonzeros
 from mixersweep.layers.base import SparseMap
+from mixersweep.layers.gather import gathered
 from mixersweep.layers.pack import for_all_runs, is_packed
 from mixersweep.layers.product import column, linear, product
 
@@ -62,7 +63,7 @@ class SparseWeights(SparseMap):
     @property
     def connections(self) -> int:
         """The number of nonzeros of the mask."""
-        return self.weight.numel()
+        return self.row_of.numel()
 
     @property
     def density(self) -> float:
@@ -132,6 +133,37 @@ class SparseWeights(SparseMap):
                 return for_all_runs(_products_of_runs, x_mb, values, self.bias, *self._index_tensors())
             y_mb: Tensor = _SparseProduct.apply(x_mb, values, self.bias, self.structure)
         return y_mb
+
+
+class HashedWeights(SparseWeights):
+    """The sparse map whose nonzeros share ceil(connections / sharing) weights at random (HashedNets, Chen et al. 2015).
+
+    arXiv 1504.04788. All weights stand at as many random positions, or one fewer, where a hash function would have them
+    so on average. There are no random signs, as in a Mixer, whose blocks share weights too.
+    """
+
+    order: Tensor
+    inverse: Tensor
+
+    def __init__(
+        self, in_width: int, out_width: int, positions: Tensor, sharing: int, generator: torch.Generator, *, bias: bool
+    ) -> None:
+        super().__init__(in_width, out_width, positions, bias=bias)
+        order = torch.randperm(positions.numel(), generator=generator, device=generator.device)
+        # not in the state dict: the seed redraws the structure
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("inverse", order.argsort(), persistent=False)
+        self.weight = nn.Parameter(torch.zeros(-(-positions.numel() // sharing)))
+
+    def weight_of(self) -> Tensor:
+        """The weight of each nonzero, by its number: (connections,) int64."""
+        return self.order % self.weight.numel()
+
+    def values(self) -> Tensor:
+        """Return the (connections,) nonzeros of the effective matrix; their gradients are summed by weight."""
+        copies = -(-self.connections // self.weight.numel())
+        every = self.weight.expand(copies, -1).reshape(-1)[: self.connections]
+        return gathered(every, self.order, self.inverse, 0)
 
 
 def _products_of_runs(x_rmb: Tensor, values: Tensor, bias: Tensor | None, *structure: Tensor) -> Tensor:

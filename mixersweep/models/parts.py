@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixersweep.budget import Architecture
 from mixersweep.families.base import BlockFamily
-from mixersweep.layers import Dense, GroupReadout, SparseMap, transposed, with_rows
+from mixersweep.layers import Dense, Factors, GroupReadout, SparseMap, transposed, with_rows
 from mixersweep.seeds import derive
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -127,7 +127,7 @@ class Mixing(nn.Sequential):
         layers, had_table = list(self), x.dim() == 3
         has_table = had_table
         for layer in layers[: self.own]:
-            if not isinstance(layer, SparseMap):
+            if not isinstance(layer, SparseMap | Factors):
                 x = layer(x)
                 continue
             if has_table != layer.takes_rbc:

@@ -15,6 +15,7 @@ from mixersweep.compose import config_of
 from mixersweep.layers import (
     Commutation,
     Dense,
+    Factors,
     PermutedKronecker,
     RandomPermutation,
     SparseMap,
@@ -153,6 +154,11 @@ def test_expected_of_every_rescaling(rescale: str) -> None:
         ["model=monarch", "tokens=6", "channels=5"],
         ["model=monarch", "model.inner_activation=true", "tokens=6", "channels=5"],
         ["model=sw_mlp", "width=40", "connections=200"],
+        ["model=hashed", "width=40", "connections=200"],
+        ["model=block_diagonal", "width=30", "connections=150"],
+        ["model=btt", "width=30", "connections=330"],
+        ["model=butterfly", "width=30", "connections=300"],
+        ["model=low_rank", "width=30", "connections=150"],
         ["model=mlp", "model.head=linear", "connections=900"],
         ["model=shallow_kronecker", "image_size=8"],
         ["model=shallow_monarch", "image_size=8"],
@@ -172,7 +178,13 @@ def test_every_family_agrees_with_dense_matrices(overrides: list[str]) -> None:
         assert found[name][0].smallest == pytest.approx(float(values[-1]), abs=1e-5)
     products = set(found) - set(maps)
     multiplied = overrides[0] == "model=monarch" and "model.inner_activation=true" not in overrides
-    assert bool(products) == (overrides[0].startswith("model=shallow") or multiplied)
+    factored = [name for name, module in network.named_modules() if isinstance(module, Factors)]
+    assert bool(products) == (overrides[0].startswith("model=shallow") or multiplied or bool(factored))
+    for name in factored:
+        values = torch.linalg.svdvals(network.get_submodule(name).to_dense().detach().double())
+        assert (found[name][0].largest, found[name][0].smallest) == pytest.approx(
+            (float(values[0]), float(values[-1])), rel=1e-5
+        )
 
 
 def test_the_verb_has_every_kept_epoch(runs: Path, tmp_path: Path) -> None:

@@ -15,6 +15,10 @@ from mixersweep.models.parts import Block
 from mixersweep.runs import solve
 
 SMALL: Mapping[str, list[str]] = {
+    "block_diagonal": ["width=30", "connections=150"],
+    "btt": ["width=30", "connections=330"],
+    "butterfly": ["width=30", "connections=300"],
+    "low_rank": ["width=30", "connections=150"],
     "shallow_monarch": [],
     "shallow_kronecker": [],
     "golubeva_mlp": ["model.weights_total=1000"],

@@ -9,6 +9,7 @@ from mixersweep.layers import (
     ColumnNorm,
     Commutation,
     Dense,
+    HashedWeights,
     Identity,
     PermutedKronecker,
     RandomPermutation,
@@ -38,6 +39,11 @@ def sparse(mask: str = "exact", storage: str = "sparse", rescale: str = "init", 
     return SparseWeights(13, 11, positions, storage=storage, rescale=rescale, bias=bias)  # type: ignore[arg-type]
 
 
+def hashed(sharing: int) -> HashedWeights:
+    positions = draw_mask(11, 13, 37, "exact", seeded(3))
+    return HashedWeights(13, 11, positions, sharing, seeded(8), bias=True)
+
+
 LAYERS = {
     "dense": lambda: Dense(6, 4),
     "dense without bias": lambda: Dense(6, 4, bias=False),
@@ -59,6 +65,7 @@ LAYERS = {
         for rescale in ("init", "forward", "none")
     },
     "sparse without bias": lambda: sparse(bias=False),
+    **{f"hashed by {sharing}": lambda sharing=sharing: hashed(sharing) for sharing in (1, 2, 5, 36, 100)},
 }
 
 
@@ -193,3 +200,28 @@ def test_the_rescalings_give_the_output_variance_they_promise(rescale: str, std:
     layer.initialize(seeded(1))
     y = layer(torch.randn(500, width, generator=seeded(2)))
     assert float(y.detach().std()) == pytest.approx(std, rel=0.03)
+
+
+@pytest.mark.parametrize(("sharing", "weights"), [(1, 37), (2, 19), (5, 8), (36, 2), (100, 1)])
+def test_hashed_weights_are_shared_as_evenly_as_can_be(sharing: int, weights: int) -> None:
+    layer = ready(f"hashed by {sharing}")
+    assert isinstance(layer, HashedWeights)
+    assert (layer.connections, layer.weights) == (37, weights)
+    used = torch.bincount(layer.weight_of(), minlength=weights)
+    assert int(used.max()) <= sharing and int(used.max() - used.min()) <= 1
+    values = layer.to_dense()[layer.row_of.long(), layer.column_of.long()]
+    assert torch.equal(values, layer.weight[layer.weight_of()])
+
+
+def test_hashing_is_uniform_over_positions() -> None:
+    """Chi-squared: at each position of a full matrix every weight as often, 5 standard deviations at the most."""
+    size, sharing, trials = 12, 4, 3000
+    positions, generator = torch.arange(size), seeded()
+    hits = torch.zeros(size, size // sharing, dtype=torch.float64)
+    for _ in range(trials):
+        layer = HashedWeights(size, 1, positions, sharing, generator, bias=False)
+        hits[torch.arange(size), layer.weight_of()] += 1
+    expected = trials / (size // sharing)
+    chi_squared = float(((hits - expected) ** 2 / expected).sum())
+    freedom = (size - 1) * (size // sharing - 1)
+    assert chi_squared < freedom * size / (size - 1) + 5 * math.sqrt(2 * freedom)

@@ -222,3 +222,32 @@ def test_a_mask_is_drawn_from_its_seed_alone(kind: MaskKind) -> None:
     state = torch.random.get_rng_state()
     assert torch.equal(drawn(3), drawn(3)) and not torch.equal(drawn(3), drawn(4))
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(9, 9), (14, 7), (6, 13)])
+@pytest.mark.parametrize("connections", [0, 1, 9, 20, 42])
+def test_a_diagonal_mask_is_diagonals_and_part_of_one(rows: int, columns: int, connections: int) -> None:
+    positions = draw_mask(rows, columns, connections, "diagonal", seeded(connections))
+    row, column = positions // columns, positions % columns
+    assert positions.numel() == positions.unique().numel() == connections
+    on_each = torch.bincount((column - row) % columns, minlength=columns).sort(descending=True).values
+    whole, rest = divmod(connections, rows)
+    assert on_each.tolist() == [*[rows] * whole, *[rest] * (rest > 0), *[0] * (columns - whole - (rest > 0))]
+    for degrees in (torch.bincount(row, minlength=rows), torch.bincount(column, minlength=columns)):
+        assert rows != columns or int(degrees.max() - degrees.min()) <= 1
+
+
+def test_a_diagonal_mask_is_uniform_over_diagonals_and_positions() -> None:
+    """Chi-squared: which diagonals are whole, and which rows the last one has, at 5 standard deviations."""
+    size, trials, generator = 7, 3000, seeded()
+    hits, wholes = torch.zeros(size * size), torch.zeros(size)
+    for _ in range(trials):
+        positions = draw_mask(size, size, 2 * size + 3, "diagonal", generator)
+        hits[positions] += 1
+        on_each = torch.bincount((positions % size - positions // size) % size, minlength=size)
+        wholes += (on_each == size).double()
+    share = (2 * size + 3) / size**2
+    assert (hits / trials - share).abs().max() < 5 * math.sqrt(share * (1 - share) / trials)
+    expected = trials * 2 / size
+    chi_squared = float(((wholes - expected) ** 2 / expected).sum())
+    assert chi_squared < size - 1 + 5 * math.sqrt(2 * (size - 1))

@@ -20,6 +20,11 @@ FAMILIES = {
     "pk": ["tokens=6", "channels=5", "patch_size=8", "depth=5", "model.tied=false"],
     "monarch": ["tokens=6", "channels=5", "patch_size=8", "depth=5"],
     "sw_mlp": ["width=30", "connections=200", "patch_size=8", "depth=3"],
+    "hashed": ["width=30", "connections=200", "patch_size=8", "depth=3"],
+    "block_diagonal": ["width=30", "connections=150", "patch_size=8", "depth=3"],
+    "btt": ["width=30", "connections=330", "patch_size=8", "depth=3"],
+    "butterfly": ["width=30", "connections=300", "patch_size=8", "depth=3"],
+    "low_rank": ["width=30", "connections=150", "patch_size=8", "depth=3"],
     "mlp": ["connections=900", "patch_size=8", "depth=3"],
     "golubeva_resnet18": ["stochastic_depth=0"],
 }

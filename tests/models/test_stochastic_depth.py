@@ -24,6 +24,11 @@ FAMILIES = {
     "pk": [*SMALL, "model.tied=false"],
     "monarch": SMALL,
     "sw_mlp": ["width=30", "connections=200", "patch_size=8", "depth=4"],
+    "hashed": ["width=30", "connections=200", "patch_size=8", "depth=4"],
+    "block_diagonal": ["width=30", "connections=150", "patch_size=8", "depth=4"],
+    "btt": ["width=30", "connections=330", "patch_size=8", "depth=4"],
+    "butterfly": ["width=30", "connections=300", "patch_size=8", "depth=4"],
+    "low_rank": ["width=30", "connections=150", "patch_size=8", "depth=4"],
     "mlp": ["connections=900", "patch_size=8", "depth=4"],
     "golubeva_resnet18": [],
 }

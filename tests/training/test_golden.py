@@ -35,11 +35,17 @@ FAMILIES = {
     "monarch": SMALL,
     "sw_mlp": SMALL,
     "mlp": SMALL,
+    "hashed": SMALL,
+    "block_diagonal": SMALL,
+    "btt": [*OWN_SHAPE, "patch_size=8", "width=120", "connections=2640"],
+    "btt model.rank=2": [*OWN_SHAPE, "patch_size=8", "width=120", "connections=5280"],
+    "butterfly": [*OWN_SHAPE, "patch_size=8", "width=128", "connections=1792"],
+    "low_rank": SMALL,
     "shallow_monarch": OWN_SHAPE,
     "shallow_kronecker": OWN_SHAPE,
     **{
         f"sw_mlp model.mask={mask}": SMALL
-        for mask in ("bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local")
+        for mask in ("bernoulli", "fixed_fan_in", "degree_regular", "n_of_m", "block", "expansion", "local", "diagonal")
     },
     **{f"sw_mlp optim.rewire={kind}": [*SMALL, "optim.rewire_every=4"] for kind in ("set", "rigl", "srigl")},
 }

@@ -32,6 +32,11 @@ SETTINGS = {
     "monarch": SIZES,
     "sw_mlp": SIZES,
     "sw_mlp ": (*SIZES, "model.storage=dense"),
+    "hashed": SIZES,
+    "block_diagonal": ("depth=2", "width=30", "connections=150"),
+    "btt": ("depth=2", "width=30", "connections=330"),
+    "butterfly": ("depth=2", "width=30", "connections=300"),
+    "low_rank": ("depth=2", "width=30", "connections=150"),
     "mlp": (*SIZES, "model.head=linear"),
     "shallow_monarch": (),
     "shallow_kronecker": (),
@@ -118,7 +123,20 @@ def assert_near(packed: Sequence[RunDirectory], eager: Sequence[RunDirectory], b
 
 
 @pytest.mark.parametrize(
-    "model", ["s_mixer", "rp_mixer", "pk", "sw_mlp", "sw_mlp ", "mlp", "monarch", "golubeva_resnet18"]
+    "model",
+    [
+        "s_mixer",
+        "rp_mixer",
+        "pk",
+        "sw_mlp",
+        "sw_mlp ",
+        "block_diagonal",
+        "btt",
+        "low_rank",
+        "mlp",
+        "monarch",
+        "golubeva_resnet18",
+    ],
 )
 def test_the_program_of_all_runs_at_once_is_that_of_each(model: str, tmp_path: Path) -> None:
     """As a GPU has it: one call for all runs, on stacked tensors."""

@@ -26,6 +26,8 @@ KINDS = {
     "sparse": ("model=sw_mlp", "model.storage=sparse", *SIZES),
     "dense": ("model=sw_mlp", "model.storage=dense", *SIZES),
     "monarch": ("model=monarch", *SIZES),
+    "butterfly": ("model=butterfly", "width=96", "connections=1248", "depth=2"),
+    "low rank": ("model=low_rank", "width=96", "connections=1056", "depth=2"),
     "convolution": ("model=golubeva_resnet18", "width=16", "model.base_width=8", "batch_size=40", "optim.lr=0.01"),
 }
 
