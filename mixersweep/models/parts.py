@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mixersweep.budget import Architecture
 from mixersweep.families.base import BlockFamily
 from mixersweep.layers import Dense, Factors, GroupReadout, SparseMap, transposed, with_rows
+from mixersweep.layers.pack import is_packed
 from mixersweep.seeds import derive
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
@@ -48,8 +49,8 @@ class PatchEmbedding(nn.Module):
 
 def patches(images: Tensor, size: int) -> Tensor:
     """Cut images (B, ch, H, W) into square patches, (H·W/size², B, ch·size²)."""
-    plain = images.requires_grad or torch.compiler.is_compiling() or not (images.is_cpu and images.is_contiguous())
-    if size % WORD == 0 and images.dtype == torch.float32 and not plain:
+    special = images.requires_grad or torch.compiler.is_compiling() or is_packed()  # torch 2.6 has no view under vmap
+    if size % WORD == 0 and images.dtype == torch.float32 and images.is_cpu and images.is_contiguous() and not special:
         return _patches(images.view(torch.complex128), size, size // WORD).view(torch.float32)
     return _patches(images, size, size)
 

@@ -35,7 +35,8 @@ def test_a_command_of_the_pages_is_understood(words: list[str], tmp_path: Path) 
         assert os.access(ROOT / program, os.X_OK)
     program = Path(program).name
     if program == "python":
-        assert (ROOT / arguments[0]).exists()
+        module = arguments[1].replace(".", "/") + ".py" if arguments[0] == "-m" else arguments[0]
+        assert (ROOT / module).exists()
     elif program != "mixersweep":
         assert program in ("test", "docs", "pre-commit")
     elif "$(" not in " ".join(arguments):

@@ -6,6 +6,7 @@ from torch import nn
 
 from mixersweep.compose import config_of
 from mixersweep.layers import Factors, LowRank, SparseMap, SparseWeights
+from mixersweep.layers.pack import call
 from mixersweep.models import build
 from mixersweep.models.mixer import MixerBlock, MixerNetwork
 from mixersweep.models.mlp import MLPNetwork, choose_storage
@@ -340,6 +341,7 @@ def test_patches_are_the_same_however_they_are_moved(size: int) -> None:
     for given in (pictures, pictures.double(), pictures.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)):
         assert torch.equal(patches(given, size), slow.to(given.dtype))
     assert torch.equal(patches(pictures[1:], size), slow[:, 1:])
+    assert torch.equal(call(lambda images: patches(images, size), pictures[None]), slow[None])  # in a pack
     pictures.requires_grad_()
     (gradient,) = torch.autograd.grad((patches(pictures, size) * slow).sum(), pictures)
     assert torch.equal(gradient, pictures)
