@@ -27,8 +27,9 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
     reference = _reference_mixer(request, expansion)
     if reference is not None:
         width, width_target = reference.width, reference.width_target
-        target = reference.target or round(reference.counted)
-        of_rule, connections_target = reference.counted, reference.connections_target
+        copies = request.sharing if request.budget == "parameters" else 1  # a Mixer of so many weights, not connections
+        target = (reference.target or round(reference.counted)) * copies
+        of_rule, connections_target = reference.counted * copies, reference.connections_target
     else:
         request = without_density(request, expansion)
         target = connections_target = (request.flops if request.budget == "flops" else request.connections) or (

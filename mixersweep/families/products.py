@@ -99,8 +99,9 @@ class BlockDiagonal(ProductMLP):
         return layers.block_diagonal(inputs, self.factored.size(inputs, connections), bias=self.bias, before=before)
 
     def inner(self, a: Architecture) -> float:
-        """The permuted features."""
-        return a.width if self.permuted else 0
+        """Nothing: blocks keep the permuted features in the place of the others."""
+        del a
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)

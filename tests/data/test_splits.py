@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,13 @@ AUGMENTS = [
     ["augment=auto_augment"],
     ["augment=imagenet_timm"],
 ]
+
+
+@pytest.fixture
+def workers() -> Callable[[], list[psutil.Process]]:
+    """The live processes that a test has started; multiprocessing's tracker may be there from another."""
+    before = psutil.Process().children()
+    return lambda: [child for child in psutil.Process().children() if child not in before]
 
 
 @pytest.fixture
@@ -148,7 +156,9 @@ def test_a_folder_of_images_from_files_to_batches(tree: list[str], augment: str,
     assert torch.equal(epoch(splits.train, augment=9)[0], seen) == (augment == "none")
 
 
-def test_an_epoch_within_an_epoch_and_one_that_is_left(cifar: tuple[list[str], Arrays]) -> None:
+def test_an_epoch_within_an_epoch_and_one_that_is_left(
+    cifar: tuple[list[str], Arrays], workers: Callable[[], list[psutil.Process]]
+) -> None:
     _, splits = opened(*cifar[0], "augment=auto_augment", workers=1)
     whole = epoch(splits.train)[0]
     pairs = list(zip(splits.train.batches(16, 1, 2), splits.train.batches(16, 1, 2), strict=True))
@@ -161,7 +171,7 @@ def test_an_epoch_within_an_epoch_and_one_that_is_left(cifar: tuple[list[str], A
     splits.close()
     assert torch.equal(epoch(splits.train)[0], whole)
     splits.close()
-    assert not psutil.Process().children()
+    assert not workers()
 
 
 # --- augmentation is torchvision's and timm's --------------------------------------------------------------------
@@ -313,17 +323,19 @@ def test_an_image_of_another_size_is_named(tree: list[str], tmp_path: Path) -> N
 # --- processes ---------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_dies_is_one_clear_line(cifar: tuple[list[str], Arrays]) -> None:
+def test_a_worker_that_dies_is_one_clear_line(
+    cifar: tuple[list[str], Arrays], workers: Callable[[], list[psutil.Process]]
+) -> None:
     _, splits = opened(*cifar[0], "augment=auto_augment", workers=2)
-    assert not psutil.Process().children()
+    assert not workers()
     batches = splits.train.batches(2, 1, 2)
     next(batches)
-    psutil.Process().children()[0].send_signal(signal.SIGKILL)
+    workers()[0].send_signal(signal.SIGKILL)
     with pytest.raises(
         LoaderFailed, match=r"^workers=2: a process that reads images died .*lower workers or batch_size$"
     ):
         list(batches)
-    assert not psutil.Process().children()
+    assert not workers()
     assert len(epoch(splits.train)[0]) == 50
     splits.close()
 

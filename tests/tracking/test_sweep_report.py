@@ -130,7 +130,8 @@ def test_a_sweep_groups_its_runs_and_ends_in_a_report(
     arguments = ["train", "-m", *SMALL, "model=pk,sw_mlp", "sweep.name=mine", "hydra.launcher.jobs=2"]
     done = run(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
-    assert "W&B" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if "W&B" in line]
+    assert said == [f"mixersweep: W&B: {server.url}/me/mixersweep"]
     trained = [stored for stored in server.runs.values() if stored.first("jobType") == "train"]
     assert {stored.first("groupName") for stored in trained} == {"mine"}
     assert sorted(stored.first("tags")[0] for stored in trained) == ["pk", "sw_mlp"]
