@@ -76,10 +76,7 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
     biases += sum(matrix.biases for matrix in matrices) if request.bias else 0
     before_layers = request.layers_per_block if request.norms_per_block is None else request.norms_per_block
     norms = norm_size * (before_layers * request.depth + embedded + skip)  # the skip layer has one too
-    connections = shape.connections
-    behind = Fraction(-(-connections // request.sharing)) if request.sharing > 1 else connections
-    if request.structure == "kronecker":
-        behind = Fraction(shape.tokens * shape.token_hidden + shape.channels * shape.channel_hidden, 2)
+    connections, behind = shape.connections, _weights_behind(request, shape)
     skip_connections = embedding_channels * resize if skip else 0
     return Architecture(
         **_targets(request, shape),
@@ -113,6 +110,13 @@ def count(request: Request, shape: Shape, matrices: list[Matrix], embedding_chan
         readout_dimension=features,
         flops_per_image=2 * (request.patches * stem + embedding_channels * resize * (skip or resized) + total + head),
     )
+
+
+def _weights_behind(request: Request, shape: Shape) -> Fraction:
+    """Return the trainable weights of a mixing layer by the formula, in the mean of tokens and channels for a Mixer."""
+    if request.structure == "kronecker":
+        return Fraction(shape.tokens * shape.token_hidden + shape.channels * shape.channel_hidden, 2)
+    return Fraction(-(-shape.connections // request.sharing)) if request.sharing > 1 else shape.connections
 
 
 def _targets(request: Request, shape: Shape) -> dict[str, int | None]:

@@ -38,15 +38,8 @@ def mlp_shape(request: Request, expansion: Expansion | None) -> Shape:
         of_rule = Fraction(target)
         width = width_target = request.width or _widest_sparse(request, target)
     if request.structure == "dense":
-        one = _dense_width(request, factor, target)
-        if request.width not in (None, one):
-            fixed = "flops" if request.budget == "flops" else "connections"
-            raise Infeasible(
-                f"width={request.width}: a dense mlp with {fixed}={target} and {expansion} "
-                f"has the one width {one}. Use width={one} or width=auto, or model=sw_mlp for a wider, sparser one",
-                {"width": "auto"},
-            )
-        width = width_target = one
+        width = width_target = _dense_width(request, factor, target)
+        _check_dense_width(request, expansion, target, width)
     fitting = None
     if request.factored is not None:
         of_rule = Fraction(target)
@@ -110,6 +103,17 @@ def _dense_width(request: Request, factor: Fraction, target: int) -> int:
 
     above = max(1, bisect_left(range(1, target + 2), target, key=has))
     return min((above, above + 1), key=lambda width: (abs(has(width) - target), width))
+
+
+def _check_dense_width(request: Request, expansion: Expansion, target: int, one: int) -> None:
+    """Raise ``Infeasible`` where another width is asked for than the ``one`` that a dense MLP has."""
+    if request.width not in (None, one):
+        fixed = "flops" if request.budget == "flops" else "connections"
+        raise Infeasible(
+            f"width={request.width}: a dense mlp with {fixed}={target} and {expansion} "
+            f"has the one width {one}. Use width={one} or width=auto, or model=sw_mlp for a wider, sparser one",
+            {"width": "auto"},
+        )
 
 
 def _within_flops(request: Request, width: int, flops: Fraction) -> int:
