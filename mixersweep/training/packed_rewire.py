@@ -7,9 +7,11 @@ was captured as a CUDA graph reads the new positions when it is replayed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from mixersweep.config import Config
@@ -36,6 +38,7 @@ class PackedRewiring:
         share; ``beside`` has the moments, and the averages, of the parameters.
         """
         self.kind, self._networks, self._configs, self._steps = kind, networks, configs, steps
+        self._tensors = tensors
         self._rewirings = []
         for run_index, (network, config) in enumerate(zip(networks, configs, strict=True)):
             _share_memory(network, {name: tensor[run_index] for name, tensor in tensors.items()})
@@ -55,15 +58,18 @@ class PackedRewiring:
             rewiring.rewire_at_random(index, self._share(run_index, index))
 
     @contextmanager
-    def by_gradients(self, run_index: int, index: int) -> Iterator[nn.Module]:
+    def by_gradients(self, run_index: int, index: int) -> Iterator[Callable[[Tensor], Tensor]]:
         """The context in which to compute the gradients of one run at this step, by the network that it yields.
 
-        Rewires the run when it ends; waits for the device.
+        Rewires the run when it ends; waits for the device. The network computes with copies: how a library reads a
+        tensor, and so its last digits, may depend on where it begins, which the other runs decide.
         """
-        rewiring, network = self._rewirings[run_index], self._networks[run_index]
-        network.train()
+        rewiring, network = self._rewirings[run_index], self._networks[run_index].train()
+        copies = {name: tensor[run_index].clone() for name, tensor in self._tensors.items()}
+        for name, _ in network.named_parameters():
+            copies[name].requires_grad_()
         with rewiring.recording():
-            yield network
+            yield partial(torch.func.functional_call, network, copies)
         rewiring.rewire_by_gradients(self._share(run_index, index))
 
     def _share(self, run_index: int, index: int) -> float:
