@@ -63,7 +63,7 @@ RUNS: dict[str, dict[str, int]] = {
         {"s_mixer": 5, "rp_s_mixer": 5, "pk": 10, "monarch": 10, "sw_mlp": 80, "hashed": 10}
         | {"block_diagonal": 20, "low_rank": 10, "btt": 10, "butterfly": 10, "mlp": 5},
     ),
-    "expansion_width": {"mlp": 10, "sw_mlp": 90},
+    "expansion_width": {"sw_mlp": 100},
     "rewire": {"sw_mlp": 75},
 }
 """The presets, and how many runs of each family they have; runs of a search not counted."""
@@ -516,12 +516,9 @@ def test_the_tournaments_mixers_have_square_layers_and_no_skip(presets: dict) ->
 
 def test_expansion_multiplies_the_units_of_a_dense_network(presets: dict) -> None:
     runs = runs_of(presets, "expansion_width")
-    dense = {value_of(r, "connections"): value_of(r, "width") for r in runs if r.config.model.name == "mlp"}
-    assert dense == {2**12: 64, 2**14: 128}
-    for mask in ("expansion", "degree_regular", "exact"):
-        split = [r for r in runs if r.config.model.name == "sw_mlp" and r.config.model.mask == mask]
-        times = Counter(value_of(r, "width") / dense[value_of(r, "connections")] for r in split)
-        assert times == {2: 2, 4: 2, 8: 2}
+    for mask, factors in (("expansion", (1, 2, 4, 8)), ("degree_regular", (2, 4, 8)), ("exact", (2, 4, 8))):
+        sizes = [(value_of(r, "connections"), value_of(r, "width")) for r in runs if r.config.model.mask == mask]
+        assert sizes == [(dense**2, factor * dense) for dense in (64, 128) for factor in factors]
 
 
 def test_what_moves_stands_beside_what_stays_at_three_densities(presets: dict) -> None:
