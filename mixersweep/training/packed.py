@@ -3,7 +3,8 @@
 Weights, buffers, optimiser state, rates and seeds have a leading axis of runs; the network is called for all of them by
 ``layers.pack``. What changes from step to step, the batch and the rates, is looked up in tensors on the device by a
 counter there, so that each step runs the same kernels: on a GPU it is captured once as a CUDA graph and replayed, with
-one launch a step instead of hundreds. Nothing waits for the device within an epoch.
+one launch a step instead of hundreds. Nothing waits for the device within an epoch, but where connections move
+(``packed_rewire``), between two such programs.
 
 A run computes the same numbers whatever the number of runs, its index among them, and the other runs. On a CPU, where
 rounding depends on the sizes of tensors and larger ones are no faster, the runs are computed one by one.
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixersweep.data.batches import Batches, DeviceImages, epoch_order
 from mixersweep.data.splits import Splits
@@ -29,12 +30,15 @@ from mixersweep.runs import Run
 from mixersweep.seeds import derive, seed_of
 from mixersweep.training.checkpoint import Checkpoint
 from mixersweep.training.evaluation import batch_size
+from mixersweep.training.flat_parameters import FlatParameters
 from mixersweep.training.graphs import Captured
 from mixersweep.training.learner import Learner
 from mixersweep.training.packed_optimizer import PackedOptimizer, make_packed
+from mixersweep.training.packed_rewire import PackedRewiring
 from mixersweep.training.parallel import World
 from mixersweep.training.precision import autocast, set_precision
-from mixersweep.training.schedule import learning_rate
+from mixersweep.training.rewire import kind_of
+from mixersweep.training.schedule import learning_rate, updates_before
 
 MIN_RUNS = 2
 """The fewest runs computed at once on a GPU: for a single matrix cuBLAS takes another routine than for two, with other
@@ -81,9 +85,9 @@ class Packed:
         for network, state in zip(networks, kept, strict=True):
             if state is not None:
                 network.load_state_dict(state.model)
-        self._weights = _FlatParameters([dict(network.named_parameters()) for network in networks], device)
+        self._weights = FlatParameters([dict(network.named_parameters()) for network in networks], device)
         self._network = networks[0].to(device)
-        self.storage = choose_storage(self._network, storage, device, config.batch_size)
+        self.storage, *_ = [choose_storage(network, storage, device, config.batch_size) for network in networks]
         buffers = [dict(network.named_buffers()) for network in networks]
         self._buffers = {name: torch.stack([own[name].to(device) for own in buffers]) for name in buffers[0]}
         self._stored = [name for name in self._network.state_dict() if name in self._buffers]
@@ -96,6 +100,16 @@ class Packed:
             if state is not None:
                 self._load_run(run_index, state)
         self._leaves = [self._weights.leaves(part) for part in self._parts]
+        self._rewiring = self._make_rewiring(networks)
+
+    def _make_rewiring(self, networks: Sequence[nn.Module]) -> PackedRewiring | None:
+        """The rewiring of the runs, whose networks come to share the pack's memory; None for static connections."""
+        kind = kind_of(self.config)
+        if kind is None:
+            return None
+        flat = [*self._optimizer.state, *([self._averages["weights"]] if self._averages else [])]
+        views, *beside = (self._weights.views(each) for each in (self._weights.flat, *flat))
+        return PackedRewiring(networks, self.configs, kind, self.steps, views | self._buffers, beside)
 
     def _allocate_step_tensors(self) -> None:
         """Allocate the tensors that steps read and update; CUDA graphs need their addresses fixed."""
@@ -110,11 +124,12 @@ class Packed:
         self._clip = None if self.config.optim.clip_norm is None else self._per_run("clip_norm")
         self._number = torch.zeros(1, dtype=torch.int64, device=device)  # the step in the epoch
         self._index = torch.zeros(1, dtype=torch.int64, device=device)  # and of training
+        self._updates = torch.zeros(1, dtype=torch.int64, device=device)  # the number of the optimiser's before it
         self.sums = torch.zeros(runs, 2, steps, dtype=torch.float64, device=device)
         self._evaluated = torch.zeros(runs, 2, dtype=torch.float64, device=device)
         changing = [self._weights.flat, *self._optimizer.state, *self._averages.values()]
         changing += [self._buffers[name] for name in self._stored]
-        changing += [self._number, self._index, self.sums, self._evaluated]
+        changing += [self._number, self._index, self._updates, self.sums, self._evaluated]
         self._captured = Captured(device, changing)
 
     @property
@@ -130,9 +145,10 @@ class Packed:
             if of_run is not None:
                 self.sums[run_index] = of_run.to(self.device)
         sizes = _batch_sizes(len(self._train[0]), self.config.batch_size)
+        before = (epoch - 1) * self.steps
         for number in range(first, self.steps):
-            size = sizes[number]
-            self._captured.run(f"train {size}", self._step, size)
+            if not self._rewire(before + number, sizes[number]):
+                self._captured.run(f"train {sizes[number]}", self._step, sizes[number])
             yield number
 
     def is_the_same_alone(self) -> bool:
@@ -209,16 +225,17 @@ class Packed:
         }
         names = list(self._network.state_dict())
         state.model = {name: state.model[name] for name in names}
-        state.optimizer = self._optimizer.state_of(run_index, self._steps_before(state))
+        steps = len(state.rows) * self.steps + state.step
+        state.optimizer = self._optimizer.state_of(run_index, self._updates_before(steps))
         state.average = {}
         if self._averages:
             averages = self._weights.of(run_index, self._averages["weights"])
             averages |= {name: self._averages[name][run_index].cpu().clone() for name in self._stored}
             state.average = {f"module.{name}": averages[name] for name in names}
 
-    def _steps_before(self, state: Checkpoint) -> int:
-        """The number of training steps before a checkpoint."""
-        return len(state.rows) * self.steps + state.step
+    def _updates_before(self, index: int) -> int:
+        """The number of the optimiser's updates before step 0, 1, ... of training."""
+        return updates_before(self.config.optim, index, self.steps, self.config.epochs)
 
     def learner(self, run_index: int) -> Learner:
         """A learner with a copy of one run's present weights."""
@@ -261,6 +278,7 @@ class Packed:
         self._rates.copy_(torch.tensor(rates))
         self._number.fill_(first)
         self._index.fill_(before + first)
+        self._updates.fill_(self._updates_before(before + first))
 
     def _draw(self, epoch: int) -> list[Tensor]:
         """Draw an epoch: int64 (R, N) on the CPU, crop positions, labels and, with ``flip``, 1 for mirrored images."""
@@ -278,6 +296,27 @@ class Packed:
             self._step_runs(part, leaves, size)
         self._number += 1
         self._index += 1
+        self._updates += 1
+
+    def _rewire(self, index: int, size: int) -> bool:
+        """Rewire all runs if that is due at a step; returns whether their gradients took the place of its update."""
+        if self._rewiring is None or not self._rewiring.is_due(index):
+            return False
+        if self._rewiring.kind == "set":
+            self._rewiring.rewire_at_random(index)
+            return False
+        for run_index in range(len(self._runs)):
+            part = slice(run_index, run_index + 1)
+            images, labels = self._next_batch(part, size)
+            with self._rewiring.by_gradients(run_index, index) as network:
+                with autocast(self.config.precision, self.device):
+                    logits = network(images[0]).float()[None]
+                losses = _cross_entropy(logits, labels, self._smoothing[part])
+                losses.sum().backward()
+            self._finish_step(part, losses.detach(), (logits.argmax(-1) == labels).sum(1), size)
+        self._number += 1
+        self._index += 1
+        return True
 
     def _step_runs(self, part: slice, leaves: dict[str, Tensor], size: int) -> None:
         """Update the runs of ``part`` once."""
@@ -287,20 +326,29 @@ class Packed:
                 norms = flat.square().sum(1).sqrt()
                 flat = flat * (self._clip[part] / (norms + 1e-6)).clamp(max=1.0)[:, None]
             rates = self._rates.index_select(0, self._number)[0]
-            self._optimizer.update(part, flat, rates[part], self._index)
-            self._update_average(part)
-            row = torch.stack([losses.double() * size, correct.double()], 1)
-            self.sums[part].index_copy_(2, self._number, row[..., None])
+            self._optimizer.update(part, flat, rates[part], self._updates)
+            self._finish_step(part, losses, correct, size)
+
+    @torch.no_grad()
+    def _finish_step(self, part: slice, losses: Tensor, correct: Tensor, size: int) -> None:
+        """Update the averages of some runs after a step, and note its mean losses and correct predictions, (R,)."""
+        self._update_average(part)
+        row = torch.stack([losses.double() * size, correct.double()], 1)
+        self.sums[part].index_copy_(2, self._number, row[..., None])
 
     def _gradients(self, part: slice, leaves: dict[str, Tensor], size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients (R, P), mean losses (R,) and correct predictions (R,) of some runs on the next ``size`` images."""
-        which = self._number * self.config.batch_size + torch.arange(size, device=self.device)
-        labels = self._labels[part].index_select(1, which)
-        logits = self._forward(leaves, self._buffers, self._augment(part, which), part)
+        images, labels = self._next_batch(part, size)
+        logits = self._forward(leaves, self._buffers, images, part)
         losses = _cross_entropy(logits, labels, self._smoothing[part])
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
         flat = torch.cat([gradient.flatten(1) for gradient in gradients], 1)
         return flat, losses.detach(), (logits.argmax(-1) == labels).sum(1)
+
+    def _next_batch(self, part: slice, size: int) -> tuple[Tensor, Tensor]:
+        """The next ``size`` images of some runs, (R, B, ch, H, W), augmented, and their labels, (R, B)."""
+        which = self._number * self.config.batch_size + torch.arange(size, device=self.device)
+        return self._augment(part, which), self._labels[part].index_select(1, which)
 
     def _update_average(self, part: slice) -> None:
         """Update the averaged weights of some runs, as ``ema.Average`` does."""
@@ -387,34 +435,6 @@ class Packed:
     def _per_run(self, setting: str) -> Tensor:
         """A setting of the optimiser for each run, (R,)."""
         return torch.tensor([getattr(config.optim, setting) for config in self.configs], device=self.device)
-
-
-class _FlatParameters:
-    """The parameters of R networks as one tensor, ``flat`` (R, P)."""
-
-    def __init__(self, networks: Sequence[Mapping[str, Tensor]], device: torch.device) -> None:
-        self._shapes = {name: parameter.shape for name, parameter in networks[0].items()}
-        rows = [torch.cat([parameter.detach().flatten() for parameter in network.values()]) for network in networks]
-        self.flat = torch.stack(rows).to(device)
-
-    def leaves(self, part: slice) -> dict[str, Tensor]:
-        """The parameters of some runs by name, (R, ...) each, as autograd leaves that share memory with ``flat``."""
-        return {name: view.detach().requires_grad_() for name, view in self.views(self.flat[part]).items()}
-
-    def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of the parameters in a tensor laid out like ``flat``, by name."""
-        parts = flat.split([shape.numel() for shape in self._shapes.values()], 1)
-        return {name: part.unflatten(1, shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
-
-    def of(self, run_index: int, flat: Tensor | None = None) -> dict[str, Tensor]:
-        """A copy of one run's parameters, by name, on the CPU; from ``flat`` if given."""
-        whole = (self.flat if flat is None else flat)[run_index, None].cpu()
-        return {name: part[0].clone() for name, part in self.views(whole).items()}
-
-    def put(self, run_index: int, values: Mapping[str, Tensor], flat: Tensor) -> None:
-        """Set one run's parameters in ``flat``."""
-        for name, part in self.views(flat).items():
-            part[run_index] = values[name].to(part.device)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:

@@ -49,11 +49,11 @@ class PackedOptimizer(ABC):
 
     @abstractmethod
     def update(self, part: slice, gradients: Tensor, rates: Tensor, index: Tensor) -> None:
-        """Update some runs once: gradients (R, P), rates (R,), ``index`` the number of the step from 0, int64 (1,)."""
+        """Update some runs once: gradients (R, P), rates (R,), ``index`` the number of updates before, int64 (1,)."""
 
     @abstractmethod
     def state_of(self, run_index: int, step: int) -> dict[str, Any]:
-        """The state dict of one run after ``step`` steps, as torch's optimiser would have it."""
+        """The state dict of one run after ``step`` updates, as torch's optimiser would have it."""
 
     @abstractmethod
     def load(self, run_index: int, state: dict[str, Any]) -> None:

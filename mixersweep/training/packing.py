@@ -1,8 +1,9 @@
 """Decide from their settings, without torch, which runs can train as one pack.
 
 A pack is one program for all its runs. They may differ in every seed and in numbers that the program takes as inputs:
-learning rates and schedules, weight decay, momentum, clipping and smoothing. Every setting that changes a shape or an
-operation must be the same.
+learning rates and schedules, weight decay, momentum, clipping and smoothing, and the share of connections that move.
+Every setting that changes a shape or an operation must be the same; so must the steps at which connections move, for
+those are other programs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 from typing import Any
 
 from mixersweep.config import Config
-from mixersweep.config.schema import Rewired
 from mixersweep.runs import Run
 
 MAY_DIFFER = frozenset(
@@ -20,7 +20,7 @@ MAY_DIFFER = frozenset(
         *("seed", "seeds.initialization", "seeds.structure", "seeds.split", "seeds.order", "seeds.augmentation"),
         *("optim.lr", "optim.weight_decay", "optim.schedule", "optim.warmup_epochs", "optim.warmup_lr", "optim.min_lr"),
         *("optim.milestones", "optim.milestone_factor", "optim.label_smoothing", "optim.clip_norm"),
-        *("optim.momentum", "optim.beta1", "optim.beta2", "optim.eps"),
+        *("optim.momentum", "optim.beta1", "optim.beta2", "optim.eps", "optim.rewire_share"),
         *("tracking.name", "tracking.project", "tracking.entity", "tracking.timeout", "tracking.checkpoint"),
         *("tracking.report", "tracking.report_timeout"),
         *("probes", "probe_every", "runs_dir", "run_dir", "workers"),
@@ -35,10 +35,8 @@ FOLDERS = ("imagenet", "image_folder")
 def why_alone(config: Config) -> str | None:
     """Which setting keeps a run out of every pack, as a message; None if the run can be packed."""
     augment, optim = config.augment, config.optim
-    rewire = optim.rewire if isinstance(optim, Rewired) else "none"
     reasons = {
         f"optim={optim.name}": not optim.trains_packs,
-        f"optim.rewire={rewire}": rewire != "none",
         "precision=fp16": config.precision == "fp16",
         "compile=true": config.compile,
         "gradient_checkpointing=true": config.gradient_checkpointing,

@@ -18,8 +18,8 @@ in) matrix is computed from the layer's inputs and the gradient of its outputs, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +33,8 @@ from mixersweep.layers.masks import exact
 from mixersweep.seeds import derive, seed_of
 from mixersweep.training.parallel import World
 from mixersweep.training.steps import Step
+
+Kind = Literal["set", "rigl", "srigl"]
 
 SLICE = 2**20
 """The most entries of a gradient that are computed at once, unless a single row has more."""
@@ -129,56 +131,71 @@ def largest(scores: Tensor, counts: Tensor | int) -> Tensor:
 
 
 class Rewiring:
-    """The rewiring of a network's masked weights, with their optimiser's state and their moving average."""
+    """The rewiring of a network's masked weights, with the numbers that belong to them."""
 
     def __init__(
         self,
         network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: nn.Module | None,
-        kind: Literal["set", "rigl", "srigl"],
+        beside: Callable[[str], Iterable[Tensor]],
+        kind: Kind,
         seed: int,
         world: World | None = None,
     ) -> None:
-        """``seed`` is that of the run's structure; ``world`` has the processes between which a batch is divided."""
+        """``seed`` is that of the run's structure; ``world`` has the processes between which a batch is divided.
+
+        ``beside`` takes the name of a layer and returns the tensors that have a number for each of its weights, such as
+        the optimiser's moments; others in the optimiser's state, of another shape, may be among them.
+        """
+        self.kind = kind
         self._layers = masked_layers(network)
-        self._averaged = {} if average is None else masked_layers(average)
-        self._optimizer, self._kind, self._seed, self._world = optimizer, kind, seed, world or World()
+        self._beside, self._seed, self._world = beside, seed, world or World()
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     @contextmanager
     def during(self, step: Step) -> Iterator[None]:
         """The context in which the gradients of a step are computed; where it is due, rewires at random before it."""
-        handles = []
-        if step.rewired and self._kind == "set":
-            for name, layer in self._layers.items():
-                size, seed = layer.in_width * layer.out_width, derive(self._seed, "rewire", name, step.index)
-                self._move(name, step.rewired, partial(at_random, size=size, seed=seed))
-        elif step.rewired:
-            self._seen = {name: [] for name in self._layers}
-            handles = [
-                layer.register_forward_hook(partial(self._see, self._seen[name]), with_kwargs=True)
-                for name, layer in self._layers.items()
-            ]
+        if step.rewired and self.kind == "set":
+            self.rewire_at_random(step.index, step.rewired)
+        with self.recording() if step.rewired and self.kind != "set" else nullcontext():
+            yield
+
+    def instead_of_update(self, step: Step) -> bool:
+        """Rewire by the gradients of a step where that is due; returns whether it was."""
+        if not step.rewired or self.kind == "set":
+            return False
+        self.rewire_by_gradients(step.rewired)
+        return True
+
+    def rewire_at_random(self, index: int, share: float) -> None:
+        """Rewire a share of each layer's connections at random, before the step of this index in all of training."""
+        for name, layer in self._layers.items():
+            size, seed = layer.in_width * layer.out_width, derive(self._seed, "rewire", name, index)
+            self._move(name, share, partial(at_random, size=size, seed=seed))
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """The context in which the gradients that connections are chosen by are computed."""
+        self._seen = {name: [] for name in self._layers}
+        handles = [
+            layer.register_forward_hook(partial(self._see, self._seen[name]), with_kwargs=True)
+            for name, layer in self._layers.items()
+        ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def instead_of_update(self, step: Step) -> bool:
-        """Rewire by the gradients of a step where that is due; returns whether it was."""
-        if not step.rewired or self._kind == "set":
-            return False
-        grow = by_gradient if self._kind == "rigl" else by_gradient_in_rows
+    def rewire_by_gradients(self, share: float) -> None:
+        """Rewire a share of each layer's connections by the gradients that were computed while ``recording``."""
+        grow = by_gradient if self.kind == "rigl" else by_gradient_in_rows
         for name, layer in self._layers.items():
             shape = layer.out_width, layer.in_width
-            self._move(name, step.rewired, partial(grow, shape=shape, gradient=self.gradient(name)))
+            self._move(name, share, partial(grow, shape=shape, gradient=self.gradient(name)))
         self._seen = {}
-        return True
 
     def gradient(self, name: str) -> Gradient:
-        """The gradient of the loss by the effective matrix of a layer, up to a factor, as seen ``during`` a step."""
+        """The gradient of the loss by the effective matrix of a layer, up to a factor, as recorded."""
         kind = self._layers[name].weight.dtype
         x_mb, of_y_mb = (torch.cat(parts, 1).to(kind) for parts in zip(*self._seen[name], strict=True))
         return lambda rows: self._world.sum(of_y_mb[rows] @ x_mb.t())
@@ -196,16 +213,21 @@ class Rewiring:
 
     @torch.no_grad()
     def _move(self, name: str, share: float, grow: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Move connections of a layer, with all that belongs to them; every tensor is written in place."""
         layer, weight = self._layers[name], self._layers[name].weight
         assert layer.positions is not None
         found = move(weight, layer.positions, share, grow)
-        layers = [layer, *([self._averaged[name]] if self._averaged else [])]
-        state = [each for each in self._optimizer.state.get(weight, {}).values() if isinstance(each, Tensor)]
-        for values in (*(each.weight for each in layers), *state):
+        for values in (weight, *self._beside(name)):
             if values.shape == weight.shape:
                 values.copy_(found.of(values))
-        for each in layers:
-            each.move(found.positions)
+        layer.move(found.positions)
+
+
+def kind_of(config: Config) -> Kind | None:
+    """How the settings let connections move, None where they stay."""
+    if not isinstance(config.optim, Rewired) or config.optim.rewire == "none":
+        return None
+    return config.optim.rewire
 
 
 def make_rewiring(
@@ -215,10 +237,21 @@ def make_rewiring(
     average: nn.Module | None = None,
     world: World | None = None,
 ) -> Rewiring | None:
-    """The rewiring that the settings ask for, None for static connections; ``average`` is the averaged network."""
-    if not isinstance(config.optim, Rewired) or config.optim.rewire == "none":
+    """The rewiring that the settings ask for, None for static connections; ``average`` is the averaged network.
+
+    It takes over the positions at its next update, like all that is no floating-point number.
+    """
+    kind = kind_of(config)
+    if kind is None:
         return None
-    return Rewiring(network, optimizer, average, config.optim.rewire, seed_of(config, "structure"), world)
+    layers, averaged = masked_layers(network), {} if average is None else masked_layers(average)
+
+    def beside(name: str) -> Iterator[Tensor]:
+        yield from (each for each in optimizer.state.get(layers[name].weight, {}).values() if isinstance(each, Tensor))
+        if averaged:
+            yield averaged[name].weight
+
+    return Rewiring(network, beside, kind, seed_of(config, "structure"), world)
 
 
 def masked_layers(network: nn.Module) -> dict[str, SparseWeights]:

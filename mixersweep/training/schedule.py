@@ -43,3 +43,11 @@ def rewired_share(settings: AnyOptim, step: int, steps_per_epoch: int, epochs: i
     if not step or step % every or step >= end:
         return 0.0
     return settings.rewire_share * (1.0 if settings.rewire == "set" else 0.5 * (1 + math.cos(math.pi * step / end)))
+
+
+def updates_before(settings: AnyOptim, step: int, steps_per_epoch: int, epochs: int) -> int:
+    """The number of the optimiser's updates before step 0, 1, ...: rewiring by gradients takes the place of one."""
+    if not isinstance(settings, Rewired) or settings.rewire in ("none", "set"):
+        return step
+    every, _ = settings.rewire_pace(steps_per_epoch, epochs)
+    return step - sum(rewired_share(settings, each, steps_per_epoch, epochs) > 0 for each in range(every, step, every))

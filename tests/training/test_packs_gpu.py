@@ -21,6 +21,7 @@ from tests.training.test_packs import FEATURES, SETTINGS
 pytestmark = pytest.mark.gpu
 BASE = ("data=digits", "epochs=2", "batch_size=200", "tracking=none", "device=cuda")
 MODELS = [name for name in SETTINGS if name != "golubeva_resnet18"]
+MOVING = [("sw_mlp", f"optim.rewire={kind}", "optim.rewire_every=2") for kind in ("set", "rigl", "srigl")]
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,15 @@ def test_every_feature_computes_what_it_does_on_a_cpu(feature: str, tmp_path: Pa
     torch.testing.assert_close(mine.sums.cpu()[:, 0, :3], theirs.sums[:, 0, :3], rtol=bound, atol=0)
 
 
+@pytest.mark.parametrize("settings", MOVING, ids=" ".join)
+def test_a_captured_step_reads_where_connections_have_moved(settings: tuple[str, ...], tmp_path: Path) -> None:
+    runs = [each.run for each in made(tmp_path, *settings, "optim.lr=1e-3")]
+    mine, theirs = trained(packed(runs), 6), trained(packed(runs, "cpu"), 6)
+    for name in (name for name in mine._stored if name.endswith("positions")):
+        assert torch.equal(mine._buffers[name].cpu(), theirs._buffers[name])
+    torch.testing.assert_close(mine.sums.cpu()[:, 0, :6], theirs.sums[:, 0, :6], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_pack_says_rightly_whether_a_run_is_the_same_alone(model: str, tmp_path: Path) -> None:
     runs = [each.run for each in made(tmp_path, model, seeds=range(20))]
@@ -78,9 +88,9 @@ def test_a_pack_says_rightly_whether_a_run_is_the_same_alone(model: str, tmp_pat
         assert torch.equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("model", ["s_mixer", "rp_s_mixer", "sw_mlp", "pk"])
-def test_a_run_that_stops_goes_on_to_the_bit_and_twice_is_the_same(model: str, tmp_path: Path) -> None:
-    whole, again, broken = (made(tmp_path / name, model) for name in ("whole", "again", "broken"))
+@pytest.mark.parametrize("settings", [("s_mixer",), ("rp_s_mixer",), ("sw_mlp",), ("pk",), *MOVING], ids=" ".join)
+def test_a_run_that_stops_goes_on_to_the_bit_and_twice_is_the_same(settings: tuple[str, ...], tmp_path: Path) -> None:
+    whole, again, broken = (made(tmp_path / name, *settings) for name in ("whole", "again", "broken"))
     for pack in (whole, again):
         assert train_pack(pack, StopSignals(), lambda text: None) == [None] * 3
     signals = StopAfter(8)

@@ -25,7 +25,6 @@ from mixersweep.runs import solve
 from mixersweep.seeds import derive
 from mixersweep.training import rewire
 from mixersweep.training.learner import Learner
-from mixersweep.training.packing import why_alone
 from mixersweep.training.parallel import World
 from mixersweep.training.rewire import Rewiring, at_random, largest, move
 from mixersweep.training.schedule import rewired_share
@@ -77,17 +76,37 @@ def batches(steps: int, share: float, every: int) -> Iterator[Step]:
         yield Step(1, index, index, x, labels, 8, 0.1, 0, rewired=share if index and index % every == 0 else 0.0)
 
 
-def rewiring_of(made: nn.Module, optimizer: torch.optim.Optimizer, kind: str) -> Rewiring:
-    return Rewiring(made, optimizer, None, kind, seed=5)  # type: ignore[arg-type]
+class Trained:
+    """A network with its optimiser, whose connections move."""
 
+    def __init__(self, kind: str, optim: str = "sgd", mask: str = "exact") -> None:
+        self.network = network(mask)
+        self.optimizer = OPTIMIZERS[optim](list(self.network.parameters()))
+        layers = dict(self.network.named_modules())
 
-def train_step(made: nn.Module, optimizer: torch.optim.Optimizer, rewiring: Rewiring, step: Step) -> None:
-    """One step, as the learner does it."""
-    optimizer.zero_grad()
-    with rewiring.during(step):
-        F.cross_entropy(made(step.images), step.labels).backward()
-    if not rewiring.instead_of_update(step):
-        optimizer.step()
+        def moments(name: str) -> list[Tensor]:
+            weight = layers[name].weight
+            assert isinstance(weight, Tensor)
+            return [*self.optimizer.state[weight].values()]
+
+        self.rewiring = Rewiring(self.network, moments, kind, seed=5)  # type: ignore[arg-type]
+
+    @property
+    def layers(self) -> list[SparseWeights]:
+        """The masked layers."""
+        return masked(self.network)
+
+    def step(self, step: Step) -> None:
+        """One step, as the learner does it."""
+        if not self.rewire(step):
+            self.optimizer.step()
+
+    def rewire(self, step: Step) -> bool:
+        """The gradients of a step, and its rewiring, without its update."""
+        self.optimizer.zero_grad()
+        with self.rewiring.during(step):
+            F.cross_entropy(self.network(step.images), step.labels).backward()
+        return self.rewiring.instead_of_update(step)
 
 
 # --- exact counts, and nothing left of what went -----------------------------------------------------------------
@@ -96,15 +115,13 @@ def train_step(made: nn.Module, optimizer: torch.optim.Optimizer, rewiring: Rewi
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_over_1000_steps_connections_move_and_their_number_stays(kind: str, optim: str) -> None:
-    made = network()
-    optimizer = OPTIMIZERS[optim](list(made.parameters()))
-    rewiring = rewiring_of(made, optimizer, kind)
+    made = Trained(kind, optim)
     seen: list[set[int]] = [set() for _ in SIZES]
     for step in batches(1000, 0.3, 4):
-        train_step(made, optimizer, rewiring, step)
+        made.step(step)
         if not step.rewired:
             continue
-        for layer, (inputs, outputs, connections), places in zip(masked(made), SIZES, seen, strict=True):
+        for layer, (inputs, outputs, connections), places in zip(made.layers, SIZES, seen, strict=True):
             positions = layer.positions
             assert positions is not None
             assert layer.weight.numel() == positions.numel() == connections
@@ -119,13 +136,11 @@ def test_over_1000_steps_connections_move_and_their_number_stays(kind: str, opti
 
 @pytest.mark.parametrize("mask", ["fixed_fan_in", "exact"])
 def test_srigl_keeps_the_number_of_inputs_of_every_unit(mask: str) -> None:
-    made = network(mask)
-    optimizer = OPTIMIZERS["sgd"](list(made.parameters()))
-    rewiring = rewiring_of(made, optimizer, "srigl")
-    before = [(layer.row_starts.clone(), layer.column_of.clone()) for layer in masked(made)]
+    made = Trained("srigl", mask=mask)
+    before = [(layer.row_starts.clone(), layer.column_of.clone()) for layer in made.layers]
     for step in batches(100, 0.3, 4):
-        train_step(made, optimizer, rewiring, step)
-    for layer, (starts, columns) in zip(masked(made), before, strict=True):
+        made.step(step)
+    for layer, (starts, columns) in zip(made.layers, before, strict=True):
         assert torch.equal(layer.row_starts, starts)
         assert not torch.equal(layer.column_of, columns)
         fan_in = starts.diff()
@@ -135,16 +150,14 @@ def test_srigl_keeps_the_number_of_inputs_of_every_unit(mask: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_what_grows_has_no_weight_and_no_moment_and_what_stays_keeps_its_own(kind: str, optim: str) -> None:
-    made = network()
-    optimizer = OPTIMIZERS[optim](list(made.parameters()))
-    rewiring = rewiring_of(made, optimizer, kind)
+    made = Trained(kind, optim)
 
     def stored() -> list[dict[int, tuple[float, ...]]]:
         """For each layer, the weight and the moments at each position."""
         found = []
-        for layer in masked(made):
+        for layer in made.layers:
             assert layer.positions is not None
-            state = [v for v in optimizer.state[layer.weight].values() if v.shape == layer.weight.shape]
+            state = [v for v in made.optimizer.state[layer.weight].values() if v.shape == layer.weight.shape]
             assert len(state) == {"sgd": 1, "adamw": 2}[optim]
             rows = torch.stack([layer.weight.detach(), *state], 1).tolist()
             found.append(dict(zip(layer.positions.tolist(), map(tuple, rows), strict=True)))
@@ -153,8 +166,7 @@ def test_what_grows_has_no_weight_and_no_moment_and_what_stays_keeps_its_own(kin
     for step in batches(40, 0.3, 4):
         before = stored() if step.rewired else []
         if step.rewired:
-            optimizer.zero_grad()
-            rewire_alone(made, rewiring, step)
+            made.rewire(step)
             for old, new, (_, _, connections) in zip(before, stored(), SIZES, strict=True):
                 grown = new.keys() - old.keys()
                 assert 0 < len(grown) <= round(0.3 * connections)
@@ -163,14 +175,7 @@ def test_what_grows_has_no_weight_and_no_moment_and_what_stays_keeps_its_own(kin
                 weakest = sorted(old, key=lambda position: abs(old[position][0]))[: round(0.3 * connections)]
                 assert old.keys() - new.keys() <= set(weakest)
         else:
-            train_step(made, optimizer, rewiring, step)
-
-
-def rewire_alone(made: nn.Module, rewiring: Rewiring, step: Step) -> None:
-    """The rewiring of a step without its update."""
-    with rewiring.during(step):
-        F.cross_entropy(made(step.images), step.labels).backward()
-    rewiring.instead_of_update(step)
+            made.step(step)
 
 
 # --- against dense matrices and their masks ----------------------------------------------------------------------
@@ -179,8 +184,7 @@ def rewire_alone(made: nn.Module, rewiring: Rewiring, step: Step) -> None:
 class Dense:
     """The same network as full matrices with masks, written down as plainly as can be."""
 
-    def __init__(self, made: nn.Module, optim: str) -> None:
-        layers = masked(made)
+    def __init__(self, layers: list[SparseWeights], optim: str) -> None:
         self.weights = [nn.Parameter(layer.to_dense().detach().clone()) for layer in layers]
         self.masks = [layer.to_dense().detach() != 0 for layer in layers]
         self.biases = [nn.Parameter(layer.bias.detach().clone()) for layer in layers]  # type: ignore[union-attr]
@@ -216,21 +220,19 @@ class Dense:
                 values *= mask & new
 
 
-def assert_same(made: nn.Module, dense: Dense) -> None:
-    for layer, weight, mask in zip(masked(made), dense.weights, dense.masks, strict=True):
+def assert_same(made: Trained, dense: Dense) -> None:
+    for layer, weight, mask in zip(made.layers, dense.weights, dense.masks, strict=True):
         assert torch.equal(layer.positions, mask.flatten().nonzero().squeeze(1))  # type: ignore[arg-type]
         torch.testing.assert_close(layer.to_dense(), weight * mask, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_set_is_what_a_dense_mask_does(optim: str) -> None:
-    made = network()
-    dense = Dense(made, optim)
-    optimizer = OPTIMIZERS[optim](list(made.parameters()))
-    rewiring = rewiring_of(made, optimizer, "set")
-    names = [name for name, layer in made.named_modules() if isinstance(layer, SparseWeights)]
+    made = Trained("set", optim)
+    dense = Dense(made.layers, optim)
+    names = [name for name, layer in made.network.named_modules() if isinstance(layer, SparseWeights)]
     for step in batches(60, 0.3, 5):
-        train_step(made, optimizer, rewiring, step)
+        made.step(step)
 
         def grow(number: int, absent: list[int], gone: list[int], index: int = step.index) -> list[int]:
             generator = torch.Generator().manual_seed(derive(5, "rewire", names[number], index))
@@ -250,10 +252,8 @@ def test_set_is_what_a_dense_mask_does(optim: str) -> None:
 def test_rigl_is_what_a_dense_mask_does(kind: str, optim: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever part of the gradient is computed at once."""
     monkeypatch.setattr(rewire, "SLICE", entries)
-    made = network()
-    dense = Dense(made, optim)
-    optimizer = OPTIMIZERS[optim](list(made.parameters()))
-    rewiring = rewiring_of(made, optimizer, kind)
+    made = Trained(kind, optim)
+    dense = Dense(made.layers, optim)
 
     def grow(number: int, absent: list[int], gone: list[int]) -> list[int]:
         gradient = dense.weights[number].grad
@@ -266,7 +266,7 @@ def test_rigl_is_what_a_dense_mask_does(kind: str, optim: str, entries: int, mon
         return [p for row in lost for p in [p for p in absent if p // columns == row][: lost[row]]]
 
     for step in batches(60, 0.3, 5):
-        train_step(made, optimizer, rewiring, step)
+        made.step(step)
         dense.optimizer.zero_grad()
         dense.loss(step).backward()
         if step.rewired:
@@ -395,11 +395,6 @@ def test_families_say_whether_their_connections_can_move(family: str) -> None:
     modules = list(build(run.config, run.architecture).modules())
     has_masks = any(type(module) is SparseWeights for module in modules)  # hashed weights are shared, and stay
     assert FAMILIES[family].can_rewire == (has_masks and not any(isinstance(m, SparseConv) for m in modules))
-
-
-def test_such_runs_train_by_themselves() -> None:
-    assert why_alone(config_of(["model=sw_mlp", "optim.rewire=rigl"])) == "optim.rewire=rigl trains by itself"
-    assert why_alone(config_of(["model=sw_mlp", "optim.rewire_share=0.1"])) is None
 
 
 def test_only_a_run_that_rewires_keeps_positions_and_has_another_fingerprint() -> None:
