@@ -3,14 +3,29 @@
 The suites are layers, step, loader, train and pack; each yields the cases (``Case``) that ``measure`` compares.
 """
 
+from collections.abc import Iterator
+
 from mixersweep.bench.harness import Case, measure, verdict
 from mixersweep.bench.layers import layer_cases
 from mixersweep.bench.loader import loader_cases
 from mixersweep.bench.pack import pack_cases
 from mixersweep.bench.step import step_cases
+from mixersweep.bench.structures import structure_cases
 from mixersweep.bench.train import train_cases
 
-SUITES = {"layers": layer_cases, "step": step_cases, "loader": loader_cases, "train": train_cases, "pack": pack_cases}
+
+def _layers_and_structures(everything: bool) -> Iterator[Case]:
+    yield from layer_cases(everything)
+    yield from structure_cases()
+
+
+SUITES = {
+    "layers": _layers_and_structures,
+    "step": step_cases,
+    "loader": loader_cases,
+    "train": train_cases,
+    "pack": pack_cases,
+}
 
 __all__ = [
     "SUITES",
@@ -20,6 +35,7 @@ __all__ = [
     "measure",
     "pack_cases",
     "step_cases",
+    "structure_cases",
     "train_cases",
     "verdict",
 ]

@@ -125,7 +125,7 @@ class DenseLayer:
         """Set it up on a device."""
         layer = nn.Linear(self.width, self.width, device=device)
         x = torch.randn(self.rows, self.width, device=device)
-        run = _forward_and_backward(layer, x, lambda x: self.linear(x, layer.weight, layer.bias))
+        run = forward_and_backward(layer, x, lambda x: self.linear(x, layer.weight, layer.bias))
         return run if self.routine is None else partial(_run_with, self.routine, run)
 
 
@@ -141,7 +141,7 @@ class LeftProduct:
         """Set it up on a device."""
         layer = nn.Linear(self.width, self.width, device=device)
         x = torch.randn(self.width, self.columns, device=device)
-        return _forward_and_backward(layer, x, lambda x: self.multiply(layer.weight, x, layer.bias[:, None]))
+        return forward_and_backward(layer, x, lambda x: self.multiply(layer.weight, x, layer.bias[:, None]))
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class SparseLayer:
         layer = SparseWeights(self.width, self.width, positions, bias=False, storage=self.storage)  # type: ignore[arg-type]
         layer.initialize(generator)
         layer.to(device)
-        return _forward_and_backward(
+        return forward_and_backward(
             layer, torch.randn(self.width, self.batch_size, device=device), partial(layer, features_first=True)
         )
 
@@ -256,7 +256,7 @@ class MaskedDense:
         """Set it up on a device."""
         generator = torch.Generator().manual_seed(0)
         layer = _Masked(self.width, draw_mask(self.width, self.width, self.connections, "exact", generator))
-        return _forward_and_backward(layer.to(device), torch.randn(BATCH, self.width, device=device))
+        return forward_and_backward(layer.to(device), torch.randn(BATCH, self.width, device=device))
 
 
 class _Masked(nn.Module):
@@ -305,7 +305,7 @@ class Block:
         initialize(block, 0)
         block.to(device)
         x = torch.randn(self.tokens, BATCH, self.channels, device=device)
-        return _forward_and_backward(block, x, torch.compile(block) if self.compiled else None)
+        return forward_and_backward(block, x, torch.compile(block) if self.compiled else None)
 
     def _run(self) -> Run:
         sizes = [f"tokens={self.tokens}", f"channels={self.channels}", "depth=1", "model.stem=resize"]
@@ -330,10 +330,10 @@ class TimmBlock:
         ratios = (2 * self.tokens / self.channels, 2.0)  # timm gives the hidden tokens as a multiple of the channels
         block = TimmMixerBlock(self.channels, self.tokens, mlp_ratio=ratios).to(device)
         x = torch.randn(BATCH, self.tokens, self.channels, device=device)
-        return _forward_and_backward(block, x, torch.compile(block) if self.compiled else None)
+        return forward_and_backward(block, x, torch.compile(block) if self.compiled else None)
 
 
-def _forward_and_backward(
+def forward_and_backward(
     layer: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[], object]:
     """Return a function that runs ``forward``, by default the layer itself, and its backward pass.

@@ -53,3 +53,10 @@ def look_of(name: str) -> FamilyLook | None:
 def order_of(name: str) -> int:
     """The rank of a family in tables and legends, from 0; unknown names come last."""
     return list(FAMILIES).index(name) if name in FAMILIES else len(FAMILIES)
+
+
+def matrix_rank_of(name: str, width: int, connections: int) -> int:
+    """The rank of a layer's matrix in a family (``Family.matrix_rank``); the width for an unknown name."""
+    family: Any = FAMILIES.get(name)
+    rank: int = width if family is None else family.matrix_rank(width, connections)
+    return rank

@@ -132,6 +132,12 @@ class Family(ABC):
     can_rewire: ClassVar[bool] = False
     """Whether its weights are masked layers whose connections may move (``optim.rewire``)."""
 
+    @classmethod
+    def matrix_rank(cls, width: int, connections: int) -> int:
+        """The rank that a mixing layer's effective matrix has, up to chance: by default the full one."""
+        del connections
+        return width
+
     # --- the cost of training ---------------------------------------------------------------------------------------
 
     @abstractmethod

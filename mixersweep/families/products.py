@@ -71,9 +71,14 @@ class LowRank(ProductMLP):
         del outputs, generator, plane
         return layers.LowRank(inputs, self.factored.rank(inputs, connections), bias=self.bias)
 
+    @classmethod
+    def matrix_rank(cls, width: int, connections: int) -> int:
+        """The rank of U Vᵀ, without the diagonal."""
+        return cls.factored.rank(width, connections)
+
     def inner(self, a: Architecture) -> float:
         """The rank."""
-        return self.factored.rank(a.width, int(a.connections))
+        return self.matrix_rank(a.width, int(a.connections))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,19 @@
-"""Draw and save a figure of a report: one panel, a legend of its own lines above, one of published lines below."""
+"""Draw and save a figure of a report: one panel, a legend of its own lines above, one of published lines below.
+
+Also what all figures say of seeds: the interval of a mean over them, and the words for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from mixersweep.figures import frame, save
+from mixersweep.report.caveats import CellStatistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,3 +66,30 @@ def _legends(drawing: Drawing, axes: Axes) -> int:
         drawing.legend([handles[number] for number in chosen], names, loc=position, ncols=columns, **style)
         rows += -(-len(chosen) // columns)
     return rows
+
+
+FEWEST_SEEDS = 3
+"""The fewest seeds with an interval."""
+
+
+def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95% interval of a mean over seeds by Student's t; None below ``FEWEST_SEEDS``."""
+    from scipy.stats import t as student
+
+    n = len(values)
+    if n < FEWEST_SEEDS:
+        return None
+    half = float(student.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / n**0.5
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def describe_seeds(cells: Sequence[CellStatistics], without_bands: bool = False) -> str:
+    """How many seeds each point has, and what its band is."""
+    counts = sorted({len(cell.rows) for cell in cells})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    text = f"{seeds} seed{'s' if counts[-1] > 1 else ''} per point, each a dot"
+    if without_bands:
+        return text
+    if counts[-1] >= FEWEST_SEEDS:
+        return text + "; bands are 95% intervals of the mean over seeds (Student's t)"
+    return text + ("; too few for a band" if counts[-1] > 1 else ", so there is no band")

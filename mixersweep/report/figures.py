@@ -16,11 +16,12 @@ import numpy as np
 
 from mixersweep.figures import INK, framed, looks, scaled
 from mixersweep.report.axes import X_AXES, Axis, x_axis, y_axis
-from mixersweep.report.canvas import Figure, saved
+from mixersweep.report.canvas import Figure, describe_seeds, interval_of_mean, saved
 from mixersweep.report.caveats import CellStatistics
 from mixersweep.report.published import Published, held_otherwise, published
 from mixersweep.report.recipe import Comparison, Row
 from mixersweep.report.statistics import Statistics
+from mixersweep.report.structures import FEWEST, draw_structures
 from mixersweep.report.table import curve
 from mixersweep.runs.state import State
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 CURVES = 24
 """The most training curves in one figure."""
 
-BAND_SEEDS = 3
 LOSSES = ("test_loss", "train_loss")
 
 
@@ -79,6 +79,8 @@ def draw(all_statistics: Sequence[Statistics], out: Path | None, x: str, y: str,
             gallery.figures.append(saved(name, title, out, drawn))
         except NotShown as reason:
             gallery.left_out[name] = str(reason)
+    if len(main.comparison.variants) >= FEWEST:
+        gallery.figures.insert(1, draw_structures(main, y_axis(y), f"structure_vs_{y}", out))
     return gallery
 
 
@@ -138,7 +140,7 @@ class Artist:
         framed(axes, [*shown, *(v for series in overlay for v in series.y)])
         axes.set_ylabel(self.y.label)
         dataset = statistics.comparison.fixed.get("data.name")
-        caption = f"{_sentence(self.y.label)} against {axis.label}; {_describe_seeds(statistics.cells, x in MEASURED)}."
+        caption = f"{_sentence(self.y.label)} against {axis.label}; {describe_seeds(statistics.cells, x in MEASURED)}."
         if overlay:
             sets = ", ".join(sorted({series.dataset for series in overlay}))
             caption += f" Dashed and hollow: published curves on {sets}; the runs here are on {dataset}."
@@ -254,7 +256,7 @@ class Artist:
         if measured:  # measured values have no order that a line could follow
             style["linestyle"] = "none"
         axes.plot(xs, means, label=_line_label(label, branch), zorder=4, **style)
-        bands = [None if measured else _band(v) for v in values]
+        bands = [None if measured else interval_of_mean(v) for v in values]
         low, high = zip(*(band or (np.nan, np.nan) for band in bands), strict=True)
         axes.fill_between(xs, low, high, where=np.isfinite(low), color=look.colour, alpha=0.15, linewidth=0, zorder=2)
         for number, (x, own, (_, cell)) in enumerate(zip(xs, values, points, strict=True)):
@@ -311,30 +313,9 @@ def _points(axis: Axis, cells: Sequence[CellStatistics]) -> list[tuple[float, Ce
     return sorted(points, key=lambda point: point[0])
 
 
-def _band(values: Sequence[float]) -> tuple[float, float] | None:
-    from scipy.stats import t as student
-
-    n = len(values)
-    if n < BAND_SEEDS:
-        return None
-    half = float(student.ppf(0.975, n - 1)) * float(np.std(values, ddof=1)) / n**0.5
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
-
-
 def _one_variable(comparison: Comparison) -> bool:
     mixers = [row for row in comparison.rows if row["shape"]]
     return bool(mixers) and all(row["expansion"] == 1 for row in mixers) and comparison.budget == "connections"
-
-
-def _describe_seeds(cells: Sequence[CellStatistics], without_bands: bool) -> str:
-    counts = sorted({len(cell.rows) for cell in cells})
-    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    text = f"{seeds} seed{'s' if counts[-1] > 1 else ''} per point, each a dot"
-    if without_bands:
-        return text
-    if counts[-1] >= BAND_SEEDS:
-        return text + "; bands are 95% intervals of the mean over seeds (Student's t)"
-    return text + ("; too few for a band" if counts[-1] > 1 else ", so there is no band")
 
 
 def _sentence(label: str) -> str:

@@ -20,8 +20,12 @@ from mixersweep.bench.layers import (
     gemm,
 )
 from mixersweep.bench.step import Step
+from mixersweep.bench.structures import SETTINGS, SIZES, WIDEST_DENSE, StructuredLayer, structure_cases
 from mixersweep.cli import main
 from mixersweep.cli.bench import describe_verdict
+from mixersweep.compose import config_of
+from mixersweep.families import FAMILIES
+from mixersweep.families.mlps import MLPFamily
 from mixersweep.layers import product
 from mixersweep.training import timing
 
@@ -206,6 +210,34 @@ def test_a_sparse_layer_and_its_alternative_are_the_same_map() -> None:
 
     one, other = (draw_mask(64, 64, 256, "exact", torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(one, other)
+
+
+def test_every_structure_is_compared_with_dense_layers_of_its_flops_and_of_its_shape() -> None:
+    cases = list(structure_cases())
+    sparse = {name for name, family in FAMILIES.items() if issubclass(family, MLPFamily)} - {"mlp"}
+    assert {case.sizes["model"] for case in cases} == sparse
+    for name in sparse:
+        for setting in SETTINGS.get(name, (None,)):
+            own = [c for c in cases if (c.sizes["model"], c.sizes["setting"]) == (name, setting)]
+            by_flops = [c for c in own if c.benchmark == "structure_vs_same_flops"]
+            by_shape = [c for c in own if c.benchmark == "structure_vs_same_shape"]
+            assert len(by_flops) == len(SIZES)
+            assert [c.sizes for c in by_shape] == [c.sizes for c in by_flops if c.sizes["width"] <= WIDEST_DENSE]
+            for case, (_, connections) in zip(by_flops, SIZES, strict=True):
+                assert case.sizes["connections"] == pytest.approx(connections, rel=0.02)
+                assert case.scale * case.reference.width**2 == pytest.approx(case.sizes["connections"])
+            assert all(case.reference.width == case.sizes["width"] for case in by_shape)
+
+
+@pytest.mark.parametrize("name", ["sw_mlp", "hashed", "block_diagonal", "btt", "butterfly", "low_rank"])
+def test_a_structured_layer_does_the_multiply_adds_that_its_case_says(name: str) -> None:
+    sizes = ["connections=1920"] if name in ("btt", "butterfly") else ["width=120", "connections=1800"]
+    layer = StructuredLayer(config_of([f"model={name}", *sizes]), batch_size=4)
+    built = layer.layer()
+    assert (built.in_width, built.out_width, built.connections) == (layer.width, layer.width, layer.connections)
+    once, again = layer(CPU)(), layer(CPU)()
+    assert len(once) == len(again) == 1 + len(list(built.parameters()))
+    assert all(bool(one.isfinite().all()) and bool((one != 0).any()) for one in once)
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import get_args
 
 import pytest
+import torch
 
 from mixersweep.compose import config_of
 from mixersweep.errors import UserError
-from mixersweep.families import FAMILIES, look_of, order_of
+from mixersweep.families import FAMILIES, look_of, matrix_rank_of, order_of
 from mixersweep.families.base import Colour, Dash, Marker
 from mixersweep.figures.palette import COLOURS, DASHES, SHAPES, SPARE, looks
+from mixersweep.layers import LowRank, linear_maps
 from mixersweep.models import build
 from mixersweep.models.parts import Block
 from mixersweep.runs import solve
@@ -64,3 +66,24 @@ def test_a_family_that_is_not_here_has_a_spare_look_and_comes_last() -> None:
 def test_settings_that_no_network_of_a_depth_can_have_are_the_familys_to_refuse() -> None:
     with pytest.raises(UserError, match=r"random_blocks=\[4\]: depth=4 has the blocks 0 to 3"):
         config_of(["model=rp_s_mixer", "depth=4", "model.random_blocks=[4]"])
+
+
+OF_RANK = ("s_mixer", "monarch", "sw_mlp", "hashed", "block_diagonal", "btt", "butterfly", "low_rank", "mlp")
+
+
+@pytest.mark.parametrize("name", OF_RANK)
+def test_its_rank_is_that_of_its_matrices(name: str) -> None:
+    sizes = SMALL.get(name, SIZES if "mixer" in name or name == "monarch" else ["connections=400", "width=auto"])
+    run = solve(config_of([f"model={name}", "data=digits", *sizes]))
+    a = run.architecture
+    maps = [m for m in linear_maps(build(run.config, a)) if (m.in_width, m.out_width) == (a.width, a.width)]
+    assert maps
+    for layer in maps:
+        matrix = layer.to_dense().detach()
+        if isinstance(layer, LowRank):
+            matrix = matrix - torch.diag(layer.factors[1].weight.detach()[:, -1])
+        assert torch.linalg.matrix_rank(matrix) == matrix_rank_of(name, a.width, int(a.connections))
+
+
+def test_of_a_family_that_is_not_here_the_rank_is_full() -> None:
+    assert matrix_rank_of("elsewhere", 100, 1000) == 100

@@ -11,13 +11,16 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from mixersweep.config import architecture
 from mixersweep.errors import UserError
+from mixersweep.families import FAMILIES
+from mixersweep.families.base import BlockFamily
+from mixersweep.kinds import MaskKind
 from mixersweep.paths import config_dir
 from mixersweep.runs import Run
 from mixersweep.sweeps.expand import Expansion, expand
@@ -55,6 +58,13 @@ RUNS: dict[str, dict[str, int]] = {
     "readouts": {"s_mixer": 120, "rp_s_mixer": 120, "pk": 120, "sw_mlp": 160, "mlp": 30},
     "no_effect": {"sw_mlp": 30},
     "known_effect": {"sw_mlp": 25},
+    **dict.fromkeys(
+        ("structures", "structures_flops", "structures_parameters"),
+        {"s_mixer": 5, "rp_s_mixer": 5, "pk": 10, "monarch": 10, "sw_mlp": 80, "hashed": 10}
+        | {"block_diagonal": 20, "low_rank": 10, "btt": 10, "butterfly": 10, "mlp": 5},
+    ),
+    "expansion_width": {"sw_mlp": 100},
+    "rewire": {"sw_mlp": 75},
 }
 """The presets, and how many runs of each family they have; runs of a search not counted."""
 
@@ -68,6 +78,11 @@ OWN = (
     "fashion_mnist_wide",
     "no_effect",
     "known_effect",
+    "structures",
+    "structures_flops",
+    "structures_parameters",
+    "expansion_width",
+    "rewire",
 )
 """Experiments that no paper has printed: each searches its learning rates."""
 
@@ -470,6 +485,51 @@ def test_where_an_effect_is_known_wider_networks_see_more_of_the_image_and_nothi
     assert min(a.mean_fan_in for a in sizes) == 4
 
 
+TOURNAMENTS = {
+    "structures": ("connections_real", 18_432),
+    "structures_flops": ("flops_per_image", 165_120),
+    "structures_parameters": ("weights_real", 2_080),
+}
+"""What each tournament of structures holds, and how many of them."""
+
+
+@pytest.mark.parametrize("name", TOURNAMENTS)
+def test_a_tournament_has_every_structure_at_one_budget_and_one_readout(presets: dict, name: str) -> None:
+    runs = runs_of(presets, name)
+    held, wanted = TOURNAMENTS[name]
+    assert {abs(value_of(run, held) / wanted - 1) <= 0.02 for run in runs} == {True}
+    assert len(column(runs, "model.head", "model.readout_dimension")) == 1
+    assert column(runs, "mixing_layers") == [4]
+    with_hidden_layers = {family for family in FAMILIES if family == "rp_mixer" or family.startswith("mixer")}
+    blocks = {family for family, kind in FAMILIES.items() if issubclass(kind, BlockFamily)}
+    assert set(column(runs, "model")) == blocks - with_hidden_layers
+    masks = [run for run in runs if run.config.model.name == "sw_mlp"]
+    assert set(column(masks, "model.mask")) == set(get_args(MaskKind)) - {"bernoulli"}
+
+
+def test_the_tournaments_mixers_have_square_layers_and_no_skip(presets: dict) -> None:
+    for name in ("structures", "structures_flops"):
+        mixers = [run for run in runs_of(presets, name) if run.architecture.tokens]
+        assert column(mixers, "tokens", "patches", "channels", "skip_parameters") == [(64, 64, 8, 0)]
+    assert {run.architecture.skip_parameters for run in runs_of(presets, "structures_parameters")} == {0}
+
+
+def test_expansion_multiplies_the_units_of_a_dense_network(presets: dict) -> None:
+    runs = runs_of(presets, "expansion_width")
+    for mask, factors in (("expansion", (1, 2, 4, 8)), ("degree_regular", (2, 4, 8)), ("exact", (2, 4, 8))):
+        sizes = [(value_of(r, "connections"), value_of(r, "width")) for r in runs if r.config.model.mask == mask]
+        assert sizes == [(dense**2, factor * dense) for dense in (64, 128) for factor in factors]
+
+
+def test_what_moves_stands_beside_what_stays_at_three_densities(presets: dict) -> None:
+    runs = runs_of(presets, "rewire")
+    ways = [("exact", way) for way in ("none", "set", "rigl")]
+    ways += [("fixed_fan_in", way) for way in ("none", "srigl")]
+    found = Counter((r.config.model.mask, r.config.optim.rewire, round(value_of(r, "density"), 2)) for r in runs)
+    assert found == Counter((*way, density) for way in ways for density in (0.1, 0.05, 0.02))
+    assert column(runs, "connections") == [2**14]
+
+
 @pytest.mark.parametrize("name", sorted(name for name in RUNS if name.startswith("fig")))
 def test_a_preset_of_the_papers_says_what_its_mixers_have_beside_the_formula(presets: dict, name: str) -> None:
     """Where first layer and skip make more than 2% of difference, which integers make anyway."""
@@ -490,6 +550,7 @@ def test_a_preset_of_the_papers_says_what_its_mixers_have_beside_the_formula(pre
 FIXED_SIZES = ("fig2_cka", "fig2_monarch", "table1_beta_lasso", "table1_imagenet", "tableS3_cost", "golubeva_mlp")
 FIXED_SIZES = (*FIXED_SIZES, "golubeva_resnet18", "matched_parameters", "figS1_spectrum")
 FIXED_SIZES = (*FIXED_SIZES, "fashion_mnist_parameters", "fashion_mnist_wide", "no_effect", "known_effect")
+FIXED_SIZES = (*FIXED_SIZES, "structures", "structures_flops", "structures_parameters", "expansion_width")
 """What does not hold a number of connections that may be another; their files say how they become small."""
 
 
