@@ -28,7 +28,7 @@ from mixersweep.sweeps.many import Progress, map_parallel, summarise
 from mixersweep.sweeps.outcome import error_of, outcome_line, state_of
 from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
-from mixersweep.tracking.job import describe_mirroring
+from mixersweep.tracking.job import describe_mirroring, describe_page, page_file
 from mixersweep.training.refusal import refuse
 
 HELD_SECONDS = 5.0
@@ -60,12 +60,36 @@ def sweep(arguments: Sequence[str], stop: StopRequest, report: Report, on_comple
     return active.exit_code
 
 
+class _PageWatch:
+    """A request to stop whose check also reports the page of the sweep at W&B, once, when a mirror has written it."""
+
+    def __init__(self, stop: StopRequest, page: Path, report: Report) -> None:
+        self._stop, self._page, self._report = stop, page, report
+        self._earlier = self._written()
+        self.has_reported = False
+
+    def check(self) -> None:
+        """Raise ``RunStopped`` if a signal has arrived."""
+        self._stop.check()
+        if not self.has_reported and self._written() not in (None, self._earlier):
+            self.has_reported = True
+            self._report(describe_page(self._page.read_text()))
+
+    def _written(self) -> int | None:
+        """Return when the page was written, None if never."""
+        try:
+            return self._page.stat().st_mtime_ns
+        except OSError:
+            return None
+
+
 class _ActiveSweep:
     """A sweep in progress; ``expansion`` is updated as searches choose learning rates."""
 
     def __init__(self, arguments: Sequence[str], stop: StopRequest, report: Report) -> None:
-        self._arguments, self._stop, self._report = list(arguments), stop, report
+        self._arguments, self._report = list(arguments), report
         self.expansion: Expansion = resolve_auto(expand(self._arguments, multirun=True))
+        self._stop = _PageWatch(stop, page_file(self.expansion.folder), report)
         settings = self.expansion.launcher
         self._launcher = module_of(settings["name"]).launcher(settings, self.expansion.folder)
         self._launched: set[Path] = set()
@@ -218,7 +242,7 @@ class _ActiveSweep:
             if search.lr is not None:
                 self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
         settled = [path for path in sorted(self._launched) if state_of(path) not in (State.QUEUED, State.RUNNING)]
-        for text in describe_mirroring(settled):
+        for text in describe_mirroring(settled, with_page=not self._stop.has_reported):
             self._report(text)
 
     def _distinct_points(self) -> list[Point]:

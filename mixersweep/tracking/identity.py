@@ -41,6 +41,11 @@ _SWEEP, _RUN, _VALUES = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PAT
 """The variables that ``wandb agent`` sets for each run that it starts, besides project and entity."""
 
 
+def project_of(run_url: str) -> str:
+    """The URL of the project of a run at W&B."""
+    return run_url.rpartition("/runs/")[0]
+
+
 @dataclass(frozen=True)
 class Destination:
     """Where a run goes at W&B; an ``entity`` of None is the default one of the API key."""

@@ -22,21 +22,33 @@ from mixersweep.config.schema import Tracking
 from mixersweep.errors import MixersweepError
 from mixersweep.runs import RunDirectory
 from mixersweep.tracking import processes
-from mixersweep.tracking.identity import HANDED_OVER, LOG, MIRRORED, OFFLINE, PAGE_PREFIX, RESULT_PREFIX
+from mixersweep.tracking.identity import (
+    HANDED_OVER,
+    LOG,
+    MIRRORED,
+    OFFLINE,
+    PAGE_PREFIX,
+    RESULT_PREFIX,
+    project_of,
+)
 
 PIPE = "MIXERSWEEP_MIRROR_PIPE"
 """The variable with the pipe to the mirror of the job, as ``descriptor:inode``."""
+
+PAGE_FILE = "page.txt"
+"""The file, in ``RUNS_DIR/.sweeps/NAME/wandb/``, with the URL of the project at W&B that the sweep's runs went to."""
 
 NAMED = 3
 """The most runs to name that are not fully mirrored."""
 
 
 @contextmanager
-def mirror_of_job(run_dirs: Sequence[Path], report: Callable[[str], None]) -> Iterator[int | None]:
+def mirror_of_job(run_dirs: Sequence[Path], folder: Path, report: Callable[[str], None]) -> Iterator[int | None]:
     """Mirror the runs of a job from one process; yields the pipe through which their trainings hand over, or None.
 
-    It is None where the first run has ``tracking=none``, or where the process cannot be started: then trainings mirror
-    for themselves. Afterwards this waits at most ``tracking.timeout`` seconds, and no process is left behind.
+    The process writes the URL of the runs' project at W&B into the sweep's ``folder``. The pipe is None where the first
+    run has ``tracking=none``, or where the process cannot be started: then trainings mirror for themselves. Afterwards
+    this waits at most ``tracking.timeout`` seconds, and no process is left behind.
     """
     first = run_dirs[0]
     try:
@@ -49,7 +61,7 @@ def mirror_of_job(run_dirs: Sequence[Path], report: Callable[[str], None]) -> It
     reading, writing = os.pipe()
     process = None
     try:
-        command = [sys.executable, "-m", "mixersweep.tracking", str(first)]
+        command = [sys.executable, "-m", "mixersweep.tracking", str(first), f"--page={page_file(folder)}"]
         process, _ = processes.start(command, first / "wandb" / LOG, pipe=reading)
     except OSError as error:
         report(f"W&B: no mirror of the job ({error})")
@@ -103,7 +115,17 @@ def announcement(runs: Mapping[Path, Tracking]) -> str:
     return json.dumps({"pid": os.getpid(), "runs": settings}) + "\n"
 
 
-def describe_mirroring(run_dirs: Iterable[Path]) -> list[str]:
+def page_file(folder: Path) -> Path:
+    """The file in a sweep's folder with the URL of the project at W&B."""
+    return folder / "wandb" / PAGE_FILE
+
+
+def describe_page(project: str) -> str:
+    """The line that tells a person the URL of a sweep's project at W&B."""
+    return f"W&B: {project}"
+
+
+def describe_mirroring(run_dirs: Iterable[Path], *, with_page: bool = True) -> list[str]:
     """Describe in a few lines what became of the mirroring of runs: the page, what is offline, what is not mirrored."""
     found: dict[str, str] = {}
     page = None
@@ -112,7 +134,7 @@ def describe_mirroring(run_dirs: Iterable[Path]) -> list[str]:
         if result is not None:
             found[run_dir.name] = "its mirror has not finished" if result == HANDED_OVER else result
         page = page or url
-    lines = [] if page is None else [f"W&B: {page.rpartition('/runs/')[0]}"]
+    lines = [describe_page(project_of(page))] if page is not None and with_page else []
     if offline := sum(result == OFFLINE for result in found.values()):
         lines.append(f"W&B: {offline} of {len(found)} runs are written offline; `mixersweep wandb sync` sends them")
     problems = {name: text for name, text in found.items() if text not in (MIRRORED, OFFLINE)}
