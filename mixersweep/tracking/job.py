@@ -39,7 +39,7 @@ PAGE_FILE = "page.txt"
 """The file, in ``RUNS_DIR/.sweeps/NAME/wandb/``, with the URL of the project at W&B that the sweep's runs went to."""
 
 NAMED = 3
-"""The most runs to name that are not fully mirrored."""
+"""The most reasons to give why runs are not fully mirrored."""
 
 
 @contextmanager
@@ -137,10 +137,18 @@ def describe_mirroring(run_dirs: Iterable[Path], *, with_page: bool = True) -> l
     lines = [describe_page(project_of(page))] if page is not None and with_page else []
     if offline := sum(result == OFFLINE for result in found.values()):
         lines.append(f"W&B: {offline} of {len(found)} runs are written offline; `mixersweep wandb sync` sends them")
-    problems = {name: text for name, text in found.items() if text not in (MIRRORED, OFFLINE)}
-    if problems:
-        named = "; ".join(f"{name}: {text.partition('; `')[0]}" for name, text in list(problems.items())[:NAMED])
-        more = f"; and {len(problems) - NAMED} others" if len(problems) > NAMED else ""
-        count = f"{len(problems)} of {len(found)} runs"
-        lines.append(f"W&B: {count} not fully mirrored ({named}{more}); `mixersweep wandb sync` sends them")
+    reasons: dict[str, list[str]] = {}
+    for name, text in found.items():
+        if text not in (MIRRORED, OFFLINE):
+            reasons.setdefault(text.partition("; `")[0], []).append(name)
+    if reasons:
+        parts = [f"{names[0]}{_and_others(len(names) - 1)}: {reason}" for reason, names in reasons.items()]
+        more = sum(map(len, list(reasons.values())[NAMED:]))
+        count = f"{sum(map(len, reasons.values()))} of {len(found)} runs"
+        named = "; ".join([*parts[:NAMED], *([f"and {more} others"] if more else [])])
+        lines.append(f"W&B: {count} not fully mirrored ({named}); `mixersweep wandb sync` sends them")
     return lines
+
+
+def _and_others(count: int) -> str:
+    return f" and {count} other{'s' * (count > 1)}" if count else ""

@@ -31,7 +31,7 @@ from mixersweep.errors import FAILED
 from mixersweep.runs import RunDirectory, read_status
 from mixersweep.runs.files import write_text
 from mixersweep.runs.state import State
-from mixersweep.tracking.client import TrainingRun, first_line, remove_client_files
+from mixersweep.tracking.client import TrainingRun, first_line, lacks_key, remove_client_files
 from mixersweep.tracking.identity import (
     LOG,
     MIRRORED,
@@ -233,7 +233,9 @@ class _Mirrored(threading.Thread):
         """Open the run online, or in files where there is no key; returns None and the reason without an answer."""
         try:
             return self._open(directory, None), None
-        except UsageError:
+        except UsageError as error:
+            if not lacks_key(error):
+                return None, f"{first_line(error)}{TO_SYNC}"
             return self._open(directory, "offline"), None
         except CommError as error:
             return None, f"{first_line(error)}{TO_SYNC}"

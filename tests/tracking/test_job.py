@@ -16,7 +16,7 @@ import pytest
 from mixersweep import tracking
 from mixersweep.runs import RunDirectory, hold, read_status
 from mixersweep.tracking import job
-from mixersweep.tracking.identity import OFFLINE, RESULT_PREFIX
+from mixersweep.tracking.identity import MIRRORED, OFFLINE, RESULT_PREFIX
 from tests.speed import HANGS
 from tests.tracking.loopback import Loopback
 from tests.tracking.training import (
@@ -167,6 +167,15 @@ def test_a_sweep_says_once_what_became_of_its_runs(tmp_path: Path, home: Path) -
     assert line == "mixersweep: W&B: 2 of 2 runs are written offline; `mixersweep wandb sync` sends them"
     logs = list((tmp_path / "runs").glob("*/wandb/mirror.log"))
     assert [log.read_text().splitlines()[-1] for log in logs] == [f"{RESULT_PREFIX}{OFFLINE}"] * 2
+
+
+def test_a_reason_that_runs_share_is_given_once(tmp_path: Path) -> None:
+    results = {"a": "refused", "b": "no answer; `mixersweep wandb sync` sends it", "c": "refused", "d": MIRRORED}
+    for name, text in results.items():
+        (tmp_path / name / "wandb").mkdir(parents=True)
+        (tmp_path / name / "wandb" / "mirror.log").write_text(f"{RESULT_PREFIX}{text}\n")
+    reasons = "(a and 1 other: refused; b: no answer); `mixersweep wandb sync` sends them"
+    assert job.describe_mirroring(sorted(tmp_path.iterdir())) == [f"W&B: 3 of 4 runs not fully mirrored {reasons}"]
 
 
 def test_a_sweep_says_its_page_once_and_as_soon_as_it_is_known(tmp_path: Path, server: Loopback) -> None:
