@@ -11,10 +11,10 @@ import pytest
 
 from mixersweep.runs import Status, set_status
 from mixersweep.runs.state import State
-from tests.slurm.cluster import frozen, listed, missing, slurm, status, until
+from tests.slurm.cluster import frozen, job_log, listed, missing, slurm, status, until
 from tests.slurm.test_slurm import HELD, ROOT, SLURM, idle, run_of, tiny
 from tests.speed import HANGS
-from tests.sweeps.commands import run, start, states
+from tests.sweeps.commands import numbers, rows, run, start, states
 
 __all__ = ["idle", "tiny"]
 
@@ -131,6 +131,41 @@ def test_preempted_says_who_goes_on(tmp_path: Path, tiny: list[str]) -> None:
         "0": "completed",
         "1": "preempted",
     }
+
+
+def test_a_job_goes_on_by_itself_until_it_was_stopped_too_often_without_coming_further(
+    tmp_path: Path, tiny: list[str]
+) -> None:
+    """A run that stands still saves nothing before its job has to decide: twice it is requeued, and then no more."""
+    assert run(tmp_path, *tiny, "seed=0", "runs_dir=alone").returncode == 0
+    saving = ["checkpoint.every=1000", "checkpoint.minutes=null"]
+    sweep = [*tiny, *SLURM, *saving, "hydra.launcher.requeues=2", "hydra.launcher.grace=2", "seed=0"]
+    process = start(tmp_path, *sweep)
+    path = run_of(tmp_path / "runs", 0)
+    stop(path, "USR1", answer="requeued")
+    stop(path, "TERM", answer="requeued")
+    job = stop(path, "USR2", answer="not requeued; raise hydra.launcher.time")
+    _, err = process.communicate(timeout=HANGS)
+    assert process.returncode == 1
+    reason = f"job {job} was stopped 3 times without coming further: not requeued"
+    assert reason in err
+    line = lines(tmp_path)["0"]
+    assert line["state"] == "preempted" and reason in str(line["error"])
+    assert str(line["next"]).endswith("the same command goes on")
+    said = job_log(tmp_path / "runs", job)
+    assert said.count(f"job {job} requeued") == 2 and "requeued 2 times before" in said
+    assert run(tmp_path, *sweep).returncode == 0
+    assert numbers(tmp_path / "runs") == numbers(tmp_path / "alone")
+
+
+def stop(run_dir: Path, signal: str, answer: str) -> str:
+    """Send a signal to the job of a run that stands still until the job has said so much; returns the job."""
+    with frozen(run_dir, after=len(rows(run_dir)) + 1) as (job,):
+        before = len(job_log(run_dir.parent, job))
+        slurm("scancel", f"--signal={signal}", job)
+        until(lambda: answer in job_log(run_dir.parent, job)[before:])
+    until(lambda: status(run_dir)["state"] != "running")
+    return job
 
 
 def test_a_submitter_that_dies_right_after_sbatch(
