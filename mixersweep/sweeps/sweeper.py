@@ -28,7 +28,7 @@ from mixersweep.sweeps.many import Progress, map_parallel, summarise
 from mixersweep.sweeps.outcome import error_of, outcome_line, state_of
 from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
-from mixersweep.tracking.job import describe_mirroring, describe_page, page_file
+from mixersweep.tracking.job import describe_mirroring, describe_page, page_file, wait_for_results
 from mixersweep.training.refusal import refuse
 
 HELD_SECONDS = 5.0
@@ -51,6 +51,7 @@ def sweep(arguments: Sequence[str], stop: StopRequest, report: Report, on_comple
     try:
         while active.launch() or active.wait_for_held():
             pass
+        active.wait_for_mirrors()
     finally:
         for point in active.runs:
             if _state_of(point) is State.COMPLETED and point.run_dir is not None:
@@ -202,6 +203,11 @@ class _ActiveSweep:
             time.sleep(0.1)
         return False
 
+    def wait_for_mirrors(self) -> None:
+        """Wait for what the runs that have ended still have to send to W&B, at most ``tracking.timeout`` seconds."""
+        timeouts = [point.config.tracking.timeout for point in self.runs if point.config is not None]
+        wait_for_results(self._settled(), max(timeouts, default=0.0), self._stop.check)
+
     def _write_records(self) -> None:
         """Write ``sweep.json`` (command and runs) and ``search.json`` (results of searches) if they have changed."""
         folder, searches = self.expansion.folder, self.expansion.searches
@@ -241,9 +247,12 @@ class _ActiveSweep:
         for search in self.expansion.searches:
             if search.lr is not None:
                 self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
-        settled = [path for path in sorted(self._launched) if state_of(path) not in (State.QUEUED, State.RUNNING)]
-        for text in describe_mirroring(settled, with_page=not self._stop.has_reported):
+        for text in describe_mirroring(self._settled(), with_page=not self._stop.has_reported):
             self._report(text)
+
+    def _settled(self) -> list[Path]:
+        """Return the launched runs that no process trains any more."""
+        return [path for path in sorted(self._launched) if state_of(path) not in (State.QUEUED, State.RUNNING)]
 
     def _distinct_points(self) -> list[Point]:
         """Return all runs without duplicates, those of searches included."""

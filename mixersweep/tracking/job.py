@@ -14,6 +14,7 @@ import select
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -123,6 +124,23 @@ def page_file(folder: Path) -> Path:
 def describe_page(project: str) -> str:
     """The line that tells a person the URL of a sweep's project at W&B."""
     return f"W&B: {project}"
+
+
+def wait_for_results(run_dirs: Iterable[Path], timeout: float, check: Callable[[], None]) -> None:
+    """Wait at most ``timeout`` seconds until the mirrors of jobs elsewhere have a result for these runs, which ended.
+
+    A job of a cluster ends only after its mirror, so its last runs are complete a little before they are mirrored.
+    """
+    deadline, waiting = time.monotonic() + timeout, list(run_dirs)
+    while waiting := [run_dir for run_dir in waiting if _last_result(run_dir) == HANDED_OVER]:
+        check()
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.2)
+
+
+def _last_result(run_dir: Path) -> str | None:
+    return processes.last_line(run_dir / "wandb" / LOG, 0, RESULT_PREFIX)
 
 
 def describe_mirroring(run_dirs: Iterable[Path], *, with_page: bool = True) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 from mixersweep import tracking
 from mixersweep.runs import RunDirectory, hold, read_status
 from mixersweep.tracking import job
-from mixersweep.tracking.identity import MIRRORED, OFFLINE, RESULT_PREFIX
+from mixersweep.tracking.identity import HANDED_OVER, MIRRORED, OFFLINE, RESULT_PREFIX
 from tests.speed import HANGS
 from tests.tracking.loopback import Loopback
 from tests.tracking.training import (
@@ -167,6 +167,24 @@ def test_a_sweep_says_once_what_became_of_its_runs(tmp_path: Path, home: Path) -
     assert line == "mixersweep: W&B: 2 of 2 runs are written offline; `mixersweep wandb sync` sends them"
     logs = list((tmp_path / "runs").glob("*/wandb/mirror.log"))
     assert [log.read_text().splitlines()[-1] for log in logs] == [f"{RESULT_PREFIX}{OFFLINE}"] * 2
+
+
+def test_a_result_that_comes_soon_is_waited_for_and_one_that_does_not_is_not(tmp_path: Path) -> None:
+    log = tmp_path / "wandb" / "mirror.log"
+    log.parent.mkdir()
+    log.write_text(f"{RESULT_PREFIX}{HANDED_OVER}\n")
+    checks: list[None] = []
+
+    def check() -> None:
+        checks.append(None)
+        if len(checks) == 2:
+            log.write_text(f"{log.read_text()}{RESULT_PREFIX}{MIRRORED}\n")
+
+    job.wait_for_results([tmp_path, tmp_path / "none"], HANGS, check)
+    assert len(checks) == 2
+    log.write_text(f"{RESULT_PREFIX}{HANDED_OVER}\n")
+    job.wait_for_results([tmp_path], 0.3, lambda: None)
+    assert "its mirror has not finished" in job.describe_mirroring([tmp_path])[0]
 
 
 def test_a_reason_that_runs_share_is_given_once(tmp_path: Path) -> None:
