@@ -18,13 +18,15 @@ from mixersweep.config import warnings
 from mixersweep.errors import DONE, FAILED, USER_MISTAKE, UserError
 from mixersweep.runs import RunDirectory, Status, read_status
 from mixersweep.runs.files import read_json, write_json
+from mixersweep.runs.listing import read_listed
 from mixersweep.runs.state import State
 from mixersweep.runs.status import observe_heartbeats
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.cluster import resolve_auto
 from mixersweep.sweeps.expand import Expansion, expand
 from mixersweep.sweeps.launchers import StopRequest, module_of
-from mixersweep.sweeps.many import Progress, map_parallel, summarise
+from mixersweep.sweeps.launchers.slurm_queue import with_slurm_jobs
+from mixersweep.sweeps.many import MOST_LINES, Progress, map_parallel, summarise
 from mixersweep.sweeps.outcome import error_of, outcome_line, state_of
 from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
@@ -239,8 +241,10 @@ class _ActiveSweep:
         if not self._launched and self.exit_code == DONE:
             return
         self._report(f"sweep {self.expansion.name}: {_count_states(self.expansion.points)}")
-        lines = map(self._outcome_of, self._distinct_points())
-        for text in summarise([line for line in lines if line is not None]):
+        lines = {path: line for path, line in map(_outcome_of, self._distinct_points()) if line is not None}
+        steps = _next_steps(list(lines)) if len(lines) <= MOST_LINES else {}
+        told = [(state, kind, text + steps.get(path, "")) for path, (state, kind, text) in lines.items()]
+        for text in summarise(told):
             self._report(text)
         for reason in dict.fromkeys(point.waiting for point in self.runs if point.waiting):
             self._report(f"waiting {reason}")
@@ -258,15 +262,6 @@ class _ActiveSweep:
         """Return all runs without duplicates, those of searches included."""
         return list({p.run_dir: p for p in [*self.search_points, *self.runs] if p.run_dir is not None}.values())
 
-    def _outcome_of(self, point: Point) -> tuple[str, str, str] | None:
-        """Return state, model and width, and outcome of a run that did not complete; None if it needs no mention."""
-        assert point.run is not None and point.run_dir is not None
-        state = state_of(point.run_dir)
-        if state in (State.COMPLETED, State.NEW) or (state is State.PLANNED and not error_of(point.run_dir)):
-            return None
-        kind = f"{point.run.config.model.name} of width {point.run.architecture.width}"
-        return state, kind, outcome_line(point.run_dir)
-
     def send_results(self) -> None:
         """Send the sweep's results to W&B if that is enabled, runs were trained and none is left in a queue."""
         completed = [point for point in self.runs if point.config is not None and _state_of(point) is State.COMPLETED]
@@ -274,6 +269,22 @@ class _ActiveSweep:
             first, expansion = completed[0].config, self.expansion
             assert first is not None
             report_sweep(expansion.name, expansion.runs_dir, first.tracking, self._stop.check, self._report)
+
+
+def _outcome_of(point: Point) -> tuple[Path, tuple[str, str, str] | None]:
+    """Return a run's directory, and its state, model and width, and outcome, None if it needs no mention."""
+    assert point.run is not None and point.run_dir is not None
+    state = state_of(point.run_dir)
+    if state in (State.COMPLETED, State.NEW) or (state is State.PLANNED and not error_of(point.run_dir)):
+        return point.run_dir, None
+    kind = f"{point.run.config.model.name} of width {point.run.architecture.width}"
+    return point.run_dir, (state, kind, outcome_line(point.run_dir))
+
+
+def _next_steps(run_dirs: Sequence[Path]) -> dict[Path, str]:
+    """Return what follows for runs that stopped, or what there is to do, as ``status`` says it, in brackets."""
+    listed = [run for path in run_dirs if (run := read_listed(path)) is not None]
+    return {run.path: f"  ({run.next})" for run in with_slurm_jobs(listed) if run.next}
 
 
 def _freeze_and_claim(path: Path, point: Point) -> Status | None:

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mixersweep.runs import Status, set_status
@@ -131,6 +132,29 @@ def test_preempted_says_who_goes_on(tmp_path: Path, tiny: list[str]) -> None:
         "0": "completed",
         "1": "preempted",
     }
+
+
+def test_killed_processes_of_a_job_are_not_said_to_go_on_by_themselves(tmp_path: Path, tiny: list[str]) -> None:
+    """First one of two runs is killed, which its job does not begin again, then the job's own process."""
+    assert run(tmp_path, *tiny, "seed=0,1", "runs_dir=alone").returncode == 0
+    sweep = [*tiny, *SLURM, "hydra.launcher.runs_per_job=2", "seed=0,1"]
+    process = start(tmp_path, *sweep)
+    paths = [run_of(tmp_path / "runs", seed) for seed in (0, 1)]
+    with frozen(*paths) as (job, _):
+        victim = psutil.Process(status(paths[0])["pid"])
+        main = victim.parents()[1]
+        assert "mixersweep.sweeps.launchers.slurm_job" in main.cmdline()
+        victim.kill()
+        line = until(lambda: next((told for told in lines(tmp_path).values() if told["state"] == "lost"), None))
+        assert (line["seed"], line["job_state"]) == (0, "RUNNING")
+        assert str(line["next"]).startswith("the same command goes on when its job has ended")
+        main.kill()
+    _, err = process.communicate(timeout=HANGS)
+    assert process.returncode == 1
+    assert f"{paths[0].name}  (its Slurm job {job} ended (FAILED); the same command goes on)" in err
+    assert f"preempted by SIGTERM  (its Slurm job {job} ended (FAILED); the same command goes on)" in err
+    assert run(tmp_path, *sweep).returncode == 0
+    assert numbers(tmp_path / "runs") == numbers(tmp_path / "alone")
 
 
 def test_a_job_goes_on_by_itself_until_it_was_stopped_too_often_without_coming_further(
