@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mixersweep.config import warnings
 from mixersweep.errors import DONE, FAILED, USER_MISTAKE, UserError
 from mixersweep.runs import RunDirectory, Status, read_status
 from mixersweep.runs.files import read_json, write_json
-from mixersweep.runs.listing import read_listed
+from mixersweep.runs.listing import Listed, read_listed
 from mixersweep.runs.state import State
 from mixersweep.runs.status import observe_heartbeats
 from mixersweep.sweeps import queue
@@ -128,7 +128,9 @@ class _ActiveSweep:
         for warning, count in warned.items():
             self._report(f"note: {warning} ({count} of {len(known)} runs)")
         if self.runs:
-            self._report(f"sweep {self.expansion.name}: {_count_states(self.expansion.points)}")
+            queued = [point.run_dir for point in self.runs if point.run_dir and _state_of(point) is State.QUEUED]
+            current = {run.path: run.state for run in _list_with_jobs(queued)}
+            self._report(f"sweep {self.expansion.name}: {_count_states(self.expansion.points, current)}")
             if self.search_points:
                 self._report(f"search for learning rates: {_count_states(self.search_points)}")
 
@@ -283,8 +285,12 @@ def _outcome_of(point: Point) -> tuple[Path, tuple[str, str, str] | None]:
 
 def _next_steps(run_dirs: Sequence[Path]) -> dict[Path, str]:
     """Return what follows for runs that stopped, or what there is to do, as ``status`` says it, in brackets."""
-    listed = [run for path in run_dirs if (run := read_listed(path)) is not None]
-    return {run.path: f"  ({run.next})" for run in with_slurm_jobs(listed) if run.next}
+    return {run.path: f"  ({run.next})" for run in _list_with_jobs(run_dirs) if run.next}
+
+
+def _list_with_jobs(run_dirs: Sequence[Path]) -> Iterator[Listed]:
+    """Yield the runs as ``status`` shows them, those with jobs of Slurm as Slurm knows them."""
+    return with_slurm_jobs(run for path in run_dirs if (run := read_listed(path)) is not None)
 
 
 def _freeze_and_claim(path: Path, point: Point) -> Status | None:
@@ -305,13 +311,13 @@ def _read_or_none(path: Path) -> Any:
         return None
 
 
-def _state_of(point: Point) -> State:
+def _state_of(point: Point, current: Mapping[Path, State] | None = None) -> State:
     if point.run_dir is not None:
-        return state_of(point.run_dir)
+        return (current or {}).get(point.run_dir) or state_of(point.run_dir)
     return State.WAITING if point.waiting is not None else State.INFEASIBLE
 
 
-def _count_states(points: Sequence[Point]) -> str:
-    """Return the number of runs, and of runs in each state, in words."""
-    states = Counter(_state_of(point) for point in points)
+def _count_states(points: Sequence[Point], current: Mapping[Path, State] | None = None) -> str:
+    """Return the number of runs, and of runs in each state, in words; states in ``current`` go before stored ones."""
+    states = Counter(_state_of(point, current) for point in points)
     return f"{len(points)} runs: " + ", ".join(f"{count} {state}" for state, count in states.most_common())

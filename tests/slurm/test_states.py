@@ -95,6 +95,7 @@ def test_an_array_that_somebody_cancels_is_not_queued_for_ever(tmp_path: Path, t
         assert f"job {array}_{seed} was cancelled" in str(line["next"]) and "the same command" in str(line["next"])
     assert "2 planned" in run(tmp_path, "plan", *sweep[1:]).stdout
     assert status(run_of(tmp_path / "runs", 0))["state"] == "queued"  # who only looks writes nothing
+    assert "sweep tests: 2 runs: 2 planned" in run(tmp_path, *sweep).stderr
 
 
 def test_a_job_that_slurm_has_forgotten(tmp_path: Path, tiny: list[str]) -> None:
