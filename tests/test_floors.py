@@ -13,6 +13,7 @@ FLOORS = {
     "paths": 0,
     "commit": 0,
     "processor": 0,
+    "title": 0,
     "kinds": 0,
     "budget": 0,
     "families": 0,

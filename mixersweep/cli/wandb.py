@@ -23,7 +23,7 @@ def add(verbs: Any) -> None:
     verb = verbs.add_parser("wandb", help="upload runs, a sweep's report or a view of the project to W&B")
     actions = verb.add_subparsers(title="actions", metavar="ACTION", required=True)
     project = argparse.ArgumentParser(add_help=False)
-    project.add_argument("--project", metavar="NAME", help="of W&B (default: that of the runs)")
+    project.add_argument("--project", type=_project, metavar="NAME", help="of W&B (default: that of the runs)")
     project.add_argument("--entity", metavar="NAME", help="user or team (default: that of the runs, or of the key)")
 
     action = actions.add_parser("sync", parents=[project], help="upload what is not at W&B yet of all runs")
@@ -45,6 +45,13 @@ def add(verbs: Any) -> None:
     action.add_argument("--experiment", action="append", default=[], metavar="NAME", help="show its runs only")
     action.add_argument("--view", metavar="URL", help="change this saved view instead of making one")
     action.set_defaults(run=workspace)
+
+
+def _project(name: str) -> str:
+    from mixersweep.tracking.identity import check_project
+
+    check_project(name, "--project ")
+    return name
 
 
 def sweeps(prefix: str, **_: object) -> list[str]:
@@ -119,8 +126,7 @@ def _send(
     from wandb.errors import CommError, UsageError
 
     from mixersweep.report.to_wandb import open_run, send
-    from mixersweep.tracking.client import append_output_to, first_line, is_refused
-    from mixersweep.tracking.identity import NO_KEY
+    from mixersweep.tracking.client import append_output_to, first_line, is_refused, lacks_key, user_error
 
     code = FAILED
     try:
@@ -134,10 +140,10 @@ def _send(
                 run.finish(exit_code=code)
             if is_refused(run):
                 raise MixersweepError("W&B refused the report; it may have been deleted there, or the key be read-only")
-    except UsageError:
-        if options.where_online:
+    except UsageError as error:
+        if options.where_online and lacks_key(error):
             return None
-        raise UserError(NO_KEY) from None
+        raise user_error(error) from None
     except (CommError, TimeoutError, ValueError) as error:  # a failed artifact raises ValueError
         raise MixersweepError(f"W&B: {first_line(error)}") from None
     return str(run.url)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,19 @@ from mixersweep.config import warnings
 from mixersweep.errors import DONE, FAILED, USER_MISTAKE, UserError
 from mixersweep.runs import RunDirectory, Status, read_status
 from mixersweep.runs.files import read_json, write_json
+from mixersweep.runs.listing import Listed, read_listed
 from mixersweep.runs.state import State
 from mixersweep.runs.status import observe_heartbeats
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.cluster import resolve_auto
 from mixersweep.sweeps.expand import Expansion, expand
 from mixersweep.sweeps.launchers import StopRequest, module_of
-from mixersweep.sweeps.many import Progress, map_parallel, summarise
+from mixersweep.sweeps.launchers.slurm_queue import with_slurm_jobs
+from mixersweep.sweeps.many import MOST_LINES, Progress, map_parallel, summarise
 from mixersweep.sweeps.outcome import error_of, outcome_line, state_of
 from mixersweep.sweeps.point import Point
 from mixersweep.tracking import report_sweep
-from mixersweep.tracking.job import describe_mirroring
+from mixersweep.tracking.job import describe_mirroring, describe_page, page_file, wait_for_results
 from mixersweep.training.refusal import refuse
 
 HELD_SECONDS = 5.0
@@ -51,6 +53,7 @@ def sweep(arguments: Sequence[str], stop: StopRequest, report: Report, on_comple
     try:
         while active.launch() or active.wait_for_held():
             pass
+        active.wait_for_mirrors()
     finally:
         for point in active.runs:
             if _state_of(point) is State.COMPLETED and point.run_dir is not None:
@@ -60,12 +63,36 @@ def sweep(arguments: Sequence[str], stop: StopRequest, report: Report, on_comple
     return active.exit_code
 
 
+class _PageWatch:
+    """A request to stop whose check also reports the page of the sweep at W&B, once, when a mirror has written it."""
+
+    def __init__(self, stop: StopRequest, page: Path, report: Report) -> None:
+        self._stop, self._page, self._report = stop, page, report
+        self._earlier = self._written()
+        self.has_reported = False
+
+    def check(self) -> None:
+        """Raise ``RunStopped`` if a signal has arrived."""
+        self._stop.check()
+        if not self.has_reported and self._written() not in (None, self._earlier):
+            self.has_reported = True
+            self._report(describe_page(self._page.read_text()))
+
+    def _written(self) -> int | None:
+        """Return when the page was written, None if never."""
+        try:
+            return self._page.stat().st_mtime_ns
+        except OSError:
+            return None
+
+
 class _ActiveSweep:
     """A sweep in progress; ``expansion`` is updated as searches choose learning rates."""
 
     def __init__(self, arguments: Sequence[str], stop: StopRequest, report: Report) -> None:
-        self._arguments, self._stop, self._report = list(arguments), stop, report
+        self._arguments, self._report = list(arguments), report
         self.expansion: Expansion = resolve_auto(expand(self._arguments, multirun=True))
+        self._stop = _PageWatch(stop, page_file(self.expansion.folder), report)
         settings = self.expansion.launcher
         self._launcher = module_of(settings["name"]).launcher(settings, self.expansion.folder)
         self._launched: set[Path] = set()
@@ -101,7 +128,9 @@ class _ActiveSweep:
         for warning, count in warned.items():
             self._report(f"note: {warning} ({count} of {len(known)} runs)")
         if self.runs:
-            self._report(f"sweep {self.expansion.name}: {_count_states(self.expansion.points)}")
+            queued = [point.run_dir for point in self.runs if point.run_dir and _state_of(point) is State.QUEUED]
+            current = {run.path: run.state for run in _list_with_jobs(queued)}
+            self._report(f"sweep {self.expansion.name}: {_count_states(self.expansion.points, current)}")
             if self.search_points:
                 self._report(f"search for learning rates: {_count_states(self.search_points)}")
 
@@ -178,6 +207,11 @@ class _ActiveSweep:
             time.sleep(0.1)
         return False
 
+    def wait_for_mirrors(self) -> None:
+        """Wait for what the runs that have ended still have to send to W&B, at most ``tracking.timeout`` seconds."""
+        timeouts = [point.config.tracking.timeout for point in self.runs if point.config is not None]
+        wait_for_results(self._settled(), max(timeouts, default=0.0), self._stop.check)
+
     def _write_records(self) -> None:
         """Write ``sweep.json`` (command and runs) and ``search.json`` (results of searches) if they have changed."""
         folder, searches = self.expansion.folder, self.expansion.searches
@@ -209,30 +243,26 @@ class _ActiveSweep:
         if not self._launched and self.exit_code == DONE:
             return
         self._report(f"sweep {self.expansion.name}: {_count_states(self.expansion.points)}")
-        lines = map(self._outcome_of, self._distinct_points())
-        for text in summarise([line for line in lines if line is not None]):
+        lines = {path: line for path, line in map(_outcome_of, self._distinct_points()) if line is not None}
+        steps = _next_steps(list(lines)) if len(lines) <= MOST_LINES else {}
+        told = [(state, kind, text + steps.get(path, "")) for path, (state, kind, text) in lines.items()]
+        for text in summarise(told):
             self._report(text)
         for reason in dict.fromkeys(point.waiting for point in self.runs if point.waiting):
             self._report(f"waiting {reason}")
         for search in self.expansion.searches:
             if search.lr is not None:
                 self._report(f"search: {search.label}: learning rate {search.lr:g} ({search})")
-        settled = [path for path in sorted(self._launched) if state_of(path) not in (State.QUEUED, State.RUNNING)]
-        for text in describe_mirroring(settled):
+        for text in describe_mirroring(self._settled(), with_page=not self._stop.has_reported):
             self._report(text)
+
+    def _settled(self) -> list[Path]:
+        """Return the launched runs that no process trains any more."""
+        return [path for path in sorted(self._launched) if state_of(path) not in (State.QUEUED, State.RUNNING)]
 
     def _distinct_points(self) -> list[Point]:
         """Return all runs without duplicates, those of searches included."""
         return list({p.run_dir: p for p in [*self.search_points, *self.runs] if p.run_dir is not None}.values())
-
-    def _outcome_of(self, point: Point) -> tuple[str, str, str] | None:
-        """Return state, model and width, and outcome of a run that did not complete; None if it needs no mention."""
-        assert point.run is not None and point.run_dir is not None
-        state = state_of(point.run_dir)
-        if state in (State.COMPLETED, State.NEW) or (state is State.PLANNED and not error_of(point.run_dir)):
-            return None
-        kind = f"{point.run.config.model.name} of width {point.run.architecture.width}"
-        return state, kind, outcome_line(point.run_dir)
 
     def send_results(self) -> None:
         """Send the sweep's results to W&B if that is enabled, runs were trained and none is left in a queue."""
@@ -241,6 +271,26 @@ class _ActiveSweep:
             first, expansion = completed[0].config, self.expansion
             assert first is not None
             report_sweep(expansion.name, expansion.runs_dir, first.tracking, self._stop.check, self._report)
+
+
+def _outcome_of(point: Point) -> tuple[Path, tuple[str, str, str] | None]:
+    """Return a run's directory, and its state, model and width, and outcome, None if it needs no mention."""
+    assert point.run is not None and point.run_dir is not None
+    state = state_of(point.run_dir)
+    if state in (State.COMPLETED, State.NEW) or (state is State.PLANNED and not error_of(point.run_dir)):
+        return point.run_dir, None
+    kind = f"{point.run.config.model.name} of width {point.run.architecture.width}"
+    return point.run_dir, (state, kind, outcome_line(point.run_dir))
+
+
+def _next_steps(run_dirs: Sequence[Path]) -> dict[Path, str]:
+    """Return what follows for runs that stopped, or what there is to do, as ``status`` says it, in brackets."""
+    return {run.path: f"  ({run.next})" for run in _list_with_jobs(run_dirs) if run.next}
+
+
+def _list_with_jobs(run_dirs: Sequence[Path]) -> Iterator[Listed]:
+    """Yield the runs as ``status`` shows them, those with jobs of Slurm as Slurm knows them."""
+    return with_slurm_jobs(run for path in run_dirs if (run := read_listed(path)) is not None)
 
 
 def _freeze_and_claim(path: Path, point: Point) -> Status | None:
@@ -261,13 +311,13 @@ def _read_or_none(path: Path) -> Any:
         return None
 
 
-def _state_of(point: Point) -> State:
+def _state_of(point: Point, current: Mapping[Path, State] | None = None) -> State:
     if point.run_dir is not None:
-        return state_of(point.run_dir)
+        return (current or {}).get(point.run_dir) or state_of(point.run_dir)
     return State.WAITING if point.waiting is not None else State.INFEASIBLE
 
 
-def _count_states(points: Sequence[Point]) -> str:
-    """Return the number of runs, and of runs in each state, in words."""
-    states = Counter(_state_of(point) for point in points)
+def _count_states(points: Sequence[Point], current: Mapping[Path, State] | None = None) -> str:
+    """Return the number of runs, and of runs in each state, in words; states in ``current`` go before stored ones."""
+    states = Counter(_state_of(point, current) for point in points)
     return f"{len(points)} runs: " + ", ".join(f"{count} {state}" for state, count in states.most_common())

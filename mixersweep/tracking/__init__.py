@@ -172,4 +172,4 @@ def report_sweep(name: str, runs_dir: Path, tracking: Tracking, check: Callable[
             or f"its process ended with code {process.returncode}"
         )
     if problem:
-        report(f"W&B: no report of the sweep ({problem}); {again}")
+        report(f"W&B: no report of the sweep ({problem.removeprefix('W&B: ')}); {again}")

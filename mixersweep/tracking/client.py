@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import sys
 import threading
@@ -23,11 +24,12 @@ import wandb
 from pydantic import ValidationError
 from wandb.errors import CommError, UsageError
 
-from mixersweep.errors import DONE, FAILED, INTERRUPTED, PREEMPTED
+from mixersweep.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, UserError
 from mixersweep.runs import Run, RunDirectory, planned_record
 from mixersweep.runs.experiment import EXECUTION, flatten
 from mixersweep.runs.state import State
 from mixersweep.tracking.identity import (
+    NO_KEY,
     Destination,
     Uploaded,
     agent_identity,
@@ -264,16 +266,28 @@ def _scalars(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def lacks_key(error: UsageError) -> bool:
     """Whether a ``UsageError`` of the client means that there is no API key."""
-    return "api" in str(error).lower() and "key" in str(error).lower()
+    return re.search(r"no api[ _]key|api[ _]key not configured", str(error), re.IGNORECASE) is not None
+
+
+def user_error(error: UsageError) -> UserError:
+    """The user's mistake that a ``UsageError`` of the client means: no API key, or a value that the client refuses."""
+    return UserError(NO_KEY if lacks_key(error) else f"W&B: {first_line(error)}")
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type where there is none.
 
-    For a setting that the client refuses, it names the variable that holds the setting.
+    For a value that the client refuses, it names the variable of the environment that holds the value.
     """
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         name = "_".join(["WANDB", *map(str, first["loc"][:1])]).upper()
         return f"{name}={first['input']}: {first['msg']}"[:200]
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("WANDB_") and value and name != "WANDB_API_KEY"
+    }
+    quoted = [f"{name}={value}: " for name, value in variables.items() if repr(value) in line]
+    return "".join([*quoted[:1], line])[:200]

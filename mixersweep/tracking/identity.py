@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from mixersweep.config.schema import Tracking
+from mixersweep.errors import UserError
 from mixersweep.runs.files import read_json, write_json
 from mixersweep.runs.state import State
 
@@ -39,6 +41,20 @@ NO_KEY = "there is no W&B API key here: `wandb login`, or WANDB_API_KEY"
 
 _SWEEP, _RUN, _VALUES = "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"
 """The variables that ``wandb agent`` sets for each run that it starts, besides project and entity."""
+
+
+def project_of(run_url: str) -> str:
+    """The URL of the project of a run at W&B."""
+    return run_url.rpartition("/runs/")[0]
+
+
+def check_project(project: str, setting: str) -> None:
+    """Raise ``UserError`` for the name of a project that W&B refuses; ``setting`` is what precedes it in the error."""
+    if odd := re.search(r"[/\\#?%:]", project):
+        nearest = re.sub(r"[/\\#?%:]+", "-", project)
+        why = f"the user or team is {setting[:-1].replace('project', 'entity')}"
+        why = why if odd[0] == "/" else f"the nearest is {nearest}"
+        raise UserError(f"{setting}{project}: W&B takes no {odd[0]} in the name of a project; {why}")
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,16 @@ from wandb.errors import CommError, UsageError
 from mixersweep.config.schema import Tracking
 from mixersweep.errors import FAILED
 from mixersweep.runs import RunDirectory, read_status
+from mixersweep.runs.files import write_text
 from mixersweep.runs.state import State
-from mixersweep.tracking.client import TrainingRun, first_line, remove_client_files
+from mixersweep.tracking.client import TrainingRun, first_line, lacks_key, remove_client_files
 from mixersweep.tracking.identity import (
     LOG,
     MIRRORED,
     OFFLINE,
     PAGE_PREFIX,
     RESULT_PREFIX,
+    project_of,
     read_identity,
     write_lock,
 )
@@ -54,12 +56,13 @@ def main() -> int:
     """Mirror runs until each has ended; returns 0 where all of them are fully mirrored, else 1."""
     parser = argparse.ArgumentParser(prog="python -m mixersweep.tracking")
     parser.add_argument("run_dir", help="the first of the runs, to recognise the process by")
-    parser.parse_args()
+    parser.add_argument("--page", type=Path, help="the file that gets the URL of the runs' project")
+    page = parser.parse_args().page
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))  # wandb-core closes its files and follows
     os.nice(10)
-    client, mirroring = _Client(), _Mirroring()
+    client, mirroring = _Client(page), _Mirroring()
     reader = threading.Thread(target=_read, args=(_own_stdin(), client, mirroring), daemon=True)
     reader.start()
     while reader.is_alive() or mirroring.going:
@@ -132,11 +135,13 @@ class _StuckError(Exception):
 class _Client:
     """The W&B client that the runs share; it can be restarted while no run is open.
 
-    A run whose opening failed counts as in use in that client, so only a new client can open it offline.
+    A run whose opening failed counts as in use in that client, so only a new client can open it offline. The first run
+    that is online has the URL of its project written to the file ``page``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, page: Path | None) -> None:
         self.is_stuck = False
+        self._page = page
         self._changed = threading.Condition()
         self._users = self._number = self._given_up = 0
 
@@ -164,6 +169,15 @@ class _Client:
             with self._changed:
                 self._users -= 1
                 self._changed.notify_all()
+
+    def write_page(self, run_url: str) -> None:
+        """Write the URL of the project of a run that is online, once."""
+        with self._changed:
+            page, self._page = self._page, None
+        if page is not None:
+            with contextlib.suppress(OSError):
+                page.parent.mkdir(parents=True, exist_ok=True)
+                write_text(page, project_of(run_url))
 
 
 class _Mirrored(threading.Thread):
@@ -219,7 +233,9 @@ class _Mirrored(threading.Thread):
         """Open the run online, or in files where there is no key; returns None and the reason without an answer."""
         try:
             return self._open(directory, None), None
-        except UsageError:
+        except UsageError as error:
+            if not lacks_key(error):
+                return None, f"{first_line(error)}{TO_SYNC}"
             return self._open(directory, "offline"), None
         except CommError as error:
             return None, f"{first_line(error)}{TO_SYNC}"
@@ -235,6 +251,7 @@ class _Mirrored(threading.Thread):
         self._is_offline = mirrored.run.offline
         if not self._is_offline and mirrored.run.url:
             self._write(PAGE_PREFIX, mirrored.run.url)
+            self._client.write_page(mirrored.run.url)
         remove_client_files(self._run_dir / "wandb", keep=Path(mirrored.run.dir).parent)
         seen = None
         while True:

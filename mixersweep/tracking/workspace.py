@@ -15,7 +15,7 @@ from typing import Any
 
 from mixersweep.errors import MixersweepError, UserError
 from mixersweep.tracking import processes
-from mixersweep.tracking.identity import NO_KEY, Destination
+from mixersweep.tracking.identity import Destination
 
 NAME = "effective width against accuracy"
 
@@ -35,7 +35,10 @@ def save(destination: Destination, experiments: Sequence[str], view: str | None)
     require()
     processes.prepare_environment(os.environ)
     import wandb
+    from pydantic import ValidationError
     from wandb.errors import UsageError
+
+    from mixersweep.tracking.client import first_line, user_error
 
     ws: Any = import_module("wandb_workspaces.workspaces")
     try:
@@ -50,8 +53,10 @@ def save(destination: Destination, experiments: Sequence[str], view: str | None)
         return str(made.save().url)
     except UserError:
         raise
-    except UsageError:
-        raise UserError(NO_KEY) from None
+    except UsageError as error:
+        raise user_error(error) from None
+    except ValidationError as error:
+        raise UserError(f"W&B: {first_line(error)}") from None
     except Exception as error:  # the packages raise many kinds, and a plain Exception for GraphQL errors
         raise MixersweepError(f"W&B did not accept the workspace: {' '.join(str(error).split())[:300]}") from error
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from mixersweep.config import Config
 from mixersweep.config.schema import Timm
-from mixersweep.errors import UserError
+from mixersweep.tracking.identity import check_project
 
 
 def refuse(config: Config) -> None:
@@ -14,11 +12,8 @@ def refuse(config: Config) -> None:
 
     Only for an optimiser of timm's are timm and torch imported.
     """
-    tracking = config.tracking
-    if tracking.name == "wandb" and (odd := re.search(r"[/\\#?%:]", tracking.project)):
-        nearest = re.sub(r"[/\\#?%:]+", "-", tracking.project)
-        why = "the user or team is tracking.entity" if odd[0] == "/" else f"the nearest is {nearest}"
-        raise UserError(f"tracking.project={tracking.project}: W&B takes no {odd[0]} in the name of a project; {why}")
+    if config.tracking.name == "wandb":
+        check_project(config.tracking.project, "tracking.project=")
     if isinstance(config.optim, Timm):
         from mixersweep.layers import Dense
         from mixersweep.training.optimizer import make_optimizer

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mixersweep.errors import RunHeld, RunStopped, UserError
 from mixersweep.runs import RunDirectory
+from mixersweep.title import process_title
 from mixersweep.tracking import start as start_mirror
 from mixersweep.training.environment import choose_device
 from mixersweep.training.faults import causes, explain, is_out_of_memory
@@ -46,7 +47,15 @@ def train_pack(
     for other in directories[1:]:
         if (reason := why_apart(directories[0].run, other.run)) is not None:
             raise UserError(f"run_dir={other.path}: cannot be in a pack with {directories[0].path.name}: {reason}")
-    members = [Member(directory) for directory in directories]
+    others = f" and {len(directories) - 1} more" if len(directories) > 1 else ""
+    with process_title(f"train {directories[0].path.name}{others}"):
+        return _train_members([Member(directory) for directory in directories], signals, report, world)
+
+
+def _train_members(
+    members: Sequence[Member], signals: StopSignals, report: Report, world: World
+) -> list[BaseException | None]:
+    """Hold, mirror, train and end the runs; returns for each the error that ended it, or None."""
     mirror, has_announced = None, False
     try:
         try:

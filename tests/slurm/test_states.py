@@ -7,14 +7,15 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mixersweep.runs import Status, set_status
 from mixersweep.runs.state import State
-from tests.slurm.cluster import frozen, listed, missing, slurm, status, until
+from tests.slurm.cluster import frozen, job_log, listed, missing, slurm, status, until
 from tests.slurm.test_slurm import HELD, ROOT, SLURM, idle, run_of, tiny
 from tests.speed import HANGS
-from tests.sweeps.commands import run, start, states
+from tests.sweeps.commands import numbers, rows, run, start, states
 
 __all__ = ["idle", "tiny"]
 
@@ -94,6 +95,7 @@ def test_an_array_that_somebody_cancels_is_not_queued_for_ever(tmp_path: Path, t
         assert f"job {array}_{seed} was cancelled" in str(line["next"]) and "the same command" in str(line["next"])
     assert "2 planned" in run(tmp_path, "plan", *sweep[1:]).stdout
     assert status(run_of(tmp_path / "runs", 0))["state"] == "queued"  # who only looks writes nothing
+    assert "sweep tests: 2 runs: 2 planned" in run(tmp_path, *sweep).stderr
 
 
 def test_a_job_that_slurm_has_forgotten(tmp_path: Path, tiny: list[str]) -> None:
@@ -131,6 +133,64 @@ def test_preempted_says_who_goes_on(tmp_path: Path, tiny: list[str]) -> None:
         "0": "completed",
         "1": "preempted",
     }
+
+
+def test_killed_processes_of_a_job_are_not_said_to_go_on_by_themselves(tmp_path: Path, tiny: list[str]) -> None:
+    """First one of two runs is killed, which its job does not begin again, then the job's own process."""
+    assert run(tmp_path, *tiny, "seed=0,1", "runs_dir=alone").returncode == 0
+    sweep = [*tiny, *SLURM, "hydra.launcher.runs_per_job=2", "seed=0,1"]
+    process = start(tmp_path, *sweep)
+    paths = [run_of(tmp_path / "runs", seed) for seed in (0, 1)]
+    with frozen(*paths) as (job, _):
+        victim = psutil.Process(status(paths[0])["pid"])
+        main = victim.parents()[1]
+        assert "mixersweep.sweeps.launchers.slurm_job" in main.cmdline()
+        victim.kill()
+        line = until(lambda: next((told for told in lines(tmp_path).values() if told["state"] == "lost"), None))
+        assert (line["seed"], line["job_state"]) == (0, "RUNNING")
+        assert str(line["next"]).startswith("the same command goes on when its job has ended")
+        main.kill()
+    _, err = process.communicate(timeout=HANGS)
+    assert process.returncode == 1
+    assert f"{paths[0].name}  (its Slurm job {job} ended (FAILED); the same command goes on)" in err
+    assert f"preempted by SIGTERM  (its Slurm job {job} ended (FAILED); the same command goes on)" in err
+    assert run(tmp_path, *sweep).returncode == 0
+    assert numbers(tmp_path / "runs") == numbers(tmp_path / "alone")
+
+
+def test_a_job_goes_on_by_itself_until_it_was_stopped_too_often_without_coming_further(
+    tmp_path: Path, tiny: list[str]
+) -> None:
+    """A run that stands still saves nothing before its job has to decide: twice it is requeued, and then no more."""
+    assert run(tmp_path, *tiny, "seed=0", "runs_dir=alone").returncode == 0
+    saving = ["checkpoint.every=1000", "checkpoint.minutes=null"]
+    sweep = [*tiny, *SLURM, *saving, "hydra.launcher.requeues=2", "hydra.launcher.grace=2", "seed=0"]
+    process = start(tmp_path, *sweep)
+    path = run_of(tmp_path / "runs", 0)
+    stop(path, "USR1", answer="requeued")
+    stop(path, "TERM", answer="requeued")
+    job = stop(path, "USR2", answer="not requeued; raise hydra.launcher.time")
+    _, err = process.communicate(timeout=HANGS)
+    assert process.returncode == 1
+    reason = f"job {job} was stopped 3 times without coming further: not requeued"
+    assert reason in err
+    line = lines(tmp_path)["0"]
+    assert line["state"] == "preempted" and reason in str(line["error"])
+    assert str(line["next"]).endswith("the same command goes on")
+    said = job_log(tmp_path / "runs", job)
+    assert said.count(f"job {job} requeued") == 2 and "requeued 2 times before" in said
+    assert run(tmp_path, *sweep).returncode == 0
+    assert numbers(tmp_path / "runs") == numbers(tmp_path / "alone")
+
+
+def stop(run_dir: Path, signal: str, answer: str) -> str:
+    """Send a signal to the job of a run that stands still until the job has said so much; returns the job."""
+    with frozen(run_dir, after=len(rows(run_dir)) + 1) as (job,):
+        before = len(job_log(run_dir.parent, job))
+        slurm("scancel", f"--signal={signal}", job)
+        until(lambda: answer in job_log(run_dir.parent, job)[before:])
+    until(lambda: status(run_dir)["state"] != "running")
+    return job
 
 
 def test_a_submitter_that_dies_right_after_sbatch(

@@ -244,6 +244,13 @@ def test_a_project_that_wandb_refuses_is_refused_before(mixersweep: Command, her
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize("words", [["sync"], ["report", "fig4"], ["workspace"]], ids=lambda words: words[0])
+def test_every_verb_refuses_such_a_project(mixersweep: Command, words: list[str]) -> None:
+    code, out, said = mixersweep("wandb", *words, "--project", "my/project")
+    reason = "W&B takes no / in the name of a project; the user or team is --entity"
+    assert (code, out, said) == (2, "", f"mixersweep: error: --project my/project: {reason}\n")
+
+
 def test_a_variable_that_wandb_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import wandb; from mixersweep.tracking.client import first_line\n"

@@ -162,7 +162,7 @@ def supervising(pid: int) -> psutil.Process | None:
     """The supervisor that a launching process has started, beside what else it starts for a moment."""
     with suppress(psutil.NoSuchProcess):
         for child in family(pid):
-            if "mixersweep.sweeps.launchers.supervisor" in child.cmdline():
+            if " ".join(child.cmdline()).startswith("mixersweep supervisor of "):
                 return child
     return None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.pages import ROOT, blocks
 from tests.sweeps.commands import SMALL, results, run, states
 
 EXPERIMENT = """# @package _global_
@@ -53,6 +54,15 @@ def test_an_experiment_of_ones_own_runs_and_its_runs_do_not_need_the_file(tmp_pa
         lost = run(tmp_path, "train", f"run_dir=runs/{name}")
         assert lost.returncode == 0, lost.stderr
     assert "lr: 0.01" in (tmp_path / "runs" / name / "config.yaml").read_text()
+
+
+def test_the_experiment_that_the_page_shows_is_one(tmp_path: Path) -> None:
+    (shown,) = blocks(ROOT / "docs" / "sweeps.md", "yaml")
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(f"{shown}\n")
+    planned = run(tmp_path, "plan", "--config-dir", "own", "experiment=mine")
+    assert planned.returncode == 0, planned.stderr
+    assert "12 runs: 12 new" in planned.stdout
 
 
 def test_a_single_run_with_a_choice_of_ones_own(tmp_path: Path, own: Path) -> None:

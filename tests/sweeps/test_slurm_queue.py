@@ -56,6 +56,8 @@ def test_what_squeue_has_forgotten_sacct_tells(tmp_path: Path, monkeypatch: pyte
         ("preempted", "7|0|PENDING|BeginTime|a", "preempted", "goes on by itself"),
         ("preempted", "7|0|CANCELLED|None|a", "preempted", "its Slurm job 7_0 was cancelled; the same command goes on"),
         ("preempted", "", "preempted", "Slurm knows no job 7_0 any more; the same command goes on"),
+        ("running", "7|0|PENDING|BeginTime|a", "lost", "goes on by itself"),
+        ("running", "7|0|RUNNING|None|a", "lost", "the same command goes on when its job has ended"),
         ("running", "7|0|NODE_FAIL|None|a", "lost", "its Slurm job 7_0 ended (NODE_FAIL); the same command goes on"),
         ("queued", "7|0|PENDING|JobHeldUser|a", "queued", "held: scontrol release 7_0 lets it go on"),
         ("queued", "7|0|PENDING|DependencyNeverSatisfied|a", "queued", "never begins"),

@@ -107,6 +107,24 @@ def test_a_sweep_killed_again_and_again_ends_as_the_undisturbed_one(tmp_path: Pa
     assert numbers(runs) == numbers(tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize(("engine", "warm", "others"), [("eager", "true", ""), ("packed", "false", " and 1 more")])
+def test_processes_name_their_runs(tmp_path: Path, engine: str, warm: str, others: str) -> None:
+    sweep = ["seed=0,1", "sweep.name=mine", f"engine={engine}", f"hydra.launcher.warm={warm}", "hydra.launcher.jobs=1"]
+    process = start(tmp_path, "train", "-m", *SMALL, "epochs=4000", *sweep)
+    paths = when(lambda: [path for path in sorted((tmp_path / "runs").glob("[!.]*-s*")) if rows(path)], process)
+    shown = ps("args", json.loads((paths[0] / "status.json").read_text())["pid"])
+    supervisor, train = when(lambda: training(process.pid), process)
+    assert ps("args", supervisor.pid) == "mixersweep supervisor of mine"
+    assert ps("comm", train.pid) == "mixersweep trai"
+    process.terminate()
+    process.communicate(timeout=HANGS)
+    assert shown == f"mixersweep train {paths[0].name}{others}"
+
+
+def ps(column: str, pid: int) -> str:
+    return subprocess.run(["ps", "-o", f"{column}=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+
+
 @pytest.mark.flaky(reruns=1)
 def test_ctrl_c_stops_the_runs_in_good_order(tmp_path: Path) -> None:
     process = start(tmp_path, "train", "-m", *SMALL, "epochs=4000", "seed=0,1,2", "hydra.launcher.jobs=2")

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from mixersweep import tracking
-from mixersweep.runs import RunDirectory, hold
+from mixersweep.runs import RunDirectory, hold, read_status
 from mixersweep.tracking import job
-from mixersweep.tracking.identity import OFFLINE, RESULT_PREFIX
+from mixersweep.tracking.identity import HANDED_OVER, MIRRORED, OFFLINE, RESULT_PREFIX
 from tests.speed import HANGS
 from tests.tracking.loopback import Loopback
 from tests.tracking.training import (
@@ -39,7 +39,9 @@ COMMAND = [sys.executable, "-m", "mixersweep"]
 def jobs_mirror(runs: list[RunDirectory], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[psutil.Process]]:
     """The mirror of a job of these runs, and its children; trainings in the block hand over to it."""
     said: list[str] = []
-    with job.mirror_of_job([run.path for run in runs], said.append) as pipe, monkeypatch.context() as inside:
+    paths = [run.path for run in runs]
+    mirror = job.mirror_of_job(paths, paths[0].parent / ".sweeps" / "s1", said.append)
+    with mirror as pipe, monkeypatch.context() as inside:
         for name, value in job.pipe_environment(pipe).items():
             inside.setenv(name, value)
         family: list[psutil.Process] = processes(runs[0])
@@ -165,6 +167,49 @@ def test_a_sweep_says_once_what_became_of_its_runs(tmp_path: Path, home: Path) -
     assert line == "mixersweep: W&B: 2 of 2 runs are written offline; `mixersweep wandb sync` sends them"
     logs = list((tmp_path / "runs").glob("*/wandb/mirror.log"))
     assert [log.read_text().splitlines()[-1] for log in logs] == [f"{RESULT_PREFIX}{OFFLINE}"] * 2
+
+
+def test_a_result_that_comes_soon_is_waited_for_and_one_that_does_not_is_not(tmp_path: Path) -> None:
+    log = tmp_path / "wandb" / "mirror.log"
+    log.parent.mkdir()
+    log.write_text(f"{RESULT_PREFIX}{HANDED_OVER}\n")
+    checks: list[None] = []
+
+    def check() -> None:
+        checks.append(None)
+        if len(checks) == 2:
+            log.write_text(f"{log.read_text()}{RESULT_PREFIX}{MIRRORED}\n")
+
+    job.wait_for_results([tmp_path, tmp_path / "none"], HANGS, check)
+    assert len(checks) == 2
+    log.write_text(f"{RESULT_PREFIX}{HANDED_OVER}\n")
+    job.wait_for_results([tmp_path], 0.3, lambda: None)
+    assert "its mirror has not finished" in job.describe_mirroring([tmp_path])[0]
+
+
+def test_a_reason_that_runs_share_is_given_once(tmp_path: Path) -> None:
+    results = {"a": "refused", "b": "no answer; `mixersweep wandb sync` sends it", "c": "refused", "d": MIRRORED}
+    for name, text in results.items():
+        (tmp_path / name / "wandb").mkdir(parents=True)
+        (tmp_path / name / "wandb" / "mirror.log").write_text(f"{RESULT_PREFIX}{text}\n")
+    reasons = "(a and 1 other: refused; b: no answer); `mixersweep wandb sync` sends them"
+    assert job.describe_mirroring(sorted(tmp_path.iterdir())) == [f"W&B: 3 of 4 runs not fully mirrored {reasons}"]
+
+
+def test_a_sweep_says_its_page_once_and_as_soon_as_it_is_known(tmp_path: Path, server: Loopback) -> None:
+    asked = (
+        "model=s_mixer width=200 connections=2**12 depth=1 epochs=4000 threads=1 device=cpu seed=0,1 tracking.entity=us"
+    )
+    command = [*COMMAND, "train", "-m", *asked.split(), "hydra.launcher.jobs=2", f"tracking.timeout={TIMEOUT}"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as sweep:
+        assert sweep.stderr is not None
+        page = next(line for line in sweep.stderr if "W&B" in line)
+        states = [read_status(path).state for path in (tmp_path / "runs").glob("[!.]*-s*")]
+        sweep.terminate()
+        afterwards = sweep.communicate()[1]
+    assert page == f"mixersweep: W&B: {server.url}/us/mixersweep\n"
+    assert len(states) == 2 and "completed" not in states
+    assert sweep.returncode == 75 and "W&B" not in afterwards, afterwards
 
 
 def is_mirror(process: psutil.Process) -> bool:

@@ -116,6 +116,11 @@ def test_mistakes_and_dead_servers_are_one_line(
     assert run(tmp_path, "wandb", "report", "other", "--where-online").returncode == 0
     assert server.seen == []
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with monkeypatch.context() as wrong:
+        wrong.setenv("WANDB_PROJECT", "api/key")
+        refused = run(tmp_path, "wandb", "report", "other", "--where-online")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("mixersweep: error: W&B: WANDB_PROJECT=api/key: ")
     server.stop()
     dead = run(tmp_path, "wandb", "report", "other", "--timeout", "2")
     assert (dead.returncode, dead.stdout) == (1, "")

@@ -70,8 +70,7 @@ class Slot:
 
 def launcher(values: Mapping[str, Any], folder: Path) -> Local:
     """Build the local launcher; raises ``UserError`` for invalid settings."""
-    del folder
-    return Local(config.settings(LocalSettings, values, "hydra.launcher."))
+    return Local(config.settings(LocalSettings, values, "hydra.launcher."), folder)
 
 
 def capacity(values: Mapping[str, Any], run_config: config.Config, jobs: int) -> Capacity:
@@ -82,10 +81,10 @@ def capacity(values: Mapping[str, Any], run_config: config.Config, jobs: int) ->
 
 
 class Local(Launcher):
-    """The launcher that runs everything on this machine (``hydra/launcher=local``)."""
+    """The launcher that runs everything on this machine (``hydra/launcher=local``); ``folder`` is the sweep's."""
 
-    def __init__(self, settings: LocalSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: LocalSettings, folder: Path) -> None:
+        self._settings, self._folder = settings, folder
 
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
         """Execute the runs, as many packs at once as there are slots, for which the first run stands for all."""
@@ -96,7 +95,7 @@ class Local(Launcher):
         taken = free[: len(packs)]
         report(_describe_start(taken, packs))
         with (
-            mirror_of_job(jobs, report) as mirror,
+            mirror_of_job(jobs, self._folder, report) as mirror,
             mps.daemon([slot.environment for slot in taken], report, is_wanted=settings.mps) as shared,
         ):
             self._execute(packs, [slot.with_environment(shared) for slot in taken], mirror, stop, report)
@@ -113,7 +112,7 @@ class Local(Launcher):
         total = sum(map(len, packs))
         waiting, left = deque(packs), total
         while waiting:  # once, unless a supervisor was killed
-            supervisor = Supervisor(self._settings.warm, mirror)
+            supervisor = Supervisor(self._folder.name, self._settings.warm, mirror)
 
             def on_end(pack: Pack, code: int | None, supervisor: Supervisor = supervisor) -> None:
                 nonlocal left
@@ -131,11 +130,11 @@ class Local(Launcher):
 class Supervisor:
     """The launching process's handle on the supervisor process, which starts runs and waits for them.
 
-    ``mirror`` is the pipe to the mirror of the job, which the runs inherit.
+    ``sweep`` names the process in ``ps``; ``mirror`` is the pipe to the mirror of the job, which the runs inherit.
     """
 
-    def __init__(self, warm: bool, mirror: int | None = None) -> None:
-        command = [sys.executable, "-m", "mixersweep.sweeps.launchers.supervisor", *(["--warm"] if warm else [])]
+    def __init__(self, sweep: str, warm: bool, mirror: int | None = None) -> None:
+        command = [sys.executable, "-m", "mixersweep.sweeps.launchers.supervisor", sweep, *(["--warm"] if warm else [])]
         environment = {"PYTHONPATH": python_path(), "PYTHONSAFEPATH": "1"}  # never import from the working directory
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             command,

@@ -21,15 +21,16 @@ STOPPED_CODES = (-10, -12, -15)
 
 
 def execute(
-    packs: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest, report: Callable[[str], None]
+    folder: Path, packs: Sequence[Pack], slots: Sequence[Slot], stop: StopRequest, report: Callable[[str], None]
 ) -> dict[Path, int | None]:
     """Execute packs of runs, as many at once as there are slots; returns the exit code of each run's process.
 
     A code is None if unknown. When ``stop`` raises, asks the runs to stop, waits for them, and raises the same.
+    ``folder`` is the sweep's.
     """
     codes: dict[Path, int | None] = {}
-    with mirror_of_job([run_dir for pack in packs for run_dir in pack], report) as mirror:
-        supervisor = Supervisor(len(packs) > 1, mirror)
+    with mirror_of_job([run_dir for pack in packs for run_dir in pack], folder, report) as mirror:
+        supervisor = Supervisor(folder.name, len(packs) > 1, mirror)
         try:
             supervisor.execute(deque(packs), slots, stop, lambda pack, code: codes.update(dict.fromkeys(pack, code)))
         finally:

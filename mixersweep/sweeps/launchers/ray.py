@@ -45,8 +45,7 @@ class RaySettings:
 
 def launcher(values: Mapping[str, Any], folder: Path) -> Ray:
     """Build the Ray launcher; raises ``UserError`` for invalid settings."""
-    del folder
-    return Ray(_parse_settings(values))
+    return Ray(_parse_settings(values), folder)
 
 
 def capacity(values: Mapping[str, Any], run_config: config.Config, jobs: int) -> Capacity:
@@ -69,10 +68,10 @@ def _parse_settings(values: Mapping[str, Any]) -> RaySettings:
 
 
 class Ray(Launcher):
-    """The launcher that hands runs to Ray (``hydra/launcher=ray``)."""
+    """The launcher that hands runs to Ray (``hydra/launcher=ray``); ``folder`` is the sweep's."""
 
-    def __init__(self, settings: RaySettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: RaySettings, folder: Path) -> None:
+        self._settings, self._folder = settings, folder
 
     def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
         """Execute the runs, as many packs at once as the cluster has resources for."""
@@ -90,7 +89,8 @@ class Ray(Launcher):
             report(f"ray: {count_in_words(packs)} {where}, {min(at_once, len(packs))} at once with {shares} each")
             cores = max(1, int(resources["CPU"]))
             task = ray.remote(_execute).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_retries=0)
-            tasks = {task.remote(list(map(str, pack)), i, cores): pack for i, pack in enumerate(packs)}
+            folder = str(self._folder)
+            tasks = {task.remote(folder, list(map(str, pack)), i, cores): pack for i, pack in enumerate(packs)}
             self._wait(ray, tasks, stop, report)
         finally:
             ray.shutdown()
@@ -135,7 +135,7 @@ def tasks_per_gpu(gpus_per_run: float) -> int:
     return int(1 / gpus_per_run) if 0 < gpus_per_run < 1 else 1
 
 
-def _execute(run_dirs: list[str], index: int, cores: int) -> int | None:
+def _execute(folder: str, run_dirs: list[str], index: int, cores: int) -> int | None:
     """Execute one pack of runs in a Ray task, and return the exit code of its process."""
     from mixersweep.training.signals import StopSignals
 
@@ -143,7 +143,7 @@ def _execute(run_dirs: list[str], index: int, cores: int) -> int | None:
     stop = StopSignals().install()  # Ray cancels a task by sending it SIGINT
     try:
         pack = tuple(map(Path, run_dirs))
-        return execute([pack], slots(1, cores, visible_gpus()[:1], index), stop, print).get(pack[0])
+        return execute(Path(folder), [pack], slots(1, cores, visible_gpus()[:1], index), stop, print).get(pack[0])
     except RunStopped as stopped:
         return stopped.exit_code
     finally:

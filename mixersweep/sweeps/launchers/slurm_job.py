@@ -72,6 +72,7 @@ class _Job:
         array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
         self.id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
         self._run_dirs, self._settings, self._index, self._signals = run_dirs, settings, index, signals
+        self._folder = record.parents[1]
         futile_stops = _FutileStops(record.with_suffix(f".{index}.json"), run_dirs)
         self._requeuer = _Requeuer(self.id, futile_stops, settings.requeues)
         self._deadline: threading.Timer | None = None
@@ -126,7 +127,8 @@ class _Job:
             job_slots = slots(count, int(cpus) if cpus else None, gpus, self._index)
             with mps.daemon([slot.environment for slot in job_slots], _log, is_wanted=settings.mps) as shared:
                 marker = {GPU_REQUESTED: "asked"} if settings.gpus else {}
-                codes = execute(packs, [slot.with_environment({**shared, **marker}) for slot in job_slots], self, _log)
+                job_slots = [slot.with_environment({**shared, **marker}) for slot in job_slots]
+                codes = execute(self._folder, packs, job_slots, self, _log)
             for run_dir, code in codes.items():
                 if not is_to_continue(code):
                     queue.fail_unstarted(run_dir, code)

@@ -265,8 +265,11 @@ def _without_job(run: Listed) -> Listed:
 
 def _with_job(run: Listed, name: str, job: Job | None) -> Listed:
     if job is not None and not job.is_over:
-        is_stopped = run.state in (State.PREEMPTED, State.INTERRUPTED, State.LOST)
-        next_step = job.required_action or ("goes on by itself" if is_stopped else None)
+        next_step = job.required_action
+        if run.state is State.LOST and job.state != "PENDING":  # a job begins no run again by itself
+            next_step = "the same command goes on when its job has ended, unless Slurm requeues the job"
+        elif run.state in (State.PREEMPTED, State.INTERRUPTED, State.LOST):
+            next_step = next_step or "goes on by itself"
         return dataclasses.replace(run, job=name, job_state=str(job), next=next_step)
     job_state = "gone" if job is None else str(job)
     if run.state is State.RUNNING:

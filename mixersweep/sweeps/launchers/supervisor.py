@@ -1,4 +1,4 @@
-"""The supervisor process, which starts runs on request and waits for them (``python -m`` this module).
+"""The supervisor process, which starts runs on request and waits for them (``python -m ... SWEEP [--warm]``).
 
 A line of JSON on stdin starts a pack of runs, often a single one (``pack``, ``cores``, ``environment``), or sends a
 signal to all (``signal``). A line on stdout reports that a pack began (``pack``, ``pid``) or ended (``pack``, ``code``,
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mixersweep.sweeps.launchers import LOG
+from mixersweep.title import process_title
 
 _PR_SET_PDEATHSIG = 1
 _DEFAULT_IN_RUNS = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -35,7 +36,7 @@ _STOP_SIGNALS = (signal.SIGINT, *_DEFAULT_IN_RUNS)
 
 def main() -> int:
     """Serve requests until stdin has ended and all runs have too."""
-    warm = "--warm" in sys.argv[1:] and sys.platform == "linux"
+    sweep, warm = sys.argv[1], "--warm" in sys.argv[2:] and sys.platform == "linux"
     output = os.dup(1)
     os.dup2(2, 1)  # so that stray prints go to stderr, not into the protocol
     for number in _STOP_SIGNALS:
@@ -45,7 +46,8 @@ def main() -> int:
 
         gc.collect()
         gc.freeze()  # forks share these memory pages until one writes to them
-    Server(output, warm).serve()
+    with process_title(f"supervisor of {sweep}"):
+        Server(output, warm).serve()
     return 0
 
 
