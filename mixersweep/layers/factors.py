@@ -15,9 +15,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mixersweep.layers import blocks
 from mixersweep.layers.base import SparseMap
 from mixersweep.layers.dense import Dense
 from mixersweep.layers.kronecker import PermutedKronecker, batched_products
+from mixersweep.layers.pack import for_all_runs, is_packed
 from mixersweep.layers.permutation import Commutation, Identity, Permutation
 from mixersweep.layers.product import column, linear, product
 
@@ -102,9 +104,26 @@ class BlockFactor(PermutedKronecker):
         return batched_products(self.weight, x_nib, column(self.bias)).reshape(self.out_width, -1)
 
 
+class BlockFactors(Factors):
+    """A product of ``BlockFactor``, all but the first of which gather features by columns."""
+
+    def _map(self, x_mb: Tensor) -> Tensor:
+        first, *_, last = cast(list[BlockFactor], [*self, *self])
+        weights = [factor.weight for factor in self.factors]
+        if not blocks.is_for(x_mb, weights):
+            return super()._map(x_mb)
+        by_columns = isinstance(first.before, Commutation)
+        if not by_columns:
+            x_mb = first.before(x_mb, features_first=True)
+        bias = None if last.bias is None else last.bias.flatten()
+        if is_packed():
+            return for_all_runs(blocks.products_of_runs, x_mb, bias, by_columns, *weights)
+        return blocks.product(x_mb, weights, bias, by_columns=by_columns)
+
+
 def block_diagonal(width: int, size: int, *, bias: bool = True, before: Permutation | None = None) -> Factors:
     """Return blocks of ``size`` x ``size`` on the diagonal, after a permutation, by default none."""
-    return Factors(BlockFactor(width // size, size, size, bias=bias, before=before or Identity(width)))
+    return BlockFactors(BlockFactor(width // size, size, size, bias=bias, before=before or Identity(width)))
 
 
 def block_tensor_train(rows: int, columns: int, rank: int, *, bias: bool = True) -> Factors:
@@ -114,7 +133,7 @@ def block_tensor_train(rows: int, columns: int, rank: int, *, bias: bool = True)
     L[s, d, c, k] z[c, k, s] (Qiu et al. 2024, arXiv 2406.06248). Of rank 1 it is a Monarch matrix.
     """
     right = BlockFactor(columns, rows, rank * rows)
-    return Factors(right, BlockFactor(rows, columns * rank, columns, bias=bias))
+    return BlockFactors(right, BlockFactor(rows, columns * rank, columns, bias=bias))
 
 
 def butterfly(radices: Sequence[int], *, bias: bool = True) -> Factors:
@@ -124,7 +143,7 @@ def butterfly(radices: Sequence[int], *, bias: bool = True) -> Factors:
     of a fast Fourier transform (Dao et al. 2019, arXiv 1903.05895), with the bits in another order.
     """
     width, last = math.prod(radices), len(radices) - 1
-    return Factors(*(BlockFactor(width // b, b, b, bias=bias and axis == last) for axis, b in enumerate(radices)))
+    return BlockFactors(*(BlockFactor(width // b, b, b, bias=bias and axis == last) for axis, b in enumerate(radices)))
 
 
 class BesideDiagonal(SparseMap):

@@ -1,0 +1,369 @@
+/* Products of factors of small blocks with features-first x, (features, batch), in fp32.
+
+   A factor alone does few multiply-adds for each number that it reads and writes. So several factors in succession are
+   applied at once to a cell: the features that they mix among each other, for a piece of the batch, which stays in the
+   first-level cache meanwhile. The factors of a cell have blocks of b_1 x b_1, b_2 x b_2, ..., and the cell b_1·b_2·...
+   features; a single factor may have blocks that are no squares. Each number is summed by one thread in a fixed order,
+   so it does not depend on the number of threads. */
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define LANES 16
+#define TILE 4 /* vectors of a sum that are kept in registers, for each of 4 outputs */
+#define ROWS 4 /* rows of a weight's gradient that are summed at once */
+#else /* AVX2 */
+#define LANES 8
+#define TILE 2
+#define ROWS 2
+#endif
+#ifndef PIECE
+#define PIECE 128
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* Call with constants, so that the compiler keeps sums in registers. */
+#define WITH_UP_TO_FOUR(count, CALL) \
+    switch (count) { \
+    case 1: CALL(1); break; \
+    case 2: CALL(2); break; \
+    case 3: CALL(3); break; \
+    default: CALL(4); \
+    }
+
+/* TILE vectors of `outs` rows of y = W x + bias; entry (o, k) of W is w[o * by_out + k * by_term]. */
+INLINE void weighted_sums(const int outs, int64_t terms, const float *w, int64_t by_out, int64_t by_term,
+                          const float *bias, const float *x, int64_t x_apart, float *y, int64_t y_apart)
+{
+    lanes sum[4][TILE];
+#pragma GCC unroll 4
+    for (int o = 0; o < outs; o++)
+#pragma GCC unroll 4
+        for (int v = 0; v < TILE; v++)
+            sum[o][v] = (bias ? bias[o] : 0) - (lanes){0};
+    for (int64_t k = 0; k < terms; k++) {
+        const lanes *row = (const lanes *)(x + k * x_apart);
+#pragma GCC unroll 4
+        for (int o = 0; o < outs; o++)
+#pragma GCC unroll 4
+            for (int v = 0; v < TILE; v++)
+                sum[o][v] += w[o * by_out + k * by_term] * row[v];
+    }
+#pragma GCC unroll 4
+    for (int o = 0; o < outs; o++)
+#pragma GCC unroll 4
+        for (int v = 0; v < TILE; v++)
+            ((lanes *)(y + o * y_apart))[v] = sum[o][v];
+}
+
+/* One factor of a cell, for a piece of the batch. Block t reads the rows t, t + blocks, t + 2 blocks, ... of x and gives
+   the rows of y from t * out on, so that factors in succession go through the axes of a table of features. `before` blocks
+   at a time have weights that lie together, the first ones from block `first` on, the next ones `jump` blocks later. */
+struct factor {
+    int64_t out, in, blocks, before, first, jump;
+    const float *weight, *bias;
+};
+
+INLINE void multiply(int64_t out, int64_t in, const float *w, int64_t by_out, int64_t by_in, const float *bias, int tiles,
+                     const float *x, int64_t x_apart, float *y, int64_t y_apart)
+{
+    for (int64_t o = 0; o < out; o += 4)
+        for (int tile = 0; tile < tiles * TILE * LANES; tile += TILE * LANES) {
+#define SUMS(count) \
+    weighted_sums(count, in, w + o * by_out, by_out, by_in, bias ? bias + o : 0, x + tile, x_apart, y + o * y_apart + tile, \
+                  y_apart)
+            WITH_UP_TO_FOUR(out - o, SUMS)
+        }
+}
+
+INLINE __m128 halves(lanes x)
+{
+#if LANES == 16
+    __m512 all;
+    memcpy(&all, &x, sizeof all);
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all),
+                                _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1)));
+#else
+    __m256 half;
+    memcpy(&half, &x, sizeof half);
+#endif
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+/* A tile of gradient xᵀ, of `outs` rows of the gradient and `ins` of x, over all vectors of a piece. */
+INLINE void inner_products(const int outs, const int ins, int vectors, const float *gradient, int64_t gradient_apart,
+                           const float *x, int64_t x_apart, int is_first, float *of_w, int64_t by_out)
+{
+    lanes sum[ROWS][4];
+#pragma GCC unroll 4
+    for (int o = 0; o < outs; o++)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            sum[o][i] = (lanes){0};
+    for (int v = 0; v < vectors; v++)
+#pragma GCC unroll 4
+        for (int o = 0; o < outs; o++)
+#pragma GCC unroll 4
+            for (int i = 0; i < ins; i++)
+                sum[o][i] += ((const lanes *)(gradient + o * gradient_apart))[v] * ((const lanes *)(x + i * x_apart))[v];
+#pragma GCC unroll 4
+    for (int o = 0; o < outs; o++) {
+        float totals[4];
+        _mm_storeu_ps(totals, _mm_hadd_ps(_mm_hadd_ps(halves(sum[o][0]), halves(sum[o][1])),
+                                          _mm_hadd_ps(halves(sum[o][2]), halves(sum[o][3]))));
+#pragma GCC unroll 4
+        for (int i = 0; i < ins; i++)
+            of_w[o * by_out + i] = is_first ? totals[i] : of_w[o * by_out + i] + totals[i];
+    }
+}
+
+/* gradient xᵀ of one block. */
+INLINE void weight_gradient(int64_t outs, int64_t ins, int vectors, const float *gradient, int64_t gradient_apart,
+                            const float *x, int64_t x_apart, int is_first, float *of_w)
+{
+    for (int64_t o = 0; o < outs; o += ROWS)
+        for (int64_t i = 0; i < ins; i += 4) {
+#define PRODUCTS_OF(rows, columns) \
+    inner_products(rows, columns, vectors, gradient + o * gradient_apart, gradient_apart, x + i * x_apart, x_apart, \
+                   is_first, of_w + o * ins + i, ins)
+#define PRODUCTS_1(columns) PRODUCTS_OF(1, columns)
+#define PRODUCTS_2(columns) PRODUCTS_OF(2, columns)
+#define PRODUCTS_3(columns) PRODUCTS_OF(3, columns)
+#define PRODUCTS_4(columns) PRODUCTS_OF(4, columns)
+            const int64_t rows = outs - o < ROWS ? outs - o : ROWS;
+            if (rows == 1)
+                WITH_UP_TO_FOUR(ins - i, PRODUCTS_1)
+            else if (rows == 2)
+                WITH_UP_TO_FOUR(ins - i, PRODUCTS_2)
+#if ROWS == 4
+            else if (rows == 3)
+                WITH_UP_TO_FOUR(ins - i, PRODUCTS_3)
+            else
+                WITH_UP_TO_FOUR(ins - i, PRODUCTS_4)
+#endif
+        }
+}
+
+/* The same for blocks that are so small that their weights stay in registers. */
+INLINE void multiply_small(const int out, const int in, const float *w, int64_t by_out, int64_t by_in, const float *bias,
+                           int vectors, const float *x, int64_t x_apart, float *y, int64_t y_apart)
+{
+    lanes weight[4][4], start[4];
+#pragma GCC unroll 4
+    for (int o = 0; o < out; o++) {
+        start[o] = (bias ? bias[o] : 0) - (lanes){0};
+#pragma GCC unroll 4
+        for (int i = 0; i < in; i++)
+            weight[o][i] = w[o * by_out + i * by_in] - (lanes){0};
+    }
+    for (int v = 0; v < vectors; v++) {
+        lanes sum[4];
+#pragma GCC unroll 4
+        for (int o = 0; o < out; o++)
+            sum[o] = start[o];
+#pragma GCC unroll 4
+        for (int i = 0; i < in; i++) {
+            const lanes term = ((const lanes *)(x + i * x_apart))[v];
+#pragma GCC unroll 4
+            for (int o = 0; o < out; o++)
+                sum[o] += weight[o][i] * term;
+        }
+#pragma GCC unroll 4
+        for (int o = 0; o < out; o++)
+            ((lanes *)(y + o * y_apart))[v] = sum[o];
+    }
+}
+
+/* Both gradients of a block of 2 x 2. */
+INLINE void gradients_small(const float *w, int vectors, const float *x, int64_t x_apart, const float *of_y,
+                            int64_t y_apart, int is_first, float *of_w, float *of_x, int64_t of_x_apart)
+{
+    const lanes zero = {0}, w00 = w[0] - zero, w01 = w[1] - zero, w10 = w[2] - zero, w11 = w[3] - zero;
+    lanes s00 = zero, s01 = zero, s10 = zero, s11 = zero;
+    for (int v = 0; v < vectors; v++) {
+        const lanes x0 = ((const lanes *)x)[v], x1 = ((const lanes *)(x + x_apart))[v];
+        const lanes g0 = ((const lanes *)of_y)[v], g1 = ((const lanes *)(of_y + y_apart))[v];
+        s00 += g0 * x0, s01 += g0 * x1, s10 += g1 * x0, s11 += g1 * x1;
+        ((lanes *)of_x)[v] = w00 * g0 + w10 * g1;
+        ((lanes *)(of_x + of_x_apart))[v] = w01 * g0 + w11 * g1;
+    }
+    __m128 totals = _mm_hadd_ps(_mm_hadd_ps(halves(s00), halves(s01)), _mm_hadd_ps(halves(s10), halves(s11)));
+    _mm_storeu_ps(of_w, is_first ? totals : _mm_add_ps(_mm_loadu_ps(of_w), totals));
+}
+
+#define FOR_EACH_BLOCK(f, t, at) \
+    for (int64_t first = 0, at = (f)->first; first < (f)->blocks; first += (f)->before, at += (f)->jump) \
+        for (int64_t t = first; t < first + (f)->before; t++, at++)
+
+INLINE void product(const int is_small, const struct factor *f, int64_t out, int64_t in, int tiles, const float *x,
+                    int64_t x_apart, float *y, int64_t y_apart)
+{
+    const float *weight = f->weight, *bias = f->bias;
+    const int64_t blocks = f->blocks;
+    FOR_EACH_BLOCK(f, t, at)
+        if (is_small)
+            multiply_small(out, in, weight + at * out * in, in, 1, bias ? bias + t * out : 0, tiles * TILE, x + t * x_apart,
+                           blocks * x_apart, y + t * out * y_apart, y_apart);
+        else
+            multiply(out, in, weight + at * out * in, in, 1, bias ? bias + t * out : 0, tiles, x + t * x_apart,
+                     blocks * x_apart, y + t * out * y_apart, y_apart);
+}
+
+INLINE void gradients(const int is_small, const struct factor *f, int64_t out, int64_t in, int tiles, const float *x,
+                      int64_t x_apart, const float *of_y, int64_t y_apart, int is_first, float *of_weight, float *of_x,
+                      int64_t of_x_apart)
+{
+    const float *weight = f->weight;
+    const int64_t blocks = f->blocks;
+    FOR_EACH_BLOCK(f, t, at) {
+        if (is_small && out == 2) {
+            gradients_small(weight + at * 4, tiles * TILE, x + t * x_apart, blocks * x_apart, of_y + t * 2 * y_apart, y_apart,
+                            is_first, of_weight + at * 4, of_x + t * of_x_apart, blocks * of_x_apart);
+            continue;
+        }
+        weight_gradient(out, in, tiles * TILE, of_y + t * out * y_apart, y_apart, x + t * x_apart, blocks * x_apart,
+                        is_first, of_weight + at * out * in);
+        if (is_small)
+            multiply_small(in, out, weight + at * out * in, 1, in, 0, tiles * TILE, of_y + t * out * y_apart, y_apart,
+                           of_x + t * of_x_apart, blocks * of_x_apart);
+        else
+            multiply(in, out, weight + at * out * in, 1, in, 0, tiles, of_y + t * out * y_apart, y_apart,
+                     of_x + t * of_x_apart, blocks * of_x_apart);
+    }
+}
+
+/* The same as functions of their own, with loops of their own for the smallest blocks. */
+#define DEFINE(is_small, out, in, NAME) \
+    static __attribute__((noinline)) void NAME(product)(const struct factor *f, int tiles, const float *x, int64_t x_apart, \
+                                                        float *y, int64_t y_apart) \
+    { \
+        product(is_small, f, out, in, tiles, x, x_apart, y, y_apart); \
+    } \
+    static __attribute__((noinline)) void NAME(gradients)(const struct factor *f, int tiles, const float *x, \
+                                                          int64_t x_apart, const float *of_y, int64_t y_apart, \
+                                                          int is_first, float *of_weight, float *of_x, int64_t of_x_apart) \
+    { \
+        gradients(is_small, f, out, in, tiles, x, x_apart, of_y, y_apart, is_first, of_weight, of_x, of_x_apart); \
+    }
+#define OF_TWO(name) name##_of_two
+#define OF_FOUR(name) name##_of_four
+#define OF_ANY(name) name##_of_any
+DEFINE(1, 2, 2, OF_TWO)
+DEFINE(1, 4, 4, OF_FOUR)
+DEFINE(0, f->out, f->in, OF_ANY)
+#define CALL(name, f, ...) \
+    ((f)->out == 2 && (f)->in == 2   ? OF_TWO(name)(f, __VA_ARGS__) \
+     : (f)->out == 4 && (f)->in == 4 ? OF_FOUR(name)(f, __VA_ARGS__) \
+                                     : OF_ANY(name)(f, __VA_ARGS__))
+
+/* Describe the factors of cell n; returns how many features it gives. */
+static int64_t describe(struct factor *found, int64_t factors, int64_t cells, int64_t n, const int64_t *ins,
+                        const int64_t *outs, const float *const *weights, const float *bias)
+{
+    int64_t features = 1, before = 1;
+    for (int64_t f = 0; f < factors; f++)
+        features *= ins[f];
+    for (int64_t f = 0; f < factors; f++) {
+        found[f] = (struct factor){outs[f], ins[f], features / ins[f], before, n * before, (cells - 1) * before,
+                                   weights[f], 0};
+        features = features / ins[f] * outs[f], before *= outs[f];
+    }
+    found[factors - 1].bias = bias ? bias + n * features : 0;
+    return features;
+}
+
+/* Copy a piece of rows that are `apart` to rows of PIECE numbers, the last of which are 0 where the batch has ended. */
+static void gather(const float *x, int64_t rows, int64_t apart, int64_t count, int64_t whole, float *piece)
+{
+    for (int64_t row = 0; row < rows; row++) {
+        memcpy(piece + row * PIECE, x + row * apart, count * sizeof *x);
+        memset(piece + row * PIECE + count, 0, (whole - count) * sizeof *x);
+    }
+}
+
+static void scatter(const float *piece, int64_t rows, int64_t apart, int64_t count, float *x)
+{
+    for (int64_t row = 0; row < rows; row++)
+        memcpy(x + row * apart, piece + row * PIECE, count * sizeof *x);
+}
+
+#define FOR_EACH_PIECE(from, count, tiles) \
+    for (int64_t from = 0, count, tiles; \
+         count = batch - from < PIECE ? batch - from : PIECE, tiles = (count + TILE * LANES - 1) / (TILE * LANES), \
+         from < batch; from += PIECE)
+
+/* y = F_k ... F_2 F_1 x + bias, for factors F_f with weights[f] (blocks, out, in) and a bias that may be null. Cell n reads
+   the n-th column of an (ins, cells) matrix of features `by_columns`, else the n-th row of a (cells, ins) one. */
+void mixersweep_blocks_product(int64_t cells, int64_t batch, int threads, int64_t factors, int64_t by_columns,
+                               const int64_t *ins, const int64_t *outs, const float *const *weights, const float *bias,
+                               const float *x, float *y)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t n = 0; n < cells; n++) {
+        struct factor f[factors];
+        const int64_t out = describe(f, factors, cells, n, ins, outs, weights, bias), in = f[0].blocks * f[0].in;
+        const int64_t most = in > out ? in : out, apart = by_columns ? cells * batch : batch;
+        const float *columns = x + (by_columns ? n : n * in) * batch;
+        float *rows = y + n * out * batch;
+        float pieces[2][most * PIECE] __attribute__((aligned(64)));
+        FOR_EACH_PIECE(from, count, tiles) {
+            const int64_t whole = tiles * TILE * LANES;
+            const int reads = count < whole || ins[0] > 8, writes = count < whole;
+            const float *now = columns + from;
+            int64_t now_apart = apart;
+            if (reads)
+                gather(now, in, apart, count, whole, pieces[0]), now = pieces[0], now_apart = PIECE;
+            for (int64_t i = 0; i < factors; i++) {
+                const int is_last = i == factors - 1 && !writes;
+                float *next = is_last ? rows + from : pieces[1 - i % 2];
+                CALL(product, f + i, tiles, now, now_apart, next, is_last ? batch : PIECE);
+                now = next, now_apart = PIECE;
+            }
+            if (writes)
+                scatter(pieces[factors % 2], out, batch, count, rows + from);
+        }
+    }
+}
+
+/* The gradients of x and of each factor's weights, for the gradient of the product. */
+void mixersweep_blocks_gradients(int64_t cells, int64_t batch, int threads, int64_t factors, int64_t by_columns,
+                                 const int64_t *ins, const int64_t *outs, const float *const *weights, const float *x,
+                                 const float *gradient, float *const *of_weights, float *of_x)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t n = 0; n < cells; n++) {
+        struct factor f[factors];
+        const int64_t out = describe(f, factors, cells, n, ins, outs, weights, 0), in = f[0].blocks * f[0].in;
+        const int64_t most = in > out ? in : out, apart = by_columns ? cells * batch : batch;
+        const int64_t start = (by_columns ? n : n * in) * batch;
+        float pieces[factors + 2][most * PIECE] __attribute__((aligned(64)));
+        FOR_EACH_PIECE(from, count, tiles) {
+            const int64_t whole = tiles * TILE * LANES;
+            const int copies = count < whole || ins[0] > 8;
+            const float *inputs[factors], *of_y = gradient + n * out * batch + from;
+            inputs[0] = x + start + from;
+            int64_t x_apart = apart, y_apart = batch;
+            if (copies) {
+                gather(inputs[0], in, apart, count, whole, pieces[0]), inputs[0] = pieces[0], x_apart = PIECE;
+                gather(of_y, out, batch, count, whole, pieces[factors]), of_y = pieces[factors], y_apart = PIECE;
+            }
+            for (int64_t i = 0; i < factors - 1; i++) {
+                inputs[i + 1] = pieces[i + 1];
+                CALL(product, f + i, tiles, inputs[i], i ? PIECE : x_apart, pieces[i + 1], PIECE);
+            }
+            for (int64_t i = factors - 1, turn = 1; i >= 0; i--, turn = 1 - turn) {
+                const int is_last = i == 0 && !copies;
+                float *next = is_last ? of_x + start + from : pieces[factors + turn];
+                CALL(gradients, f + i, tiles, inputs[i], i ? PIECE : x_apart, of_y, y_apart, from == 0, of_weights[i],
+                     next, is_last ? apart : PIECE);
+                of_y = next, y_apart = PIECE;
+            }
+            if (copies)
+                scatter(of_y, in, apart, count, of_x + start + from);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+"""Products of factors of blocks on the diagonal with features-first x, (width, B), by kernels of our own: ``blocks.c``.
+
+A factor with blocks of b x b does b multiply-adds for each number that it reads and writes. For small blocks memory is
+too slow for that, so factors in succession are applied together, to ``CELL`` features at most at a time, which stay in
+the first-level cache. Only their common input is kept for the gradients; what is between them is computed again.
+
+Each number is summed in an order that depends only on the sizes. Where the kernels are unavailable, torch multiplies
+one factor after another (``kronecker.batched_products``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mixersweep.layers import kernels
+from mixersweep.layers.kernels import address
+
+CELL = 32
+"""The most features that factors applied together may mix: they and a copy fill the first-level cache."""
+
+MOST = 128
+"""The largest side of a block that the kernels take: larger ones are no slower by torch."""
+
+
+def product(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, *, by_columns: bool) -> Tensor:
+    """Return F_k ... F_2 F_1 x + bias (out_width, B), for weights (blocks, out_size, in_size) of each factor.
+
+    Block n of a factor reads column n of the features as an (in_size, blocks) matrix; without ``by_columns``, of a
+    single factor, row n of a (blocks, in_size) one. The bias is (out_width,) or None.
+    """
+    y: Tensor = _Product.apply(x, bias, by_columns, *weights)
+    return y
+
+
+def products_of_runs(x_rmb: Tensor, bias: Tensor | None, by_columns: bool, *weights: Tensor) -> Tensor:
+    """Return ``product`` for each of R runs, (R, out_width, B); each tensor is (R, ...)."""
+    biases = [None] * len(x_rmb) if bias is None else bias.unbind()
+    runs = zip(x_rmb.unbind(), biases, zip(*(weight.unbind() for weight in weights), strict=True), strict=True)
+    return torch.stack([product(x, of, one, by_columns=by_columns) for x, one, of in runs])
+
+
+def is_for(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether the kernels are available and take these tensors: fp32 on a CPU, and no block larger than ``MOST``."""
+    if not x.is_cpu or isinstance(_library(), str) or torch.compiler.is_compiling():
+        return False
+    fits = all(weight.dtype == x.dtype == torch.float32 and max(weight.shape[-2:]) <= MOST for weight in weights)
+    return fits and not torch.is_autocast_enabled("cpu")
+
+
+def implementation(device: torch.device) -> str:
+    """Return which implementation multiplies blocks on a device, ``own`` or ``torch``; last digits differ."""
+    return "own" if device.type == "cpu" and not isinstance(_library(), str) else "torch"
+
+
+class Part(NamedTuple):
+    """Factors ``first`` to before ``end`` that are applied together, to ``cells`` sets of features that they mix."""
+
+    first: int
+    end: int
+    cells: int
+    out_width: int
+    ins: ctypes.Array[ctypes.c_int64]
+    outs: ctypes.Array[ctypes.c_int64]
+
+
+@lru_cache(maxsize=4096)
+def parts_of(*shapes: tuple[int, int, int]) -> tuple[Part, ...]:
+    """Divide factors, given by the shapes of their weights, into as few parts as ``CELL`` allows, of similar sizes."""
+    counts = _counts(shapes, CELL)
+    limits = (_counts(shapes, limit) for limit in range(1, CELL))
+    counts = next((fewer for fewer in limits if len(fewer) == len(counts)), counts)
+    ends = [sum(counts[: number + 1]) for number in range(len(counts))]
+    return tuple(_part(shapes, end - count, end) for count, end in zip(counts, ends, strict=True))
+
+
+def _counts(shapes: Sequence[tuple[int, int, int]], most: int) -> list[int]:
+    """Return how many factors form each part if square ones in succession may mix ``most`` features."""
+    counts: list[int] = []
+    closed = most + 1
+    mixed = closed  # by the last part
+    for _, out_size, in_size in shapes:
+        is_square = out_size == in_size
+        if is_square and mixed * in_size <= most:
+            counts[-1] += 1
+            mixed *= in_size
+        else:
+            counts.append(1)
+            mixed = in_size if is_square else closed
+    return counts
+
+
+def _part(shapes: Sequence[tuple[int, int, int]], first: int, end: int) -> Part:
+    blocks, out_sizes, in_sizes = zip(*shapes[first:end], strict=True)
+    array = ctypes.c_int64 * (end - first)
+    cells = blocks[0] * in_sizes[0] // math.prod(in_sizes)
+    return Part(first, end, cells, blocks[-1] * out_sizes[-1], array(*in_sizes), array(*out_sizes))
+
+
+class _Product(torch.autograd.Function):
+    """``product`` by the kernels; its gradients cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, by_columns: bool, *weights: Tensor) -> Tensor:
+        x, *weights = (tensor.contiguous() for tensor in (x, *weights))  # type: ignore[assignment]
+        parts, inputs = parts_of(*(weight.shape for weight in weights)), []
+        for part in parts:
+            inputs.append(x)
+            x = _product(part, by_columns, weights, bias if part is parts[-1] else None, x)
+        ctx.parts, ctx.by_columns = parts, by_columns
+        ctx.save_for_backward(*inputs, *weights)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradient.contiguous()
+        of_bias = gradient.sum(1) if ctx.needs_input_grad[1] else None
+        inputs, weights = ctx.saved_tensors[: len(ctx.parts)], ctx.saved_tensors[len(ctx.parts) :]
+        of_weights: list[Tensor] = []
+        for x, part in zip(reversed(inputs), reversed(ctx.parts), strict=True):
+            of_these, gradient = _gradients(part, ctx.by_columns, weights, x, gradient)
+            of_weights = of_these + of_weights
+        return gradient, of_bias, None, *of_weights
+
+
+def _product(part: Part, by_columns: bool, weights: Sequence[Tensor], bias: Tensor | None, x: Tensor) -> Tensor:
+    """Return the product of the factors of a part, plus a bias."""
+    y = x.new_empty(part.out_width, x.shape[1])
+    tensors = _addresses(weights[part.first : part.end]), address(bias), address(x), address(y)
+    _library().mixersweep_blocks_product(*_sizes(part, by_columns, x), *tensors)  # type: ignore[union-attr]
+    return y
+
+
+def _gradients(
+    part: Part, by_columns: bool, weights: Sequence[Tensor], x: Tensor, gradient: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Return the gradients of the weights of a part's factors, and of its input."""
+    used = weights[part.first : part.end]
+    of_weights, of_x = [torch.empty_like(weight) for weight in used], torch.empty_like(x)
+    tensors = _addresses(used), address(x), address(gradient), _addresses(of_weights), address(of_x)
+    _library().mixersweep_blocks_gradients(*_sizes(part, by_columns, x), *tensors)  # type: ignore[union-attr]
+    return of_weights, of_x
+
+
+def _sizes(part: Part, by_columns: bool, x: Tensor) -> tuple[Any, ...]:
+    count = part.end - part.first
+    threads = kernels.threads_for(x.numel() * count)
+    return part.cells, x.shape[1], threads, count, by_columns, part.ins, part.outs
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*map(address, tensors))
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """Return ``blocks.c``, compiled and loaded, or the reason why it is unavailable."""
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    sizes = [number, number, ctypes.c_int, number, number, pointer, pointer]
+    return kernels.library(
+        "blocks",
+        mixersweep_blocks_product=[*sizes, *[pointer] * 4],
+        mixersweep_blocks_gradients=[*sizes, *[pointer] * 5],
+    )
