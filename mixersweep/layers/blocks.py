@@ -49,7 +49,7 @@ def products_of_runs(x_rmb: Tensor, bias: Tensor | None, by_columns: bool, *weig
 
 def is_for(x: Tensor, weights: Sequence[Tensor]) -> bool:
     """Whether the kernels are available and take these tensors: fp32 on a CPU, and no block larger than ``MOST``."""
-    if not x.is_cpu or isinstance(_library(), str) or torch.compiler.is_compiling():
+    if not x.is_cpu or why_not_own() is not None or torch.compiler.is_compiling():
         return False
     fits = all(weight.dtype == x.dtype == torch.float32 and max(weight.shape[-2:]) <= MOST for weight in weights)
     return fits and not torch.is_autocast_enabled("cpu")
@@ -57,7 +57,13 @@ def is_for(x: Tensor, weights: Sequence[Tensor]) -> bool:
 
 def implementation(device: torch.device) -> str:
     """Return which implementation multiplies blocks on a device, ``own`` or ``torch``; last digits differ."""
-    return "own" if device.type == "cpu" and not isinstance(_library(), str) else "torch"
+    return "own" if device.type == "cpu" and why_not_own() is None else "torch"
+
+
+def why_not_own() -> str | None:
+    """Return the reason why the kernels of our own are unavailable on a CPU, None where they are available."""
+    made = _library()
+    return made if isinstance(made, str) else None
 
 
 class Part(NamedTuple):

@@ -18,7 +18,7 @@ from tests.layers.test_layers import seeded
 from tests.speed import HANGS
 
 CPU = torch.device("cpu")
-needs_own = pytest.mark.skipif(blocks.implementation(CPU) != "own", reason=str(blocks._library()))
+needs_own = pytest.mark.skipif(blocks.why_not_own() is not None, reason=f"no kernels: {blocks.why_not_own()}")
 LAYERS: dict[str, Callable[[], Factors]] = {
     "butterfly": lambda: butterfly([2] * 7),
     "butterfly of one cell": lambda: butterfly([2, 2]),
