@@ -65,7 +65,8 @@ INLINE void weighted_sums(const int outs, int64_t terms, const float *w, int64_t
    at a time have weights that lie together, the first ones from block `first` on, the next ones `jump` blocks later. */
 struct factor {
     int64_t out, in, blocks, before, first, jump;
-    const float *weight, *bias;
+    const float *weight, *bias, *second;
+    int64_t number, apart; /* the factor's number; see `pair` */
 };
 
 INLINE void multiply(int64_t out, int64_t in, const float *w, int64_t by_out, int64_t by_in, const float *bias, int tiles,
@@ -178,21 +179,69 @@ INLINE void multiply_small(const int out, const int in, const float *w, int64_t 
     }
 }
 
-/* Both gradients of a block of 2 x 2. */
-INLINE void gradients_small(const float *w, int vectors, const float *x, int64_t x_apart, const float *of_y,
-                            int64_t y_apart, int is_first, float *of_w, float *of_x, int64_t of_x_apart)
+/* Two factors of 2 x 2 in succession have the inputs and outputs of one of 4 x 4. Two blocks of the first one, `apart`
+   blocks from each other, give m0, m1 and m2, m3; two blocks of the second one that lie together read m0, m2 and m1, m3. */
+#define PAIR(w, u, apart) \
+    const lanes zero = {0}; \
+    const lanes a00 = w[0] - zero, a01 = w[1] - zero, a10 = w[2] - zero, a11 = w[3] - zero; \
+    const lanes b00 = w[4 * apart] - zero, b01 = w[4 * apart + 1] - zero; \
+    const lanes b10 = w[4 * apart + 2] - zero, b11 = w[4 * apart + 3] - zero; \
+    const lanes c00 = u[0] - zero, c01 = u[1] - zero, c10 = u[2] - zero, c11 = u[3] - zero; \
+    const lanes d00 = u[4] - zero, d01 = u[5] - zero, d10 = u[6] - zero, d11 = u[7] - zero
+#define ROW(x, i, apart) ((lanes *)((x) + (i) * (apart)))[v]
+#define FIRST_OF_PAIR \
+    const lanes x0 = ROW(x, 0, x_apart), x1 = ROW(x, 1, x_apart), x2 = ROW(x, 2, x_apart), x3 = ROW(x, 3, x_apart); \
+    const lanes m0 = a00 * x0 + a01 * x2, m1 = a10 * x0 + a11 * x2; \
+    const lanes m2 = b00 * x1 + b01 * x3, m3 = b10 * x1 + b11 * x3
+
+INLINE void multiply_pair(const float *w, const float *u, int64_t apart, const float *bias, int vectors, const float *x,
+                          int64_t x_apart, float *y, int64_t y_apart)
 {
-    const lanes zero = {0}, w00 = w[0] - zero, w01 = w[1] - zero, w10 = w[2] - zero, w11 = w[3] - zero;
-    lanes s00 = zero, s01 = zero, s10 = zero, s11 = zero;
+    PAIR(w, u, apart);
+    lanes start[4];
+    for (int o = 0; o < 4; o++)
+        start[o] = (bias ? bias[o] : 0) - zero;
     for (int v = 0; v < vectors; v++) {
-        const lanes x0 = ((const lanes *)x)[v], x1 = ((const lanes *)(x + x_apart))[v];
-        const lanes g0 = ((const lanes *)of_y)[v], g1 = ((const lanes *)(of_y + y_apart))[v];
-        s00 += g0 * x0, s01 += g0 * x1, s10 += g1 * x0, s11 += g1 * x1;
-        ((lanes *)of_x)[v] = w00 * g0 + w10 * g1;
-        ((lanes *)(of_x + of_x_apart))[v] = w01 * g0 + w11 * g1;
+        FIRST_OF_PAIR;
+        ROW(y, 0, y_apart) = start[0] + c00 * m0 + c01 * m2;
+        ROW(y, 1, y_apart) = start[1] + c10 * m0 + c11 * m2;
+        ROW(y, 2, y_apart) = start[2] + d00 * m1 + d01 * m3;
+        ROW(y, 3, y_apart) = start[3] + d10 * m1 + d11 * m3;
     }
-    __m128 totals = _mm_hadd_ps(_mm_hadd_ps(halves(s00), halves(s01)), _mm_hadd_ps(halves(s10), halves(s11)));
-    _mm_storeu_ps(of_w, is_first ? totals : _mm_add_ps(_mm_loadu_ps(of_w), totals));
+}
+
+INLINE void add_totals(lanes a, lanes b, lanes c, lanes d, int is_first, float *into)
+{
+    const __m128 totals = _mm_hadd_ps(_mm_hadd_ps(halves(a), halves(b)), _mm_hadd_ps(halves(c), halves(d)));
+    _mm_storeu_ps(into, is_first ? totals : _mm_add_ps(_mm_loadu_ps(into), totals));
+}
+
+INLINE void gradients_of_pair(const float *w, const float *u, int64_t apart, int vectors, const float *x, int64_t x_apart,
+                              const float *of_y, int64_t y_apart, int is_first, float *of_w, float *of_u, float *of_x,
+                              int64_t of_x_apart)
+{
+    PAIR(w, u, apart);
+    lanes of_a[4] = {zero, zero, zero, zero}, of_b[4] = {zero, zero, zero, zero};
+    lanes of_c[4] = {zero, zero, zero, zero}, of_d[4] = {zero, zero, zero, zero};
+    for (int v = 0; v < vectors; v++) {
+        FIRST_OF_PAIR;
+        const lanes y0 = ROW(of_y, 0, y_apart), y1 = ROW(of_y, 1, y_apart);
+        const lanes y2 = ROW(of_y, 2, y_apart), y3 = ROW(of_y, 3, y_apart);
+        of_c[0] += y0 * m0, of_c[1] += y0 * m2, of_c[2] += y1 * m0, of_c[3] += y1 * m2;
+        of_d[0] += y2 * m1, of_d[1] += y2 * m3, of_d[2] += y3 * m1, of_d[3] += y3 * m3;
+        const lanes g0 = c00 * y0 + c10 * y1, g2 = c01 * y0 + c11 * y1;
+        const lanes g1 = d00 * y2 + d10 * y3, g3 = d01 * y2 + d11 * y3;
+        of_a[0] += g0 * x0, of_a[1] += g0 * x2, of_a[2] += g1 * x0, of_a[3] += g1 * x2;
+        of_b[0] += g2 * x1, of_b[1] += g2 * x3, of_b[2] += g3 * x1, of_b[3] += g3 * x3;
+        ROW(of_x, 0, of_x_apart) = a00 * g0 + a10 * g1;
+        ROW(of_x, 1, of_x_apart) = b00 * g2 + b10 * g3;
+        ROW(of_x, 2, of_x_apart) = a01 * g0 + a11 * g1;
+        ROW(of_x, 3, of_x_apart) = b01 * g2 + b11 * g3;
+    }
+    add_totals(of_a[0], of_a[1], of_a[2], of_a[3], is_first, of_w);
+    add_totals(of_b[0], of_b[1], of_b[2], of_b[3], is_first, of_w + 4 * apart);
+    add_totals(of_c[0], of_c[1], of_c[2], of_c[3], is_first, of_u);
+    add_totals(of_d[0], of_d[1], of_d[2], of_d[3], is_first, of_u + 4);
 }
 
 #define FOR_EACH_BLOCK(f, t, at) \
@@ -220,11 +269,6 @@ INLINE void gradients(const int is_small, const struct factor *f, int64_t out, i
     const float *weight = f->weight;
     const int64_t blocks = f->blocks;
     FOR_EACH_BLOCK(f, t, at) {
-        if (is_small && out == 2) {
-            gradients_small(weight + at * 4, tiles * TILE, x + t * x_apart, blocks * x_apart, of_y + t * 2 * y_apart, y_apart,
-                            is_first, of_weight + at * 4, of_x + t * of_x_apart, blocks * of_x_apart);
-            continue;
-        }
         weight_gradient(out, in, tiles * TILE, of_y + t * out * y_apart, y_apart, x + t * x_apart, blocks * x_apart,
                         is_first, of_weight + at * out * in);
         if (is_small)
@@ -249,31 +293,66 @@ INLINE void gradients(const int is_small, const struct factor *f, int64_t out, i
     { \
         gradients(is_small, f, out, in, tiles, x, x_apart, of_y, y_apart, is_first, of_weight, of_x, of_x_apart); \
     }
+static __attribute__((noinline)) void product_of_pair(const struct factor *f, int tiles, const float *x, int64_t x_apart,
+                                                      float *y, int64_t y_apart)
+{
+    FOR_EACH_BLOCK(f, t, at)
+        multiply_pair(f->weight + 4 * at, f->second + 8 * at, f->apart, f->bias ? f->bias + 4 * t : 0, tiles * TILE,
+                      x + t * x_apart, f->blocks * x_apart, y + 4 * t * y_apart, y_apart);
+}
+
+static __attribute__((noinline)) void pair_gradients(const struct factor *f, int tiles, const float *x, int64_t x_apart,
+                                                     const float *of_y, int64_t y_apart, int is_first, float *of_weight,
+                                                     float *of_second, float *of_x, int64_t of_x_apart)
+{
+    FOR_EACH_BLOCK(f, t, at)
+        gradients_of_pair(f->weight + 4 * at, f->second + 8 * at, f->apart, tiles * TILE, x + t * x_apart,
+                          f->blocks * x_apart, of_y + 4 * t * y_apart, y_apart, is_first, of_weight + 4 * at,
+                          of_second + 8 * at, of_x + t * of_x_apart, f->blocks * of_x_apart);
+}
+
 #define OF_TWO(name) name##_of_two
 #define OF_FOUR(name) name##_of_four
 #define OF_ANY(name) name##_of_any
 DEFINE(1, 2, 2, OF_TWO)
 DEFINE(1, 4, 4, OF_FOUR)
 DEFINE(0, f->out, f->in, OF_ANY)
-#define CALL(name, f, ...) \
-    ((f)->out == 2 && (f)->in == 2   ? OF_TWO(name)(f, __VA_ARGS__) \
-     : (f)->out == 4 && (f)->in == 4 ? OF_FOUR(name)(f, __VA_ARGS__) \
-                                     : OF_ANY(name)(f, __VA_ARGS__))
-
-/* Describe the factors of cell n; returns how many features it gives. */
-static int64_t describe(struct factor *found, int64_t factors, int64_t cells, int64_t n, const int64_t *ins,
-                        const int64_t *outs, const float *const *weights, const float *bias)
+static void product_of(const struct factor *f, int tiles, const float *x, int64_t x_apart, float *y, int64_t y_apart)
 {
-    int64_t features = 1, before = 1;
+    (f->second                     ? product_of_pair
+     : f->in == 2 && f->out == 2   ? OF_TWO(product)
+     : f->in == 4 && f->out == 4 ? OF_FOUR(product)
+                                   : OF_ANY(product))(f, tiles, x, x_apart, y, y_apart);
+}
+
+static void gradients_of(const struct factor *f, int tiles, const float *x, int64_t x_apart, const float *of_y,
+                         int64_t y_apart, int is_first, float *const *of_weights, float *of_x, int64_t of_x_apart)
+{
+    float *of_weight = of_weights[f->number];
+    if (f->second)
+        pair_gradients(f, tiles, x, x_apart, of_y, y_apart, is_first, of_weight, of_weights[f->number + 1], of_x, of_x_apart);
+    else
+        (f->in == 2 && f->out == 2   ? OF_TWO(gradients)
+         : f->in == 4 && f->out == 4 ? OF_FOUR(gradients)
+                                     : OF_ANY(gradients))(f, tiles, x, x_apart, of_y, y_apart, is_first, of_weight, of_x,
+                                                          of_x_apart);
+}
+
+/* Describe the factors of cell n, two of 2 x 2 in succession as one; returns how many there are. */
+static int64_t describe(struct factor *found, int64_t factors, int64_t cells, int64_t n, const int64_t *ins,
+                        const int64_t *outs, const float *const *weights)
+{
+    int64_t features = 1, before = 1, count = 0;
     for (int64_t f = 0; f < factors; f++)
         features *= ins[f];
     for (int64_t f = 0; f < factors; f++) {
-        found[f] = (struct factor){outs[f], ins[f], features / ins[f], before, n * before, (cells - 1) * before,
-                                   weights[f], 0};
-        features = features / ins[f] * outs[f], before *= outs[f];
+        const int is_pair = f + 1 < factors && ins[f] == 2 && outs[f] == 2 && ins[f + 1] == 2 && outs[f + 1] == 2;
+        const int64_t in = is_pair ? 4 : ins[f], out = is_pair ? 4 : outs[f], blocks = features / in;
+        found[count++] = (struct factor){out, in, blocks, before, n * before, (cells - 1) * before,
+                                         weights[f], 0, is_pair ? weights[f + 1] : 0, f, blocks * cells};
+        features = blocks * out, before *= out, f += is_pair;
     }
-    found[factors - 1].bias = bias ? bias + n * features : 0;
-    return features;
+    return count;
 }
 
 /* Copy a piece of rows that are `apart` to rows of PIECE numbers, the last of which are 0 where the batch has ended. */
@@ -305,7 +384,9 @@ void mixersweep_blocks_product(int64_t cells, int64_t batch, int threads, int64_
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t n = 0; n < cells; n++) {
         struct factor f[factors];
-        const int64_t out = describe(f, factors, cells, n, ins, outs, weights, bias), in = f[0].blocks * f[0].in;
+        const int64_t steps = describe(f, factors, cells, n, ins, outs, weights);
+        const int64_t in = f[0].blocks * f[0].in, out = f[steps - 1].blocks * f[steps - 1].out;
+        f[steps - 1].bias = bias ? bias + n * out : 0;
         const int64_t most = in > out ? in : out, apart = by_columns ? cells * batch : batch;
         const float *columns = x + (by_columns ? n : n * in) * batch;
         float *rows = y + n * out * batch;
@@ -317,14 +398,14 @@ void mixersweep_blocks_product(int64_t cells, int64_t batch, int threads, int64_
             int64_t now_apart = apart;
             if (reads)
                 gather(now, in, apart, count, whole, pieces[0]), now = pieces[0], now_apart = PIECE;
-            for (int64_t i = 0; i < factors; i++) {
-                const int is_last = i == factors - 1 && !writes;
+            for (int64_t i = 0; i < steps; i++) {
+                const int is_last = i == steps - 1 && !writes;
                 float *next = is_last ? rows + from : pieces[1 - i % 2];
-                CALL(product, f + i, tiles, now, now_apart, next, is_last ? batch : PIECE);
+                product_of(f + i, tiles, now, now_apart, next, is_last ? batch : PIECE);
                 now = next, now_apart = PIECE;
             }
             if (writes)
-                scatter(pieces[factors % 2], out, batch, count, rows + from);
+                scatter(pieces[steps % 2], out, batch, count, rows + from);
         }
     }
 }
@@ -337,28 +418,29 @@ void mixersweep_blocks_gradients(int64_t cells, int64_t batch, int threads, int6
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t n = 0; n < cells; n++) {
         struct factor f[factors];
-        const int64_t out = describe(f, factors, cells, n, ins, outs, weights, 0), in = f[0].blocks * f[0].in;
+        const int64_t steps = describe(f, factors, cells, n, ins, outs, weights);
+        const int64_t in = f[0].blocks * f[0].in, out = f[steps - 1].blocks * f[steps - 1].out;
         const int64_t most = in > out ? in : out, apart = by_columns ? cells * batch : batch;
         const int64_t start = (by_columns ? n : n * in) * batch;
-        float pieces[factors + 2][most * PIECE] __attribute__((aligned(64)));
+        float pieces[steps + 2][most * PIECE] __attribute__((aligned(64)));
         FOR_EACH_PIECE(from, count, tiles) {
             const int64_t whole = tiles * TILE * LANES;
             const int copies = count < whole || ins[0] > 8;
-            const float *inputs[factors], *of_y = gradient + n * out * batch + from;
+            const float *inputs[steps], *of_y = gradient + n * out * batch + from;
             inputs[0] = x + start + from;
             int64_t x_apart = apart, y_apart = batch;
             if (copies) {
                 gather(inputs[0], in, apart, count, whole, pieces[0]), inputs[0] = pieces[0], x_apart = PIECE;
-                gather(of_y, out, batch, count, whole, pieces[factors]), of_y = pieces[factors], y_apart = PIECE;
+                gather(of_y, out, batch, count, whole, pieces[steps]), of_y = pieces[steps], y_apart = PIECE;
             }
-            for (int64_t i = 0; i < factors - 1; i++) {
+            for (int64_t i = 0; i < steps - 1; i++) {
                 inputs[i + 1] = pieces[i + 1];
-                CALL(product, f + i, tiles, inputs[i], i ? PIECE : x_apart, pieces[i + 1], PIECE);
+                product_of(f + i, tiles, inputs[i], i ? PIECE : x_apart, pieces[i + 1], PIECE);
             }
-            for (int64_t i = factors - 1, turn = 1; i >= 0; i--, turn = 1 - turn) {
+            for (int64_t i = steps - 1, turn = 1; i >= 0; i--, turn = 1 - turn) {
                 const int is_last = i == 0 && !copies;
-                float *next = is_last ? of_x + start + from : pieces[factors + turn];
-                CALL(gradients, f + i, tiles, inputs[i], i ? PIECE : x_apart, of_y, y_apart, from == 0, of_weights[i],
+                float *next = is_last ? of_x + start + from : pieces[steps + turn];
+                gradients_of(f + i, tiles, inputs[i], i ? PIECE : x_apart, of_y, y_apart, from == 0, of_weights,
                      next, is_last ? apart : PIECE);
                 of_y = next, y_apart = PIECE;
             }

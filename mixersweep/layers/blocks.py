@@ -11,6 +11,7 @@ one factor after another (``kronecker.batched_products``).
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -23,8 +24,8 @@ from torch.autograd.function import once_differentiable
 from mixersweep.layers import kernels
 from mixersweep.layers.kernels import address
 
-CELL = 32
-"""The most features that factors applied together may mix: they and a copy fill the first-level cache."""
+CELL = 64
+"""The most features that factors applied together may mix: pieces of their inputs fit into the second-level cache."""
 
 MOST = 128
 """The largest side of a block that the kernels take: larger ones are no slower by torch."""
@@ -47,12 +48,11 @@ def products_of_runs(x_rmb: Tensor, bias: Tensor | None, by_columns: bool, *weig
     return torch.stack([product(x, of, one, by_columns=by_columns) for x, one, of in runs])
 
 
-def is_for(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    """Whether the kernels are available and take these tensors: fp32 on a CPU, and no block larger than ``MOST``."""
-    if not x.is_cpu or why_not_own() is not None or torch.compiler.is_compiling():
+def is_for(x: Tensor, weight: Tensor, side: int) -> bool:
+    """Whether the kernels are available and take these tensors: fp32 on a CPU, and blocks no larger than ``MOST``."""
+    if side > MOST or not (x.is_cpu and x.dtype == weight.dtype == torch.float32) or why_not_own() is not None:
         return False
-    fits = all(weight.dtype == x.dtype == torch.float32 and max(weight.shape[-2:]) <= MOST for weight in weights)
-    return fits and not torch.is_autocast_enabled("cpu")
+    return not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
 
 
 def implementation(device: torch.device) -> str:
@@ -79,28 +79,15 @@ class Part(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def parts_of(*shapes: tuple[int, int, int]) -> tuple[Part, ...]:
-    """Divide factors, given by the shapes of their weights, into as few parts as ``CELL`` allows, of similar sizes."""
-    counts = _counts(shapes, CELL)
-    limits = (_counts(shapes, limit) for limit in range(1, CELL))
-    counts = next((fewer for fewer in limits if len(fewer) == len(counts)), counts)
-    ends = [sum(counts[: number + 1]) for number in range(len(counts))]
-    return tuple(_part(shapes, end - count, end) for count, end in zip(counts, ends, strict=True))
-
-
-def _counts(shapes: Sequence[tuple[int, int, int]], most: int) -> list[int]:
-    """Return how many factors form each part if square ones in succession may mix ``most`` features."""
-    counts: list[int] = []
-    closed = most + 1
-    mixed = closed  # by the last part
-    for _, out_size, in_size in shapes:
-        is_square = out_size == in_size
-        if is_square and mixed * in_size <= most:
-            counts[-1] += 1
-            mixed *= in_size
-        else:
-            counts.append(1)
-            mixed = in_size if is_square else closed
-    return counts
+    """Divide factors, given by the shapes of their weights, into parts that mix at most ``CELL`` features, or one."""
+    starts, full = [], CELL + 1
+    mixed = full  # features, by the last part
+    for number, (_, out_size, in_size) in enumerate(shapes):
+        mixed *= in_size
+        if mixed > CELL or out_size != in_size:
+            starts.append(number)
+            mixed = in_size if out_size == in_size else full
+    return tuple(_part(shapes, *ends) for ends in itertools.pairwise([*starts, len(shapes)]))
 
 
 def _part(shapes: Sequence[tuple[int, int, int]], first: int, end: int) -> Part:

@@ -107,11 +107,15 @@ class BlockFactor(PermutedKronecker):
 class BlockFactors(Factors):
     """A product of ``BlockFactor``, all but the first of which gather features by columns."""
 
+    def __init__(self, *factors: BlockFactor) -> None:
+        super().__init__(*factors)
+        self.side = max(max(factor.in_size, factor.out_size) for factor in factors)
+
     def _map(self, x_mb: Tensor) -> Tensor:
-        first, *_, last = cast(list[BlockFactor], [*self, *self])
-        weights = [factor.weight for factor in self.factors]
-        if not blocks.is_for(x_mb, weights):
+        first, last = cast(BlockFactor, self[0]), cast(BlockFactor, self[-1])
+        if not blocks.is_for(x_mb, first.weight, self.side):
             return super()._map(x_mb)
+        weights = [factor.weight for factor in self.factors]
         by_columns = isinstance(first.before, Commutation)
         if not by_columns:
             x_mb = first.before(x_mb, features_first=True)
