@@ -1,4 +1,4 @@
-/* Products of factors of small blocks with features-first x, (features, batch), in fp32.
+/* Products of factors of small blocks, and of U Vᵀ + diag(d), with features-first x, (features, batch), in fp32.
 
    A factor alone does few multiply-adds for each number that it reads and writes. So several factors in succession are
    applied at once to a cell: the features that they mix among each other, for a piece of the batch, which stays in the
@@ -122,15 +122,15 @@ INLINE void inner_products(const int outs, const int ins, int vectors, const flo
     }
 }
 
-/* gradient xᵀ of one block. */
+/* gradient xᵀ of one block, whose entry (o, i) is of_w[o * by_out + i]. */
 INLINE void weight_gradient(int64_t outs, int64_t ins, int vectors, const float *gradient, int64_t gradient_apart,
-                            const float *x, int64_t x_apart, int is_first, float *of_w)
+                            const float *x, int64_t x_apart, int is_first, float *of_w, int64_t by_out)
 {
     for (int64_t o = 0; o < outs; o += ROWS)
         for (int64_t i = 0; i < ins; i += 4) {
 #define PRODUCTS_OF(rows, columns) \
     inner_products(rows, columns, vectors, gradient + o * gradient_apart, gradient_apart, x + i * x_apart, x_apart, \
-                   is_first, of_w + o * ins + i, ins)
+                   is_first, of_w + o * by_out + i, by_out)
 #define PRODUCTS_1(columns) PRODUCTS_OF(1, columns)
 #define PRODUCTS_2(columns) PRODUCTS_OF(2, columns)
 #define PRODUCTS_3(columns) PRODUCTS_OF(3, columns)
@@ -270,7 +270,7 @@ INLINE void gradients(const int is_small, const struct factor *f, int64_t out, i
     const int64_t blocks = f->blocks;
     FOR_EACH_BLOCK(f, t, at) {
         weight_gradient(out, in, tiles * TILE, of_y + t * out * y_apart, y_apart, x + t * x_apart, blocks * x_apart,
-                        is_first, of_weight + at * out * in);
+                        is_first, of_weight + at * out * in, in);
         if (is_small)
             multiply_small(in, out, weight + at * out * in, 1, in, 0, tiles * TILE, of_y + t * out * y_apart, y_apart,
                            of_x + t * of_x_apart, blocks * of_x_apart);
@@ -446,6 +446,78 @@ void mixersweep_blocks_gradients(int64_t cells, int64_t batch, int threads, int6
             }
             if (copies)
                 scatter(of_y, in, apart, count, of_x + start + from);
+        }
+    }
+}
+
+/* Sum gradient·x over the batch, and the gradient. */
+INLINE void diagonal_gradients(int vectors, const float *gradient, const float *x, float *of_diagonal, float *of_bias)
+{
+    lanes inner = {0}, sum = {0};
+    for (int v = 0; v < vectors; v++) {
+        const lanes g = ((const lanes *)gradient)[v];
+        inner += g * ((const lanes *)x)[v], sum += g;
+    }
+    float totals[4];
+    _mm_storeu_ps(totals, _mm_hadd_ps(_mm_hadd_ps(halves(inner), halves(sum)), _mm_setzero_ps()));
+    *of_diagonal = totals[0];
+    if (of_bias)
+        *of_bias = totals[1];
+}
+
+INLINE void add_multiple(int vectors, float factor, const float *x, float *y)
+{
+    for (int v = 0; v < vectors; v++)
+        ((lanes *)y)[v] += factor * ((const lanes *)x)[v];
+}
+
+#define FOUR_AT_ONCE(first, some, count) \
+    for (int64_t first = 0; first < count; first += 4) \
+        for (int64_t some = count - first < 4 ? count - first : 4, once = 1; once; once = 0)
+
+/* y = (U Vᵀ + diag(d)) x + bias and z = Vᵀ x, for Vᵀ (rank, width), rows of `weight` (width, rank + 1) that are those of U
+   followed by d, and a batch that is a multiple of TILE vectors. The bias may be null. */
+void mixersweep_low_rank_product(int64_t width, int64_t batch, int threads, int64_t rank, const float *transposed,
+                                 const float *weight, const float *bias, const float *x, float *z, float *y)
+{
+    const int tiles = batch / (TILE * LANES);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        FOUR_AT_ONCE(k, some, rank)
+            multiply(some, width, transposed + k * width, width, 1, 0, tiles, x, batch, z + k * batch, batch);
+#pragma omp for schedule(static)
+        FOUR_AT_ONCE(i, some, width) {
+            multiply(some, rank, weight + i * (rank + 1), rank + 1, 1, bias ? bias + i : 0, tiles, z, batch, y + i * batch,
+                     batch);
+            for (int64_t row = i; row < i + some; row++)
+                add_multiple(tiles * TILE, weight[row * (rank + 1) + rank], x + row * batch, y + row * batch);
+        }
+    }
+}
+
+/* Its gradients; of_z (rank, batch) is that of z, and of_bias may be null. */
+void mixersweep_low_rank_gradients(int64_t width, int64_t batch, int threads, int64_t rank, const float *transposed,
+                                   const float *weight, const float *x, const float *z, const float *gradient, float *of_z,
+                                   float *of_transposed, float *of_weight, float *of_bias, float *of_x)
+{
+    const int tiles = batch / (TILE * LANES), vectors = tiles * TILE;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        FOUR_AT_ONCE(k, some, rank)
+            multiply(some, width, weight + k, 1, rank + 1, 0, tiles, gradient, batch, of_z + k * batch, batch);
+#pragma omp for schedule(static)
+        FOUR_AT_ONCE(i, some, width) {
+            const float *of_y = gradient + i * batch;
+            weight_gradient(some, rank, vectors, of_y, batch, z, batch, 1, of_weight + i * (rank + 1), rank + 1);
+            multiply(some, rank, transposed + i, 1, width, 0, tiles, of_z, batch, of_x + i * batch, batch);
+            for (int64_t row = i; row < i + some; row++) {
+                diagonal_gradients(vectors, gradient + row * batch, x + row * batch, of_weight + row * (rank + 1) + rank,
+                                   of_bias ? of_bias + row : 0);
+                add_multiple(vectors, weight[row * (rank + 1) + rank], gradient + row * batch, of_x + row * batch);
+            }
+            weight_gradient(rank, some, vectors, of_z, batch, x + i * batch, batch, 1, of_transposed + i, width);
         }
     }
 }

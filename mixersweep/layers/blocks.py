@@ -1,11 +1,13 @@
-"""Products of factors of blocks on the diagonal with features-first x, (width, B), by kernels of our own: ``blocks.c``.
+"""Products of factors with features-first x, (width, B), by kernels of our own for a CPU: ``blocks.c``.
 
 A factor with blocks of b x b does b multiply-adds for each number that it reads and writes. For small blocks memory is
 too slow for that, so factors in succession are applied together, to ``CELL`` features at most at a time, which stay in
 the first-level cache. Only their common input is kept for the gradients; what is between them is computed again.
 
+U Vᵀ + diag(d) is multiplied by U, V and d in two passes over the features, where torch's operations take many.
+
 Each number is summed in an order that depends only on the sizes. Where the kernels are unavailable, torch multiplies
-one factor after another (``kronecker.batched_products``).
+one factor after another (``layers.factors``).
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ CELL = 64
 """The most features that factors applied together may mix: pieces of their inputs fit into the second-level cache."""
 
 MOST = 128
-"""The largest side of a block that the kernels take: larger ones are no slower by torch."""
+"""The largest side of a block, or rank, that the kernels take: larger ones are no slower by torch."""
+
+IMAGES = 64
+"""The low-rank kernel takes batches that are a multiple of this: whole vectors, as many as it sums at once."""
 
 
 def product(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, *, by_columns: bool) -> Tensor:
@@ -48,11 +53,26 @@ def products_of_runs(x_rmb: Tensor, bias: Tensor | None, by_columns: bool, *weig
     return torch.stack([product(x, of, one, by_columns=by_columns) for x, one, of in runs])
 
 
+def low_rank(x: Tensor, transposed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return (U Vᵀ + diag(d)) x + bias (width, B) for Vᵀ (rank, width) and the weight [U, d] (width, rank + 1).
+
+    B is a multiple of ``IMAGES``; the bias is (width,) or None.
+    """
+    y: Tensor = _LowRank.apply(x, transposed, weight, bias)
+    return y
+
+
+def low_rank_of_runs(x_rmb: Tensor, transposed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``low_rank`` for each of R runs, (R, width, B); each tensor is (R, ...)."""
+    biases = [None] * len(x_rmb) if bias is None else bias.unbind()
+    return torch.stack([low_rank(*run) for run in zip(x_rmb, transposed, weight, biases, strict=True)])
+
+
 def is_for(x: Tensor, weight: Tensor, side: int) -> bool:
     """Whether the kernels are available and take these tensors: fp32 on a CPU, and blocks no larger than ``MOST``."""
-    if side > MOST or not (x.is_cpu and x.dtype == weight.dtype == torch.float32) or why_not_own() is not None:
+    if torch.compiler.is_compiling() or side > MOST or not (x.is_cpu and x.dtype == weight.dtype == torch.float32):
         return False
-    return not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+    return why_not_own() is None and not torch.is_autocast_enabled("cpu")
 
 
 def implementation(device: torch.device) -> str:
@@ -124,6 +144,34 @@ class _Product(torch.autograd.Function):
         return gradient, of_bias, None, *of_weights
 
 
+class _LowRank(torch.autograd.Function):
+    """``low_rank`` by the kernels; its gradients cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, transposed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x, transposed, weight = x.contiguous(), transposed.contiguous(), weight.contiguous()
+        z, y = x.new_empty(len(transposed), x.shape[1]), torch.empty_like(x)
+        tensors = map(address, (transposed, weight, bias, x, z, y))
+        _library().mixersweep_low_rank_product(*_low_rank_sizes(x, z), *tensors)  # type: ignore[union-attr]
+        ctx.save_for_backward(transposed, weight, x, z)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        transposed, weight, x, z = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        of_z, of_transposed, of_weight, of_x = map(torch.empty_like, (z, transposed, weight, x))
+        of_bias = x.new_empty(len(x)) if ctx.needs_input_grad[3] else None
+        tensors = transposed, weight, x, z, gradient, of_z, of_transposed, of_weight, of_bias, of_x
+        _library().mixersweep_low_rank_gradients(*_low_rank_sizes(x, z), *map(address, tensors))  # type: ignore[union-attr]
+        return of_x, of_transposed, of_weight, of_bias
+
+
+def _low_rank_sizes(x: Tensor, z: Tensor) -> tuple[int, ...]:
+    return *x.shape, kernels.threads_for(2 * x.numel()), len(z)
+
+
 def _product(part: Part, by_columns: bool, weights: Sequence[Tensor], bias: Tensor | None, x: Tensor) -> Tensor:
     """Return the product of the factors of a part, plus a bias."""
     y = x.new_empty(part.out_width, x.shape[1])
@@ -162,4 +210,6 @@ def _library() -> ctypes.CDLL | str:
         "blocks",
         mixersweep_blocks_product=[*sizes, *[pointer] * 4],
         mixersweep_blocks_gradients=[*sizes, *[pointer] * 5],
+        mixersweep_low_rank_product=[number, number, ctypes.c_int, number, *[pointer] * 6],
+        mixersweep_low_rank_gradients=[number, number, ctypes.c_int, number, *[pointer] * 10],
     )

@@ -183,7 +183,7 @@ class BesideDiagonal(SparseMap):
 
     def of_parts(self, z_rb: Tensor, x_mb: Tensor) -> Tensor:
         """Return U z + d ∘ x + b, (width, B), of the two parts (rank, B) and (width, B) of its input."""
-        return product(self.weight[:, :-1], z_rb, column(self.bias)) + x_mb * self.weight[:, -1:]
+        return torch.addcmul(product(self.weight[:, :-1], z_rb, column(self.bias)), x_mb, self.weight[:, -1:])
 
 
 class LowRank(Factors):
@@ -203,6 +203,10 @@ class LowRank(Factors):
 
     def _map(self, x_mb: Tensor) -> Tensor:
         first, last = self.factors
+        if x_mb.shape[1] % blocks.IMAGES == 0 and blocks.is_for(x_mb, first.weight, first.out_width):
+            if is_packed():
+                return for_all_runs(blocks.low_rank_of_runs, x_mb, first.weight, last.weight, last.bias)
+            return blocks.low_rank(x_mb, first.weight, last.weight, last.bias)
         return cast(BesideDiagonal, last).of_parts(first(x_mb, features_first=True), x_mb)
 
 

@@ -12,7 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixersweep.layers import Factors, RandomPermutation, block_diagonal, block_tensor_train, blocks, butterfly, kernels
+from mixersweep.layers import (
+    Factors,
+    LowRank,
+    RandomPermutation,
+    block_diagonal,
+    block_tensor_train,
+    blocks,
+    butterfly,
+    kernels,
+)
 from mixersweep.layers.pack import call
 from tests.layers.test_layers import seeded
 from tests.speed import HANGS
@@ -29,6 +38,9 @@ LAYERS: dict[str, Callable[[], Factors]] = {
     "blocks": lambda: block_diagonal(60, 12),
     "blocks permuted": lambda: block_diagonal(60, 5, before=RandomPermutation(60, seeded(1))),
     "one": lambda: block_diagonal(1, 1),
+    "low rank": lambda: LowRank(101, 7),
+    "low rank of one": lambda: LowRank(6, 1, bias=False),
+    "low rank of whole tiles": lambda: LowRank(64, 8),
 }
 
 
@@ -53,7 +65,7 @@ def found(layer: Factors, x: Tensor, upstream: Tensor) -> list[Tensor]:
 
 @needs_own
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("batch", [1, 7, 15, 16, 17, 63, 64, 65, 100, 127, 128, 129, 260])
+@pytest.mark.parametrize("batch", [1, 7, 15, 16, 17, 63, 64, 65, 100, 127, 128, 129, 192, 260])
 def test_every_number_is_that_of_the_dense_matrix(name: str, batch: int) -> None:
     layer = ready(name)
     x, upstream = numbers(batch, layer.in_width, seed=8).t(), numbers(layer.out_width, batch, seed=9)
@@ -84,11 +96,12 @@ def test_features_and_gradients_may_be_views_and_the_graph_may_stay() -> None:
 @needs_own
 @pytest.mark.parametrize("name", LAYERS)
 def test_runs_of_a_pack_have_the_bits_of_each_alone(name: str) -> None:
+    batch = blocks.IMAGES if name.startswith("low rank") else 70
     layers = [LAYERS[name]() for _ in range(3)]
     for number, parameter in enumerate(parameter for layer in layers for parameter in layer.parameters()):
         torch.nn.init.normal_(parameter, generator=seeded(number))
-    x = torch.randn(3, layers[0].in_width, 70, generator=seeded(1))
-    upstream = torch.randn(3, layers[0].out_width, 70, generator=seeded(2))
+    x = torch.randn(3, layers[0].in_width, batch, generator=seeded(1))
+    upstream = torch.randn(3, layers[0].out_width, batch, generator=seeded(2))
     names = [name for name, _ in layers[0].named_parameters()]
     stacked = {name: torch.stack([layer.get_parameter(name).detach() for layer in layers]) for name in names}
     inputs = [tensor.requires_grad_() for tensor in (x, *stacked.values())]
@@ -105,10 +118,11 @@ def test_runs_of_a_pack_have_the_bits_of_each_alone(name: str) -> None:
 
 
 @needs_own
-def test_the_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["butterfly of unequal radices", "low rank"])
+def test_the_threads_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "GRAIN", 1)
-    layer = ready("butterfly of unequal radices")
-    x, upstream = torch.randn(120, 75, generator=seeded(1)), torch.randn(120, 75, generator=seeded(2))
+    layer = ready(name)
+    x, upstream = (torch.randn(layer.in_width, 128, generator=seeded(seed)) for seed in (1, 2))
     threads = torch.get_num_threads()
     try:
         results = []
@@ -165,7 +179,7 @@ from mixersweep.layers import blocks
 from tests.layers import test_blocks as test
 kind = blocks.implementation(torch.device("cpu"))
 for name in test.LAYERS:
-    for batch in (1, 100, 130):
+    for batch in (1, 100, 128):
         blocks.is_for = (lambda *_: True) if kind == "own" else (lambda *_: False)
         layer, x = test.ready(name), test.numbers(test.ready(name).in_width, batch, seed=8)
         y = layer.to_dense() @ x + layer.dense_bias()[:, None]
