@@ -32,6 +32,9 @@ CELL = 64
 MOST = 128
 """The largest side of a block, or rank, that the kernels take: larger ones are no slower by torch."""
 
+LEAST = 16
+"""The fewest images of a batch that the kernels take: a vector of AVX-512."""
+
 IMAGES = 64
 """The low-rank kernel takes batches that are a multiple of this: whole vectors, as many as it sums at once."""
 
@@ -69,10 +72,11 @@ def low_rank_of_runs(x_rmb: Tensor, transposed: Tensor, weight: Tensor, bias: Te
 
 
 def is_for(x: Tensor, weight: Tensor, side: int) -> bool:
-    """Whether the kernels are available and take these tensors: fp32 on a CPU, and blocks no larger than ``MOST``."""
-    if torch.compiler.is_compiling() or side > MOST or not (x.is_cpu and x.dtype == weight.dtype == torch.float32):
+    """Whether the kernels are available and take these tensors: fp32 on a CPU, with blocks and batch of such sizes."""
+    if torch.compiler.is_compiling() or side > MOST or x.shape[1] < LEAST:
         return False
-    return why_not_own() is None and not torch.is_autocast_enabled("cpu")
+    is_fp32 = x.is_cpu and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return is_fp32 and why_not_own() is None
 
 
 def implementation(device: torch.device) -> str:
@@ -136,7 +140,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradient.contiguous()
         of_bias = gradient.sum(1) if ctx.needs_input_grad[1] else None
-        inputs, weights = ctx.saved_tensors[: len(ctx.parts)], ctx.saved_tensors[len(ctx.parts) :]
+        saved = ctx.saved_tensors  # once: under gradient checkpointing they cannot be had again
+        inputs, weights = saved[: len(ctx.parts)], saved[len(ctx.parts) :]
         of_weights: list[Tensor] = []
         for x, part in zip(reversed(inputs), reversed(ctx.parts), strict=True):
             of_these, gradient = _gradients(part, ctx.by_columns, weights, x, gradient)

@@ -69,7 +69,7 @@ def found(layer: Factors, x: Tensor, upstream: Tensor) -> list[Tensor]:
 def test_every_number_is_that_of_the_dense_matrix(name: str, batch: int) -> None:
     layer = ready(name)
     x, upstream = numbers(batch, layer.in_width, seed=8).t(), numbers(layer.out_width, batch, seed=9)
-    assert blocks.is_for(x, layer.factors[0].weight, 27)
+    assert blocks.is_for(x, layer.factors[0].weight, 27) == (batch >= 16)
     exact = LAYERS[name]().double()
     exact.load_state_dict(layer.state_dict())
     wide = x.double().requires_grad_()
@@ -136,15 +136,16 @@ def test_the_threads_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 @needs_own
 def test_what_ours_take_they_do_take() -> None:
-    x, weight = torch.zeros(256, 3), torch.zeros(2, 128, 128)
+    x, weight = torch.zeros(256, 16), torch.zeros(2, 128, 128)
     assert blocks.is_for(x, weight, 128)
     assert not blocks.is_for(x.double(), weight, 128)
     assert not blocks.is_for(x, weight.double(), 128)
     assert not blocks.is_for(x, weight, 129)
-    assert block_diagonal(258, 129)(torch.ones(2, 258)).shape == (2, 258)
+    assert not blocks.is_for(x[:, 1:], weight, 128)
+    assert block_diagonal(258, 129)(torch.ones(16, 258)).shape == (16, 258)
     with torch.autocast("cpu", torch.bfloat16):
         assert not blocks.is_for(x, weight, 128)
-        assert ready("butterfly")(torch.zeros(128, 2), features_first=True).dtype == torch.bfloat16
+        assert ready("butterfly")(torch.zeros(128, 16), features_first=True).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ from mixersweep.layers import blocks
 from tests.layers import test_blocks as test
 kind = blocks.implementation(torch.device("cpu"))
 for name in test.LAYERS:
-    for batch in (1, 100, 128):
+    for batch in (16, 100, 128):
         blocks.is_for = (lambda *_: True) if kind == "own" else (lambda *_: False)
         layer, x = test.ready(name), test.numbers(test.ready(name).in_width, batch, seed=8)
         y = layer.to_dense() @ x + layer.dense_bias()[:, None]
