@@ -66,7 +66,8 @@ INLINE void weighted_sums(const int outs, int64_t terms, const float *w, int64_t
 struct factor {
     int64_t out, in, blocks, before, first, jump;
     const float *weight, *bias, *second;
-    int64_t number, apart; /* the factor's number; see `pair` */
+    int64_t number, apart; /* the factor's number among all, and see PAIR */
+    int64_t ahead; /* numbers from a row of x to that of the next cell, whose gradient is prefetched; 0: none is */
 };
 
 INLINE void multiply(int64_t out, int64_t in, const float *w, int64_t by_out, int64_t by_in, const float *bias, int tiles,
@@ -218,7 +219,7 @@ INLINE void add_totals(lanes a, lanes b, lanes c, lanes d, int is_first, float *
 
 INLINE void gradients_of_pair(const float *w, const float *u, int64_t apart, int vectors, const float *x, int64_t x_apart,
                               const float *of_y, int64_t y_apart, int is_first, float *of_w, float *of_u, float *of_x,
-                              int64_t of_x_apart)
+                              int64_t of_x_apart, int64_t ahead)
 {
     PAIR(w, u, apart);
     lanes of_a[4] = {zero, zero, zero, zero}, of_b[4] = {zero, zero, zero, zero};
@@ -233,6 +234,9 @@ INLINE void gradients_of_pair(const float *w, const float *u, int64_t apart, int
         const lanes g1 = d00 * y2 + d10 * y3, g3 = d01 * y2 + d11 * y3;
         of_a[0] += g0 * x0, of_a[1] += g0 * x2, of_a[2] += g1 * x0, of_a[3] += g1 * x2;
         of_b[0] += g2 * x1, of_b[1] += g2 * x3, of_b[2] += g3 * x1, of_b[3] += g3 * x3;
+        if (ahead)
+            for (int i = 0; i < 4; i++)
+                __builtin_prefetch(&ROW(of_x + ahead, i, of_x_apart), 1);
         ROW(of_x, 0, of_x_apart) = a00 * g0 + a10 * g1;
         ROW(of_x, 1, of_x_apart) = b00 * g2 + b10 * g3;
         ROW(of_x, 2, of_x_apart) = a01 * g0 + a11 * g1;
@@ -308,7 +312,7 @@ static __attribute__((noinline)) void pair_gradients(const struct factor *f, int
     FOR_EACH_BLOCK(f, t, at)
         gradients_of_pair(f->weight + 4 * at, f->second + 8 * at, f->apart, tiles * TILE, x + t * x_apart,
                           f->blocks * x_apart, of_y + 4 * t * y_apart, y_apart, is_first, of_weight + 4 * at,
-                          of_second + 8 * at, of_x + t * of_x_apart, f->blocks * of_x_apart);
+                          of_second + 8 * at, of_x + t * of_x_apart, f->blocks * of_x_apart, f->ahead);
 }
 
 #define OF_TWO(name) name##_of_two
@@ -419,6 +423,7 @@ void mixersweep_blocks_gradients(int64_t cells, int64_t batch, int threads, int6
     for (int64_t n = 0; n < cells; n++) {
         struct factor f[factors];
         const int64_t steps = describe(f, factors, cells, n, ins, outs, weights);
+        f[0].ahead = by_columns && n + 1 < cells && batch % PIECE == 0 ? batch : 0;
         const int64_t in = f[0].blocks * f[0].in, out = f[steps - 1].blocks * f[steps - 1].out;
         const int64_t most = in > out ? in : out, apart = by_columns ? cells * batch : batch;
         const int64_t start = (by_columns ? n : n * in) * batch;
