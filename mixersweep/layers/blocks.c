@@ -2,7 +2,7 @@
 
    A factor alone does few multiply-adds for each number that it reads and writes. So several factors in succession are
    applied at once to a cell: the features that they mix among each other, for a piece of the batch, which stays in the
-   first-level cache meanwhile. The factors of a cell have blocks of b_1 x b_1, b_2 x b_2, ..., and the cell b_1·b_2·...
+   nearest caches meanwhile. The factors of a cell have blocks of b_1 x b_1, b_2 x b_2, ..., and the cell b_1·b_2·...
    features; a single factor may have blocks that are no squares. Each number is summed by one thread in a fixed order,
    so it does not depend on the number of threads. */
 
@@ -19,9 +19,8 @@
 #define TILE 2
 #define ROWS 2
 #endif
-#ifndef PIECE
-#define PIECE 128
-#endif
+#define PIECE 128 /* images of a piece of the batch */
+#define NEAR 8 /* the largest block of a first factor that reads its rows where they lie: larger ones read them often */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -397,7 +396,7 @@ void mixersweep_blocks_product(int64_t cells, int64_t batch, int threads, int64_
         float pieces[2][most * PIECE] __attribute__((aligned(64)));
         FOR_EACH_PIECE(from, count, tiles) {
             const int64_t whole = tiles * TILE * LANES;
-            const int reads = count < whole || ins[0] > 8, writes = count < whole;
+            const int reads = count < whole || ins[0] > NEAR, writes = count < whole;
             const float *now = columns + from;
             int64_t now_apart = apart;
             if (reads)
@@ -430,7 +429,7 @@ void mixersweep_blocks_gradients(int64_t cells, int64_t batch, int threads, int6
         float pieces[steps + 2][most * PIECE] __attribute__((aligned(64)));
         FOR_EACH_PIECE(from, count, tiles) {
             const int64_t whole = tiles * TILE * LANES;
-            const int copies = count < whole || ins[0] > 8;
+            const int copies = count < whole || ins[0] > NEAR;
             const float *inputs[steps], *of_y = gradient + n * out * batch + from;
             inputs[0] = x + start + from;
             int64_t x_apart = apart, y_apart = batch;

@@ -2,7 +2,7 @@
 
 A factor with blocks of b x b does b multiply-adds for each number that it reads and writes. For small blocks memory is
 too slow for that, so factors in succession are applied together, to ``CELL`` features at most at a time, which stay in
-the first-level cache. Only their common input is kept for the gradients; what is between them is computed again.
+the nearest caches. Only their common input is kept for the gradients; what is between them is computed again.
 
 U Vᵀ + diag(d) is multiplied by U, V and d in two passes over the features, where torch's operations take many.
 
