@@ -15,9 +15,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mixersweep.layers import blocks
 from mixersweep.layers.base import SparseMap
 from mixersweep.layers.dense import Dense
 from mixersweep.layers.kronecker import PermutedKronecker, batched_products
+from mixersweep.layers.pack import for_all_runs, is_packed
 from mixersweep.layers.permutation import Commutation, Identity, Permutation
 from mixersweep.layers.product import column, linear, product
 
@@ -102,9 +104,30 @@ class BlockFactor(PermutedKronecker):
         return batched_products(self.weight, x_nib, column(self.bias)).reshape(self.out_width, -1)
 
 
+class BlockFactors(Factors):
+    """A product of ``BlockFactor``, all but the first of which gather features by columns."""
+
+    def __init__(self, *factors: BlockFactor) -> None:
+        super().__init__(*factors)
+        self.side = max(max(factor.in_size, factor.out_size) for factor in factors)
+
+    def _map(self, x_mb: Tensor) -> Tensor:
+        first, last = cast(BlockFactor, self[0]), cast(BlockFactor, self[-1])
+        if not blocks.is_for(x_mb, first.weight, self.side):
+            return super()._map(x_mb)
+        weights = [factor.weight for factor in self.factors]
+        by_columns = isinstance(first.before, Commutation)
+        if not by_columns:
+            x_mb = first.before(x_mb, features_first=True)
+        bias = None if last.bias is None else last.bias.flatten()
+        if is_packed():
+            return for_all_runs(blocks.products_of_runs, x_mb, bias, by_columns, *weights)
+        return blocks.product(x_mb, weights, bias, by_columns=by_columns)
+
+
 def block_diagonal(width: int, size: int, *, bias: bool = True, before: Permutation | None = None) -> Factors:
     """Return blocks of ``size`` x ``size`` on the diagonal, after a permutation, by default none."""
-    return Factors(BlockFactor(width // size, size, size, bias=bias, before=before or Identity(width)))
+    return BlockFactors(BlockFactor(width // size, size, size, bias=bias, before=before or Identity(width)))
 
 
 def block_tensor_train(rows: int, columns: int, rank: int, *, bias: bool = True) -> Factors:
@@ -114,7 +137,7 @@ def block_tensor_train(rows: int, columns: int, rank: int, *, bias: bool = True)
     L[s, d, c, k] z[c, k, s] (Qiu et al. 2024, arXiv 2406.06248). Of rank 1 it is a Monarch matrix.
     """
     right = BlockFactor(columns, rows, rank * rows)
-    return Factors(right, BlockFactor(rows, columns * rank, columns, bias=bias))
+    return BlockFactors(right, BlockFactor(rows, columns * rank, columns, bias=bias))
 
 
 def butterfly(radices: Sequence[int], *, bias: bool = True) -> Factors:
@@ -124,7 +147,7 @@ def butterfly(radices: Sequence[int], *, bias: bool = True) -> Factors:
     of a fast Fourier transform (Dao et al. 2019, arXiv 1903.05895), with the bits in another order.
     """
     width, last = math.prod(radices), len(radices) - 1
-    return Factors(*(BlockFactor(width // b, b, b, bias=bias and axis == last) for axis, b in enumerate(radices)))
+    return BlockFactors(*(BlockFactor(width // b, b, b, bias=bias and axis == last) for axis, b in enumerate(radices)))
 
 
 class BesideDiagonal(SparseMap):
@@ -160,7 +183,7 @@ class BesideDiagonal(SparseMap):
 
     def of_parts(self, z_rb: Tensor, x_mb: Tensor) -> Tensor:
         """Return U z + d ∘ x + b, (width, B), of the two parts (rank, B) and (width, B) of its input."""
-        return product(self.weight[:, :-1], z_rb, column(self.bias)) + x_mb * self.weight[:, -1:]
+        return torch.addcmul(product(self.weight[:, :-1], z_rb, column(self.bias)), x_mb, self.weight[:, -1:])
 
 
 class LowRank(Factors):
@@ -180,6 +203,10 @@ class LowRank(Factors):
 
     def _map(self, x_mb: Tensor) -> Tensor:
         first, last = self.factors
+        if x_mb.shape[1] % blocks.IMAGES == 0 and blocks.is_for(x_mb, first.weight, first.out_width):
+            if is_packed():
+                return for_all_runs(blocks.low_rank_of_runs, x_mb, first.weight, last.weight, last.bias)
+            return blocks.low_rank(x_mb, first.weight, last.weight, last.bias)
         return cast(BesideDiagonal, last).of_parts(first(x_mb, features_first=True), x_mb)
 
 

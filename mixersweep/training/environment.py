@@ -21,7 +21,7 @@ import torch
 from mixersweep import processor
 from mixersweep.config import Config
 from mixersweep.errors import UserError
-from mixersweep.layers import nonzeros, product
+from mixersweep.layers import blocks, nonzeros, product
 from mixersweep.paths import cache_dir
 
 
@@ -157,6 +157,7 @@ def describe_environment(
         "compile": bool(config and config.compile),
         "storage": storage,
         "sparse_kernels": nonzeros.implementation(device) if storage != "dense" else None,
+        "block_kernels": blocks.implementation(device) if config and config.model.structure == "product" else None,
         "accumulation": config.accumulation if config else 1,
         "deterministic": bool(config and config.deterministic),
         "world_size": world_size,
@@ -168,7 +169,7 @@ def as_recorded_today(environment: dict[str, Any]) -> dict[str, Any]:
     """Complete a recorded environment with the keys that older versions did not record; an empty one stays empty."""
     if not environment:
         return {}
-    whole = {"engine": "eager", **environment}
+    whole = {"engine": "eager", "block_kernels": None, **environment}
     if "products" not in whole:  # oneDNN's, wherever it was to be had
         before: product.Routine = "onednn" if product.is_available() else "torch"
         on_cpu = _uses_own_products("cpu" if whole["device_kind"] == "cpu" else "cuda", whole["engine"])

@@ -174,7 +174,9 @@ def test_rank_1_is_a_monarch_matrix_to_the_bit(rows: int) -> None:
         assert torch.equal(ours.weight, monarchs.weight)
     right, left = factors
     assert torch.equal(layer.to_dense(), left.to_dense() @ right.to_dense())
-    x = torch.randn(6, rows * columns, generator=seeded(9))
+    for factor in (*layer.factors, *factors):  # whole numbers: exact, whichever kernels of the two add them up
+        torch.nn.init.normal_(factor.weight, std=3, generator=seeded(8)).data.round_()
+    x = torch.randn(6, rows * columns, generator=seeded(9)).mul(9).round()
     assert torch.equal(layer(x), left(right(x)))
 
 

@@ -12,7 +12,7 @@ import torch
 from mixersweep.commit import git_commit
 from mixersweep.compose import config_of
 from mixersweep.errors import RunStopped, UserError
-from mixersweep.layers import product
+from mixersweep.layers import blocks, product
 from mixersweep.models import build
 from mixersweep.runs import RunDirectory, same_experiment_same_numbers, solve
 from mixersweep.training.checkpoint import load_checkpoint
@@ -105,6 +105,13 @@ def test_threads_are_those_asked_for_or_the_cores_of_this_process() -> None:
     assert choose_threads("auto") >= 1
     described = describe_environment(torch.device("cpu"), 3, "dense", config_of(["accumulation=2"]), world_size=4)
     assert (described["threads"], described["accumulation"], described["world_size"]) == (3, 2, 4)
+
+
+def test_products_of_blocks_record_whose_kernels_multiply_them() -> None:
+    cpu = torch.device("cpu")
+    for model, recorded in (("btt", blocks.implementation(cpu)), ("mixer", None)):
+        assert describe_environment(cpu, 1, "dense", config_of([f"model={model}"]))["block_kernels"] == recorded
+    assert as_recorded_today({"device_kind": "cpu"})["block_kernels"] is None
 
 
 def test_the_commit_of_a_checkout_is_known() -> None:
