@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+NO_ENVIRONMENT = "SPT_NOENV"
+"""The variable by which ``setproctitle`` leaves alone the environment that the system shows of a process."""
 
 
 @contextmanager
@@ -13,17 +17,27 @@ def process_title(text: str) -> Iterator[None]:
 
     Does nothing where ``setproctitle`` is missing, as in an installation from before it was required.
     """
-    os.environ.setdefault("SPT_NOENV", "1")  # else titles are written over the environment that the system shows
     try:
         import setproctitle
     except ImportError:
         yield
         return
-    short_before = setproctitle.getthreadtitle()  # first, since the next line changes it
-    before = setproctitle.getproctitle()
+    before, short_before = _titles(setproctitle)
     setproctitle.setproctitle(f"mixersweep {text}")
     try:
         yield
     finally:
         setproctitle.setproctitle(before)
         setproctitle.setthreadtitle(short_before)
+
+
+def _titles(library: Any) -> tuple[str, str]:
+    """Return the title of this process and of its thread; the first call finds the memory that titles may use."""
+    is_set = NO_ENVIRONMENT in os.environ
+    os.environ.setdefault(NO_ENVIRONMENT, "1")
+    try:
+        short = library.getthreadtitle()  # first, since the next line changes it
+        return library.getproctitle(), short
+    finally:
+        if not is_set:
+            del os.environ[NO_ENVIRONMENT]

@@ -10,14 +10,16 @@ import pytest
 from mixersweep.title import process_title
 
 PROGRAM = """
-import psutil
+import os, psutil
 from mixersweep.title import process_title
+environment = dict(os.environ)
 me = psutil.Process()
 shown = lambda: ' '.join(me.cmdline()).strip()
 before, name = shown(), me.name()
 with process_title('train a'):
     assert shown() == 'mixersweep train a', shown()
     assert me.name() == 'mixersweep train a', me.name()
+    assert dict(os.environ) == environment
 assert (shown(), me.name()) == (before, name), (shown(), me.name())
 assert me.environ()['MARK'] == 'here'
 """

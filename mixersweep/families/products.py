@@ -40,7 +40,10 @@ class ProductMLP(MLPFamily):
 
     @abstractmethod
     def inner(self, a: Architecture) -> float:
-        """The numbers per image that a layer keeps between its factors for the backward pass."""
+        """The numbers per image that a layer keeps between its factors for the backward pass.
+
+        Kernels of our own on a CPU may keep fewer (``layers.blocks``).
+        """
 
     def request(self, asked: Request, images: ImageFacts) -> Request:
         """Add the arithmetic of the layers to the request."""
