@@ -39,22 +39,10 @@ UNKNOWN_MEMORY = 16e9
 """Bytes of memory assumed for a GPU if the driver does not tell; few have less."""
 
 
-def pack_runs(
-    runs: Mapping[Path, Run], pack: Count | Auto, *, on_gpu: bool, at_once: int = 1, packs_per_gpu: int = 1
-) -> list[Pack]:
-    """Group runs, given by their directories, into packs with ``form_packs``.
-
-    Where a launcher may not pack them, each is a pack of one, in the given order.
-    """
-    if not may_pack(runs.values(), pack, on_gpu=on_gpu):
-        return [(run_dir,) for run_dir in runs]
-    return form_packs(runs, pack, on_gpu=on_gpu, at_once=at_once, packs_per_gpu=packs_per_gpu)
-
-
 def pack_jobs(
     jobs: Sequence[Path], pack: Count | Auto, *, on_gpu: bool, at_once: int = 1, packs_per_gpu: int = 1
 ) -> list[Pack]:
-    """Group run directories as ``pack_runs`` does, by what is stored in them.
+    """Group run directories into packs with ``form_packs``; without packing, each is a pack of one, in the given order.
 
     A directory that cannot be read is a pack of one: training it reports what is wrong.
     """
@@ -64,7 +52,9 @@ def pack_jobs(
     for job in jobs:
         with contextlib.suppress(Exception):
             runs[job] = RunDirectory.open(job).run
-    packs = pack_runs(runs, pack, on_gpu=on_gpu, at_once=at_once, packs_per_gpu=packs_per_gpu)
+    if not may_pack(runs.values(), pack, on_gpu=on_gpu):
+        return [(job,) for job in jobs]
+    packs = form_packs(runs, pack, on_gpu=on_gpu, at_once=at_once, packs_per_gpu=packs_per_gpu)
     return [*packs, *((job,) for job in jobs if job not in runs)]
 
 

@@ -170,8 +170,7 @@ class _ActiveSweep:
                 self._report(f"error: {refusal}" + (f" ({count} runs)" if count > 1 else ""))
             if not jobs and not queued:
                 return False
-            runs = {path: run for path in jobs if (run := left[path].run) is not None}
-            if not self._launcher.launch(runs, self._stop, self._report):
+            if not self._launcher.launch(list(jobs), self._stop, self._report):
                 self._successful |= {State.QUEUED, State.RUNNING, State.WAITING}
         finally:
             if State.QUEUED not in self._successful:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,7 +47,7 @@ def test_every_launcher_tells_its_capacity(name: str) -> None:
 class Toy(Launcher):
     """Gives every run up, without starting it."""
 
-    def launch(self, jobs: Mapping[Path, Run], stop: StopRequest, report: Callable[[str], None]) -> bool:
+    def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
         for run_dir in jobs:
             queue.fail(run_dir, "a toy trains nothing")
         return True

@@ -14,7 +14,7 @@ from mixersweep.runs import Run, RunDirectory, solve
 from mixersweep.sweeps import packs as module
 from mixersweep.sweeps.expand import expand
 from mixersweep.sweeps.memory import memory_bytes
-from mixersweep.sweeps.packs import MEMORY_FRACTION, MOST_RUNS, count_in_words, form_packs, pack_jobs, pack_runs
+from mixersweep.sweeps.packs import MEMORY_FRACTION, MOST_RUNS, count_in_words, form_packs, pack_jobs
 from mixersweep.sweeps.plan import plan, plan_packs, totals
 from tests.runs.synthetic import record_of, seeded, write_run
 
@@ -152,23 +152,13 @@ def test_a_broken_directory_is_a_pack_of_its_own(tmp_path: Path) -> None:
 
 
 def test_where_nothing_packs_the_order_stays(tmp_path: Path) -> None:
-    runs = [run_of("epochs=2"), run_of("epochs=200"), run_of("epochs=2", "seed=1")]
-    jobs = frozen(tmp_path, runs)
+    jobs = frozen(tmp_path, [run_of("epochs=2"), run_of("epochs=200"), run_of("epochs=2", "seed=1")])
     alone = [(job,) for job in jobs]
     assert pack_jobs(jobs, "auto", on_gpu=False) == alone
     assert pack_jobs(jobs, 1, on_gpu=True) == alone
     assert pack_jobs([], "auto", on_gpu=True) == []
     assert count_in_words(alone) == "3 runs"
     assert pack_jobs(jobs, "auto", on_gpu=True) == [(jobs[1],), (jobs[0], jobs[2])]
-
-
-@pytest.mark.parametrize(("pack", "on_gpu"), [("auto", True), ("auto", False), (1, True), (2, True), (2, False)])
-def test_runs_are_packed_as_their_directories_are(tmp_path: Path, pack: Count | Auto, on_gpu: bool) -> None:
-    runs = [*many(5), run_of("epochs=2"), run_of("epochs=2", "seed=1", "engine=packed")]
-    jobs = frozen(tmp_path, runs)
-    packs = pack_runs(dict(zip(jobs, runs, strict=True)), pack, on_gpu=on_gpu)
-    assert packs == pack_jobs(jobs, pack, on_gpu=on_gpu)
-    assert sorted(job for own in packs for job in own) == sorted(jobs)
 
 
 # --- the plan ----------------------------------------------------------------------------------------------------

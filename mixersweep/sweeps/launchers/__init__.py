@@ -20,7 +20,6 @@ from mixersweep.errors import UserError
 
 if TYPE_CHECKING:
     from mixersweep.config import Config
-    from mixersweep.runs import Run
 
 LAUNCHERS = ("local", "slurm", "ray")
 """The names of the launchers, which are modules here; one is imported when it is chosen."""
@@ -51,8 +50,8 @@ class StopRequest(Protocol):
 class Launcher(Protocol):
     """Executes runs, each of which is in the state ``queued`` when it is handed over."""
 
-    def launch(self, jobs: Mapping[Path, Run], stop: StopRequest, report: Callable[[str], None]) -> bool:
-        """Execute the runs of these directories in this order, and also wait for those that ``queued`` last returned.
+    def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
+        """Execute the run directories in this order, and also wait for the runs that ``queued`` last returned.
 
         ``report`` is called with one line whenever a run ends. Returns True when all runs have ended, successfully or
         not, and False when a scheduler continues them without this process. When ``stop`` raises, the launcher asks the

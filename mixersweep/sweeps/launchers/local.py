@@ -29,11 +29,11 @@ import psutil
 from mixersweep import config, processor
 from mixersweep.errors import INTERRUPTED, RunStopped, UserError
 from mixersweep.kinds import Auto, Count, Whole
-from mixersweep.runs import Run
+from mixersweep.runs import RunDirectory
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import GPU_REQUESTED, Capacity, Launcher, StopRequest, mps, python_path
 from mixersweep.sweeps.outcome import outcome_line
-from mixersweep.sweeps.packs import Pack, count_in_words, pack_runs
+from mixersweep.sweeps.packs import Pack, count_in_words, pack_jobs
 from mixersweep.tracking.job import mirror_of_job, pipe_environment
 
 MEMORY_OF_A_RUN = 1.5e9
@@ -86,16 +86,16 @@ class Local(Launcher):
     def __init__(self, settings: LocalSettings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
 
-    def launch(self, jobs: Mapping[Path, Run], stop: StopRequest, report: Callable[[str], None]) -> bool:
+    def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
         """Execute the runs, as many packs at once as there are slots, for which the first run stands for all."""
         settings = self._settings
-        free = slots(settings, next(iter(jobs.values())).config, len(jobs))
+        free = slots(settings, RunDirectory.open(jobs[0]).run.config, len(jobs))
         on_gpu, sharing = bool(free[0].environment), settings.runs_per_gpu
-        packs = pack_runs(jobs, settings.pack, on_gpu=on_gpu, at_once=len(free), packs_per_gpu=sharing)
+        packs = pack_jobs(jobs, settings.pack, on_gpu=on_gpu, at_once=len(free), packs_per_gpu=sharing)
         taken = free[: len(packs)]
         report(_describe_start(taken, packs))
         with (
-            mirror_of_job(list(jobs), self._folder, report) as mirror,
+            mirror_of_job(jobs, self._folder, report) as mirror,
             mps.daemon([slot.environment for slot in taken], report, is_wanted=settings.mps) as shared,
         ):
             self._execute(packs, [slot.with_environment(shared) for slot in taken], mirror, stop, report)

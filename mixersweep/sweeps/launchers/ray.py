@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,13 +20,13 @@ from annotated_types import Gt
 from mixersweep import config
 from mixersweep.errors import RunStopped, UserError
 from mixersweep.kinds import Auto, Count, NotNegative
-from mixersweep.runs import Run
+from mixersweep.runs import RunDirectory
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import Capacity, Launcher, StopRequest, python_path
 from mixersweep.sweeps.launchers.local import visible_gpus, will_use_gpu
 from mixersweep.sweeps.launchers.node import execute, slots
 from mixersweep.sweeps.outcome import outcome_line
-from mixersweep.sweeps.packs import Pack, count_in_words, pack_runs
+from mixersweep.sweeps.packs import Pack, count_in_words, pack_jobs
 
 POLL_SECONDS = 0.25
 """Seconds between two checks for a signal."""
@@ -73,19 +73,19 @@ class Ray(Launcher):
     def __init__(self, settings: RaySettings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
 
-    def launch(self, jobs: Mapping[Path, Run], stop: StopRequest, report: Callable[[str], None]) -> bool:
+    def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
         """Execute the runs, as many packs at once as the cluster has resources for."""
         ray = _connect(self._settings.address)
         try:
             available = ray.cluster_resources()
-            resources = self._resources_of_run(next(iter(jobs.values())).config.device, available)
+            resources = self._resources_of_run(RunDirectory.open(jobs[0]).run.config.device, available)
             at_once = min(int(available.get(name, 0) // amount) for name, amount in resources.items() if amount)
             shares = " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
             where = f"at {self._settings.address}" if self._settings.address else "on this machine"
             if at_once == 0:
                 raise UserError(f"hydra/launcher=ray: a run asks for {shares}, more than Ray has {where}")
             on_gpu, sharing = resources["GPU"] > 0, tasks_per_gpu(resources["GPU"])
-            packs = pack_runs(jobs, self._settings.pack, on_gpu=on_gpu, at_once=at_once, packs_per_gpu=sharing)
+            packs = pack_jobs(jobs, self._settings.pack, on_gpu=on_gpu, at_once=at_once, packs_per_gpu=sharing)
             report(f"ray: {count_in_words(packs)} {where}, {min(at_once, len(packs))} at once with {shares} each")
             cores = max(1, int(resources["CPU"]))
             task = ray.remote(_execute).options(num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_retries=0)

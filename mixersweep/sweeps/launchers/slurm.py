@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar
 from mixersweep import config
 from mixersweep.errors import RunStopped, UserError
 from mixersweep.kinds import Auto, Count, Whole
-from mixersweep.runs import Run, read_status
+from mixersweep.runs import RunDirectory, read_status
 from mixersweep.runs.files import write_json
 from mixersweep.sweeps import queue
 from mixersweep.sweeps.launchers import PROGRAM, Capacity, Launcher, StopRequest
@@ -39,7 +39,7 @@ from mixersweep.sweeps.launchers.slurm_queue import (
 from mixersweep.sweeps.launchers.slurm_script import LOG_NAME, batch_script, snapshot, submit
 from mixersweep.sweeps.many import Progress, map_parallel
 from mixersweep.sweeps.outcome import outcome_line
-from mixersweep.sweeps.packs import pack_runs
+from mixersweep.sweeps.packs import pack_jobs
 
 T = TypeVar("T")
 
@@ -164,7 +164,7 @@ class Slurm(Launcher):
             self._waiting = {run_dir: job.id for run_dir, job in in_queue.items() if run_dir in unfinished}
         return list(self._waiting)
 
-    def launch(self, jobs: Mapping[Path, Run], stop: StopRequest, report: Callable[[str], None]) -> bool:
+    def launch(self, jobs: Sequence[Path], stop: StopRequest, report: Callable[[str], None]) -> bool:
         """Submit the runs; with ``wait=true``, wait for them and for those that ``queued`` found."""
         if self._waiting:
             report(f"slurm: {len(self._waiting)} runs are in the queue already")
@@ -191,11 +191,11 @@ class Slurm(Launcher):
         sizes = map(len, _batched(range(jobs), _largest_array()))
         return [batch_script(record, self._sbatch_options(self._name("TOKEN"), run, size), code) for size in sizes]
 
-    def _submit(self, jobs: Mapping[Path, Run], report: Callable[[str], None]) -> None:
+    def _submit(self, jobs: Sequence[Path], report: Callable[[str], None]) -> None:
         """Submit the runs in as few arrays as Slurm's limit allows, and record each run's job in its status."""
-        first = next(iter(jobs.values())).config
+        first = RunDirectory.open(jobs[0]).run.config
         gpus = self._settings.gpus_of_a_job(first.device)
-        packs = pack_runs(jobs, self._settings.pack, on_gpu=gpus > 0, packs_per_gpu=self._settings.packs_per_gpu(gpus))
+        packs = pack_jobs(jobs, self._settings.pack, on_gpu=gpus > 0, packs_per_gpu=self._settings.packs_per_gpu(gpus))
         runs_of_jobs = [tuple(itertools.chain(*some)) for some in _batched(packs, self._settings.runs_per_job)]
         for note in notes(self._settings, first, len(jobs)):
             report(f"note: {note}")
