@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+SHORT = "mixersweep"
+"""What ``top`` shows, of at most 15 letters. Without a space: Slurm's ``proctrack/linuxproc``, for one, reads the
+parent of a process behind this name in ``/proc/PID/stat`` word by word, and does not find, so never ends, a process
+whose name is two words."""
+
 NO_ENVIRONMENT = "SPT_NOENV"
 """The variable by which ``setproctitle`` leaves alone the environment that the system shows of a process."""
 
@@ -14,6 +19,8 @@ NO_ENVIRONMENT = "SPT_NOENV"
 @contextmanager
 def process_title(text: str) -> Iterator[None]:
     """Title this process ``mixersweep TEXT`` inside the block; a title is cut where the command line was shorter.
+
+    The short name, which ``top`` and ``pgrep`` show, is ``mixersweep``.
 
     Does nothing where ``setproctitle`` is missing, as in an installation from before it was required.
     """
@@ -23,7 +30,8 @@ def process_title(text: str) -> Iterator[None]:
         yield
         return
     before, short_before = _titles(setproctitle)
-    setproctitle.setproctitle(f"mixersweep {text}")
+    setproctitle.setproctitle(f"{SHORT} {text}")
+    setproctitle.setthreadtitle(SHORT)
     try:
         yield
     finally:
