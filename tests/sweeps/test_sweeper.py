@@ -115,7 +115,7 @@ def test_processes_name_their_runs(tmp_path: Path, engine: str, warm: str, other
     shown = ps("args", json.loads((paths[0] / "status.json").read_text())["pid"])
     supervisor, train = when(lambda: training(process.pid), process)
     assert ps("args", supervisor.pid) == "mixersweep supervisor of mine"
-    assert ps("comm", train.pid) == "mixersweep trai"
+    assert ps("comm", train.pid) == "mixersweep"
     process.terminate()
     process.communicate(timeout=HANGS)
     assert shown == f"mixersweep train {paths[0].name}{others}"
