@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 SHORT = "mixersweep"
-"""What ``top`` shows, of at most 15 letters. Without a space: Slurm's ``proctrack/linuxproc``, for one, reads the
-parent of a process behind this name in ``/proc/PID/stat`` word by word, and does not find, so never ends, a process
-whose name is two words."""
+"""The short name, of at most 15 letters and without a space.
+
+Slurm's ``proctrack/linuxproc``, for one, reads ``/proc/PID/stat`` word by word. Where the name is two words it does not
+find the parent behind it, takes the process for none of the job's, and never ends it.
+"""
 
 NO_ENVIRONMENT = "SPT_NOENV"
 """The variable by which ``setproctitle`` leaves alone the environment that the system shows of a process."""

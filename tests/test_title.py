@@ -21,7 +21,7 @@ with process_title('train a'):
     assert shown() == 'mixersweep train a', shown()
     assert short() == 'mixersweep', short()
     assert dict(os.environ) == environment
-assert (shown(), short()) == (before, name)
+assert (shown(), short()) == (before, name), (shown(), short())
 assert me.environ()['MARK'] == 'here'
 """
 
